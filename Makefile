@@ -1,0 +1,61 @@
+# catbreeds: `make` lists the targets.
+VENV := .venv
+BIN := $(VENV)/bin
+CATBREEDS := $(BIN)/catbreeds
+LOCK := requirements/pipeline.lock
+SHIM := requirements/tfx_bsl_sql_shim
+INSTALLED := $(VENV)/.installed
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint compile lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## install Python packages into .venv, as locked
+
+# A Python 3.11 by its usual names; else uv brings one; else say what to do.
+$(VENV)/bin/uv:
+	@set -e; \
+	for python in python3.11 python3; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	    $$python -m venv $(VENV); break; fi; done; \
+	if [ ! -x $(BIN)/python ] && command -v uv >/dev/null; then uv venv --seed --python 3.11 $(VENV); fi; \
+	if [ ! -x $(BIN)/python ]; then \
+	  echo "catbreeds needs Python 3.11, found neither python3.11 nor a python3 of that version." >&2; \
+	  echo "Install it, or install uv (pip install uv), which brings one; then run make again." >&2; exit 1; fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(INSTALLED): $(VENV)/bin/uv $(LOCK) setup.py $(wildcard $(SHIM)/*.py)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --reinstall ./$(SHIM)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the whole pipeline in minutes: photos it draws itself, three backbones, a pushed model
+	$(CATBREEDS) sample-data $(DEMO)/photos
+	$(CATBREEDS) sample-data $(DEMO)/unseen --photos 1 --first 1000
+	$(CATBREEDS) run --profile demo --data $(DEMO)/photos --workdir $(DEMO)
+	$(CATBREEDS) predict $(DEMO)/unseen/Emberling/*.jpg --workdir $(DEMO)
+
+test: setup ## all tests but the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## the tests that take minutes each
+	$(BIN)/pytest -m slow
+
+lint: setup ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+compile: setup ## compile the graph of each profile, without running it
+	$(CATBREEDS) compile
+
+lock: setup ## resolve requirements/pipeline.in anew
+	$(BIN)/uv pip compile requirements/pipeline.in --override requirements/overrides.txt --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --quiet -o $(LOCK)
+
+clean: ## remove what was built and run, but not .venv
+	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

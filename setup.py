@@ -1,0 +1,31 @@
+"""Packaging of catbreeds. The locked environment is in requirements/; `make setup` installs both."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="catbreeds",
+    version="0.1.0",
+    description="From a folder of cat photos to a breed classifier, trained, gated and served",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["pipeline*", "components*", "serving*"]),
+    package_data={"pipeline": ["profiles/*.yaml"], "components": ["templates/*.html.j2"]},
+    # Loose on purpose: what is tested together is in requirements/pipeline.lock.
+    install_requires=[
+        "tfx>=1.21,<1.22",
+        "keras>=3.15",
+        "keras-tuner>=1.4.8",
+        "tensorflow-serving-api",
+        "filelock",
+        "imagehash",
+        "jinja2",
+        "matplotlib",
+        "ml-metadata",
+        "pillow",
+        "pillow-heif",
+        "pydantic>=2",
+        "pyyaml",
+        "rich",
+        "typer",
+    ],
+    entry_points={"console_scripts": ["catbreeds=pipeline.cli:main"]},
+)
