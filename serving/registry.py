@@ -1,0 +1,241 @@
+"""The registry of pushed models: TF Serving's base path, one directory a version, and the labels of versions.
+
+Whoever drives it, here or in a cluster, moves labels by `promote` and `rollback` alone. Each change is one rename of
+what is complete, under a lock: two processes cannot mix theirs, and an interrupted one has happened or has not.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from serving.model_record import RECORD_FILE
+
+STABLE = "stable"
+ADMISSION_FILE = "admission.json"
+_LABELS_FILE = "labels.json"
+_STAGED = ".staged"
+_VERSION = re.compile("[1-9][0-9]*")
+
+
+class RegistryError(ValueError):
+    """What was asked of the registry cannot be; the message says why and what to do."""
+
+
+class Registry:
+    """Versions of one model below `base`. TF Serving reads the same directory and sees only complete versions.
+
+    Args:
+        base: directory `<serving>/<model name>`; it is made by the first push.
+    """
+
+    def __init__(self, base: str | Path):
+        self.base = Path(base)
+
+    def versions(self) -> list[int]:
+        """Pushed versions, oldest first."""
+        if not self.base.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.base.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
+
+    def path(self, version: int) -> Path:
+        """Directory of the SavedModel of `version`."""
+        return self.base / str(version)
+
+    def labels(self) -> dict[str, int]:
+        """Label -> version. A push sets stable where nothing is; before that is written, the oldest version is it.
+
+        Raises:
+            RegistryError: the file of the labels is damaged.
+        """
+        oldest = self.versions()[:1]
+        return {STABLE: oldest[0]} | self._read_labels()["labels"] if oldest else {}
+
+    def stable(self) -> int | None:
+        """The version in service."""
+        return self.labels().get(STABLE)
+
+    def admission(self, version: int) -> dict[str, Any]:
+        """Why `version` was admitted.
+
+        Raises:
+            RegistryError: there is no such version, or its files are damaged.
+        """
+        return self._read(version, ADMISSION_FILE)
+
+    def record(self, version: int) -> dict[str, Any]:
+        """What `version` is made of, see `serving.model_record`.
+
+        Raises:
+            RegistryError: there is no such version, or its files are damaged.
+        """
+        return self._read(version, RECORD_FILE)
+
+    def _read(self, version: int, name: str) -> dict[str, Any]:
+        self._require(version)
+        path = self.path(version) / name
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(document, dict):
+            raise RegistryError(f"{path}: damaged: a {type(document).__name__} instead of an object")
+        return document
+
+    def _require(self, version: int) -> None:
+        if version not in self.versions():
+            there = ", ".join(map(str, self.versions())) or "none"
+            raise RegistryError(f"{self.base}: there is no version {version}; there are: {there}")
+
+    def find(self, recipe_digest: str) -> int | None:
+        """The newest version that was made by this recipe."""
+        for version in reversed(self.versions()):
+            try:
+                if self.record(version)["recipe_digest"] == recipe_digest:
+                    return version
+            except (RegistryError, KeyError):
+                continue  # a damaged version is nobody's recipe
+        return None
+
+    def promote(self, version: int, label: str = STABLE) -> int | None:
+        """Moves `label` to `version`.
+
+        Returns:
+            The version that had it.
+
+        Raises:
+            RegistryError: there is no such version, or it is damaged.
+        """
+        self._require_servable(version)
+        with self._locked():
+            state, previous = self._read_labels(), self.labels().get(label)
+            if previous != version:
+                replaced = state["replaced"].get(label, [])
+                self._write_labels(
+                    {
+                        **state,
+                        "labels": state["labels"] | {label: version},
+                        "replaced": state["replaced"] | {label: [*replaced, previous] if previous else replaced},
+                    }
+                )
+            return previous
+
+    def rollback(self, label: str = STABLE) -> tuple[int, int]:
+        """Moves `label` back to the version that had it before and can serve; called again, one further back.
+
+        Returns:
+            The version that had it, and the one that has it now.
+
+        Raises:
+            RegistryError: there is none to go back to.
+        """
+        nowhere = RegistryError(f"{self.base}: no version was {label} before; `promote` moves the label anywhere")
+        if not self.versions():
+            raise nowhere
+        with self._locked():
+            state, current = self._read_labels(), self.labels().get(label)
+            before = [version for version in state["replaced"].get(label, []) if self._is_servable(version)]
+            while before[-1:] == [current]:
+                before.pop()
+            if current is None or not before:
+                raise nowhere
+            *earlier, target = before
+            self._write_labels(
+                {
+                    **state,
+                    "labels": state["labels"] | {label: target},
+                    "replaced": state["replaced"] | {label: earlier},
+                }
+            )
+            return current, target
+
+    def push(
+        self,
+        model: str | Path,
+        admission: dict[str, Any],
+        beside: Mapping[str, str | Path] | None = None,
+        texts: Callable[[int], Mapping[str, str]] = lambda version: {},
+    ) -> int:
+        """Copies the SavedModel `model` byte for byte to a new version; labels stay, but the first version is stable.
+
+        A version appears whole or not at all: it is renamed into place when it is complete.
+
+        Args:
+            model: directory of the SavedModel.
+            admission: why it was admitted.
+            beside: files that go with the model, by their paths in the version.
+            texts: likewise, contents that want to know the version.
+
+        Returns:
+            The new version.
+        """
+        self.base.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            for leftover in self.base.glob(f".*{_STAGED}"):  # of pushes that were killed
+                shutil.rmtree(leftover)
+            state, others = self._read_labels(), self.versions()
+            # A number is never given again, though its folder be gone: reports and servers remember it.
+            version = max([*others, state["highest"]], default=0) + 1
+            # Not an integer, so TF Serving does not look at it.
+            staged = self.base / f".{version}-{uuid.uuid4().hex}{_STAGED}"
+            try:
+                shutil.copytree(model, staged)
+                for name, source in (beside or {}).items():
+                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, staged / name)
+                for name, text in {ADMISSION_FILE: json.dumps(admission, indent=1), **texts(version)}.items():
+                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                    (staged / name).write_text(text, encoding="utf-8")
+                os.rename(staged, self.path(version))
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+            labels = state["labels"] if others else {**state["labels"], STABLE: version}
+            self._write_labels({**state, "labels": {STABLE: min([*others, version]), **labels}, "highest": version})
+        return version
+
+    def _is_servable(self, version: int) -> bool:
+        try:
+            self._require_servable(version)
+        except RegistryError:
+            return False
+        return True
+
+    def _require_servable(self, version: int) -> None:
+        if "recipe_digest" not in self.record(version) or not (self.path(version) / "saved_model.pb").is_file():
+            raise RegistryError(
+                f"{self.path(version)}: damaged, it has no saved_model.pb or no whole record; it must not serve"
+            )
+
+    def _locked(self) -> FileLock:
+        return FileLock(self.base / ".lock")
+
+    def _read_labels(self) -> dict[str, Any]:
+        """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given."""
+        path = self.base / _LABELS_FILE
+        try:
+            state = {"highest": 0, **json.loads(path.read_text(encoding="utf-8"))}
+            numbers = [state["highest"], *state["labels"].values(), *itertools.chain(*state["replaced"].values())]
+            if not all(isinstance(number, int) for number in numbers):
+                raise TypeError("a version is no number")
+            return state
+        except FileNotFoundError:
+            return {"labels": {}, "replaced": {}, "highest": 0}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RegistryError(
+                f"{path}: damaged ({error}); remove it and promote the version that shall serve"
+            ) from None
+
+    def _write_labels(self, state: dict[str, dict]) -> None:
+        temporary = self.base / f".{_LABELS_FILE}"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(state, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.base / _LABELS_FILE)

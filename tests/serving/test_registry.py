@@ -1,0 +1,602 @@
+"""The registry: versions whole or not at all, a stable label that a push does not move, and labels that move back."""
+
+import json
+import multiprocessing
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import serving.registry
+from serving.registry import STABLE, Registry, RegistryError
+
+ROOT = Path(serving.registry.__file__).parents[1]
+CANARY = "canary"
+
+PUSH_AND_PROMOTE_FOREVER = """
+import sys
+from serving.registry import Registry
+
+registry = Registry(sys.argv[1])
+while True:
+    registry.promote(registry.push(sys.argv[2], {"accuracy": 0.75}))
+"""
+
+DIE_IN_A_PUSH = """
+import os, shutil, signal, sys
+from serving.registry import Registry
+
+copytree = shutil.copytree
+
+
+def copy_and_die(*arguments, **options):
+    copytree(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+shutil.copytree = copy_and_die
+Registry(sys.argv[1]).push(sys.argv[2], {})
+"""
+
+
+def make_model(folder: Path, recipe: str = "recipe-a") -> Path:
+    (folder / "variables").mkdir(parents=True)
+    (folder / "assets.extra").mkdir()
+    (folder / "saved_model.pb").write_bytes(bytes(range(256)))
+    (folder / "variables" / "variables.index").write_bytes(b"index")
+    (folder / "variables" / "variables.data-00000-of-00001").write_bytes(recipe.encode() + b"\0\r\n\xff" * 1000)
+    (folder / "assets.extra" / "catbreeds.json").write_text(json.dumps({"recipe_digest": recipe}))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def as_pushed(registry: Registry, version: int) -> tuple[dict[str, bytes], dict]:
+    """The files of a version and why it was admitted; an error when that was not written."""
+    files = contents(registry.path(version))
+    return files, json.loads(files.pop("admission.json"))
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen:
+    """A process of its own that can be killed."""
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT)
+
+
+def push_and_move_labels(base: Path, models: Path, seed: int) -> tuple[dict[int, str], list[tuple], list[tuple]]:
+    """What one of several processes does.
+
+    Returns:
+        Version -> the name of the model that it pushed as that; its promotions and its rollbacks: label, from, to.
+    """
+    registry, chance = Registry(base), random.Random(seed)
+    pushes, promotions, rollbacks = {}, [], []
+    for number in range(20):
+        name = f"{seed}-{number}"
+        pushes[registry.push(make_model(models / name, name), {"name": name})] = name
+        for _ in range(chance.randrange(8)):
+            label = chance.choice([STABLE, CANARY])
+            if chance.random() < 0.6:
+                version = chance.choice(registry.versions())
+                promotions.append((label, registry.promote(version, label), version))
+            else:
+                with suppress(RegistryError):  # there may be none to go back to
+                    rollbacks.append((label, *registry.rollback(label)))
+    return pushes, promotions, rollbacks
+
+
+@contextmanager
+def full_disk():
+    """A file cannot grow past a few bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_model(tmp_path / "model")
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(tmp_path / "serving" / "catbreeds")
+
+
+@pytest.fixture
+def pushed(registry, model):
+    """The registry with versions 1 to 4; nobody moved a label."""
+    for _ in range(4):
+        registry.push(model, {})
+    return registry
+
+
+@pytest.fixture
+def break_copy(monkeypatch):
+    """The copy stops after half of the files, as when the disk is full."""
+
+    def half(source, target, **_):
+        files = sorted(p for p in Path(source).rglob("*") if p.is_file())
+        for path in files[: len(files) // 2]:
+            copy = Path(target) / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+        raise OSError("No space left on device")
+
+    def use():
+        monkeypatch.setattr(shutil, "copytree", half)
+
+    return use
+
+
+def test_a_registry_that_nobody_pushed_to_is_empty_and_is_not_made_by_looking(registry):
+    assert registry.versions() == []
+    assert registry.labels() == {}
+    assert registry.stable() is None
+    assert registry.find("recipe-a") is None
+    assert not registry.base.exists()
+
+
+def test_the_first_push_is_version_1_and_stable(registry, model):
+    assert registry.push(model, {}) == 1
+    assert registry.versions() == [1]
+    assert registry.stable() == 1
+    assert registry.labels() == {STABLE: 1}
+
+
+def test_a_later_push_does_not_move_stable(registry, model):
+    registry.push(model, {})
+    assert registry.push(model, {}) == 2
+    assert registry.versions() == [1, 2]
+    assert registry.stable() == 1
+
+
+def test_a_push_copies_byte_for_byte_and_adds_why_it_was_admitted(registry, model):
+    why = {"accuracy": 0.75, "reasons": ["größer"]}
+    version = registry.push(model, why)
+    pushed = contents(registry.path(version))
+    assert json.loads(pushed.pop("admission.json")) == registry.admission(version) == why
+    assert pushed == contents(model)
+
+
+def test_files_and_texts_that_go_with_the_model_are_in_its_version(registry, model, tmp_path):
+    card = tmp_path / "card.html"
+    card.write_bytes(b"<p>\xc3\x9f\r\n")
+    registry.push(model, {})
+    version = registry.push(model, {}, {"about/card.html": card}, lambda version: {"about.txt": f"größer: {version}"})
+    files, admission = as_pushed(registry, version)
+    assert admission == {}
+    assert files == contents(model) | {"about/card.html": card.read_bytes(), "about.txt": "größer: 2".encode()}
+
+
+def test_a_push_whose_texts_cannot_be_made_leaves_nothing_and_the_next_one_goes_on(registry, model):
+    registry.push(model, {})
+    before = contents(registry.base)
+    with pytest.raises(ZeroDivisionError):
+        registry.push(model, {}, texts=lambda version: {"ratio.txt": str(1 / 0)})
+    assert contents(registry.base) == before
+    assert registry.push(model, {}) == 2
+
+
+def test_a_push_leaves_the_earlier_versions_as_they_are(registry, model, tmp_path):
+    registry.push(model, {"n": 1})
+    before = contents(registry.path(1))
+    registry.push(make_model(tmp_path / "other", "recipe-b"), {"n": 2})
+    assert contents(registry.path(1)) == before
+
+
+def test_a_push_is_numbered_past_the_highest_version_even_when_some_were_removed(registry, model):
+    for _ in range(3):
+        registry.push(model, {})
+    shutil.rmtree(registry.path(2))
+    assert registry.push(model, {}) == 4
+    registry.path(4).rename(registry.path(12))
+    assert registry.push(model, {}) == 13
+    assert registry.versions() == [1, 3, 12, 13]
+
+
+def test_a_first_push_that_is_interrupted_leaves_nothing_visible(registry, model, break_copy):
+    break_copy()
+    with pytest.raises(OSError, match="No space left"):
+        registry.push(model, {})
+    assert registry.versions() == []
+    assert registry.stable() is None
+    assert [path for path in registry.base.iterdir() if path.name != ".lock"] == []
+
+
+def test_a_later_push_that_is_interrupted_changes_nothing_and_the_next_one_goes_on(
+    registry, model, break_copy, monkeypatch
+):
+    registry.push(model, {})
+    before = contents(registry.base)
+    break_copy()
+    with pytest.raises(OSError, match="No space left"):
+        registry.push(model, {})
+    assert contents(registry.base) == before
+    monkeypatch.undo()
+    assert registry.push(model, {}) == 2
+
+
+def test_while_a_push_is_under_way_no_reader_sees_its_version(registry, model, monkeypatch):
+    registry.push(model, {})
+    copytree, seen = shutil.copytree, []
+
+    def watched(*arguments, **options):
+        copytree(*arguments, **options)
+        # What TF Serving looks for: folders whose names are numbers.
+        seen.append([path.name for path in registry.base.iterdir() if path.is_dir() and path.name.isdigit()])
+
+    monkeypatch.setattr(shutil, "copytree", watched)
+    registry.push(model, {})
+    assert seen
+    assert all(names == ["1"] for names in seen)
+
+
+def test_find_gives_the_newest_version_of_a_recipe(registry, tmp_path):
+    for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-a"]):
+        registry.push(make_model(tmp_path / str(number), recipe), {})
+    assert registry.find("recipe-a") == 3
+    assert registry.find("recipe-b") == 2
+    assert registry.find("recipe-c") is None
+
+
+@pytest.mark.parametrize("look", [Registry.record, Registry.admission])
+def test_what_is_asked_of_a_version_that_is_not_there_names_those_that_are(pushed, look):
+    with pytest.raises(RegistryError, match=rf"{re.escape(str(pushed.base))}: .*no version 5\b.*: 1, 2, 3, 4"):
+        look(pushed, 5)
+
+
+@pytest.mark.parametrize(
+    ("look", "name"), [(Registry.record, "assets.extra/catbreeds.json"), (Registry.admission, "admission.json")]
+)
+@pytest.mark.parametrize("damaged", [None, b"", b'{"recipe_dig', b"\xff\xfe"])
+def test_a_file_of_a_version_that_is_missing_or_damaged_is_named(pushed, look, name, damaged):
+    file = pushed.path(2) / name
+    file.unlink()
+    if damaged is not None:
+        file.write_bytes(damaged)
+    with pytest.raises(RegistryError, match=re.escape(str(file))):
+        look(pushed, 2)
+    assert look(pushed, 3) is not None
+
+
+def test_files_and_hidden_folders_beside_the_versions_are_no_versions(registry, model):
+    registry.push(model, {})
+    (registry.base / "7").write_text("a file")
+    (registry.base / ".8-unfinished").mkdir()
+    (registry.base / "models.config").write_text("")
+    assert registry.versions() == [1]
+
+
+def test_promote_moves_the_label_and_says_which_version_had_it(pushed):
+    assert pushed.promote(3) == 1
+    assert pushed.stable() == 3
+    assert pushed.labels() == {STABLE: 3}
+    assert pushed.promote(2) == 3
+    assert pushed.labels() == {STABLE: 2}
+
+
+def test_a_push_after_a_promotion_does_not_move_stable(pushed, model):
+    pushed.promote(3)
+    assert pushed.push(model, {}) == 5
+    assert pushed.stable() == 3
+
+
+def test_promote_touches_no_version(pushed):
+    before = {version: contents(pushed.path(version)) for version in pushed.versions()}
+    pushed.promote(3)
+    pushed.rollback()
+    assert {version: contents(pushed.path(version)) for version in pushed.versions()} == before
+
+
+@pytest.mark.parametrize("version", [0, -1, 2, 5])
+def test_promote_to_a_version_that_is_not_there_names_those_that_are_and_changes_nothing(pushed, version):
+    pushed.promote(3)
+    shutil.rmtree(pushed.path(2))
+    before = contents(pushed.base)
+    with pytest.raises(RegistryError) as error:
+        pushed.promote(version)
+    assert str(pushed.base) in str(error.value)
+    assert re.search(rf"no version {version}\b", str(error.value))
+    assert "1, 3, 4" in str(error.value)
+    assert contents(pushed.base) == before
+
+
+def test_promote_where_nothing_was_pushed_says_that_there_is_none(registry):
+    with pytest.raises(RegistryError, match=rf"{re.escape(str(registry.base))}: .*no version 1\b.*: none"):
+        registry.promote(1)
+    assert registry.labels() == {}
+
+
+def test_promoting_what_is_stable_by_default_changes_nothing(pushed):
+    before = contents(pushed.base)
+    assert pushed.promote(1) == 1
+    assert contents(pushed.base) == before
+    with pytest.raises(RegistryError):
+        pushed.rollback()
+
+
+def test_promoting_what_has_the_label_changes_nothing_nor_what_rollback_goes_back_to(pushed):
+    pushed.promote(2)
+    pushed.promote(3)
+    before = contents(pushed.base)
+    assert pushed.promote(3) == 3
+    assert pushed.promote(3) == 3
+    assert contents(pushed.base) == before
+    assert pushed.rollback() == (3, 2)
+
+
+def test_rollback_goes_back_step_by_step_and_raises_at_the_first(pushed):
+    for version in [3, 2, 4, 2]:
+        pushed.promote(version)
+    for step in [(2, 4), (4, 2), (2, 3), (3, 1)]:
+        assert pushed.rollback() == step
+        assert pushed.stable() == step[1]
+    with pytest.raises(RegistryError, match=rf"{re.escape(str(pushed.base))}: .*{STABLE}"):
+        pushed.rollback()
+    assert pushed.stable() == 1
+
+
+def test_a_promotion_after_a_rollback_goes_back_to_what_was_rolled_back_to(pushed):
+    pushed.promote(2)
+    pushed.promote(3)
+    pushed.rollback()
+    pushed.promote(4)
+    assert pushed.rollback() == (4, 2)
+    assert pushed.rollback() == (2, 1)
+
+
+def test_rollback_skips_versions_whose_folders_are_gone(pushed):
+    for version in [2, 3, 4]:
+        pushed.promote(version)
+    shutil.rmtree(pushed.path(2))
+    shutil.rmtree(pushed.path(3))
+    assert pushed.rollback() == (4, 1)
+    with pytest.raises(RegistryError):
+        pushed.rollback()
+
+
+def test_rollback_leaves_a_version_whose_folder_is_gone(pushed):
+    pushed.promote(2)
+    pushed.promote(3)
+    shutil.rmtree(pushed.path(3))
+    assert pushed.rollback() == (3, 2)
+    assert pushed.stable() == 2
+
+
+def test_rollback_raises_and_the_label_stays_when_all_that_had_it_before_are_gone(pushed):
+    for version in [2, 3]:
+        pushed.promote(version)
+    shutil.rmtree(pushed.path(1))
+    shutil.rmtree(pushed.path(2))
+    with pytest.raises(RegistryError):
+        pushed.rollback()
+    assert pushed.stable() == 3
+
+
+def test_rollback_where_nothing_was_pushed_raises(registry):
+    with pytest.raises(RegistryError):
+        registry.rollback()
+    assert registry.labels() == {}
+
+
+def test_each_label_moves_and_goes_back_by_itself(pushed):
+    assert pushed.promote(2, CANARY) is None
+    assert pushed.promote(4, CANARY) == 2
+    assert pushed.labels() == {STABLE: 1, CANARY: 4}
+    assert pushed.promote(3) == 1
+    assert pushed.labels() == {STABLE: 3, CANARY: 4}
+    assert pushed.rollback(CANARY) == (4, 2)
+    assert pushed.labels() == {STABLE: 3, CANARY: 2}
+    with pytest.raises(RegistryError, match=CANARY):
+        pushed.rollback(CANARY)
+    assert pushed.rollback() == (3, 1)
+    assert pushed.labels() == {STABLE: 1, CANARY: 2}
+
+
+def test_a_label_that_no_version_had_cannot_go_back(pushed):
+    pushed.promote(2)
+    with pytest.raises(RegistryError, match=CANARY):
+        pushed.rollback(CANARY)
+    assert pushed.labels() == {STABLE: 2}
+
+
+def test_labels_and_what_they_go_back_to_are_there_for_whoever_opens_the_registry_next(pushed):
+    pushed.promote(2)
+    pushed.promote(3)
+    pushed.promote(4, CANARY)
+    assert Registry(pushed.base).labels() == {STABLE: 3, CANARY: 4}
+    assert Registry(pushed.base).rollback() == (3, 2)
+    assert Registry(str(pushed.base)).rollback() == (2, 1)
+    assert pushed.labels() == {STABLE: 1, CANARY: 4}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b'{"labels": {"sta',
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b'{"stable": 2}',
+        b'{"labels": {}}',
+        b'{"labels": 1, "replaced": 1}',
+    ],
+)
+def test_damaged_labels_are_named_and_left_alone_until_they_are_removed(pushed, damaged):
+    pushed.promote(2)
+    file = pushed.base / "labels.json"
+    file.write_bytes(damaged)
+    for ask in [pushed.labels, pushed.stable, pushed.rollback, lambda: pushed.promote(3)]:
+        with pytest.raises(RegistryError, match=re.escape(str(file))):
+            ask()
+    assert file.read_bytes() == damaged
+    file.unlink()
+    assert pushed.promote(3) == 1
+    assert pushed.stable() == 3
+
+
+def test_labels_that_cannot_be_written_stay_as_they_are(pushed):
+    pushed.promote(2)
+    for move in [lambda: pushed.promote(3), lambda: pushed.promote(4, CANARY), pushed.rollback]:
+        with full_disk(), pytest.raises(OSError, match="File too large"):
+            move()
+        assert pushed.labels() == {STABLE: 2}
+    assert pushed.promote(3) == 2
+    assert pushed.rollback() == (3, 2)
+
+
+@pytest.mark.parametrize("record", [None, b"", b'{"recipe_digest": "rec', b"\xff\xfe", b"{}"])
+def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry, tmp_path, record):
+    for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-b"]):
+        registry.push(make_model(tmp_path / str(number), recipe), {})
+    file = registry.path(3) / "assets.extra" / "catbreeds.json"
+    file.unlink()
+    if record is not None:
+        file.write_bytes(record)
+    assert registry.find("recipe-b") == 2
+    assert registry.find("recipe-a") == 1
+    assert registry.find("recipe-c") is None
+
+
+def test_what_a_killed_push_left_is_no_version_and_the_next_push_removes_it(registry, model):
+    registry.push(model, {})
+    before = {path.name for path in registry.base.iterdir()}
+    for _ in range(2):
+        assert start(DIE_IN_A_PUSH, registry.base, model).wait() == -signal.SIGKILL
+    # Otherwise there is nothing to remove, and this test shows nothing.
+    assert {path.name for path in registry.base.iterdir()} > before
+    assert registry.versions() == [1]
+    assert registry.push(model, {}) == 2
+    assert {path.name for path in registry.base.iterdir()} == before | {"2"}
+
+
+def test_processes_that_push_and_move_labels_at_once_lose_and_mix_nothing(registry, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(4, spawn, initializer=spawn.Barrier(4).wait) as processes:
+        work = [processes.submit(push_and_move_labels, registry.base, tmp_path / "models", seed) for seed in range(4)]
+        while not all(process.done() for process in work):
+            # In this order, because versions are only added.
+            labels, versions = registry.labels(), registry.versions()
+            assert set(labels.values()) <= set(versions)
+            for version in versions[-1:]:
+                files, admission = as_pushed(registry, version)
+                assert files == contents(tmp_path / "models" / admission["name"])
+        pushes, promotions, rollbacks = zip(*(process.result() for process in work), strict=True)
+
+    names = dict(sorted(item for one in pushes for item in one.items()))
+    assert list(names) == registry.versions() == list(range(1, sum(map(len, pushes)) + 1))
+    for version, name in names.items():
+        assert as_pushed(registry, version) == (contents(tmp_path / "models" / name), {"name": name})
+        assert registry.find(name) == version
+
+    json.loads((registry.base / "labels.json").read_text(encoding="utf-8"))
+    labels = registry.labels()
+    assert set(labels.values()) <= set(names)
+    for label, first in [(STABLE, 1), (CANARY, None)]:
+        promoted = [(had, has) for one in promotions for moved, had, has in one if moved == label]
+        went_back = [(had, has) for one in rollbacks for moved, had, has in one if moved == label]
+        # Each move takes the label from where the one before it put it, in whatever order they were made.
+        moves = promoted + went_back
+        assert Counter([first, *(has for _, has in moves)]) == Counter([*(had for had, _ in moves), labels.get(label)])
+        # And what is left to go back to is what promotions replaced and no rollback went back to.
+        left = Counter(had for had, has in promoted if had not in (has, None))
+        left.subtract(Counter(has for _, has in went_back))
+        at, walked = labels.get(label), Counter()
+        with suppress(RegistryError):
+            for _ in range(left.total() + 1):
+                had, has = registry.rollback(label)
+                assert had == at
+                at = has
+                walked[at] += 1
+        assert walked == left
+
+
+def test_whenever_a_process_is_killed_all_that_is_visible_is_whole_and_the_next_push_works(registry, model):
+    registry.push(model, {"accuracy": 0.75})
+    whole, moments = contents(model), random.Random(0)
+    for _ in range(15):
+        there = registry.versions()
+        process = start(PUSH_AND_PROMOTE_FOREVER, registry.base, model)
+        try:
+            while registry.versions() == there:
+                assert process.poll() is None
+            time.sleep(moments.uniform(0, 0.02))  # only where in its work it is killed depends on this
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+        versions = registry.versions()
+        assert versions == list(range(1, len(versions) + 1))
+        assert all(as_pushed(registry, version) == (whole, {"accuracy": 0.75}) for version in versions)
+        stable = registry.stable()
+        assert stable in versions
+        assert registry.labels() == {STABLE: stable}
+        assert registry.push(model, {"accuracy": 0.75}) == versions[-1] + 1
+        assert registry.stable() == stable
+        hidden = {path.name for path in registry.base.iterdir() if path.is_dir()} - set(map(str, registry.versions()))
+        assert hidden == set()
+    while registry.stable() != 1:
+        had, has = registry.rollback()
+        assert has < had
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_the_number_of_a_version_that_is_gone_is_never_given_again(registry, model, promoted):
+    for _ in range(3):
+        registry.push(model, {})
+    if promoted:
+        registry.promote(3)
+        registry.rollback()
+    shutil.rmtree(registry.path(3))
+    assert registry.push(model, {}) == 4
+
+
+def test_what_waits_does_not_become_stable_because_the_stable_version_is_gone(registry, model):
+    for _ in range(2):
+        registry.push(model, {})
+    shutil.rmtree(registry.path(1))
+    assert registry.stable() == 1
+    assert registry.push(model, {}) == 3
+    assert registry.stable() == 1
+
+
+def test_a_push_into_a_registry_whose_versions_are_all_gone_is_stable(registry, model):
+    registry.push(model, {})
+    shutil.rmtree(registry.path(1))
+    assert registry.push(model, {}) == 2
+    assert registry.stable() == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda version: (version / "saved_model.pb").unlink(),
+        lambda version: (version / "assets.extra" / "catbreeds.json").write_text("{}"),
+        lambda version: (version / "assets.extra" / "catbreeds.json").write_text("["),
+    ],
+)
+def test_a_damaged_version_is_neither_promoted_nor_gone_back_to(registry, model, damage):
+    for _ in range(3):
+        registry.push(model, {})
+    registry.promote(2)
+    registry.promote(3)
+    damage(registry.path(2))
+    with pytest.raises(RegistryError, match=rf"^{registry.path(2)}"):
+        registry.promote(2)
+    assert registry.rollback() == (3, 1)
