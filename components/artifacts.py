@@ -1,0 +1,39 @@
+"""Artifact types of our own. Their type names are import paths, as Kubeflow needs; facts go in custom properties."""
+
+from tfx.types.artifact import Artifact
+
+
+class IngestReport(Artifact):
+    """`photos.jsonl`: a line for each file found, kept or left out; `report.json`: counts by breed and split."""
+
+    TYPE_NAME = "components.IngestReport"
+
+
+class DataVerdict(Artifact):
+    """`verdict.json`: what DataGate found in order, and its warnings."""
+
+    TYPE_NAME = "components.DataVerdict"
+
+
+class Comparison(Artifact):
+    """`comparison.json`: every candidate with its measurements, the winner and the reason."""
+
+    TYPE_NAME = "components.Comparison"
+
+
+class GateDecision(Artifact):
+    """`gate.json`: whether the candidate may serve, and why."""
+
+    TYPE_NAME = "components.GateDecision"
+
+
+class ServingReport(Artifact):
+    """`serving_check.json`: what a model server answered when it was called with the candidate."""
+
+    TYPE_NAME = "components.ServingReport"
+
+
+class PushRecord(Artifact):
+    """`push.json`: the version that was pushed, or none and why."""
+
+    TYPE_NAME = "components.PushRecord"

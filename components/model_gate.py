@@ -1,0 +1,53 @@
+"""ModelGate: the one place that decides whether a candidate may serve."""
+
+from tfx.components.evaluator import constants
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
+from tfx.utils import path_utils
+
+from components.artifacts import GateDecision
+from components.champion_model import CHAMPION_FILE
+from components.documents import read_json, write_json
+from components.gate_rules import Rules, judge
+from components.measured import read_measured
+from serving.model_record import RECORD_FILE
+
+GATE_FILE = "gate.json"
+
+
+@component
+def ModelGate(
+    candidate: InputArtifact[Model],
+    candidate_evaluation: InputArtifact[ModelEvaluation],
+    champion: InputArtifact[Model],
+    champion_evaluation: InputArtifact[ModelEvaluation],
+    blessing: OutputArtifact[ModelBlessing],
+    decision: OutputArtifact[GateDecision],
+    min_accuracy: Parameter[float],
+    min_test_photos: Parameter[int],
+    policy: Parameter[str],
+    margin: Parameter[float],
+    min_slice: Parameter[int],
+    max_slice_drop: Parameter[float],
+    code: Parameter[str],
+):
+    """Applies the rules to what the Evaluators measured on test; writes the blessing and gate.json.
+
+    Args: see `gate` in the settings; `code` is the digest of the modules that it runs.
+    """
+    document = judge(
+        Rules(min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop),
+        read_json(path_utils.serving_model_path(candidate.uri), RECORD_FILE),
+        read_measured(candidate_evaluation.uri),
+        read_json(champion.uri, CHAMPION_FILE),
+        read_measured(champion_evaluation.uri),
+    )
+    write_json(decision.uri, GATE_FILE, document)
+    name, value = (
+        (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)
+        if document["blessed"]
+        else (constants.NOT_BLESSED_FILE_NAME, constants.NOT_BLESSED_VALUE)
+    )
+    write_json(blessing.uri, name, None)
+    blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, value)

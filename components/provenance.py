@@ -1,0 +1,75 @@
+"""Digests that let TFX's cache see what it would miss: the content of files and the source of our modules."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("components", "pipeline", "serving")
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest(*modules: str) -> str:
+    """SHA-256 of the source of `modules` and of every module of this project that they import, in turn."""
+    digest = hashlib.sha256()
+    for name in sorted(_closure(modules)):
+        digest.update(f"{name}\0{file_digest(_source(name))}\0".encode())
+    return digest.hexdigest()
+
+
+def git_commit() -> str | None:
+    """Git's commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
+    if not shutil.which("git"):
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    here = Path(__file__).resolve().parent
+    return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def _closure(modules: Iterable[str]) -> set[str]:
+    found, todo = set(), list(modules)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo.extend(_imports(name))
+    return found
+
+
+@cache
+def _imports(name: str) -> frozenset[str]:
+    names = set()
+    for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import x`: x may be a module or a name in the package.
+            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    return frozenset(n for n in names if n.split(".")[0] in _PACKAGES and _is_module(n))
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _source(name: str) -> Path:
+    return Path(importlib.util.find_spec(name).origin)

@@ -1,0 +1,91 @@
+"""Pusher: a blessed model becomes a new version in the registry that TensorFlow Serving reads."""
+
+import datetime
+import json
+
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluation
+from tfx.utils import path_utils
+
+from components.artifacts import GateDecision, IngestReport, PushRecord, ServingReport
+from components.data_drift import STATISTICS_FILE, train_statistics
+from components.documents import read_json, read_json_lines, write_json
+from components.image_example_gen import PHOTOS_FILE, REPORT_FILE
+from components.measured import METRICS_FILE
+from components.model_card import CARD_FILE, CARD_PAGE, Statements, card_page, model_card
+from components.model_gate import GATE_FILE
+from components.serving_check import SERVING_FILE
+from serving.model_record import LEARNED_FILE, RECORD_FILE
+from serving.registry import Registry
+
+PUSH_FILE = "push.json"
+
+
+@component
+def Pusher(
+    model: InputArtifact[Model],
+    decision: InputArtifact[GateDecision],
+    serving_report: InputArtifact[ServingReport],
+    statistics: InputArtifact[ExampleStatistics],
+    evaluation: InputArtifact[ModelEvaluation],
+    ingest: InputArtifact[IngestReport],
+    pushed: OutputArtifact[PushRecord],
+    registry: Parameter[str],
+    run_id: Parameter[str],
+    commit: Parameter[str],
+    settings: Parameter[str],
+    model_name: Parameter[str],
+    data_source: Parameter[str],
+    data_licence: Parameter[str],
+    contact: Parameter[str],
+):
+    """Pushes what the gate blessed and a model server could serve; a model that is there already is not pushed twice.
+
+    With it go its model card; the statistics of the photos that it learned from, for drift to be told against; and
+    their hashes, so that no later candidate is compared with it on photos that it knows.
+
+    Args:
+        registry: base path of the pushed models.
+        run_id: differs in each run, so that a push is never taken from the cache.
+        commit: Git's, of the code; "" where there is none.
+        settings: of the run, in YAML.
+        model_name, data_source, data_licence, contact: for the model card.
+    """
+    gate = read_json(decision.uri, GATE_FILE)
+    models = Registry(registry)
+    version, existing = None, models.find(gate["candidate"]["recipe_digest"])
+    if gate["champion"] and gate["champion"]["unreadable"] and gate["champion"]["version"] == existing:
+        existing = None  # what was pushed is damaged: it is pushed anew
+    if gate["blessed"] and existing is None:
+        admission = {
+            "run_id": run_id,
+            "commit": commit,
+            "settings": settings,
+            "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "gate": gate,
+            "serving_check": read_json(serving_report.uri, SERVING_FILE),
+            "model_uri": model.uri,
+        }
+        path, photos = path_utils.serving_model_path(model.uri), read_json_lines(ingest.uri, PHOTOS_FILE)
+
+        def card(version: int) -> dict[str, str]:
+            facts = model_card(
+                model_name,
+                version,
+                Statements(data_source, data_licence, contact),
+                read_json(path, RECORD_FILE),
+                read_json(ingest.uri, REPORT_FILE),
+                read_json(evaluation.uri, METRICS_FILE),
+                admission,
+            )
+            learned = sorted(row["content_hash"] for row in photos if row.get("split") in ("train", "eval"))
+            return {
+                CARD_FILE: json.dumps(facts, indent=1),
+                CARD_PAGE: card_page(facts),
+                LEARNED_FILE: "\n".join(learned),
+            }
+
+        version = models.push(path, admission, {STATISTICS_FILE: train_statistics(statistics)}, card)
+        pushed.set_int_custom_property("version", version)
+    write_json(pushed.uri, PUSH_FILE, {"version": version, "already_pushed_as": existing})

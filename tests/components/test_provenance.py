@@ -1,0 +1,102 @@
+"""Digests of code and values: they change with what they stand for, and with nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components import provenance
+from components.provenance import code_digest, file_digest, json_digest
+
+PROJECT = {
+    "components/__init__.py": "",
+    "components/part.py": "import os\nfrom pipeline import helper\nfrom serving.names import CAT\n",
+    "components/other.py": "VALUE = 1\n",
+    "pipeline/__init__.py": "",
+    "pipeline/helper.py": "def help():\n    from serving import late\n    import yaml\n",
+    "serving/__init__.py": "",
+    "serving/names.py": "CAT = 'cat'\n",
+    "serving/late.py": "import components.part\n",
+}
+
+
+class Project:
+    """A small source tree whose modules `code_digest` reads instead of ours."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for name, text in PROJECT.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text(text)
+
+    def digest(self, *modules: str) -> str:
+        """From a process of its own, as each run takes it; ours has the real packages loaded."""
+        code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['code_digest'](*sys.argv[2:]))"
+        command = [sys.executable, "-c", code, provenance.__file__, *modules]
+        # PYTHONPATH goes before our own packages, which are installed.
+        environment = {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def edit(self, name: str) -> None:
+        path = self.root / name
+        path.write_text(path.read_text() + "# edited\n")
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    ["components/part.py", "pipeline/helper.py", "serving/names.py", "serving/late.py"],
+    ids=["itself", "imported", "imported by name", "imported inside a function of an imported module"],
+)
+def test_the_code_digest_changes_with_every_module_that_is_run(project, edited):
+    before = project.digest("components.part")
+    project.edit(edited)
+    assert project.digest("components.part") != before
+
+
+def test_the_code_digest_is_stable_and_does_not_change_with_unrelated_modules(project):
+    before = project.digest("components.part")
+    assert project.digest("components.part") == before
+    project.edit("components/other.py")
+    assert project.digest("components.part") == before
+
+
+def test_the_code_digest_of_several_modules_changes_with_each(project):
+    both = project.digest("components.part", "components.other")
+    assert both == project.digest("components.other", "components.part") != project.digest("components.part")
+    project.edit("components/other.py")
+    assert project.digest("components.part", "components.other") != both
+
+
+def test_the_code_digest_of_a_real_component_covers_what_it_imports(monkeypatch, tmp_path):
+    before = code_digest("components.image_example_gen")
+    source = provenance._source
+    for name, changes in {"serving.photo": True, "components.documents": True, "pipeline.report": False}.items():
+        edited = tmp_path / f"{name}.py"
+        edited.write_bytes(source(name).read_bytes() + b"# edited\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(provenance, "_source", lambda n, name=name, edited=edited: edited if n == name else source(n))
+            assert (code_digest("components.image_example_gen") != before) is changes, name
+    assert code_digest("components.image_example_gen") == before
+
+
+def test_the_json_digest_ignores_the_order_of_keys_and_nothing_else():
+    value = {"a": 1, "b": {"c": [1, 2], "d": None}}
+    assert json_digest(value) == json_digest({"b": {"d": None, "c": [1, 2]}, "a": 1})
+    others = [{"a": 1}, {**value, "a": "1"}, {**value, "b": {"c": [2, 1], "d": None}}, {**value, "a": 1.5}]
+    assert len({json_digest(other) for other in [value, *others]}) == 5
+
+
+def test_the_file_digest_is_that_of_the_content(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"cat")
+    two.write_bytes(b"cat")
+    assert file_digest(one) == file_digest(two) == "77af778b51abd4a3c51c5ddd97204a9c3ae614ebccb75a606c3b6865aed6744e"
+    two.write_bytes(b"cat\n")
+    assert file_digest(one) != file_digest(two)
