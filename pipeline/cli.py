@@ -1,0 +1,321 @@
+"""The `catbreeds` command. TensorFlow is imported by the commands that need it, so that the others answer at once."""
+
+import datetime
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline import cli_models
+from pipeline.cli_common import (
+    Exit,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    WorkdirOption,
+    fail,
+    read_settings,
+)
+from pipeline.settings import Settings, load, profiles, to_yaml
+from serving.registry import Registry, RegistryError
+
+app = typer.Typer(
+    help="From a folder of cat photos to a breed classifier, trained, gated and served.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=True)
+app.add_typer(schema_app, name="schema")
+
+app.add_typer(cli_models.app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.command()
+def sample_data(
+    out: Annotated[Path, typer.Argument(help="Folder to write; one folder a breed is made in it.")],
+    breeds: Annotated[int, typer.Option(help="Number of imaginary breeds.")] = 6,
+    photos: Annotated[int, typer.Option(help="Photos of each breed.")] = 40,
+    first: Annotated[int, typer.Option(help="Number of the first photo: later ones are photos unseen before.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same photos.")] = 0,
+    defects: Annotated[bool, typer.Option("--defects", help="Add a bad file of every kind.")] = False,
+) -> None:
+    """Draw photos of imaginary cat breeds."""
+    from pipeline.sample_data import write_sample_data
+
+    bad = []
+    try:
+        paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, first=first)
+        if defects:
+            from components.splits import split_of
+            from pipeline.defects import write_defects
+
+            deal = Settings().split
+            bad = write_defects(out, paths, lambda hash: split_of(hash, deal.train, deal.eval, deal.seed), seed=seed)
+    except (ValueError, OSError) as error:
+        raise fail(str(error)) from None
+    print(f"{len(paths)} photos of {breeds} imaginary breeds in {out}")
+    for path, kind in bad:
+        print(f"{path.relative_to(out)}: {kind}")
+
+
+@app.command()
+def run(
+    data: Annotated[str | None, typer.Option(help="Folder or archive of photos, one folder a breed.")] = None,
+    profile: ProfileOption = "standard",
+    workdir: WorkdirOption = None,
+    settings: SetOption = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show the settings and stop.")] = False,
+) -> None:
+    """Train, compare, gate and push, on this machine; only what changed since the last run is done again.
+
+    Exit code: 0 pushed or nothing new, 3 the gate refused, 2 wrong usage or data, 1 failure.
+    """
+    config = read_settings(profile, settings, data=data, workdir=workdir)
+    if print_config:
+        print(to_yaml(config), end="")
+        return
+    if not config.data:
+        raise fail("no photos: say --data FOLDER, a folder with one folder of photos for each breed")
+    _refuse_missing(config.data)
+    raise typer.Exit(_in_workdir(config, lambda *about: _run(config, *about)))
+
+
+@app.command()
+def predict(
+    photos: Annotated[list[Path], typer.Argument(help="Photos.")],
+    workdir: WorkdirOption = None,
+    profile: ProfileOption = "standard",
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the model in service for the breed of photos."""
+    from serving.photo import PhotoError, normalise
+
+    config = read_settings(profile, settings, workdir=workdir)
+    registry = Registry(config.registry)
+    try:
+        version = registry.stable()
+        if version is not None:
+            registry.record(version)
+    except RegistryError as error:
+        raise fail(error) from None
+    if version is None:
+        raise fail(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
+    images = []
+    for path in photos:
+        try:
+            images.append(normalise(path.read_bytes()).data)
+        except (PhotoError, OSError) as error:
+            raise fail(f"{path}: {error}") from None
+    with _quiet(Path(config.workdir) / "logs" / "predict.log"):
+        from serving.probe import answer
+
+        answers = answer(str(registry.path(version)), images)
+    _show_predictions(config.model_name, version, photos, answers, as_json)
+
+
+@app.command()
+def report(
+    workdir: WorkdirOption = None,
+    data: Annotated[bool, typer.Option("--data", help="The photos: counts, and every file left out.")] = False,
+    profile: ProfileOption = "standard",
+    settings: SetOption = None,
+) -> None:
+    """Show what the last run found, and where its report is."""
+    from pipeline import report as reports
+    from pipeline.console import console_on
+
+    folder = Path(read_settings(profile, settings, workdir=workdir).workdir) / "report"
+    try:
+        reports.show_saved(console_on(sys.stdout), folder, data)
+    except FileNotFoundError as error:
+        raise fail(f"{error.filename}: not there; `catbreeds run` writes it") from None
+    except (ValueError, KeyError) as error:
+        raise fail(f"{folder}: a document there is damaged ({error!r}); `catbreeds run` writes it anew") from None
+
+
+@schema_app.command("update")
+def schema_update(
+    data: Annotated[str, typer.Option(help="Folder or archive of photos, one folder a breed.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="Folder of the schema.  [default: photos_schema, or schemas/<name of the data>]")
+    ] = None,
+    profile: ProfileOption = "standard",
+    workdir: WorkdirOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Write the schema of a data set, for review: its breeds are added, bounds set by hand stay."""
+    config = read_settings(profile, settings, data=data, workdir=workdir)
+    _refuse_missing(data)
+    name = re.sub(r"\W+", "_", Path(data).name.split(".")[0].lower()) or "photos"
+    folder = schema or Path(config.photos_schema or f"schemas/{name}")
+    raise typer.Exit(_in_workdir(config, lambda *about: _update_schema(config, folder, *about)))
+
+
+@app.command("compile")
+def compile_(
+    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.  [default: all]")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the compiled graphs.")] = Path("build"),
+) -> None:
+    """Compile the graph of a profile to TFX's intermediate representation, without running it."""
+    from pipeline.sample_data import write_sample_data
+
+    with _quiet(output / "compile.log"):
+        from pipeline.compile import compile_graph
+
+        photos = output / "photos"
+        write_sample_data(photos, breeds=2, photos=1)
+        paths = [
+            compile_graph(load(name, [f"data={photos}"]), output / f"{name}.pbtxt") for name in profile or profiles()
+        ]
+    for path in paths:
+        print(path)
+
+
+def _quiet(log: Path):
+    from pipeline.console import noise_to
+
+    return noise_to(log)
+
+
+def _refuse_missing(data: str) -> None:
+    """Before TensorFlow is imported, which takes long."""
+    if "://" not in data and not Path(data).exists():
+        raise fail(f"data: {data}: no such folder or archive; it must hold one folder of photos for each breed")
+
+
+def _in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> Exit:
+    """Calls `work` with a run id, the log and the console, while no other run is at work in the workdir."""
+    from filelock import FileLock, Timeout
+
+    workdir = Path(config.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    log = workdir / "logs" / f"{run_id}.log"
+    try:
+        with FileLock(workdir / ".run.lock", timeout=0), _quiet(log) as console:
+            return work(run_id, log, console)
+    except Timeout:
+        raise fail(f"{workdir}: another run is at work there; wait for it or take another --workdir") from None
+
+
+def _run(config: Settings, run_id: str, log: Path, console: Console) -> Exit:
+    console.print(f"catbreeds run {run_id} in {config.workdir}; log: {log}", markup=False, highlight=False)
+    runs = _components(config, run_id, log, console)
+    return runs if isinstance(runs, Exit) else _finish(config, run_id, runs, console)
+
+
+def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, console: Console) -> Exit:
+    runs = _components(config, run_id, log, console, only_ingestion=True)
+    if isinstance(runs, Exit):
+        return runs
+    from pipeline import report
+    from pipeline.graph import photos_schema
+    from pipeline.schema_update import update_schema
+
+    breeds = report.read_ingest(runs["ImageExampleGen"])["breeds"]
+    update = update_schema(folder, photos_schema(config), breeds)
+    lines = [f"{update.path}: {len(breeds)} breeds in the data"]
+    lines += [f"  added {breed!r}" for breed in update.added]
+    lines += [f"  kept {breed!r}, of which the data has no photo" for breed in update.unused]
+    lines.append(f"Review it, then: catbreeds run --data {config.data} --set photos_schema={folder}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return Exit.DONE
+
+
+def _components(
+    config: Settings, run_id: str, log: Path, console: Console, only_ingestion: bool = False
+) -> dict[str, Any] | Exit:
+    """Runs the components; everything that is not for people goes to the log."""
+    import logging
+    import traceback
+
+    from pipeline.console import RunView
+
+    with RunView(console) as view:
+        view.starting("starting TensorFlow and TFX")
+        from absl import logging as absl_logging
+
+        absl_logging.set_verbosity(absl_logging.INFO)
+        logging.captureWarnings(True)
+        from components.errors import DataError, WeightsError
+        from pipeline import local_runner, report
+        from pipeline.graph import create_ingestion, create_pipeline
+
+        def on_finish(node: local_runner.NodeRun) -> None:
+            view.on_finish(node)
+            if node.node_id == "ImageExampleGen":  # also where the run stops because of what it found
+                report.write_ingest(Path(config.workdir) / "report", report.read_ingest(node))
+
+        try:
+            connection = local_runner.metadata_config(config.workdir)
+            graph = (
+                create_ingestion(config, connection) if only_ingestion else create_pipeline(config, run_id, connection)
+            )
+            return local_runner.run(graph, run_id, view.on_start, on_finish)
+        except (DataError, WeightsError, RegistryError) as error:
+            console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return Exit.WRONG_INPUT
+        except local_runner.ComponentError as error:
+            traceback.print_exception(error)
+            cause = error.__cause__
+            message = f"{error.node_id} failed: {_in_short(cause)}"
+            console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"Log: {log}. Mend the cause and run again: what is finished is kept.", markup=False)
+            return Exit.WRONG_INPUT if isinstance(cause, DataError | WeightsError) else Exit.FAILED
+        except KeyboardInterrupt:
+            console.print("Stopped. Run again to go on after the last finished component.")
+            return Exit.FAILED
+
+
+def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Console) -> Exit:
+    from pipeline import report
+
+    documents = report.collect(runs, config, run_id)
+    page = report.write(Path(config.workdir) / "report", documents)
+    ran = sum(not run.cached for run in runs.values())
+    console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
+    report.show(console, documents)
+    console.print(f"Report: {page}", markup=False, highlight=False)
+    return Exit.REFUSED if documents["gate"]["outcome"] == "refused" else Exit.DONE
+
+
+def _in_short(error: BaseException) -> str:
+    """An error for people: ours in full, anybody else's by its kind and first lines."""
+    from components.errors import DataError, WeightsError
+
+    if isinstance(error, DataError | WeightsError):
+        return str(error)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + "\n".join(lines[:3])
+
+
+def _show_predictions(name: str, version: int, photos: list[Path], answers: list[dict], as_json: bool) -> None:
+    predictions = [
+        sorted(zip(answer["breeds"], answer["probabilities"], strict=True), key=lambda pair: -pair[1])
+        for answer in answers
+    ]
+    if as_json:
+        rows = [
+            {"photo": str(photo), "predictions": [{"breed": b, "probability": p} for b, p in pairs]}
+            for photo, pairs in zip(photos, predictions, strict=True)
+        ]
+        print(json.dumps({"model": {"name": name, "version": version}, "photos": rows}, indent=1))
+        return
+    for photo, pairs in zip(photos, predictions, strict=True):
+        best = ", ".join(f"{breed} {probability:.0%}" for breed, probability in pairs[:3])
+        print(f"{photo}: {best} ({name} version {version})")

@@ -1,0 +1,95 @@
+"""What a person sees of a run: a line for each component, a bar inside the long ones, everything else in a log."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from components import progress
+
+if TYPE_CHECKING:
+    from pipeline.local_runner import NodeRun
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console; piped output has no width of its own, and wrapping would break paths."""
+    return Console(file=stream, width=None if stream.isatty() else 120)
+
+
+@contextlib.contextmanager
+def noise_to(log: Path) -> Iterator[Console]:
+    """Sends all that this process prints, C++ libraries included, to `log`; the console given still reaches people."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(log, "a", encoding="utf-8") as file, os.fdopen(os.dup(1), "w", encoding="utf-8") as people:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield console_on(people)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, stream in zip(saved, (1, 2), strict=True):
+                os.dup2(descriptor, stream)
+                os.close(descriptor)
+
+
+class RunView:
+    """Follows a run; its methods are the callbacks of `pipeline.local_runner.run`."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[what]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = None
+        self._number = self._total = 0
+
+    def __enter__(self) -> "RunView":
+        self._live.start()
+        progress.listen(self._advance)
+        return self
+
+    def __exit__(self, *_) -> None:
+        progress.listen(None)
+        self._live.stop()
+
+    def starting(self, what: str) -> None:
+        """Shows `what` as under way, without a number."""
+        self._replace(what)
+
+    def on_start(self, node_id: str, number: int, total: int) -> None:
+        """A component starts."""
+        self._number, self._total = number, total
+        self._replace(f"[{number:>2}/{total}] {node_id}")
+
+    def on_finish(self, run: "NodeRun") -> None:
+        """A component is done."""
+        how = "[dim]cached[/]" if run.cached else "run   "
+        self._console.print(
+            rf"\[{self._number:>2}/{self._total}] {run.node_id:<28} {how} {run.seconds:>7.1f} s", highlight=False
+        )
+
+    def _replace(self, description: str) -> None:
+        if self._task is not None:
+            self._live.remove_task(self._task)
+        self._task = self._live.add_task(escape(description), total=None, what="")
+
+    def _advance(self, what: str, done: int, total: int | None) -> None:
+        if self._task is not None:
+            self._live.update(self._task, completed=done, total=total, what=what)

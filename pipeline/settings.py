@@ -1,0 +1,320 @@
+"""Settings of a run: typed, validated, and every key documented.
+
+They come from a YAML profile, then `CATBREEDS_...` environment variables (`CATBREEDS_TUNER__MAX_EPOCHS=5`: two
+underscores for a dot), then `--set tuner.max_epochs=5`; the later wins. `catbreeds run --print-config` shows them.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from components.architectures import ARCHITECTURES
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = Path(__file__).resolve().parent / "profiles"
+ENVIRONMENT_PREFIX = "CATBREEDS_"
+# Other programs of the project read variables of their own under the same prefix.
+_OTHER_PROGRAMS = ("CATBREEDS_GATEWAY_", "CATBREEDS_TEST_")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or impossible; the message names its key and says what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Split(_Section):
+    """How photos are divided. A photo's split depends on its own pixels, the shares and `seed`."""
+
+    train: float = Field(0.7, gt=0, lt=1, description="share of photos the heads learn from")
+    eval: float = Field(0.15, gt=0, lt=1, description="share that tunes, stops and selects")
+    test: float = Field(0.15, gt=0, lt=1, description="share that only the gate sees")
+    seed: int = Field(0, ge=0, description="another seed deals the photos anew")
+
+    @model_validator(mode="after")
+    def _sums_to_one(self):
+        total = self.train + self.eval + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + eval + test must be 1, not {total:g}")
+        return self
+
+
+class Ingest(_Section):
+    """What becomes of the photo files."""
+
+    max_side: int = Field(1024, ge=64, le=8192, description="longer photos are reduced to this many pixels")
+    near_duplicate_bits: int = Field(
+        48, ge=0, le=64, description="photos whose perceptual hashes differ in at most so many of 256 bits are copies"
+    )
+    max_bad_share: Fraction = Field(0.25, description="stop when a larger share of the files is no usable photo")
+    min_photos_per_breed: int = Field(3, ge=1, description="stop when a breed has fewer good photos")
+
+
+class Beam(_Section):
+    """Where the data-parallel components run."""
+
+    runner: Literal["direct", "portable", "flink", "dataflow"] = Field(
+        "direct", description="direct: in this process; the others need their `options`"
+    )
+    options: tuple[str, ...] = Field((), description="as Beam spells them: ['--job_endpoint=host:8099']")
+    embedding_batch: int = Field(16, ge=1, le=1024, description="most images in one forward pass of a backbone")
+
+    def pipeline_args(self) -> list[str]:
+        """Beam's command-line arguments."""
+        runners = {
+            # Beam's own DirectRunner first tries to download Prism; this is the engine behind it.
+            "direct": ["--runner=FnApiRunner", "--direct_running_mode=in_memory", "--sdk_container_image=local"],
+            "portable": ["--runner=PortableRunner"],
+            "flink": ["--runner=FlinkRunner"],
+            "dataflow": ["--runner=DataflowRunner"],
+        }
+        return [*runners[self.runner], *self.options]
+
+
+class Tuner(_Section):
+    """The search for the head's hyperparameters: Keras Tuner's Hyperband on cached embeddings."""
+
+    objective: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what the search improves, on eval")
+    max_epochs: int = Field(10, ge=2, le=1000, description="epochs of the longest trials")
+    factor: int = Field(3, ge=2, le=10, description="Hyperband's reduction factor")
+    units: tuple[Annotated[int, Field(ge=0, le=8192)], ...] = Field(
+        (0, 10, 50, 100), min_length=1, description="hidden units to try; 0 is a linear head"
+    )
+    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.2, 0.5, 0.8), min_length=1)
+    learning_rate: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
+        (1e-4, 1e-1), description="lowest and highest, sampled logarithmically"
+    )
+    weight_decay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 1e-3, 1e-2), min_length=1)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _ordered(cls, value):
+        if value[0] >= value[1]:
+            raise ValueError("the lowest must be below the highest")
+        return value
+
+
+class Trainer(_Section):
+    """The final training of each backbone's head with the hyperparameters found."""
+
+    epochs: int = Field(30, ge=1, le=10_000, description="at most; training stops early on eval loss")
+    patience: int = Field(5, ge=1, description="epochs without a better eval loss before it stops")
+    batch_size: int = Field(32, ge=1, le=65_536)
+
+
+class Selection(_Section):
+    """Which backbone wins; it is judged on eval."""
+
+    rule: Literal["smaller_within_interval", "most_accurate"] = Field(
+        "smaller_within_interval",
+        description="smaller_within_interval: of those in the 95 % interval of the most accurate one's accuracy, the "
+        "one with the fewest parameters; most_accurate: parameters decide between equals only",
+    )
+
+
+class Gate(_Section):
+    """When a candidate may replace the model in service."""
+
+    min_accuracy: Fraction = Field(0.5, description="least accuracy on test")
+    min_test_photos: int = Field(10, ge=1, description="with fewer test photos nothing is admitted")
+    policy: Literal["not_worse", "better", "significantly_better"] = Field(
+        "not_worse",
+        description="not_worse: the 95 % interval of the paired difference begins at -margin or above; better: more "
+        "photos right; significantly_better: exact McNemar p < 0.05",
+    )
+    margin: Fraction = Field(0.02, description="accuracy that not_worse may give away")
+    min_slice: int = Field(20, ge=1, description="breeds with fewer test photos are shown, not enforced")
+    max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
+
+
+class Card(_Section):
+    """What the model card says and no program can find out."""
+
+    data_source: str = Field("not stated", description="where the photos come from")
+    data_licence: str = Field("not stated", description="what they may be used for")
+    contact: str = Field("not stated", description="whom to ask about the model")
+
+
+class Settings(_Section):
+    """One run of the pipeline."""
+
+    model_name: str = Field("catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="TF Serving's name for the model")
+    data: str | None = Field(None, description="folder or archive of photos, one folder a breed")
+    workdir: str = Field("runs", description="everything a run writes lies below it")
+    backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(tuple(ARCHITECTURES), min_length=1)
+    weights: Literal["imagenet", "random"] = Field("imagenet", description="random is for demonstration and tests")
+    weights_dir: str | None = Field(
+        None, description="folder with ImageNet weights (<backbone>_notop.weights.h5) for machines without internet"
+    )
+    image_size: int = Field(224, ge=32, le=1024, description="side in pixels of what the backbones see")
+    seed: int = Field(0, ge=0, lt=2**32, description="of random weights, search and training")
+    photos_schema: str | None = Field(None, description="folder with schema.pbtxt for photos; default: schemas/photos")
+    top_k: int = Field(5, ge=1, le=100, description="breeds that the `top_k` signature answers")
+    split: Split = Split()
+    ingest: Ingest = Ingest()
+    beam: Beam = Beam()
+    tuner: Tuner = Tuner()
+    trainer: Trainer = Trainer()
+    selection: Selection = Selection()
+    gate: Gate = Gate()
+    card: Card = Card()
+
+    @property
+    def registry(self) -> Path:
+        """Where models are pushed: TF Serving's base path."""
+        return Path(self.workdir).resolve() / "serving" / self.model_name
+
+    @field_validator("backbones")
+    @classmethod
+    def _distinct(cls, value):
+        if len(set(value)) < len(value):
+            raise ValueError("a backbone is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        for backbone in self.backbones:
+            if self.image_size < ARCHITECTURES[backbone].min_size:
+                raise ValueError(f"image_size: {backbone} needs at least {ARCHITECTURES[backbone].min_size} pixels")
+        if self.weights == "random" and self.weights_dir:
+            raise ValueError("weights_dir: holds ImageNet weights, but weights=random; say weights=imagenet or drop it")
+        return self
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that come with the package."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load(
+    profile: str,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings of `profile` (a name or a path to a YAML file), environment, `key=value` overrides and `options`.
+
+    Raises:
+        SettingsError: names the key, what is wrong with it and what is allowed.
+    """
+    values = _read_profile(profile)
+    for name, value in sorted((environment or {}).items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(_OTHER_PROGRAMS):
+            _assign(values, name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), value, name)
+    for override in overrides:
+        _override(values, override)
+    values.update(options or {})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # A list with a wrong item is also reported as too short.
+        errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        raise SettingsError("\n".join(map(_explain, errors))) from None
+
+
+def check_gate(overrides: Iterable[str]) -> dict[str, Any]:
+    """The rules of the gate that `gate.key=value` overrides name.
+
+    Raises:
+        SettingsError: one is no rule of the gate, or impossible.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        if not override.startswith("gate."):
+            raise SettingsError(
+                f"--set {override}: only rules of the gate can be changed: gate.{', gate.'.join(Gate.model_fields)}"
+            )
+        _override(values, override)
+    try:
+        gate = Settings.model_validate(values).gate
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(_explain, error.errors()))) from None
+    return {name: getattr(gate, name) for name in values.get("gate", {})}
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings as a profile that `load` reads back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_profile(profile: str) -> dict[str, Any]:
+    path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise SettingsError(
+            f"profile {profile!r}: no such profile or file; there are {', '.join(profiles())}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"profile {path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"profile {path}: must be a mapping of settings, not {type(values).__name__}")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {override}: write --set key=value, for example --set tuner.max_epochs=5")
+    _assign(values, key.strip(), value, f"--set {override}")
+
+
+def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
+    """Puts the YAML value `text` at the dotted `key`."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"{origin}: {section!r} is a value, it has no keys below it")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"{origin}: {text!r} is not a YAML value") from None
+    # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one.
+    values[name] = _number(value) if value == text.strip() else value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One pydantic error as a sentence: the dotted key, what is wrong, and what is allowed."""
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = Settings
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{path}: no such setting; there are {', '.join(section.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
+    return f"{path}: {message}{given}{_allowed_range(error['loc'])}" if path else message
+
+
+def _allowed_range(location: tuple[str | int, ...]) -> str:
+    """Both bounds of a number; pydantic names only the one that was broken."""
+    section, field = Settings, None
+    for part in location:
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            return ""
+        field = fields[part]
+        section = field.annotation
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    bounds = [
+        f"{word} {getattr(constraint, name):g}"
+        for constraint in (field.metadata if field else ())
+        for name, word in words.items()
+        if hasattr(constraint, name)
+    ]
+    return f"; allowed: {' and '.join(bounds)}" if bounds else ""

@@ -1,0 +1,37 @@
+"""Runs that many tests look at are made once a session, through the command line as a user would."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.running import SMALL, Run, run_pipeline
+
+
+@pytest.fixture(scope="session")
+def draw_photos(tmp_path_factory) -> Callable[..., Path]:
+    """Writes photos of imaginary breeds to a folder of its own."""
+    from pipeline.sample_data import write_sample_data
+
+    def draw(**options) -> Path:
+        folder = tmp_path_factory.mktemp("photos")
+        write_sample_data(folder, **options)
+        return folder
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, draw_photos) -> Run:
+    """The run of `make demo`: three backbones, one pushed model."""
+    run = run_pipeline(draw_photos(), tmp_path_factory.mktemp("demo"))
+    assert run.process.returncode == 0, run.process.stdout + run.process.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory, draw_photos) -> Run:
+    """A run of one backbone with a tiny search; later tests add runs to its workdir."""
+    run = run_pipeline(draw_photos(breeds=3, photos=25), tmp_path_factory.mktemp("small"), *SMALL)
+    assert run.process.returncode == 0, run.process.stdout + run.process.stderr
+    return run

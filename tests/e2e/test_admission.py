@@ -1,0 +1,230 @@
+"""From a decision of the gate to what serves: refusals, labels, lineage, model card, and the decision taken again."""
+
+import json
+import shutil
+
+import pytest
+
+from serving.registry import Registry
+from tests.running import SMALL, Run, catbreeds, run_pipeline
+
+# Anything is let in, so that there are two versions to choose from.
+OPEN_GATE = ("gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory, draw_photos) -> Run:
+    """A workdir with two versions; the first is stable."""
+    photos, workdir = draw_photos(breeds=3, photos=25), tmp_path_factory.mktemp("pushed")
+    first = run_pipeline(photos, workdir, *SMALL, *OPEN_GATE)
+    assert first.process.returncode == 0, first.process.stdout
+    second = run_pipeline(photos, workdir, *SMALL[:-1], "trainer.epochs=3", *OPEN_GATE)
+    assert second.process.returncode == 0, second.process.stdout
+    assert "Admitted: pushed as version 2." in second.process.stdout
+    return second
+
+
+def in_workdir(run, *arguments):
+    return catbreeds(*arguments, "--workdir", run.workdir)
+
+
+def as_json(run, *arguments):
+    done = in_workdir(run, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def registry(run):
+    return Registry(run.workdir / "serving" / "catbreeds")
+
+
+def gate_document(run):
+    return json.loads((run.workdir / "report" / "gate.json").read_text())
+
+
+def test_gate_json_alone_says_what_was_compared_on_which_photos_by_which_rule_and_what_serves(pushed):
+    gate = gate_document(pushed)
+    assert gate["rules"] == {
+        "min_accuracy": 0.0,
+        "min_test_photos": 10,
+        "policy": "not_worse",
+        "margin": 1.0,
+        "min_slice": 20,
+        "max_slice_drop": 1.0,
+    }
+    assert gate["measured_on"]["split"] == "test"
+    assert gate["measured_on"]["photos"] == gate["candidate"]["test_photos"] == gate["champion"]["test_photos"]
+    assert gate["comparison"]["photos"] == gate["measured_on"]["photos"]
+    assert (gate["champion"]["version"], gate["pushed_version"], gate["serving"]) == (1, 2, {"stable": 1})
+
+
+def test_models_lists_each_version_with_its_labels_and_why_it_was_admitted(pushed):
+    first, second = as_json(pushed, "models")
+    assert (first["version"], first["labels"], second["version"], second["labels"]) == (1, ["stable"], 2, [])
+    assert second["backbone"] == "resnet50"
+    low, high = second["test_accuracy_ci95"]
+    assert 0 <= low <= second["test_accuracy"] <= high <= 1
+    assert any("against version 1" in reason for reason in second["reasons"])
+    table = in_workdir(pushed, "models").stdout
+    for text in ("version 1 stable\n", "resnet50", first["data_digest"][:8], "minutes ago", "nothing to compare with"):
+        assert text in table
+
+
+def test_what_is_damaged_is_named_without_a_traceback_and_hides_nothing_else(pushed, tmp_path):
+    base = tmp_path / "serving" / "catbreeds"
+    shutil.copytree(registry(pushed).base, base)
+    (base / "1" / "admission.json").write_text("{}")
+    shutil.rmtree(base / "2" / "assets.extra")
+    (tmp_path / "metadata.sqlite").write_text("garbage")
+    listed = catbreeds("models", "--workdir", tmp_path)
+    assert listed.returncode == 0
+    assert f"{base / '1'}: damaged" in listed.stdout
+    assert f"{base / '2' / 'assets.extra' / 'catbreeds.json'}: cannot be read" in listed.stdout
+    for command in (("promote", 2), ("gate",), ("lineage", 1), ("report",)):
+        done = catbreeds(*command, "--workdir", tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_promote_and_rollback_change_what_predict_asks(pushed):
+    photo = next(pushed.photos.rglob("*.jpg"))
+
+    def answering():
+        return as_json(pushed, "predict", photo)["model"]["version"]
+
+    assert answering() == 1
+    assert "version 2 is stable, before it version 1" in in_workdir(pushed, "promote", 2).stdout
+    assert answering() == 2
+    assert "version 1 is stable again, instead of version 2" in in_workdir(pushed, "rollback").stdout
+    assert answering() == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("promote", 7), "there is no version 7; there are: 1, 2"),
+        (("rollback",), "no version was stable before"),
+        (("lineage", 7), "there is no version 7"),
+        (("gate", "--run", "yesterday"), "no ModelGate in run 'yesterday'; there is one in: 2"),
+        (("gate", "--policy", "lenient"), "gate.policy"),
+        (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(pushed, command, words):
+    before = registry(pushed).labels()
+    done = in_workdir(pushed, *command)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert registry(pushed).labels() == before
+
+
+@pytest.mark.parametrize("command", [("gate",), ("lineage", 1)])
+def test_without_a_run_there_is_nothing_to_look_back_at(tmp_path, command):
+    done = catbreeds(*command, "--workdir", tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_decision_taken_again_by_its_own_rules_is_the_same(pushed):
+    again, decided = as_json(pushed, "gate"), gate_document(pushed)
+    for key in ("run", "outcome", "reasons", "rules", "comparison", "slices", "measured_on"):
+        assert again[key] == decided[key]
+
+
+def test_a_decision_taken_again_by_other_rules_is_another_and_pushes_nothing(pushed):
+    refused = in_workdir(pushed, "gate", "--policy", "significantly_better", "--set", "gate.min_accuracy=1")
+    assert refused.returncode == 3
+    assert "The gate would refuse resnet50" in refused.stdout
+    assert "is below the least allowed, gate.min_accuracy=1" in refused.stdout
+    assert "fails gate.policy=significantly_better against version 1" in refused.stdout
+    assert registry(pushed).versions() == [1, 2]
+
+
+def test_lineage_leads_from_a_version_to_data_weights_schema_hyperparameters_and_code(pushed):
+    found = as_json(pushed, "lineage", 2)
+    record = registry(pushed).record(2)
+    assert found["hyperparameters"] == record["hyperparameters"]
+    assert found["weights"] == record["backbone"]
+    assert found["data"]["data"] == str(pushed.photos)
+    assert found["data"]["learned_digest"] == record["data_digest"]
+    assert found["settings"]["trainer"]["epochs"] == 3
+    assert found["schema"]["schema_file"].endswith("schemas/photos/schema.pbtxt")
+    assert found["code"]["Trainer-resnet50"] == record["code_digest"]
+    nodes = {execution["node"]: execution for execution in found["executions"]}
+    assert nodes.keys() >= {"ImageExampleGen", "Backbone-resnet50", "Tuner-resnet50", "Evaluator-gate", "ModelGate"}
+    # The Trainer ran again, on what the first run had made.
+    assert nodes["Trainer-resnet50"]["run"] == nodes["Pusher"]["run"] == found["run"]
+    assert nodes["ImageExampleGen"]["run"] != found["run"]
+    assert nodes["Trainer-resnet50"]["parameters"]["epochs"] == 3
+    tree = in_workdir(pushed, "lineage", 2).stdout
+    for text in ("version 2", "Tuner-resnet50", record["backbone"]["weights_digest"][:12], "ImageExampleGen"):
+        assert text in tree
+
+
+def test_lineage_lists_the_photos_that_a_version_learned_from(pushed):
+    rows = as_json(pushed, "lineage", 2, "--photos")
+    paths = in_workdir(pushed, "lineage", 2, "--photos").stdout.splitlines()
+    assert paths == [row["path"] for row in rows]
+    assert all((pushed.photos / path).is_file() for path in paths)
+    ingest = json.loads((pushed.workdir / "report" / "ingest.json").read_text())
+    assert len(paths) == sum(counts["train"] for counts in ingest["breeds"].values()) < 75
+
+
+def test_a_model_card_goes_with_each_version(pushed):
+    gate = gate_document(pushed)
+    version = registry(pushed).path(2)
+    card = json.loads((version / "model_card.json").read_text())
+    assert (card["name"], card["version"]) == ("catbreeds", 2)
+    assert card["breeds"] == sorted(path.name for path in pushed.photos.iterdir())
+    assert card["metrics"]["overall"]["accuracy"] == gate["candidate"]["test_accuracy"]
+    assert sum(card["data"]["splits"].values()) == card["data"]["photos"] == 75
+    assert card["model"]["weights_licence"] == "none: the weights are random"
+    assert card["lineage"]["recipe_digest"] == gate["candidate"]["recipe_digest"]
+    assert any("answers one of them for any photo" in limit for limit in card["limits"])
+    page = (version / "model_card.html").read_text()
+    for text in ("Model card: catbreeds version 2", *card["limits"], *card["breeds"], card["lineage"]["recipe_digest"]):
+        assert text in page
+    assert "http" not in page
+
+
+def test_a_degraded_challenger_is_refused_and_what_serves_stays(pushed):
+    before = registry(pushed).labels(), registry(pushed).versions()
+    settings = [s for s in SMALL if "epochs" not in s]
+    slow = ("tuner.learning_rate=[1e-9, 2e-9]", "tuner.max_epochs=2", "trainer.epochs=1")
+    degraded = run_pipeline(pushed.photos, pushed.workdir, *settings, *slow, "gate.min_accuracy=0")
+    assert degraded.process.returncode == 3
+    assert "Refused: no model was pushed, what is in service stays." in degraded.process.stdout
+    assert "fails gate.policy=not_worse against version 1" in degraded.process.stdout
+    assert (registry(pushed).labels(), registry(pushed).versions()) == before
+    assert gate_document(pushed)["comparison"]["only_champion_right"] > 0
+
+
+def test_an_unreadable_champion_is_said_and_the_absolute_thresholds_decide(pushed, tmp_path):
+    base = registry(pushed).base
+    shutil.copy(base / "1" / "saved_model.pb", tmp_path)
+    (base / "1" / "saved_model.pb").write_bytes(b"damaged")
+    settings = [s for s in SMALL if "epochs=8" not in s]
+    try:
+        run = run_pipeline(pushed.photos, pushed.workdir, *settings, "trainer.epochs=4", *OPEN_GATE)
+    finally:
+        shutil.copy(tmp_path / "saved_model.pb", base / "1")
+    assert run.process.returncode == 0
+    assert "version 1 in service cannot be read" in run.process.stdout
+    assert "only the absolute thresholds count" in run.process.stdout
+    assert (gate_document(pushed)["comparison"], registry(pushed).versions()) == (None, [1, 2, 3])
+
+
+def test_another_set_of_breeds_is_said_and_the_absolute_thresholds_decide(pushed, draw_photos, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(pushed.photos, photos)
+    gone, *_ = sorted(photos.iterdir())
+    shutil.rmtree(gone)
+    more = draw_photos(breeds=4, photos=25)
+    (new,) = {path.name for path in more.iterdir()} - {path.name for path in pushed.photos.iterdir()}
+    shutil.copytree(more / new, photos / new)
+    run = run_pipeline(photos, pushed.workdir, *SMALL, *OPEN_GATE, "gate.min_test_photos=1")
+    assert run.process.returncode == 0
+    assert f"new {new}, gone {gone.name}; only the absolute thresholds count" in run.process.stdout.replace("\n", " ")
+    assert gate_document(pushed)["comparison"] is None
+    learned = as_json(pushed, "lineage", gate_document(pushed)["pushed_version"], "--photos")
+    assert {row["breed"] for row in learned} == {path.name for path in photos.iterdir()}

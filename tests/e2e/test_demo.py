@@ -1,0 +1,209 @@
+"""What `make demo` promises: three backbones compared, the winner gated and pushed, a second run nothing new."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.sample_data import BREEDS, draw_photo
+from tests.running import catbreeds, run_pipeline
+
+BACKBONES = ("xception", "resnet50", "efficientnetb7")
+
+
+@pytest.fixture(scope="module")
+def tf():
+    return pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    path = tmp_path_factory.mktemp("unseen") / "photo.jpg"
+    draw_photo(BREEDS[0], "unseen").save(path, quality=90)
+    return path
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def candidate(request, demo, tf):
+    """Name, directory and loaded model of each candidate."""
+    path = demo.artifact(f"Trainer-{request.param}", "model") / "Format-Serving"
+    return request.param, path, tf.saved_model.load(str(path))
+
+
+def embeddings(demo, backbone, tf):
+    """Content hash -> embedding that EmbeddingGen wrote for eval."""
+    folder = demo.artifact(f"EmbeddingGen-{backbone}", "embeddings") / "Split-eval"
+    return {
+        f["content_hash"].bytes_list.value[0]: np.array(f["embedding"].float_list.value, np.float32)
+        for f in features(folder, tf)
+    }
+
+
+def photos(demo, tf):
+    """Content hash -> bytes of the eval photos."""
+    folder = demo.artifact("ImageExampleGen", "examples") / "Split-eval"
+    return {f["content_hash"].bytes_list.value[0]: f["image_bytes"].bytes_list.value[0] for f in features(folder, tf)}
+
+
+def features(folder, tf):
+    files = sorted(map(str, folder.glob("*")))
+    compression = "GZIP" if files[0].endswith(".gz") else ""
+    for record in tf.data.TFRecordDataset(files, compression).as_numpy_iterator():
+        yield tf.train.Example.FromString(record).features.feature
+
+
+def test_the_run_ends_with_the_table_the_verdict_the_report_and_a_warning_about_random_weights(demo):
+    output = demo.process.stdout
+    for text in (*BACKBONES, "Gate: Admitted: pushed as version 1.", "random weights", "report/index.html", "[ 1/30]"):
+        assert text in output
+    assert "Traceback" not in output
+    assert "TensorFlow" not in demo.process.stderr
+
+
+def test_the_comparison_is_complete(demo):
+    comparison = json.loads((demo.workdir / "report" / "comparison.json").read_text())
+    assert sorted(row["backbone"] for row in comparison["candidates"]) == sorted(BACKBONES)
+    for row in comparison["candidates"]:
+        low, high = row["eval_accuracy_ci95"]
+        assert 0 <= low <= row["eval_accuracy"] <= high <= 1
+        assert row["top3_accuracy"] >= row["eval_accuracy"]
+        for measured in ("eval_loss", "tuning_seconds", "embedding_seconds", "training_seconds", "latency_ms_p50"):
+            assert row[measured] > 0
+        assert row["tuning_trials"] == 10
+        assert row["parameters"] > 20e6
+        assert row["saved_model_bytes"] > 4 * row["parameters"]
+        assert set(row["hyperparameters"]) == {"units", "dropout", "learning_rate", "weight_decay"}
+    assert comparison["winner"] in BACKBONES
+    assert comparison["reason"]
+    assert sum(comparison["split_sizes"].values()) == 240
+    assert sorted(comparison["breeds"]) == sorted(path.name for path in demo.photos.iterdir())
+
+
+def test_the_gate_says_what_it_measured_and_what_was_pushed(demo):
+    gate = json.loads((demo.artifact("ModelGate", "decision") / "gate.json").read_text())
+    assert gate["blessed"]
+    assert gate["champion"] is None
+    comparison = json.loads((demo.artifact("BackboneSelector", "comparison") / "comparison.json").read_text())
+    assert gate["candidate"]["test_photos"] == comparison["split_sizes"]["test"]
+    assert any("min_accuracy" in reason for reason in gate["reasons"])
+
+
+def test_the_hyperparameters_found_are_the_ones_used(demo):
+    for backbone in BACKBONES:
+        best = demo.artifact(f"Tuner-{backbone}", "best_hyperparameters") / "best_hyperparameters.txt"
+        found = json.loads(best.read_text())["values"]
+        record = demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving/assets.extra/catbreeds.json"
+        used = json.loads(record.read_text())["hyperparameters"]
+        assert used == {name: found[name] for name in used}
+
+
+def test_serving_equals_training(candidate, demo, tf):
+    backbone, _, model = candidate
+    learned, images = embeddings(demo, backbone, tf), photos(demo, tf)
+    keys = sorted(images)[:8]
+    served = model.signatures["serving_default"](image_bytes=tf.constant([images[key] for key in keys]))
+    by_embedding = model.signatures["classify_embedding"](embedding=tf.constant([learned[key] for key in keys]))
+    np.testing.assert_allclose(served["probabilities"], by_embedding["probabilities"], atol=1e-4)
+
+
+def test_each_variable_is_written_once(candidate):
+    _, path, _ = candidate
+    record = json.loads((path / "assets.extra/catbreeds.json").read_text())
+    written = sum(file.stat().st_size for file in (path / "variables").iterdir())
+    assert 4 * record["parameters"] <= written < 4.2 * record["parameters"]
+
+
+def test_the_model_has_only_core_operations_that_older_servers_know(candidate, tf):
+    _, path, _ = candidate
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    graph = SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    functions = {function.signature.name for function in graph.library.function}
+    operations = {node.op for node in nodes} - functions
+    unknown = {op for op in operations if not hasattr(tf.raw_ops, op)}
+    assert unknown <= {"NoOp"}
+    assert not operations & {"DecodeWebP", "DecodeJxl", "PyFunc", "EagerPyFunc"}
+
+
+def test_the_pushed_model_names_the_folders_and_answers_for_any_size_of_photo(demo, unseen, tf):
+    model = tf.saved_model.load(str(demo.workdir / "serving" / "catbreeds" / "1"))
+    tiny = tf.io.encode_png(tf.zeros([40, 300, 3], tf.uint8))
+    answer = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen.read_bytes()), tiny]))
+    names = [name.decode() for name in answer["breeds"].numpy()[0]]
+    assert sorted(names) == sorted(path.name for path in demo.photos.iterdir())
+    np.testing.assert_allclose(answer["probabilities"].numpy().sum(axis=1), 1, atol=1e-5)
+    top = model.signatures["top_k"](image_bytes=tf.constant([unseen.read_bytes()]))
+    best = int(answer["probabilities"].numpy()[0].argmax())
+    assert top["breeds"].numpy()[0, 0].decode() == names[best]
+    assert top["probabilities"].shape == (1, 5)
+
+
+def test_the_pushed_model_is_the_winner_byte_for_byte_and_carries_warmup_requests(demo, tf):
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+    winner = demo.artifact("BackboneSelector", "winner") / "Format-Serving"
+    pushed = demo.workdir / "serving" / "catbreeds" / "1"
+    for path in filter(lambda path: path.is_file(), winner.rglob("*")):
+        assert (pushed / path.relative_to(winner)).read_bytes() == path.read_bytes()
+    warmup = tf.data.TFRecordDataset(str(pushed / "assets.extra/tf_serving_warmup_requests"))
+    requests = [PredictionLog.FromString(r).predict_log.request for r in warmup.as_numpy_iterator()]
+    assert {request.model_spec.signature_name for request in requests} == {"serving_default", "top_k"}
+
+
+def test_the_evaluators_agree_with_the_outcomes_of_single_photos(demo):
+    folder = demo.artifact("Evaluator-gate", "evaluation")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    outcomes = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+    assert metrics["overall"]["accuracy"] == pytest.approx(np.mean([row["correct"] for row in outcomes]), abs=1e-5)
+    loss = -np.mean([np.log(row["probability"]) for row in outcomes])
+    assert metrics["overall"]["loss"] == pytest.approx(loss, rel=1e-2)
+    confusion = np.array(metrics["confusion"]["rows"])
+    assert confusion.sum() == len(outcomes)
+    assert np.trace(confusion) == sum(row["correct"] for row in outcomes)
+    assert sum(row["photos"] for row in metrics["breeds"].values()) == len(outcomes)
+
+
+def test_the_report_shows_the_verdict_and_needs_no_network(demo):
+    page = (demo.workdir / "report" / "index.html").read_text()
+    for text in (*BACKBONES, "Admitted: pushed as version 1.", "random weights"):
+        assert text in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_predict_asks_the_model_in_service(demo, unseen, tmp_path):
+    answer = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
+    assert answer["model"] == {"name": "catbreeds", "version": 1}
+    probabilities = [row["probability"] for row in answer["photos"][0]["predictions"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no photo")
+    refused = catbreeds("predict", broken, "--workdir", demo.workdir)
+    assert refused.returncode == 2
+    assert str(broken) in refused.stderr
+
+
+def test_a_second_run_finds_nothing_new_and_a_third_does_nothing_but_look(demo):
+    second = run_pipeline(demo.photos, demo.workdir)
+    assert second.process.returncode == 0
+    assert "Nothing new" in second.process.stdout
+    # What looks at the model in service: there was none before.
+    assert second.ran == {"DataGate", "ChampionModel", "Evaluator-champion", "ModelGate", "ServingCheck", "Pusher"}
+    assert json.loads((demo.workdir / "report" / "gate.json").read_text())["pushed_version"] is None
+    third = run_pipeline(demo.photos, demo.workdir)
+    assert third.ran == {"Pusher"}
+    assert [path.name for path in (demo.workdir / "serving" / "catbreeds").iterdir() if path.name.isdigit()] == ["1"]
+
+
+@pytest.mark.slow
+def test_another_run_on_the_same_photos_chooses_the_same_backbone_by_the_same_numbers(demo, tmp_path):
+    def decided(run):
+        comparison = json.loads((run.workdir / "report" / "comparison.json").read_text())
+        rows = {row["backbone"]: (row["eval_accuracy"], row["hyperparameters"]) for row in comparison["candidates"]}
+        return comparison["winner"], comparison["reason"], rows
+
+    again = run_pipeline(demo.photos, tmp_path)
+    assert again.process.returncode == 0
+    assert decided(again) == decided(demo)

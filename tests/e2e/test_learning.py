@@ -1,0 +1,59 @@
+"""The pipeline really learns: from real photos well above chance, from shuffled labels not at all."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.running import Run, catbreeds, run_pipeline
+
+SHARED = Path(__file__).parents[3] / "shared"
+REAL = (SHARED / "data" / "cats12", SHARED / "weights")
+
+
+def accuracy(run) -> tuple[int, int]:
+    """Right and all photos of eval and test."""
+    backbone = json.loads((run.workdir / "report" / "comparison.json").read_text())["winner"]
+    right = photos = 0
+    for node in (f"Evaluator-{backbone}", "Evaluator-gate"):
+        overall = json.loads((run.artifact(node, "evaluation") / "metrics.json").read_text())["overall"]
+        right += round(overall["accuracy"] * overall["photos"])
+        photos += overall["photos"]
+    return right, photos
+
+
+@pytest.mark.slow
+def test_with_shuffled_labels_accuracy_falls_to_chance(draw_photos, tmp_path):
+    straight = draw_photos(breeds=3, photos=60)
+    paths = sorted(path for path in straight.rglob("*") if path.is_file())
+    breeds = [path.parent.name for path in paths]
+    random.Random(0).shuffle(breeds)
+    for path, breed in zip(paths, breeds, strict=True):
+        (tmp_path / "shuffled" / breed).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "shuffled" / breed / path.name)
+    settings = ("backbones=[resnet50]", "gate.min_accuracy=0")
+    right, photos = accuracy(run_pipeline(straight, tmp_path / "straight", *settings))
+    guessed, shuffled_photos = accuracy(run_pipeline(tmp_path / "shuffled", tmp_path / "work", *settings))
+    chance = shuffled_photos / 3
+    assert abs(guessed - chance) < 2.6 * (shuffled_photos * 2 / 9) ** 0.5  # 99 % of binomial draws
+    assert right / photos > 1.5 / 3
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.skipif(not all(path.exists() for path in REAL), reason="needs ../shared with the real photos and weights")
+def test_real_photos_are_learned(tmp_path):
+    scores = []
+    for seed in range(5):
+        process = catbreeds(
+            *("run", "--data", REAL[0], "--workdir", tmp_path / str(seed), "--set", "backbones=[xception]"),
+            *("--set", f"weights_dir={REAL[1]}", "--set", f"split.seed={seed}", "--set", "gate.min_accuracy=0"),
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        right, photos = accuracy(Run(tmp_path / str(seed), REAL[0], process))
+        scores.append(right / photos)
+    breeds = json.loads((tmp_path / "0" / "report" / "comparison.json").read_text())["breeds"]
+    assert sorted(breeds) == sorted(path.name for path in REAL[0].iterdir())
+    assert sum(scores) / len(scores) >= 0.55, scores

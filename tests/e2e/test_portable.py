@@ -1,0 +1,68 @@
+"""The Beam components through Beam's portable job server, workers in processes of their own, as on Flink."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import SMALL, run_pipeline
+
+
+@contextlib.contextmanager
+def service(module: str, *arguments: str, port: int):
+    """A server of Beam's, until the test is over; ready when its port answers."""
+    # Beam starts its workers as plain `python`.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert process.poll() is None, f"{module} ended"
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
+                break
+            time.sleep(0.2)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_the_pipeline_runs_through_a_portable_job_server(small, tmp_path):
+    jobs, workers = free_port(), free_port()
+    options = [
+        f"--job_endpoint=localhost:{jobs}",
+        "--environment_type=EXTERNAL",
+        f"--environment_config=localhost:{workers}",
+        "--sdk_container_image=local",
+    ]
+    runners = "apache_beam.runners"
+    with (
+        service(f"{runners}.portability.local_job_service_main", f"--port={jobs}", port=jobs),
+        service(f"{runners}.worker.worker_pool_main", f"--service_port={workers}", port=workers),
+    ):
+        settings = ("beam.runner=portable", f"beam.options={json.dumps(options)}")
+        run = run_pipeline(small.photos, tmp_path, *SMALL, *settings)
+    assert run.process.returncode == 0, run.process.stdout + run.process.stderr
+    ours, theirs = (
+        json.loads((r.artifact("ImageExampleGen", "report") / "report.json").read_text()) for r in (run, small)
+    )
+    assert ours == theirs
+    assert accuracy(run) == pytest.approx(accuracy(small))
+
+
+def accuracy(run) -> float:
+    folder = run.artifact("Evaluator-gate", "evaluation")
+    return json.loads((folder / "metrics.json").read_text())["overall"]["accuracy"]

@@ -1,0 +1,140 @@
+"""The `catbreeds` command as a person meets it: quick help, exit codes, messages without tracebacks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import load
+
+COMMAND = Path(sys.executable).with_name("catbreeds")
+
+
+@pytest.fixture
+def catbreeds(tmp_path):
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CATBREEDS_")}
+        return subprocess.run(
+            [COMMAND, *arguments],
+            cwd=tmp_path,
+            env={**environment, "COLUMNS": "200", "NO_COLOR": "1", **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    return call
+
+
+def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "--print-config"]])
+def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
+    code = (
+        "import sys\nfrom pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code\n"
+        "print('LOADED', *sorted({'tensorflow', 'keras', 'tfx', 'apache_beam', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+    assert len(done.stdout.splitlines()) > 10
+
+
+def test_help_names_every_command(catbreeds):
+    done = catbreeds("--help")
+    assert done.returncode == 0
+    for command in ("run", "predict", "sample-data", "compile"):
+        assert f" {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--set", "tuner.max_epochz=3"], ["catbreeds: tuner.max_epochz: no such setting", "max_epochs"]),
+        (["--set", "tuner.max_epochs=0"], ["catbreeds: tuner.max_epochs:", "at least 2 and at most 1000"]),
+        (["--set", "tuner.max_epochs"], ["write --set key=value"]),
+        (["--profile", "huge"], ["profile 'huge': no such profile or file; there are demo, standard"]),
+        (["--profile", "demo", "--set", "image_size=64"], ["image_size: xception needs at least 71 pixels"]),
+        (["--epochs", "3"], ["No such option"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_words(catbreeds, arguments, parts, tmp_path):
+    assert_refused(catbreeds("run", "--data", str(tmp_path), *arguments), *parts)
+
+
+def test_a_wrong_environment_variable_is_refused_in_words(catbreeds):
+    assert_refused(catbreeds("run", CATBREEDS_GATE__MARGIN="2"), "catbreeds: gate.margin:", "at most 1")
+
+
+def test_a_run_without_photos_says_how_to_name_them(catbreeds):
+    assert_refused(catbreeds("run", "--profile", "demo"), "no photos: say --data FOLDER")
+
+
+def test_a_run_on_a_missing_folder_names_it_and_writes_nothing(catbreeds, tmp_path):
+    done = catbreeds("run", "--profile", "demo", "--data", "nowhere", "--workdir", "work")
+    assert_refused(done, "data: nowhere: no such folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(catbreeds, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "work").mkdir()
+    with FileLock(tmp_path / "work" / ".run.lock"):
+        done = catbreeds("run", "--profile", "demo", "--data", "photos", "--workdir", "work")
+    assert_refused(done, "work: another run is at work there")
+
+
+def test_the_settings_that_are_shown_load_again(catbreeds, tmp_path):
+    options = ["--profile", "demo", "--set", "tuner.units=[0, 7]", "--data", "some photos", "--workdir", "größe"]
+    done = catbreeds("run", *options, "--print-config", CATBREEDS_SEED="5")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(done.stdout, encoding="utf-8")
+    overrides = ["tuner.units=[0, 7]", "data=some photos", "workdir=größe", "seed=5"]
+    assert load(str(shown)) == load("demo", overrides)
+    assert catbreeds("run", "--profile", "shown.yaml", "--print-config").stdout == done.stdout
+
+
+def test_the_options_are_the_last_word(catbreeds):
+    done = catbreeds("run", "--data", "b", "--set", "data=a", "--print-config", CATBREEDS_DATA="c")
+    assert "\ndata: b\n" in done.stdout
+
+
+def test_a_folder_may_be_named_by_a_year(catbreeds):
+    assert "\ndata: '2024'\n" in catbreeds("run", "--data", "2024", "--print-config").stdout
+
+
+def test_a_prediction_before_the_first_run_says_what_to_do(catbreeds, tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(b"")
+    assert_refused(catbreeds("predict", "cat.jpg"), "no model is in service there", "catbreeds run")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"text", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"), (None, "No such file")]
+)
+def test_a_prediction_for_what_is_no_photo_names_the_file(catbreeds, tmp_path, content, reason):
+    record = tmp_path / "runs" / "serving" / "catbreeds" / "1" / "assets.extra" / "catbreeds.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    if content is not None:
+        (tmp_path / "cat.jpg").write_bytes(content)
+    assert_refused(catbreeds("predict", "cat.jpg"), "catbreeds: cat.jpg: ", reason)
+
+
+def test_sample_data_writes_as_many_photos_as_asked_and_refuses_what_it_cannot_draw(catbreeds, tmp_path):
+    done = catbreeds("sample-data", "photos", "--breeds", "2", "--photos", "1")
+    assert done.returncode == 0
+    assert done.stdout == "2 photos of 2 imaginary breeds in photos\n"
+    assert len(list(tmp_path.glob("photos/*/*.jpg"))) == 2
+    assert_refused(catbreeds("sample-data", "photos", "--breeds", "1"), "breeds must be 2 to")

@@ -1,0 +1,220 @@
+"""Settings: what is impossible is refused with its key and what is allowed, and the later source wins."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import Settings, SettingsError, load, profiles, to_yaml
+
+
+def refusal(*overrides: str, profile: str = "demo", environment: dict[str, str] | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(profile, overrides, environment)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", profiles())
+def test_every_profile_loads_and_survives_a_round_trip(name, tmp_path):
+    settings = load(name)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(settings))
+    assert load(str(copy)) == settings
+
+
+def test_the_yaml_of_changed_settings_holds_every_key_and_reads_back(tmp_path):
+    settings = load(
+        "demo",
+        [
+            "tuner.learning_rate=[1e-7, 1e-5]",
+            "data=/photos/größe 😺",
+            "beam.options=['--a=b: c']",
+            "tuner.units=[0, 7]",
+        ],
+    )
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(settings), encoding="utf-8")
+    assert load(str(copy)) == settings != load("demo")
+    for key in Settings.model_fields:
+        assert f"{key}:" in copy.read_text(encoding="utf-8")
+
+
+def test_standard_is_the_job_of_the_seed_project():
+    settings = load("standard")
+    assert settings.backbones == ("xception", "resnet50", "efficientnetb7")
+    assert settings.weights == "imagenet"
+    assert settings.image_size == 224
+    assert {10, 50, 100} <= set(settings.tuner.units)
+    assert settings.tuner.dropout == (0.2, 0.5, 0.8)
+    assert settings.tuner.learning_rate == (1e-4, 1e-1)
+    assert settings.tuner.max_epochs == 10
+    assert settings.tuner.factor == 3
+
+
+def test_demo_needs_no_download():
+    assert load("demo").weights == "random"
+
+
+@pytest.mark.parametrize(
+    ("override", "names", "offered"),
+    [
+        ("epochs=3", "epochs: no such setting", "trainer"),
+        ("tuner.max_epochz=3", "tuner.max_epochz: no such setting", "max_epochs"),
+        ("gate.min_acuracy=1", "gate.min_acuracy: no such setting", "min_accuracy"),
+        ("tunr.max_epochs=3", "tunr: no such setting", "tuner"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_path_and_the_ones_there_are(override, names, offered):
+    message = refusal(override)
+    assert message.startswith(names)
+    assert offered in message.partition("there are ")[2].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("override", "start", "allowed"),
+    [
+        ("image_size=2000", "image_size:", "at least 32 and at most 1024"),
+        ("image_size=7", "image_size:", "at least 32 and at most 1024"),
+        ("image_size=wide", "image_size:", "at least 32 and at most 1024"),
+        ("image_size=80.5", "image_size:", "at least 32 and at most 1024"),
+        ("tuner.max_epochs=1", "tuner.max_epochs:", "at least 2 and at most 1000"),
+        ("split.train=1", "split.train:", "above 0 and below 1"),
+        ("gate.margin=-0.1", "gate.margin:", "at least 0 and at most 1"),
+        ("gate.margin=nan", "gate.margin:", "at least 0 and at most 1"),
+        ("ingest.max_bad_share=1.5", "ingest.max_bad_share:", "at least 0 and at most 1"),
+        ("trainer.batch_size=0", "trainer.batch_size:", "at least 1"),
+        ("seed=-1", "seed:", "at least 0"),
+        ("tuner.units=[-1, 10]", "tuner.units.0:", "greater than or equal to 0"),
+        ("tuner.dropout=[0.5, 1]", "tuner.dropout.1:", "less than 1"),
+        ("tuner.units=[]", "tuner.units:", "at least 1 item"),
+        ("tuner.learning_rate=[0.1, 0.001]", "tuner.learning_rate:", "the lowest must be below the highest"),
+        ("tuner.learning_rate=[0, 1]", "tuner.learning_rate.0:", "greater than 0"),
+        ("tuner.objective=val_f1", "tuner.objective:", "'val_loss' or 'val_accuracy'"),
+        ("gate.policy=best", "gate.policy:", "'not_worse', 'better' or 'significantly_better'"),
+        ("beam.runner=spark", "beam.runner:", "'direct', 'portable', 'flink' or 'dataflow'"),
+        ("backbones=[vgg16]", "backbones.0:", "'xception', 'resnet50' or 'efficientnetb7'"),
+        ("backbones=[resnet50, resnet50]", "backbones:", "named twice"),
+        ("backbones=[]", "backbones:", "at least 1 item"),
+        ("model_name=My Cats", "model_name:", "^[a-z][a-z0-9-]*$"),
+        ("split.train=0.9", "split:", "train + eval + test must be 1, not 1.2"),
+    ],
+)
+def test_an_impossible_value_is_refused_with_its_key_and_what_is_allowed(override, start, allowed):
+    message = refusal(override)
+    assert message.startswith(start)
+    assert allowed in message
+    assert "\n" not in message
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    lines = refusal("seed=-1", "tuner.factor=1", "nonsense=1").splitlines()
+    assert sorted(line.partition(":")[0] for line in lines) == ["nonsense", "seed", "tuner.factor"]
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("tuner.max_epochs", "--set tuner.max_epochs: write --set key=value"),
+        ("seed=[", "'[' is not a YAML value"),
+        ("seed.train=1", "seed: Input should be a valid integer"),
+        ("weights.kind=1", "'weights' is a value, it has no keys below it"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_refused(override, part):
+    assert part in refusal(override)
+
+
+def test_the_later_source_wins(tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("weights: random\ntuner: {max_epochs: 5}\ntrainer: {epochs: 5}\ngate: {min_slice: 5}\n")
+    environment = {"CATBREEDS_TRAINER__EPOCHS": "6", "CATBREEDS_GATE__MIN_SLICE": "6", "HOME": "/root"}
+    settings = load(str(profile), ["gate.min_slice=7", "gate.min_slice=8"], environment)
+    assert (settings.tuner.max_epochs, settings.trainer.epochs, settings.gate.min_slice) == (5, 6, 8)
+    assert settings.trainer.patience == Settings().trainer.patience
+
+
+def test_an_override_leaves_the_rest_of_its_section_alone():
+    changed = load("demo", ["tuner.factor=2"])
+    assert changed.tuner.factor == 2
+    assert changed.tuner.model_dump(exclude={"factor"}) == load("demo").tuner.model_dump(exclude={"factor"})
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("tuner.units=[10, 200]", "units", (10, 200)),
+        ("tuner.dropout=[0.1]", "dropout", (0.1,)),
+        ("tuner.learning_rate=[1e-4, 1e-1]", "learning_rate", (1e-4, 1e-1)),
+        ("tuner.max_epochs=1e1", "max_epochs", 10),
+    ],
+)
+def test_lists_and_numbers_are_written_as_in_yaml_or_python(override, key, value):
+    assert getattr(load("demo", [override]).tuner, key) == value
+
+
+def test_backbones_are_a_list_too():
+    assert load("demo", ["backbones=[resnet50]"]).backbones == ("resnet50",)
+
+
+def test_a_wrong_environment_variable_is_refused_and_those_of_other_programs_are_not_read():
+    assert refusal(environment={"CATBREEDS_TUNER__MAX_EPOCHZ": "3"}).startswith("tuner.max_epochz: no such setting")
+    environment = {"CATBREEDS_GATEWAY_PORT": "8080", "CATBREEDS_TEST_IMAGE": "x", "OTHER_SEED": "5"}
+    assert load("demo", environment=environment) == load("demo")
+
+
+def test_random_weights_and_a_weights_folder_exclude_each_other():
+    assert refusal("weights_dir=/w").startswith("weights_dir: holds ImageNet weights, but weights=random")
+    assert load("demo", ["weights_dir=/w", "weights=imagenet"]).weights_dir == "/w"
+
+
+def test_photos_too_small_for_xception_are_refused_unless_it_is_left_out():
+    assert refusal("image_size=70") == "image_size: xception needs at least 71 pixels"
+    assert load("demo", ["image_size=71"]).image_size == 71
+    assert load("demo", ["image_size=32", "backbones=[resnet50, efficientnetb7]"]).image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("- a\n- b\n", "must be a mapping of settings, not list"),
+        ("a: [", "cannot be read"),
+        ("tuner: 5\n", "tuner: "),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_refused(text, part, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert part in refusal(profile=str(path))
+
+
+def test_a_profile_that_is_not_there_is_refused_with_those_that_are():
+    message = refusal(profile="big")
+    assert "'big'" in message
+    assert ", ".join(profiles()) in message
+
+
+def test_settings_cannot_be_changed_after_they_are_checked():
+    with pytest.raises(ValueError, match="frozen"):
+        load("demo").seed = -1
+
+
+def test_photos_come_from_this_process_unless_another_runner_is_asked_for():
+    assert "--runner=FnApiRunner" in load("demo").beam.pipeline_args()
+    beam = load("demo", ["beam.runner=flink", "beam.options=['--flink_master=host:8081']"]).beam
+    assert beam.pipeline_args() == ["--runner=FlinkRunner", "--flink_master=host:8081"]
+
+
+@pytest.mark.parametrize("name", ["photos", "größe", "yes and no", "a: b"])
+def test_a_folder_may_have_any_name(name):
+    assert load("demo", options={"data": name}).data == name
+
+
+@pytest.mark.parametrize("name", ["2024", "1e5", "inf", "cats 😺"])
+def test_a_folder_may_be_named_like_a_number_or_with_an_emoji(name):
+    assert load("demo", options={"data": name}).data == name
+
+
+def test_relative_profiles_are_found_from_the_current_folder(tmp_path, monkeypatch):
+    Path(tmp_path / "mine.yaml").write_text("weights: random\nseed: 9\n")
+    monkeypatch.chdir(tmp_path)
+    assert load("mine.yaml").seed == 9

@@ -1,0 +1,68 @@
+"""The command line as tests use it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+CATBREEDS = Path(sys.executable).parent / "catbreeds"
+
+# One backbone, few trials: a run in well under a minute.
+SMALL = (
+    "backbones=[resnet50]",
+    "image_size=32",
+    "tuner.max_epochs=3",
+    "tuner.units=[0]",
+    "tuner.dropout=[0.2]",
+    "tuner.weight_decay=[0.0]",
+    "trainer.epochs=8",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A `catbreeds run` that has ended.
+
+    Attributes:
+        workdir: where it worked.
+        photos: what it learned from.
+        process: its exit code and output.
+        settings: the `--set` arguments it had.
+    """
+
+    workdir: Path
+    photos: Path
+    process: subprocess.CompletedProcess
+    settings: tuple[str, ...] = ()
+
+    @property
+    def ran(self) -> set[str]:
+        return self._nodes("run")
+
+    @property
+    def cached(self) -> set[str]:
+        return self._nodes("cached")
+
+    def _nodes(self, how: str) -> set[str]:
+        rows = [line.split("]", 1)[1].split() for line in self.process.stdout.splitlines() if line.startswith("[")]
+        return {row[0] for row in rows if row[1] == how}
+
+    def artifact(self, node_id: str, key: str) -> Path:
+        """Directory of the newest artifact that a component wrote."""
+        folder = self.workdir / "artifacts" / node_id / key
+        return max(folder.iterdir(), key=lambda path: int(path.name))
+
+
+def catbreeds(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Runs the console script."""
+    command = [str(CATBREEDS), *map(str, arguments)]
+    environment = {**os.environ, **options.pop("env", {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+def run_pipeline(photos: Path, workdir: Path, *settings: str, **options) -> Run:
+    """`catbreeds run --profile demo` with settings."""
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    process = catbreeds("run", "--profile", "demo", "--data", photos, "--workdir", workdir, *overrides, **options)
+    return Run(workdir, photos, process, settings)
