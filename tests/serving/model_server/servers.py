@@ -1,0 +1,195 @@
+"""Model servers as processes, and their clients: the official stubs, and HTTP."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.config import model_server_config_pb2
+
+# Path of a tensorflow_model_server that is tested instead of ours.
+REAL = os.environ.get("CATBREEDS_TEST_MODEL_SERVER")
+COMMAND = [REAL] if REAL else [sys.executable, "-m", "serving.model_server"]
+DEADLINE = 120  # seconds; generous, for it decides no test
+
+only_ours = pytest.mark.skipif(REAL is not None, reason="a promise of the embedded server alone")
+
+
+def eventually(condition: Callable[[], object]) -> object:
+    """What `condition` returns as soon as it is true."""
+    end = time.monotonic() + DEADLINE
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
+    """The call inside ends with that code, and a text that contains `text`."""
+    with pytest.raises(grpc.RpcError) as caught:
+        yield
+    assert caught.value.code() == code, caught.value.details()
+    assert text in caught.value.details()
+
+
+class ModelServer:
+    """A running server on ports of its own."""
+
+    def __init__(self, folder: Path, *flags: str):
+        self.port, self.rest_port = free_port(), free_port()
+        self.log = folder / f"server-{self.port}.log"
+        self.output = folder / f"server-{self.port}.out"
+        ports = [f"--port={self.port}", f"--rest_api_port={self.rest_port}"]
+        with self.log.open("wb") as log, self.output.open("wb") as output:
+            self.process = subprocess.Popen([*COMMAND, *ports, *flags], stdout=output, stderr=log)
+        eventually(self.listens)
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self.channel = grpc.insecure_channel(f"localhost:{self.port}", options)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self._configs: dict[str, model_server_config_pb2.ModelConfig] = {}
+
+    def listens(self) -> bool:
+        """Whether both ports take connections."""
+        assert self.process.poll() is None, self.log.read_text()
+        with socket.socket() as grpc_side, socket.socket() as rest_side:
+            return not (
+                grpc_side.connect_ex(("127.0.0.1", self.port)) or rest_side.connect_ex(("127.0.0.1", self.rest_port))
+            )
+
+    def stop(self) -> int:
+        """Ends the process; returns its exit code."""
+        self.channel.close()
+        self.process.send_signal(signal.SIGKILL if REAL else signal.SIGTERM)
+        return self.process.wait(DEADLINE)
+
+    def predict(self, name: str, _version: int | str | None = None, _signature: str = "", **inputs: object):
+        """Sends a PredictRequest; returns the future of its response.
+
+        Args:
+            name: of the model.
+            _version: number or label; None: the newest.
+            _signature: empty: serving_default.
+            inputs: values of inputs.
+        """
+        return self.prediction.Predict.future(predict_request(name, _version, _signature, **inputs), timeout=DEADLINE)
+
+    def added(self, name: str, version: int | str | None = None) -> float:
+        """What an Adder adds."""
+        response = self.predict(name, version, x=[0.0]).result()
+        return response.outputs["y"].float_val[0]
+
+    def metadata(self, name: str, field: str = "signature_def"):
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=[field])
+        request.model_spec.name = name
+        return self.prediction.GetModelMetadata(request, timeout=DEADLINE)
+
+    def status(self, name: str, version: int | None = None) -> dict[int, tuple[str, int, str]]:
+        """State, error code and error message by version."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = name
+        if version is not None:
+            request.model_spec.version.value = version
+        response = self.models.GetModelStatus(request, timeout=DEADLINE)
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        return {
+            told.version: (name_of(told.state), told.status.error_code, told.status.error_message)
+            for told in response.model_version_status
+        }
+
+    def states(self, name: str) -> dict[int, str]:
+        return {version: told[0] for version, told in self.status(name).items()}
+
+    def configure(self, name: str, base: Path, policy: str = "", labels: dict[str, int] | None = None) -> None:
+        """Pushes a configuration that has this model changed and the others as they were.
+
+        Args:
+            name: of the model.
+            base: its base path.
+            policy: a ServableVersionPolicy in text format.
+            labels: version by label.
+        """
+        config = model_server_config_pb2.ModelConfig(
+            name=name, base_path=str(base), model_platform="tensorflow", version_labels=labels
+        )
+        text_format.Parse(policy, config.model_version_policy)
+        self.push_configs({**self._configs, name: config})
+
+    def forget(self, name: str) -> None:
+        """Pushes a configuration without this model."""
+        self.push_configs({other: config for other, config in self._configs.items() if other != name})
+
+    def push_configs(self, configs: dict[str, model_server_config_pb2.ModelConfig]) -> None:
+        before, self._configs = self._configs, configs
+        request = model_management_pb2.ReloadConfigRequest()
+        request.config.model_config_list.config.extend(configs.values())
+        try:
+            self.models.HandleReloadConfigRequest(request, timeout=DEADLINE)
+        except grpc.RpcError:
+            self._configs = before
+            raise
+
+    def rest(self, method: str, path: str, body: object = None) -> tuple[int, object]:
+        """HTTP code and JSON of an answer; `body` is bytes, or becomes JSON."""
+        with self.connection() as connection:
+            content = body if body is None or isinstance(body, bytes) else json.dumps(body)
+            connection.request(method, path, content)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    def rest_predict(self, path: str, **body: object) -> tuple[int, object]:
+        """`path` follows /v1/models/."""
+        return self.rest("POST", f"/v1/models/{path}:predict", body)
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[http.client.HTTPConnection]:
+        with contextlib.closing(
+            http.client.HTTPConnection("localhost", self.rest_port, timeout=DEADLINE)
+        ) as connection:
+            yield connection
+
+    def metric(self, line: str) -> float:
+        """The value of a line of the metrics; 0 if it is not there."""
+        with self.connection() as connection:
+            connection.request("GET", "/monitoring/prometheus/metrics")
+            text = connection.getresponse().read().decode()
+        return next((float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line + " ")), 0.0)
+
+
+def predict_request(name: str, version: int | str | None = None, signature: str = "", **inputs: object):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    request.model_spec.signature_name = signature
+    if isinstance(version, str):
+        request.model_spec.version_label = version
+    elif version is not None:
+        request.model_spec.version.value = version
+    for alias, value in inputs.items():
+        request.inputs[alias].CopyFrom(tf.make_tensor_proto(value))
+    return request

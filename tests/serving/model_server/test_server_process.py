@@ -1,0 +1,271 @@
+"""What the process promises: flags, files it is configured by, batching, start and end."""
+
+import json
+import signal
+import subprocess
+import threading
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.serving.model_server.servers import (
+    COMMAND,
+    DEADLINE,
+    REAL,
+    ModelServer,
+    eventually,
+    only_ours,
+    predict_request,
+    refused,
+)
+from tests.serving.model_server.toys import jpeg, push
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+
+
+@only_ours
+def test_an_unsupported_flag_is_refused_by_name(base):
+    process = start(f"--model_base_path={base}", "--ssl_config_file=tls.config")
+    assert process.returncode == 2
+    assert "--ssl_config_file" in process.stderr
+    assert "does not support it" in process.stderr
+
+
+@only_ours
+def test_an_unknown_flag_is_refused_by_name(base):
+    process = start(f"--model_base_path={base}", "--enable_bathing")
+    assert process.returncode == 2
+    assert "unknown argument: --enable_bathing" in process.stderr
+
+
+@only_ours
+def test_help_lists_the_flags_without_tensorflow():
+    process = subprocess.run(
+        [COMMAND[0], "-X", "importtime", *COMMAND[1:], "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--model_config_file_poll_wait_seconds" in process.stdout
+    assert "| tensorflow" not in process.stderr
+    assert "| numpy" not in process.stderr
+
+
+@only_ours
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "--model_base_path"),
+        (["--model_base_path=/x", "--enable_batching=perhaps"], "neither true nor false"),
+        (["--model_base_path=/x", "--monitoring_config_file=/x"], "--rest_api_port"),
+        (["--model_base_path=/x", "--batching_parameters_file=/x"], "--enable_batching"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(arguments, text):
+    process = start(*arguments)
+    assert process.returncode == 2
+    assert text in process.stderr
+
+
+def test_a_server_whose_only_model_does_not_load_does_not_start(tmp_path):
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    process = start(
+        "--port=0", "--rest_api_port=1", f"--model_base_path={tmp_path / 'model'}", "--max_num_load_retries=0"
+    )
+    assert process.returncode not in (0, 2)
+    assert "did not become available" in process.stderr
+
+
+@pytest.fixture(scope="module")
+def batching(toys, monitoring, tmp_path_factory):
+    """Runs a batch when four rows are there, and only then."""
+    folder = tmp_path_factory.mktemp("batching")
+    parameters = folder / "batching.config"
+    parameters.write_text(
+        "max_batch_size { value: 4 } batch_timeout_micros { value: 100000000 }"
+        " num_batch_threads { value: 2 } max_enqueued_batches { value: 2 }"
+    )
+    server = ModelServer(
+        folder,
+        "--model_name=toys",
+        f"--model_base_path={toys}",
+        "--enable_batching",
+        f"--batching_parameters_file={parameters}",
+        "--rest_api_timeout_in_ms=2000",
+        monitoring,
+    )
+    yield server
+    server.stop()
+
+
+def test_concurrent_requests_run_as_one_batch(batching):
+    requests = [batching.predict("toys", _signature="measure", image_bytes=[jpeg(rows)]) for rows in (5, 6, 7, 8)]
+    outputs = [request.result().outputs for request in requests]
+    assert [list(output["height"].int_val) for output in outputs] == [[5], [6], [7], [8]]
+    assert [list(output["rows"].int_val) for output in outputs] == [[4]] * 4
+
+
+def test_a_batch_joins_requests_of_many_rows(batching):
+    requests = [batching.predict("toys", x=[1.0, 2.0, 3.0]), batching.predict("toys", x=[4.0])]
+    assert [list(request.result().outputs["y"].float_val) for request in requests] == [[8.0, 9.0, 10.0], [11.0]]
+
+
+def test_one_undecodable_photo_fails_its_whole_batch(batching):
+    photos = [jpeg(5), jpeg(6), jpeg(7), b"no photo"]
+    for request in [batching.predict("toys", _signature="measure", image_bytes=[photo]) for photo in photos]:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "Unknown image file format."):
+            request.result()
+
+
+def test_a_request_larger_than_a_batch_is_an_invalid_argument(batching):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "Task size 5 is larger than maximum input batch size 4"):
+        batching.predict("toys", x=[1.0] * 5).result()
+
+
+def test_an_output_filter_is_kept_to_while_batching(batching):
+    request = predict_request("toys", x=[1.0])
+    request.output_filter.append("version")
+    assert list(batching.prediction.Predict(request, timeout=DEADLINE).outputs) == ["version"]
+
+
+def test_a_batch_that_is_not_full_is_late(batching):
+    code, answer = batching.rest_predict("toys", signature_name="spell", instances=["late"])
+    assert (code, answer["error"]) == (504, "Timed out waiting for notification")
+
+
+def test_prometheus_has_the_sizes_of_batches(batching):
+    line = ":tensorflow:serving:batching:processed_batch_size_sum{}"
+    before = batching.metric(line)
+    batching.predict("toys", x=[1.0] * 4).result()
+    # A request that an earlier test gave up may end only now.
+    assert before + 4 <= batching.metric(line) < before + 8
+
+
+def models_config(base: Path, rest: str) -> str:
+    return f"""# as a volume would bring it
+        model_config_list {{
+          config {{ name: "cats" base_path: "{base}" model_platform: "tensorflow" {rest} }}
+        }}"""
+
+
+@pytest.fixture(scope="module")
+def polling(adders, tmp_path_factory):
+    """Reads its configuration file each second; starts with version 1 of two."""
+    folder = tmp_path_factory.mktemp("polling")
+    push(adders / "1", folder / "model", 1)
+    push(adders / "2", folder / "model", 2)
+    config = folder / "models.config"
+
+    def configure(rest: str) -> None:
+        staged = folder / "staged.config"
+        staged.write_text(models_config(folder / "model", rest))
+        staged.rename(config)
+
+    configure("model_version_policy { specific { versions: 1 } }")
+    server = ModelServer(
+        folder,
+        "--model_config_file",
+        str(config),
+        "--model_config_file_poll_wait_seconds",
+        "1",
+        "--enable_batching=false",
+    )
+    server.configure_by_file, server.config = configure, config
+    yield server
+    server.stop()
+
+
+def test_a_changed_configuration_file_is_applied(polling):
+    for version in (2, 1):
+        polling.configure_by_file(f"model_version_policy {{ specific {{ versions: {version} }} }}")
+        eventually(lambda version=version: polling.added("cats") == version)
+
+
+def test_a_damaged_configuration_file_changes_nothing(polling):
+    polling.configure_by_file("model_version_policy {")
+    eventually(lambda: "not applied" in polling.log.read_text() or REAL)
+    assert polling.added("cats") == 1
+
+
+def test_a_label_in_the_file_moves_when_its_version_serves(polling):
+    polling.configure_by_file('model_version_policy { all {} } version_labels { key: "canary" value: 2 }')
+
+    def moved():
+        try:
+            return polling.added("cats", "canary") == 2
+        except grpc.RpcError:  # not yet
+            return False
+
+    eventually(moved)
+
+
+def test_metrics_are_served_only_if_asked_for(polling):
+    with polling.connection() as connection:
+        connection.request("GET", "/monitoring/prometheus/metrics")
+        assert connection.getresponse().status == 404
+
+
+def test_health_is_answered_only_if_asked_for(polling):
+    with refused(grpc.StatusCode.UNIMPLEMENTED):
+        polling.channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=DEADLINE)
+
+
+def test_nothing_is_written_to_standard_output(polling):
+    polling.added("cats")
+    assert polling.output.read_bytes() == b""
+
+
+@only_ours
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_requests_in_flight_get_their_answers_before_a_stopped_server_ends(toys, tmp_path, number):
+    server = ModelServer(tmp_path, "--model_name=toys", f"--model_base_path={toys}", "--rest_api_timeout_in_ms=100000")
+    stopped = threading.Event()
+
+    def client() -> grpc.StatusCode:
+        """Sends requests until one is refused."""
+        while True:
+            try:
+                server.predict("toys", x=[1.0]).result()
+            except grpc.RpcError as error:
+                assert stopped.is_set()
+                return error.code()
+
+    with futures.ThreadPoolExecutor(4) as clients, server.connection() as busy, server.connection() as idle:
+        try:
+            go_on = tmp_path / "go on"
+            slow = [server.predict("toys", _signature="wait", file=str(go_on)) for _ in range(2)]
+            body = json.dumps({"signature_name": "wait", "inputs": str(go_on)})
+            busy.request("POST", "/v1/models/toys:predict", body)
+            idle.request("GET", "/v1/models/toys")
+            assert idle.getresponse().read()  # and stays open
+            assert server.states("toys") == {7: "AVAILABLE"}  # so the slow requests have arrived
+            loaded = [clients.submit(client) for _ in range(4)]
+            stopped.set()
+            server.process.send_signal(number)
+            eventually(lambda: not server.listens())
+            go_on.touch()
+            assert [request.result().model_spec.version.value for request in slow] == [7, 7]
+            response = busy.getresponse()
+            assert response.status == 200
+            assert "outputs" in json.loads(response.read())
+            assert {future.result() for future in loaded} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            assert server.process.wait(DEADLINE) == 0
+        finally:
+            server.process.kill()  # or the clients would never end
+    server.channel.close()
+
+
+@only_ours
+def test_a_server_that_waits_for_a_model_can_be_stopped(tmp_path):
+    (tmp_path / "empty").mkdir()
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [*COMMAND, "--port=0", "--rest_api_port=1", f"--model_base_path={tmp_path / 'empty'}"], stderr=stderr
+        )
+    eventually(lambda: "No versions of servable default found" in log.read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE) == 0

@@ -1,0 +1,259 @@
+"""What the server promises about versions: policies, labels, polling, loading before unloading."""
+
+import random
+import shutil
+import threading
+from concurrent import futures
+
+import grpc
+import pytest
+
+from tests.serving.model_server.servers import eventually, refused
+from tests.serving.model_server.toys import add_warmup, push
+
+ALL = "all {}"
+
+
+@pytest.fixture
+def name(server, request):
+    """A name for a model of the test alone."""
+    yield request.node.name
+    if request.node.name in server._configs:
+        server.forget(request.node.name)
+
+
+def available(server, name) -> set[int]:
+    return {version for version, state in server.states(name).items() if state == "AVAILABLE"}
+
+
+def test_the_newest_version_serves_alone_by_default(server, name, base, adders):
+    push(adders / "2", base, 2)
+    server.configure(name, base)
+    assert server.added(name) == 2
+    assert available(server, name) == {2}
+
+
+def test_latest_keeps_as_many_versions_as_it_says(server, name, base, adders):
+    for version in (2, 3):
+        push(adders / str(version), base, version)
+    server.configure(name, base, "latest { num_versions: 2 }")
+    eventually(lambda: available(server, name) == {2, 3})
+
+
+def test_specific_serves_what_it_lists(server, name, base, adders):
+    for version in (2, 3):
+        push(adders / str(version), base, version)
+    server.configure(name, base, "specific { versions: 1 versions: 2 }")
+    eventually(lambda: available(server, name) == {1, 2})
+    assert (server.added(name), server.added(name, 1)) == (2, 1)
+
+
+def test_all_serves_every_version(server, name, base, adders):
+    for version in (2, 30):
+        push(adders / str(version % 28), base, version)
+    server.configure(name, base, ALL)
+    eventually(lambda: available(server, name) == {1, 2, 30})
+    assert server.added(name) == 2  # what 30 adds: versions are numbers, not text
+
+
+def test_a_policy_changes_without_a_restart(server, name, base, adders):
+    push(adders / "2", base, 2)
+    server.configure(name, base)
+    server.configure(name, base, "specific { versions: 1 }")
+    eventually(lambda: available(server, name) == {1})
+    assert server.states(name)[2] == "END"
+
+
+def test_a_version_that_ended_serves_again(server, name, base, adders):
+    push(adders / "2", base, 2)
+    for version in (1, 2, 1):
+        server.configure(name, base, f"specific {{ versions: {version} }}")
+        eventually(lambda version=version: available(server, name) == {version})
+        assert server.added(name) == version
+
+
+def test_a_pushed_version_is_found_and_replaces_the_old_one(server, name, base, adders):
+    server.configure(name, base)
+    push(adders / "2", base, 2)
+    eventually(lambda: server.states(name) == {1: "END", 2: "AVAILABLE"})
+    assert server.added(name) == 2
+
+
+def test_a_version_that_is_removed_stops_serving(server, name, base, adders):
+    push(adders / "2", base, 2)
+    server.configure(name, base)
+    shutil.rmtree(base / "2")
+    eventually(lambda: available(server, name) == {1})
+    assert server.added(name) == 1
+
+
+def test_a_model_that_is_no_longer_listed_is_not_found(server, name, base):
+    server.configure(name, base)
+    server.forget(name)
+    eventually(lambda: not available(server, name))
+    with refused(grpc.StatusCode.NOT_FOUND):
+        server.added(name)
+
+
+def test_a_new_version_is_loaded_before_the_old_one_is_unloaded(server, name, base, adders):
+    server.configure(name, base)
+    seen: list[set[int]] = []
+    push(adders / "2", base, 2)
+    while 2 not in (seen[-1] if seen else set()):
+        seen.append(available(server, name))
+        assert seen[-1], "nothing served for a moment"
+    eventually(lambda: available(server, name) == {2})
+
+
+def test_a_version_in_use_is_unloaded_when_its_request_has_its_answer(server, name, toys, tmp_path, adders):
+    push(toys / "7", tmp_path / "model", 7)
+    server.configure(name, tmp_path / "model")
+    slow = server.predict(name, _signature="wait", file=str(tmp_path / "go on"))
+    assert server.states(name) == {7: "AVAILABLE"}  # so the slow request has arrived
+    push(adders / "8", tmp_path / "model", 8)
+    eventually(lambda: server.states(name).get(8) == "AVAILABLE")
+    eventually(lambda: server.states(name)[7] == "UNLOADING")
+    (tmp_path / "go on").touch()
+    assert slow.result().model_spec.version.value == 7
+    eventually(lambda: server.states(name)[7] == "END")
+
+
+def test_a_half_copied_version_is_not_looked_at(server, name, base, adders):
+    for folder in (".2.staged", "2.tmp", "v2", "-2", "２"):
+        shutil.copytree(adders / "2", base / folder)
+    server.configure(name, base, ALL)
+    push(adders / "3", base, 3)
+    eventually(lambda: available(server, name) == {1, 3})
+    assert server.states(name).keys() == {1, 3}
+
+
+@pytest.mark.parametrize("damage", ["no graph", "broken graph", "no weights", "broken weights", "wrong warmup"])
+def test_a_version_that_does_not_load_tells_why_and_the_old_one_serves_on(server, base, adders, damage):
+    name = damage.replace(" ", "_")
+    server.configure(name, base)
+    broken = base.parent / "broken"
+    shutil.copytree(adders / "2", broken)
+    weights = next((broken / "variables").glob("variables.data*"))
+    match damage:
+        case "no graph":
+            (broken / "saved_model.pb").unlink()
+        case "broken graph":
+            (broken / "saved_model.pb").write_bytes(b"\xff" * 100)
+        case "no weights":
+            weights.unlink()
+        case "broken weights":
+            weights.write_bytes(b"")
+        case "wrong warmup":
+            add_warmup(broken, "text for a number")
+    push(broken, base, 2)
+    eventually(lambda: server.states(name).get(2) == "END")
+    _, code, message = server.status(name)[2]
+    assert code
+    assert message
+    assert server.states(name)[1] == "AVAILABLE"
+    assert server.added(name) == 1
+    push(adders / "3", base, 3)
+    eventually(lambda: available(server, name) == {3})
+    server.forget(name)
+
+
+def test_a_new_model_that_does_not_load_fails_its_push_and_others_serve_on(server, name, tmp_path):
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    with refused(grpc.StatusCode.UNKNOWN, "did not become available"):
+        server.configure(name, tmp_path / "empty")
+    assert server.added("toys") == 7
+    server.push_configs(server._configs)
+
+
+def test_warmup_requests_run_before_a_version_serves(server, name, base, adders):
+    warm = base.parent / "warm"
+    shutil.copytree(adders / "2", warm)
+    add_warmup(warm, 1.0, 2.0)
+    push(warm, base, 2)
+    server.configure(name, base)
+    line = f':tensorflow:serving:model_warmup_latency_count{{model_path="{base / "2"}",status="OK"}}'
+    assert server.metric(line) == 1
+
+
+def test_a_label_means_its_version(server, name, base, adders):
+    push(adders / "2", base, 2)
+    server.configure(name, base, ALL)
+    eventually(lambda: available(server, name) == {1, 2})
+    server.configure(name, base, ALL, {"stable": 1, "canary": 2})
+    assert (server.added(name, "stable"), server.added(name, "canary")) == (1, 2)
+    code, answer = server.rest_predict(f"{name}/labels/stable", instances=[0.0])
+    assert (code, answer["predictions"][0]["version"]) == (200, 1.0)
+    code, answer = server.rest("GET", f"/v1/models/{name}/labels/stable/metadata")
+    assert (code, answer["model_spec"]["version"]) == (200, "1")
+
+
+def test_a_label_does_not_move_to_a_version_that_does_not_serve(server, name, base, adders):
+    server.configure(name, base)
+    server.configure(name, base, labels={"stable": 1})
+    expected = f"Request to assign label stable to version 2 of model {name}, which is not currently available"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, expected):
+        server.configure(name, base, labels={"stable": 2})
+    assert server.added(name, "stable") == 1
+
+
+def test_a_label_that_is_no_longer_listed_is_unknown(server, name, base):
+    server.configure(name, base)
+    server.configure(name, base, labels={"stable": 1})
+    server.configure(name, base)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: stable"):
+        server.added(name, "stable")
+
+
+def test_two_pushes_move_a_label_and_no_request_notices(server, name, base, adders):
+    push(adders / "2", base, 2)
+    server.configure(name, base, "specific { versions: 1 }")
+    server.configure(name, base, "specific { versions: 1 }", {"stable": 1})
+    moved, answers = threading.Event(), []
+
+    def client():
+        while not moved.is_set():
+            answers.append(server.added(name, "stable"))
+        return server.added(name, "stable")
+
+    with futures.ThreadPoolExecutor(4) as clients:
+        last = [clients.submit(client) for _ in range(4)]
+        eventually(lambda: answers)
+        server.configure(name, base, "specific { versions: 1 versions: 2 }", {"stable": 1})
+        eventually(lambda: available(server, name) == {1, 2})
+        server.configure(name, base, "specific { versions: 1 versions: 2 }", {"stable": 2})
+        moved.set()
+    assert [future.result() for future in last] == [2.0] * 4
+    assert set(answers) <= {1.0, 2.0}
+
+
+def test_sixteen_clients_get_no_failed_and_no_wrong_answer_while_versions_appear(server, name, base, adders):
+    server.configure(name, base)
+    finished = threading.Event()
+
+    def client(number: int) -> int:
+        """Returns the number of answers."""
+        newest, count, numbers = 0, 0, random.Random(number)
+        while not finished.is_set():
+            x = float(numbers.randrange(1000))
+            if number % 2:
+                code, answer = server.rest_predict(name, instances=[x])
+                assert code == 200, answer
+                y, version = answer["predictions"][0]["y"], answer["predictions"][0]["version"]
+            else:
+                response = server.predict(name, x=[x]).result()
+                y, version = response.outputs["y"].float_val[0], response.model_spec.version.value
+            assert y == x + version
+            assert version >= newest, "an old version answered after a newer one"
+            newest, count = version, count + 1
+        return count
+
+    with futures.ThreadPoolExecutor(16) as clients:
+        running = [clients.submit(client, number) for number in range(16)]
+        try:
+            for version in range(2, 11):
+                push(adders / str(version), base, version)
+                eventually(lambda version=version: server.states(name).get(version) == "AVAILABLE")
+        finally:
+            finished.set()
+    assert all(future.result() for future in running)
+    eventually(lambda: available(server, name) == {10})
