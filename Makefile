@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CATBREEDS := $(BIN)/catbreeds
-LOCK := requirements/pipeline.lock
+LOCK := requirements/dev.lock
 SHIM := requirements/tfx_bsl_sql_shim
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
@@ -52,9 +52,13 @@ lint: setup ## style and formatting
 compile: setup ## compile the graph of each profile, without running it
 	$(CATBREEDS) compile
 
-lock: setup ## resolve requirements/pipeline.in anew
-	$(BIN)/uv pip compile requirements/pipeline.in --override requirements/overrides.txt --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --quiet -o $(LOCK)
+# The images' environments hold the same versions as the one that was tested.
+COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --custom-compile-command 'make lock' --quiet
+lock: setup ## resolve requirements/*.in anew
+	$(COMPILE) requirements/dev.in -o $(LOCK)
+	for image in pipeline gateway page; do \
+	  $(COMPILE) -c $(LOCK) requirements/$$image.in -o requirements/$$image.lock || exit 1; done
 
 clean: ## remove what was built and run, but not .venv
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache
