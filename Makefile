@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint compile lock clean
+.PHONY: help setup demo test test-slow docs lint compile lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ test: setup ## all tests but the slow ones
 
 test-slow: setup ## the tests that take minutes each
 	$(BIN)/pytest -m slow
+
+docs: setup ## write the references of settings and commands from the code
+	$(BIN)/python docs/reference.py
 
 lint: setup ## style and formatting
 	$(BIN)/ruff check .

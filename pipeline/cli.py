@@ -151,7 +151,8 @@ def report(
 def schema_update(
     data: Annotated[str, typer.Option(help="Folder or archive of photos, one folder a breed.")],
     schema: Annotated[
-        Path | None, typer.Option(help="Folder of the schema.  [default: photos_schema, or schemas/<name of the data>]")
+        Path | None,
+        typer.Option(help="Folder of the schema.", show_default="photos_schema, or schemas/<name of the data>"),
     ] = None,
     profile: ProfileOption = "standard",
     workdir: WorkdirOption = None,
@@ -167,7 +168,7 @@ def schema_update(
 
 @app.command("compile")
 def compile_(
-    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.  [default: all]")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.", show_default="all")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the compiled graphs.")] = Path("build"),
 ) -> None:
     """Compile the graph of a profile to TFX's intermediate representation, without running it."""
