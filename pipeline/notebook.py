@@ -34,7 +34,7 @@ def photo_grid(photos: Iterable[tuple[bytes, str]], columns: int = 6) -> HTML:
     """
     figure = Markup(
         '<figure style="margin:0"><img src="{}" style="height:7.5rem;max-width:10rem;object-fit:contain">'
-        '<figcaption style="font-size:.8rem;line-height:1.3;white-space:pre-wrap;overflow-wrap:anywhere">{}</figcaption>'
+        '<figcaption style="font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere">{}</figcaption>'
         "</figure>"
     )
     parts = (figure.format(_data_url(content), caption) for content, caption in photos)
