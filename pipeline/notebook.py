@@ -1,7 +1,5 @@
 """How notebooks show things: photos in a grid, charts of the report side by side, plots in the report's style."""
 
-import base64
-import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +7,10 @@ from pathlib import Path
 import matplotlib
 from IPython.display import HTML
 from markupsafe import Markup
-from PIL import Image
 
 from components.charts import STYLE
+from components.photo_examples import thumbnail
 from pipeline.console import noise_to
-
-_SIDE = 160  # pixels, the longest side of a photo in a grid
 
 
 def set_up() -> None:
@@ -37,7 +33,7 @@ def photo_grid(photos: Iterable[tuple[bytes, str]], columns: int = 6) -> HTML:
         '<figcaption style="font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere">{}</figcaption>'
         "</figure>"
     )
-    parts = (figure.format(_data_url(content), caption) for content, caption in photos)
+    parts = (figure.format(thumbnail(content), caption) for content, caption in photos)
     return _laid_out(f"display:grid;grid-template-columns:repeat({columns},10rem);gap:1rem", parts)
 
 
@@ -49,11 +45,3 @@ def side_by_side(charts: Iterable[tuple[str, Markup]]) -> HTML:
 
 def _laid_out(style: str, parts: Iterable[Markup]) -> HTML:
     return HTML(Markup('<div style="{}">{}</div>').format(style, Markup("").join(parts)))
-
-
-def _data_url(content: bytes) -> str:
-    image = Image.open(io.BytesIO(content)).convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
