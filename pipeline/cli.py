@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_models
+from pipeline import cli_data, cli_models
 from pipeline.cli_common import (
     Exit,
     JsonOption,
@@ -36,6 +36,7 @@ schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=Tru
 app.add_typer(schema_app, name="schema")
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_data.app, name="data")
 
 
 def main() -> None:
@@ -151,7 +152,8 @@ def report(
 def schema_update(
     data: Annotated[str, typer.Option(help="Folder or archive of photos, one folder a breed.")],
     schema: Annotated[
-        Path | None, typer.Option(help="Folder of the schema.  [default: photos_schema, or schemas/<name of the data>]")
+        Path | None,
+        typer.Option(help="Folder of the schema.", show_default="photos_schema, or schemas/<name of the data>"),
     ] = None,
     profile: ProfileOption = "standard",
     workdir: WorkdirOption = None,
@@ -167,7 +169,7 @@ def schema_update(
 
 @app.command("compile")
 def compile_(
-    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.  [default: all]")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.", show_default="all")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the compiled graphs.")] = Path("build"),
 ) -> None:
     """Compile the graph of a profile to TFX's intermediate representation, without running it."""
