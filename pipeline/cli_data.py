@@ -60,7 +60,7 @@ def oxford(
     ] = None,
     tries: TriesOption = 5,
 ) -> None:
-    """Fetch the cats of Oxford-IIIT Pet: 12 breeds, 2,371 photos; downloads 811 MB, keeps about a third of it."""
+    """Fetch the cats of Oxford-IIIT Pet: 12 breeds, about 2,400 photos; downloads 811 MB, keeps about a third of it."""
     from pipeline import datasets
 
     checksums = dict(datasets.OXFORD_MD5)

@@ -193,9 +193,9 @@ def _oxford_cats(archive: Path, out: Path, view: TransferView) -> dict[str, str]
     """Name of each photo of a cat -> breed, from the list in the annotations."""
     name = "annotations/list.txt"
     content = dict(_members(archive, out, {name}, view)).get(name, b"").decode(errors="replace")
-    lines = [_OXFORD_LINE.fullmatch(line.strip()) for line in content.splitlines() if not line.startswith("#")]
-    cats = {line["photo"]: line["breed"].replace("_", " ") for line in lines if line and line["species"] == "1"}
-    if not cats or None in lines:
+    lines = filter(None, map(_OXFORD_LINE.fullmatch, map(str.strip, content.splitlines())))
+    cats = {line["photo"]: line["breed"].replace("_", " ") for line in lines if line["species"] == "1"}
+    if not cats:
         raise DatasetError(f"{archive}: its {name} is not the list of photos that was expected")
     return cats
 

@@ -186,19 +186,32 @@ def test_a_line_that_breaks_again_and_again_costs_no_byte_twice(oxford, server):
 
 
 @pytest.mark.parametrize(
-    "answers",
+    ("answers", "fetched_anew"),
     [
-        [status(503), cut_after(30_000), another_range, cut_after(0), status(429), cut_after(40_000), range_ignored],
-        [cut_after(30_000), corrupted],
-        [said_longer],
-        [said_shorter],
+        (
+            [
+                status(503),
+                cut_after(30_000),
+                another_range,
+                cut_after(0),
+                status(429),
+                cut_after(40_000),
+                range_ignored,
+            ],
+            False,
+        ),
+        ([said_longer], False),
+        ([cut_after(30_000), corrupted], True),
+        ([said_shorter], True),
     ],
-    ids=["cut and refused", "corrupted", "said longer", "said shorter"],
+    ids=["cut and refused", "said longer", "corrupted", "said shorter"],
 )
-def test_what_goes_wrong_once_is_made_good(oxford, server, answers):
+def test_what_goes_wrong_once_is_made_good(oxford, server, answers, fetched_anew):
     server.answers[IMAGES] = [*answers]
-    assert_laid(oxford(), oxford.out)
+    done = oxford()
+    assert_laid(done, oxford.out)
     assert server.answers[IMAGES] == []
+    assert ("came damaged" in done.stderr) == fetched_anew
 
 
 @pytest.mark.parametrize(
