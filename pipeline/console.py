@@ -19,11 +19,17 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 from components import progress
 
 if TYPE_CHECKING:
     from pipeline.local_runner import NodeRun
+
+
+def _whole() -> Column:
+    """A column of numbers; where the terminal is narrow the bar beside it gives way."""
+    return Column(no_wrap=True)
 
 
 def console_on(stream: TextIO) -> Console:
@@ -59,9 +65,9 @@ class RunView:
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=_whole()),
             TextColumn("{task.fields[what]}"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=_whole()),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -112,8 +118,8 @@ class TransferView:
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            DownloadColumn(table_column=_whole()),
+            TransferSpeedColumn(table_column=_whole()),
             console=console,
             transient=True,
             disable=not console.is_terminal,

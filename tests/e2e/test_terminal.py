@@ -86,6 +86,7 @@ def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_aw
     assert f"{first}: another run is at work there; wait for it or take another --workdir" in third.stderr
     assert (code, beside.returncode) == (0, 0), output + plain
     assert not COLOUR.search(output)
+    assert "…" not in output
     assert "\x1b" not in plain
     for workdir in (first, second):
         shown = catbreeds("models", "--workdir", workdir)

@@ -14,7 +14,13 @@ from tests.pipeline.flaky_server import serving, status
 from tests.running import CATBREEDS, on_terminal
 
 # What the test machine has, or may have by chance, is switched off.
-ALONE = {"https_proxy": "http://127.0.0.1:9", "KUBECONFIG": "/dev/null", "KF_PIPELINES_ENDPOINT": "", "no_proxy": "*.1"}
+ALONE = {
+    "https_proxy": "http://127.0.0.1:9",
+    "http_proxy": "",
+    "no_proxy": "",
+    "KUBECONFIG": "/dev/null",
+    "KF_PIPELINES_ENDPOINT": "",
+}
 DEMO = ("--profile", "demo")
 
 
