@@ -21,6 +21,7 @@ setup(
         "httpx",
         "imagehash",
         "jinja2",
+        "kagglehub>=1,<2",
         "matplotlib",
         "ml-metadata",
         "pillow",

@@ -11,7 +11,7 @@ from pipeline.settings import Settings, SettingsError, load, profiles
 
 ProfileOption = Annotated[str, typer.Option(help=f"{' or '.join(profiles())}, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting.")]
-WorkdirOption = Annotated[str | None, typer.Option(help="Everything a run writes lies below it.  [default: runs]")]
+WorkdirOption = Annotated[str | None, typer.Option(help="Everything a run writes lies below it.", show_default="runs")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 

@@ -116,7 +116,7 @@ def lineage(
 
 @app.command()
 def gate(
-    run: Annotated[str | None, typer.Option(help="Id of the run.  [default: the last one]")] = None,
+    run: Annotated[str | None, typer.Option(help="Id of the run.", show_default="the last one")] = None,
     policy: Annotated[str | None, typer.Option(help="not_worse, better or significantly_better.")] = None,
     rules: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another rule: gate.margin=0.05.")
