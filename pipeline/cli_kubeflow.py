@@ -47,8 +47,9 @@ UiOption = Annotated[
     str | None, typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the UI, for links. Default: the host.")
 ]
 DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
-# Tasks of the pipeline: the second is skipped when the first refuses.
-_GATE, _PUSH = "ModelGate", "Pusher"
+# Tasks of the pipeline: the server skips the second when the first refuses.
+_GATE, _ADMITTED = "ModelGate", "Admitted"
+_NOT_STARTED = (None, "PENDING", "RUNTIME_STATE_UNSPECIFIED")  # the last: what follows a skipped task
 _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _MOST_LOST_LOOKS = 60
 _FINAL = (401, 403, 404)  # asking again would not help
@@ -76,17 +77,17 @@ def submit(
 
     Exit code: 0 pushed or nothing new, 3 the gate refused, 2 wrong usage or no connection, 1 failure.
     """
-    from pipeline.kubeflow_client import Access, Kubeflow, KubeflowError, run_date
+    from pipeline.kubeflow_client import Access, Kubeflow, KubeflowError
 
     access = Access(host, token, cookie, ca_cert, context, namespace, ui)
     try:
         compiled = read_spec(spec)
-        date = run_date(datetime.datetime.now(datetime.UTC))
-        parameters = run_parameters(compiled, param or (), date)
+        parameters = run_parameters(compiled, param or ())
         kubeflow = Kubeflow(access)
         version = _upload(kubeflow, compiled)
         experiment_id = kubeflow.experiment(experiment or compiled.name, make=True)
-        run_id = kubeflow.start(f"{compiled.name} {date}", experiment_id, version, parameters, pipeline_root)
+        name = f"{compiled.name} {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
+        run_id = kubeflow.start(name, experiment_id, version, parameters, pipeline_root)
     except (SpecError, KubeflowError) as error:
         raise fail(error) from None
     link = kubeflow.link("runs", run_id)
@@ -197,7 +198,7 @@ def _show_changes(run: "V2beta1Run", tasks: Iterable[str], seen: dict[str, str])
     # The server also reports drivers, executors and tries, under names that no task has.
     details = [task for task in (run.run_details and run.run_details.task_details) or () if task.display_name in tasks]
     for task in sorted(details, key=lambda task: (str(task.end_time or task.create_time), task.display_name)):
-        if task.state in (None, "PENDING", seen.get(task.display_name)):
+        if task.state in (*_NOT_STARTED, seen.get(task.display_name)):
             continue
         seen[task.display_name] = task.state
         done = sum(state in _ENDED for state in seen.values())
@@ -210,7 +211,7 @@ def _show_changes(run: "V2beta1Run", tasks: Iterable[str], seen: dict[str, str])
 
 
 def _end(run: "V2beta1Run", states: dict[str, str]) -> Exit:
-    if run.state == "SUCCEEDED" and states.get(_GATE) == "SUCCEEDED" and states.get(_PUSH) == "SKIPPED":
+    if run.state == "SUCCEEDED" and states.get(_GATE) == "SUCCEEDED" and states.get(_ADMITTED) == "SKIPPED":
         print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
         return Exit.REFUSED
     print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")

@@ -66,18 +66,18 @@ def read_spec(path: Path) -> CompiledSpec:
     )
 
 
-def run_parameters(spec: CompiledSpec, given: Iterable[str], run_date: str) -> dict[str, Any]:
+def run_parameters(spec: CompiledSpec, given: Iterable[str], run_date: str | None = None) -> dict[str, Any]:
     """Parameters of a run: `key=value` pairs, checked against what the pipeline takes.
 
     Args:
         spec: the pipeline.
         given: the pairs; text as it is, numbers, true or false, lists and mappings in JSON.
-        run_date: for a parameter of that name, where the pipeline has one and no pair sets it.
+        run_date: value of the parameter of that name, where the pipeline has it and no pair sets it.
 
     Raises:
         SpecError: the pipeline has no such parameter, the value is of another type, or one that it needs is not given.
     """
-    parameters = {"run_date": run_date} if "run_date" in spec.definitions else {}
+    parameters = {"run_date": run_date} if run_date and "run_date" in spec.definitions else {}
     for pair in given:
         name, equals, text = pair.partition("=")
         if not equals:

@@ -4,7 +4,6 @@ It calls the server by its generated API. `kfp.Client` above that retries a refu
 takes a login page for an empty answer, and keeps a file in the home directory.
 """
 
-import datetime
 import http
 import json
 from collections.abc import Callable, Iterator
@@ -20,9 +19,7 @@ from pipeline.compiled_spec import CompiledSpec
 INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
 PORT_FORWARD = f"kubectl port-forward -n {INSTALLED_IN} svc/ml-pipeline-ui 8080:80"
 FORWARDED = "http://localhost:8080"
-RUN_DATE = "%Y%m%d%H%M%S"  # as the server writes [[ScheduledTime]]
-SCHEDULED_TIME = "[[ScheduledTime]]"
-ENABLED = "ENABLED"
+SCHEDULED_TIME = "[[ScheduledTime]]"  # the server puts in the UTC time as 20261130030000
 _TIMEOUTS = (10, 60)  # seconds to connect, and to wait for an answer
 _PAGE = 100
 
@@ -346,8 +343,3 @@ def _said(error: api.ApiException) -> str:
     except (ValueError, TypeError, AttributeError):
         said = ""
     return str(said).strip().partition("\n")[0] or error.reason
-
-
-def run_date(now: datetime.datetime) -> str:
-    """`now` as the server writes [[ScheduledTime]]."""
-    return now.astimezone(datetime.UTC).strftime(RUN_DATE)

@@ -13,7 +13,7 @@ from pipeline.cli import app
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
 from tests.running import CATBREEDS, catbreeds
 
-TASKS = ("DataGate", "Tuner", "ModelGate", "Pusher")
+TASKS = ("DataGate", "Tuner", "ModelGate", "Admitted")
 PARAMETERS = {
     "data": {"parameterType": "STRING", "defaultValue": "/catbreeds/photos"},
     "run_date": {"parameterType": "STRING", "defaultValue": ""},
@@ -107,8 +107,7 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
     assert only(server.versions)["pipeline_id"] == only(server.pipelines)["pipeline_id"]
     assert only(server.experiments)["display_name"] == "catbreeds"
     run = only(server.runs)
-    parameters = run["runtime_config"]["parameters"]
-    assert (parameters.pop("run_date")[:2], parameters) == ("20", {"data": "gs://cats/a=b", "min_accuracy": 1.0})
+    assert run["runtime_config"]["parameters"] == {"data": "gs://cats/a=b", "min_accuracy": 1.0}
     assert run["experiment_id"] == only(server.experiments)["experiment_id"]
 
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -117,8 +116,8 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
         "[ 0/4] DataGate running",
         "[ 1/4] DataGate succeeded 0 s",
         "[ 1/4] Tuner running",
-        "[ 2/4] ModelGate succeeded 0 s",
-        "[ 3/4] Pusher succeeded 0 s",
+        "[ 2/4] Admitted succeeded 0 s",
+        "[ 3/4] ModelGate succeeded 0 s",
         "[ 4/4] Tuner succeeded 0 s",
     ]
     assert lines[-1] == "The run succeeded."
@@ -127,8 +126,13 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
 @pytest.mark.parametrize(
     ("state", "tasks", "code", "told"),
     [
-        ("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Pusher": "SKIPPED"}, 3, "The gate refused"),
-        ("SUCCEEDED", dict.fromkeys(TASKS[1:], "SKIPPED"), 0, "The run succeeded."),
+        ("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Admitted": "SKIPPED"}, 3, "The gate refused"),
+        (
+            "SUCCEEDED",
+            {"Tuner": "SKIPPED", **dict.fromkeys(TASKS[2:], "RUNTIME_STATE_UNSPECIFIED")},
+            0,
+            "The run succeeded.",
+        ),
         ("FAILED", {"Tuner": "FAILED"}, 1, "[ 1/4] Tuner                        failed\n        OOMKilled"),
         ("CANCELED", {}, 1, "The run canceled."),
     ],
@@ -208,12 +212,17 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
 
 def test_who_stops_watching_is_told_that_the_run_goes_on(server, url, spec):
     server.script = [("RUNNING", {"Tuner": "RUNNING"})]
-    command = [CATBREEDS, "submit", spec, "--host", url, "--poll", "0.01"]
+    # Whoever started the tests in the background has SIGINT ignored, also here.
+    listening = ["env", "--default-signal=INT"]
+    command = [*listening, CATBREEDS, "submit", spec, "--host", url, "--poll", "0.01"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
-        while "Tuner" not in watching.stdout.readline():
-            assert watching.poll() is None
-        watching.send_signal(signal.SIGINT)
-        _, errors = watching.communicate(timeout=60)
+        try:
+            while "Tuner" not in watching.stdout.readline():
+                assert watching.poll() is None
+            watching.send_signal(signal.SIGINT)
+            _, errors = watching.communicate(timeout=60)
+        finally:
+            watching.kill()
     assert (watching.returncode, errors.split(":")[1]) == (1, " no longer watching; the run goes on"), errors
 
 
