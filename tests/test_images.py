@@ -140,7 +140,7 @@ def test_the_steps_of_the_pipeline_s_image_work_and_its_commands_start(tmp_path)
         "catbreeds submit --help",
         "python -m serving.model_server --help",
         # All that TFX and Beam import: the lock has it.
-        "python -c 'import pipeline.graph, pipeline.serving_model, components.statistics'",
+        "python -c 'import pipeline.graph, pipeline.kubeflow_entrypoint'",
     ):
         done = image.run(command)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,15 +1,22 @@
 """`catbreeds submit` and `catbreeds schedule` against a server that checks each request by the official models."""
 
+import re
+import shlex
 import signal
 import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
+from pipeline.settings import ROOT
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
 from tests.running import CATBREEDS, catbreeds
 
@@ -142,6 +149,18 @@ def test_the_exit_code_tells_how_the_run_ended(call, server, spec, state, tasks,
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr) == (code, "")
     assert told in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kfp_specs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_compiled_pipelines_are_accepted_and_tell_what_the_gate_decided(call, server, path):
+    pipeline = next(yaml.load_all(path.read_bytes(), yaml.CSafeLoader))
+    admitted = pipeline["root"]["dag"]["tasks"]["Admitted"]
+    assert "['_ModelGate.blessing'].artifacts[0].metadata['blessed'] == 1" in admitted["triggerPolicy"]["condition"]
+    for state, code in [("SUCCEEDED", 0), ("SKIPPED", 3)]:
+        server.script = [("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Admitted": state})]
+        assert call("submit", path, "--param", "gate_policy=better", "--poll", "0.01").exit_code == code
+    assert call("schedule", path, "--cron", "@daily").exit_code == 0
+    assert only(server.versions)["pipeline_spec"] == pipeline
 
 
 def test_an_unchanged_pipeline_makes_no_new_version_and_a_changed_one_does(call, server, spec):
@@ -430,3 +449,30 @@ def test_an_experiment_that_is_not_there_is_named_and_an_archived_one_is_not_use
 def test_a_schedule_does_one_thing_at_a_time(call, server, spec, options):
     assert call("schedule", spec, *options).exit_code == 2
     assert server.requests == []
+
+
+# What people read.
+
+
+def test_help_comes_without_the_client():
+    code = (
+        "import sys\nfrom pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code\n"
+        "print('LOADED', *sorted({'kfp', 'kfp_server_api', 'kubernetes', 'croniter'} & set(sys.modules)))"
+    )
+    for command in ("submit", "schedule"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+
+
+def test_the_commands_and_manifests_of_the_page_are_right():
+    page = (ROOT / "docs" / "kubeflow.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    catbreeds ")]
+    assert {command[0] for command in commands} >= {"submit", "schedule", "compile", "sample-data"}
+    for name, *arguments in commands:
+        typer.main.get_command(app).commands[name].make_context(name, arguments)
+    (manifest,) = re.findall(r"kubectl apply -f - <<END\n(.*?)\n    END", page, re.DOTALL)
+    for document in yaml.safe_load_all(textwrap.dedent(manifest)):
+        kubernetes_validate.validate(document, "1.31", strict=True)
