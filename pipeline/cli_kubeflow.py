@@ -227,9 +227,9 @@ def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:
         cron = one.trigger.cron_schedule.cron if one.trigger.cron_schedule else None
         state = "active" if one.status == "ENABLED" else "paused"
         when = f"{from_kubeflow(cron)!r}, next {_next_times(cron, 1)}" if cron else "not by cron"
-        parameters = (one.runtime_config and one.runtime_config.parameters) or {}
         print(f"{one.display_name}  {state}  {when}  {one.recurring_run_id}")
-        print(*(f"    {name}={value}" for name, value in sorted(parameters.items())), sep="\n")
+        for name, value in sorted(((one.runtime_config and one.runtime_config.parameters) or {}).items()):
+            print(f"    {name}={value}")
 
 
 def _change(
@@ -251,8 +251,12 @@ def _change(
 
 
 def _next_times(six: str, count: int = 3) -> str:
+    from croniter import CroniterError
+
     from pipeline.cron import next_times
 
-    return ", ".join(
-        f"{time:%a %Y-%m-%d %H:%M}" for time in next_times(six, datetime.datetime.now(datetime.UTC), count)
-    )
+    try:
+        times = next_times(six, datetime.datetime.now(datetime.UTC), count)
+    except CroniterError:  # somebody else's, as the UI or robfig/cron spells it
+        return "unknown"
+    return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times)

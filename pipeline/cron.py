@@ -42,11 +42,15 @@ def to_kubeflow(expression: str) -> str:
 
 
 def from_kubeflow(six: str) -> str:
-    """The five fields that `to_kubeflow` made these six from; others as they are."""
+    """The five fields of six, where seconds do not matter; anything else as it is."""
     return six.removeprefix("0 ") if len(six.split()) == 6 else six
 
 
 def next_times(six: str, start: datetime.datetime, count: int) -> list[datetime.datetime]:
-    """The next times after `start` that the six fields name."""
-    times = croniter(from_kubeflow(six), start, ret_type=datetime.datetime)
+    """The next times after `start` that the six fields name.
+
+    Raises:
+        CroniterError: there are none, or only Kubeflow Pipelines understands them.
+    """
+    times = croniter(six, start, ret_type=datetime.datetime, second_at_beginning=True)
     return [times.get_next() for _ in range(count)]

@@ -1,5 +1,6 @@
 """`catbreeds submit` and `catbreeds schedule` against a server that checks each request by the official models."""
 
+import datetime
 import re
 import shlex
 import signal
@@ -13,6 +14,7 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
+from croniter import croniter
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
@@ -188,7 +190,7 @@ def test_a_connection_that_breaks_does_not_end_the_watch(call, server, spec):
 def test_a_watch_ends_when_the_sign_in_does(call, server, spec):
     server.script = [("RUNNING", {}), 401]
     done = call("submit", spec, "--poll", "0.01")
-    assert done.exit_code == 2
+    assert (done.exit_code, "trying again" in done.stderr) == (2, False)
     assert "give a fresh --token" in done.stderr
     assert "The run goes on" in done.stderr
 
@@ -356,7 +358,9 @@ def test_five_cron_fields_become_the_six_of_kubeflow(call, server, spec, cron, s
     assert schedule["trigger"] == {"cron_schedule": {"cron": six}}
     assert (schedule["max_concurrency"], schedule["no_catchup"], schedule["status"]) == ("1", True, "ENABLED")
     assert schedule["runtime_config"]["parameters"] == {"data": "cats", "run_date": "[[ScheduledTime]]"}
-    assert "Next times, in UTC unless the server is set otherwise:" in done.stdout
+    start, shown = datetime.datetime.now(datetime.UTC), done.stdout.splitlines()[-1]
+    assert shown.startswith("Next times, in UTC unless the server is set otherwise: ")
+    assert f"{croniter(cron, start).get_next(datetime.datetime):%a %Y-%m-%d %H:%M}" in shown
 
 
 @pytest.mark.parametrize(
@@ -400,11 +404,10 @@ def test_a_schedule_is_replaced_paused_resumed_listed_and_deleted(call, server, 
 
 def test_a_schedule_that_others_made_is_left_alone(call, server, spec):
     call("schedule", spec, "--cron", "@daily")
-    server.rename_schedules("by hand")
+    server.give_away_schedules("by hand", "@every 1h")
     assert call("schedule", spec, "--cron", "@weekly").exit_code == 0
     assert sorted(schedule["display_name"] for schedule in server.active()) == ["by hand", "catbreeds"]
-    listed = call("schedule", spec, "--list").stdout
-    assert "by hand" in listed
+    assert "by hand  active  '@every 1h', next unknown" in call("schedule", spec, "--list").stdout
     assert call("schedule", spec, "--delete").exit_code == 0
     assert only(server.schedules)["display_name"] == "by hand"
 
