@@ -7,7 +7,7 @@ missing, this fails.
 
 What it does not prove: that the image can be built and pulled, holds what the tasks need and may write where they do;
 that requests for CPU, memory, GPUs, volumes and secrets can be met, and that a task lives within them; that the API
-server's and Argo's own validation has nothing more to say; object stores, permissions, retries, timeouts and the network.
+server's and Argo's own validation has nothing more to say; object stores, permissions, retries, timeouts, network.
 """
 
 import concurrent.futures
@@ -124,7 +124,9 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     _require(labels >= spec["deploymentSpec"]["executors"].keys(), "an executor without a component")
     for kubernetes in platform.get("platforms", {}).values():
         configured = kubernetes["deploymentSpec"]["executors"]
-        _require(labels >= configured.keys(), f"platform specification of unknown executors {configured.keys() - labels}")
+        _require(
+            labels >= configured.keys(), f"platform specification of unknown executors {configured.keys() - labels}"
+        )
     return spec, platform
 
 
@@ -157,7 +159,9 @@ def _check_task(spec: dict, declared: dict, tasks: dict, name: str, task: dict) 
     missing = {
         key
         for key, parameter in wanted.get("parameters", {}).items()
-        if key not in given.get("parameters", {}) and "defaultValue" not in parameter and not parameter.get("isOptional")
+        if key not in given.get("parameters", {})
+        and "defaultValue" not in parameter
+        and not parameter.get("isOptional")
     }
     _require(not missing, f"{name}: nothing for its parameters {missing}")
     for dependency in task.get("dependentTasks", []):

@@ -184,7 +184,7 @@ def test_no_null_goes_to_the_metadata_store():
 
 
 def test_an_output_that_is_not_written_fails_the_task_by_name(call):
-    with pytest.raises(kubeflow_entrypoint.MissingOutputError, match="nothing for its outputs page$"):
+    with pytest.raises(kubeflow_entrypoint.MissingOutputError, match=r"nothing for its outputs page$"):
         call("WritesNoPage")
 
 
@@ -192,7 +192,7 @@ def test_an_output_that_is_an_empty_folder_fails_the_task_by_name(call):
     invocation = copy.deepcopy(INVOCATION)
     artifacts = invocation["outputs"]["artifacts"]
     artifacts["page"]["artifacts"][0]["type"] = schema("tfx.Model")
-    with pytest.raises(kubeflow_entrypoint.MissingOutputError, match="nothing for its outputs page$"):
+    with pytest.raises(kubeflow_entrypoint.MissingOutputError, match=r"nothing for its outputs page$"):
         call("WritesNoPage", invocation)
 
 

@@ -96,7 +96,9 @@ def test_the_backbones_are_parallel_branches(smoke):
 
     for backbone in ("xception", "resnet50", "efficientnetb7"):
         branch = {name for name in rests_on(f"Evaluator-{backbone}") if name.count("-") == 1}
-        assert branch == {f"{kind}-{backbone}" for kind in ("Backbone", "EmbeddingGen", "Transform", "Tuner", "Trainer")}
+        assert branch == {
+            f"{kind}-{backbone}" for kind in ("Backbone", "EmbeddingGen", "Transform", "Tuner", "Trainer")
+        }
 
 
 def test_what_reads_outside_of_the_pipeline_is_never_cached_and_has_the_volumes(smoke):
