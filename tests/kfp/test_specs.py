@@ -162,7 +162,7 @@ def spoil_version(spec):
 
 def spoil_name(spec):
     tasks = spec["root"]["dag"]["tasks"]
-    tasks["Model.Gate"] = tasks.pop("ModelGate")
+    tasks["Run.Report"] = tasks.pop("RunReport")
 
 
 def spoil_producer(spec):
@@ -198,7 +198,7 @@ def spoil_field(spec):
         (spoil_resolver, "resolver not implemented"),
         (spoil_lifecycle, "lifecycle"),
         (spoil_version, "schemaVersion 2.0.0"),
-        (spoil_name, "Argo takes no task by the name Model.Gate"),
+        (spoil_name, "Argo takes no task by the name Run.Report"),
         (spoil_producer, "no task ImageExampleGen_task"),
         (spoil_order, "a cycle among"),
         (spoil_input, "Pusher: nothing for its parameters {'run_id'}"),
