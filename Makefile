@@ -49,7 +49,7 @@ lint: setup ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-compile: setup ## compile the graph of each profile, without running it
+compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
 
 # The images' environments hold the same versions as the one that was tested.
