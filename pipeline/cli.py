@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_models
+from pipeline import cli_data, cli_doctor, cli_kubeflow, cli_models
 from pipeline.cli_common import (
     Exit,
     JsonOption,
@@ -37,6 +37,9 @@ schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=Tru
 app.add_typer(schema_app, name="schema")
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_doctor.app)
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_kubeflow.app)
 
 
 def main() -> None:
@@ -214,7 +217,8 @@ def _in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) ->
 
 
 def _run(config: Settings, run_id: str, log: Path, console: Console) -> Exit:
-    console.print(f"catbreeds run {run_id} in {config.workdir}; log: {log}", markup=False, highlight=False)
+    text = f"catbreeds run {run_id} in {config.workdir}; log: {log}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     runs = _components(config, run_id, log, console)
     return runs if isinstance(runs, Exit) else _finish(config, run_id, runs, console)
 
@@ -276,7 +280,8 @@ def _components(
             cause = error.__cause__
             message = f"{error.node_id} failed: {_in_short(cause)}"
             console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-            console.print(f"Log: {log}. Mend the cause and run again: what is finished is kept.", markup=False)
+            text = f"Log: {log}. Mend the cause and run again: what is finished is kept."
+            console.print(text, markup=False, soft_wrap=True)
             return Exit.WRONG_INPUT if isinstance(cause, DataError | WeightsError) else Exit.FAILED
         except KeyboardInterrupt:
             console.print("Stopped. Run again to go on after the last finished component.")
@@ -291,7 +296,7 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
     ran = sum(not run.cached for run in runs.values())
     console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
     report.show(console, documents)
-    console.print(f"Report: {page}", markup=False, highlight=False)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     return Exit.REFUSED if documents["gate"]["outcome"] == "refused" else Exit.DONE
 
 

@@ -1,6 +1,7 @@
 """What a run leaves for people: comparison.json, gate.json and index.html in `report/`, a summary on the terminal."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from pipeline.local_runner import NodeRun
 
 INGEST_FILE = "ingest.json"
+_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "eval accuracy": lambda row: f"{row['eval_accuracy']:.3f}",
+    "95 % interval": lambda row: "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"]),
+    "loss": lambda row: f"{row['eval_loss']:.2f}",
+    "top-3": lambda row: f"{row['top3_accuracy']:.3f}",
+    "embed s": lambda row: f"{row['embedding_seconds']:.0f}",
+    "tune s": lambda row: f"{row['tuning_seconds']:.0f}",
+    "train s": lambda row: f"{row['training_seconds']:.0f}",
+    "params": lambda row: f"{row['parameters'] / 1e6:.1f}M",
+    "MB": lambda row: f"{row['saved_model_bytes'] / 1e6:.0f}",
+    "ms": lambda row: f"{row['latency_ms_p50']:.0f}",
+}
 
 
 def read_ingest(run: "NodeRun") -> dict[str, Any]:
@@ -40,7 +53,7 @@ def show_saved(console: Console, folder: Path, data: bool) -> None:
         _show_ingest(console, _read(folder / INGEST_FILE))
         return
     _show_decision(console, _read(folder / "comparison.json"), _read(folder / "gate.json"))
-    console.print(f"Report: {folder / 'index.html'}", markup=False, highlight=False)
+    console.print(f"Report: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(path: Path) -> Any:
@@ -122,27 +135,15 @@ def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
 
 
 def _table(comparison: dict[str, Any]) -> Table:
+    """A column for each candidate: three of them fit a terminal of 60 columns."""
     sizes = comparison["split_sizes"]
     title = f"{len(comparison['breeds'])} breeds; photos: " + ", ".join(f"{n} {split}" for split, n in sizes.items())
     table = Table(title=title, title_justify="left", title_style="")
-    table.add_column("backbone", no_wrap=True)
-    headings = ("eval accuracy", "95 % interval", "loss", "top-3", "embed s", "tune s", "train s", "params", "MB", "ms")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison["candidates"]:
-        low, high = row["eval_accuracy_ci95"]
-        table.add_row(
-            row["backbone"],
-            f"{row['eval_accuracy']:.3f}",
-            f"{low:.2f}-{high:.2f}",
-            f"{row['eval_loss']:.2f}",
-            f"{row['top3_accuracy']:.3f}",
-            f"{row['embedding_seconds']:.0f}",
-            f"{row['tuning_seconds']:.0f}",
-            f"{row['training_seconds']:.0f}",
-            f"{row['parameters'] / 1e6:.1f}M",
-            f"{row['saved_model_bytes'] / 1e6:.0f}",
-            f"{row['latency_ms_p50']:.0f}",
-            style="bold" if row["backbone"] == comparison["winner"] else None,
-        )
+    rows = comparison["candidates"]
+    table.add_column("")
+    for row in rows:
+        style = "bold" if row["backbone"] == comparison["winner"] else None
+        table.add_column(row["backbone"], justify="right", style=style, header_style=style)
+    for heading, cell in _ROWS.items():
+        table.add_row(heading, *map(cell, rows))
     return table

@@ -37,8 +37,12 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "--print-config"]])
-def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["run", "--print-config"], ["data", "--help"], ["doctor", "--profile", "demo"]],
+    ids=" ".join,
+)
+def test_help_settings_and_the_doctor_s_findings_are_shown_without_loading_tensorflow(arguments):
     code = (
         "import sys\nfrom pipeline.cli import main\n"
         "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code\n"
@@ -52,8 +56,12 @@ def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
 def test_help_names_every_command(catbreeds):
     done = catbreeds("--help")
     assert done.returncode == 0
-    for command in ("run", "predict", "sample-data", "compile"):
+    for command in ("run", "predict", "sample-data", "compile", "data", "doctor", "submit", "schedule"):
         assert f" {command} " in done.stdout
+
+
+def test_help_shows_the_default_of_an_option(catbreeds):
+    assert "[default: (runs)]" in catbreeds("run", "--help").stdout
 
 
 @pytest.mark.parametrize(
