@@ -1,6 +1,5 @@
 """Writes the references of settings and commands from the code: `make docs`, or `python docs/reference.py FOLDER`."""
 
-import html
 import re
 import subprocess
 import sys
@@ -39,52 +38,46 @@ def configuration() -> str:
             "what is allowed.\n\n"
             f"The profiles that come with the package are {_listed(f'`{name}`' for name in given)}. A profile sets\n"
             "only what differs from the defaults.\n\n",
-            *_section(Settings, "", given),
+            *_section(Settings(), "", given, None),
         ]
     )
 
 
-def _section(section: type[BaseModel], key: str, given: dict[str, dict]) -> Iterator[str]:
+def _section(defaults: BaseModel, key: str, given: dict[str, dict], described: str | None) -> Iterator[str]:
     """A section as a table, then the sections in it.
 
     Args:
-        section: its class.
+        defaults: the section as it is without profiles.
         key: its dotted name and a dot; "" at the top.
         given: profile -> what it sets in this section.
+        described: what the section above says of it.
     """
-    nested = {name: field for name, field in section.model_fields.items() if _is_section(field.annotation)}
-    plain = {name: field for name, field in section.model_fields.items() if name not in nested}
-    yield f"## {f'`{key[:-1]}`' if key else 'Top level'}\n\n{_plain_text(section.__doc__)}\n\n"
-    if plain:
+    fields, values = type(defaults).model_fields, defaults.model_dump(mode="json")
+    nested = [name for name, field in fields.items() if _is_section(field.annotation)]
+    here = f"\n\nHere: {described}." if described else ""
+    yield f"## {f'`{key[:-1]}`' if key else 'Top level'}\n\n{_plain_text(type(defaults).__doc__)}{here}\n\n"
+    if len(nested) < len(fields):
         yield "| key | default | what it is | allowed |\n|---|---|---|---|\n"
-    for name, field in plain.items():
-        values = {profile: keys[name] for profile, keys in given.items() if name in keys}
-        default = _default(field)
-        in_profiles = "".join(f"<br>{p}: {_value(v)}" for p, v in values.items() if _value(v) != default)
-        cells = (f"`{key}{name}`", default + in_profiles, _cell(field.description or ""), _cell(_allowed(field)))
-        yield f"| {' | '.join(cells)} |\n"
-    yield "\n" if plain else ""
-    for name, field in nested.items():
+    for name, field in fields.items():
+        if name not in nested:
+            other = {p: keys[name] for p, keys in given.items() if name in keys and keys[name] != values[name]}
+            default = _value(values[name]) + "".join(f"<br>{p}: {_value(value)}" for p, value in other.items())
+            cells = (f"`{key}{name}`", default, _cell(field.description or ""), _cell(_allowed(field)))
+            yield f"| {' | '.join(cells)} |\n"
+    yield "\n"
+    for name in nested:
         deeper = {profile: keys[name] for profile, keys in given.items() if name in keys}
-        yield from _section(field.annotation, f"{key}{name}.", deeper)
+        yield from _section(getattr(defaults, name), f"{key}{name}.", deeper, fields[name].description)
 
 
 def _is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _default(field: FieldInfo) -> str:
-    return "required" if field.is_required() else _value(field.default)
-
-
 def _value(value: object) -> str:
     """As it is written in YAML on one line."""
     if value is None or value == "":
         return "none"
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, list | tuple):
-        value = [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
     return f"`{_cell(text.removesuffix('...' + chr(10)).strip())}`"
 
@@ -137,7 +130,12 @@ def commands() -> str:
     """The page of commands, by Typer's own generator."""
     generate = [sys.executable, "-m", "typer", "pipeline.cli", "utils", "docs", "--name", "catbreeds"]
     done = subprocess.run([*generate, "--title", "Commands"], capture_output=True, text=True, check=True)
-    page = html.unescape(done.stdout).replace("* `--help`: Show this message and exit.\n", "")
+    # Escaped for HTML; Markdown wants only its angle brackets so.
+    page = (
+        done.stdout.replace("&#x27;", "'")
+        .replace("&quot;", '"')
+        .replace("* `--help`: Show this message and exit.\n", "")
+    )
     page = re.sub(r"\*\*Options\*\*:\n\n(?!\* )\n?", "", page)
     # The generator cuts what a command does after a few words; the command's own section has the sentence.
     told = dict(re.findall(r"^#+ `(.*)`\n\n(.*)$", page, re.MULTILINE))

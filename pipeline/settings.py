@@ -165,7 +165,7 @@ class Secret(_Section):
     """A value of a Kubernetes Secret as an environment variable, for the same tasks."""
 
     name: str = Field(description="of the Secret")
-    key: str
+    key: str = Field(description="in it")
     variable: str = Field(description="name of the environment variable")
 
 
@@ -181,8 +181,10 @@ class Kubeflow(_Section):
     data: str = Field("/catbreeds/photos", description="default of the parameter `data`")
     weights_dir: str = Field("", description="default of the parameter `weights_dir`; empty: as `weights` says")
     registry: str = Field("/catbreeds/serving", description="folder of pushed models, a folder a model")
-    volumes: tuple[Volume, ...] = Field((Volume(claim="catbreeds", path="/catbreeds"),))
-    secrets: tuple[Secret, ...] = ()
+    volumes: tuple[Volume, ...] = Field(
+        (Volume(claim="catbreeds", path="/catbreeds"),), description="mounted in tasks that read photos or the registry"
+    )
+    secrets: tuple[Secret, ...] = Field((), description="as environment variables of the same tasks")
     env: dict[str, str] = Field(
         {"HOME": "/tmp", "TF_CPP_MIN_LOG_LEVEL": "2"}, description="environment variables of every task"
     )

@@ -46,7 +46,7 @@ def test_a_profile_and_the_reference_know_it(checkout):
 
 
 @pytest.mark.slow
-def test_it_competes_in_a_run(checkout):
+def test_it_goes_through_a_whole_run(checkout):
     draw, run, report = (shlex.split(line) for line in block("sh").splitlines())
     start = [sys.executable, "-c", "from pipeline.cli import main; main()"]
     for command, *arguments in (draw, run, report):

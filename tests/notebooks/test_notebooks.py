@@ -63,6 +63,7 @@ def test_it_lies_in_git_without_outputs(name):
     assert done.returncode == 0, f"strip it: python -m nbstripout notebooks/*.ipynb\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 def test_the_data_with_every_defect_is_explored_though_the_run_did_not_go_on(tmp_path):
     assert catbreeds("sample-data", "photos", "--defects", "--breeds", 2, "--photos", 12, cwd=tmp_path).returncode == 0
     ingested = catbreeds("schema", "update", "--data", "photos", "--workdir", "work", cwd=tmp_path)
@@ -78,6 +79,7 @@ def test_the_data_with_every_defect_is_explored_though_the_run_did_not_go_on(tmp
     assert shown.photos == 2 * 4 + 4 * 2
 
 
+@pytest.mark.slow
 def test_the_backbones_of_the_demo_are_compared(demo):
     shown = Shown("02_compare_backbones", demo.workdir)
     shown.assert_quiet()
@@ -88,6 +90,7 @@ def test_the_backbones_of_the_demo_are_compared(demo):
     assert 0 < shown.photos <= 12
 
 
+@pytest.mark.slow
 def test_the_pushed_model_is_served_and_asked_both_ways(demo):
     shown = Shown("03_serve_and_query", demo.workdir)
     shown.assert_quiet()
@@ -104,6 +107,7 @@ def test_the_pushed_model_is_served_and_asked_both_ways(demo):
     assert shown.plots == 2
 
 
+@pytest.mark.slow
 def test_the_pushed_model_is_traced_back_and_its_gate_asked_again(demo):
     shown = Shown("04_lineage_and_gate", demo.workdir)
     shown.assert_quiet()
@@ -115,6 +119,7 @@ def test_the_pushed_model_is_traced_back_and_its_gate_asked_again(demo):
     assert shown.plots == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_one_backbone_is_enough(small):
     shown = Shown("02_compare_backbones", small.workdir)
     assert "resnet50 wins, the only candidate" in shown.text
