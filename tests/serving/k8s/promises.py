@@ -88,11 +88,11 @@ def insert(object_: Object) -> Change:
 
 def _found(variant: Variant, which: str) -> Object:
     kind, name = which.split("/")
-    return next(
-        object_
-        for object_ in variant.of(kind)
-        if re.fullmatch(rf"{name}(-[a-z0-9]{{10}})?", object_["metadata"]["name"])
-    )
+    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # a generated name has a hash
+    found = [object_ for object_ in variant.of(kind) if named.fullmatch(object_["metadata"]["name"])]
+    if not found:
+        raise LookupError(f"{variant.name} has no {which}")
+    return found[0]
 
 
 def _step(parent: Any, step: str) -> Any:

@@ -3,57 +3,13 @@
 import re
 
 import grpc
-import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
-from tests.serving.k8s.variants import Object, Variant
+from tests.serving.k8s.promises import LIVE_CONFIG
+from tests.serving.k8s.variants import ROOT
 from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually
 from tests.serving.model_server.toys import Adder
-
-_CONFIG = """
-model_config_list {
-  config {
-    name: "catbreeds"
-    base_path: "/models/catbreeds"
-    model_platform: "tensorflow"
-    model_version_policy { specific { versions: 1 versions: 2 } }
-    version_labels { key: "stable" value: 2 }
-  }
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def variant(rendered) -> Variant:
-    """With batching and without a GPU."""
-    return next(variant for variant in rendered["local"] if variant.name == "local+monitoring+batching")
-
-
-@pytest.fixture(scope="module")
-def container(variant) -> Object:
-    return next(container for name, _, container in variant.containers() if name == "model-server")
-
-
-@pytest.fixture(scope="module")
-def server(variant, container, tmp_path_factory):
-    """Its pod, with the folders of its volumes elsewhere. Version 2, which shall be stable, is not there yet."""
-    folder = tmp_path_factory.mktemp("pod")
-    paths = {mount["mountPath"]: folder / mount["name"] for mount in container["volumeMounts"]}
-    for path in paths.values():
-        path.mkdir()
-
-    def moved(text: str) -> str:
-        return re.sub(r'(?<=[="])(/models|/etc/[a-z-]+)/', lambda found: f"{paths[found[1]]}/", text)
-
-    files = next(config for config in variant.of("ConfigMap") if "monitoring.config" in config["data"])
-    for name, text in files["data"].items():
-        (paths["/etc/model-server"] / name).write_text(text)
-    (paths["/etc/model-config"] / "models.config").write_text(moved(_CONFIG))
-    Adder(1).save(paths["/models"] / "catbreeds" / "1")
-    ports = ("--port=", "--rest_api_port=")
-    server = ModelServer(folder, *(moved(flag) for flag in container["args"] if not flag.startswith(ports)))
-    server.models_folder = paths["/models"]
-    yield server
-    server.stop()
 
 
 def status(server: ModelServer, path: str) -> int:
@@ -82,16 +38,15 @@ def test_connections_end_so_that_gateways_look_for_pods_again(server):
     eventually(lambda: grpc.ChannelConnectivity.IDLE in states)
 
 
-def scraped(server: ModelServer, variant: Variant) -> str:
-    """What Prometheus reads from a pod of the model server."""
-    (endpoint,) = variant.find("PodMonitor", "model-server")["spec"]["podMetricsEndpoints"]
-    with server.connection() as connection:
-        connection.request("GET", endpoint["path"])
-        response = connection.getresponse()
-        assert response.status == 200
-        return response.read().decode()
+def test_prometheus_finds_the_metrics_of_the_model_server(scraped_model_server):
+    assert ":tensorflow:serving:request_count{" in scraped_model_server
 
 
-def test_prometheus_finds_the_metrics_of_the_model_server(server, variant):
-    server.added("catbreeds")
-    assert ":tensorflow:serving:request_count{" in scraped(server, variant)
+def test_the_documented_configuration_makes_the_first_version_stable(container):
+    document = (ROOT / "docs" / "kubernetes.md").read_text()
+    name, key, text = re.search(r"create configmap (\S+) --from-literal=(\S+)='(.*?)'", document, re.DOTALL).groups()
+    assert (name, key) == LIVE_CONFIG
+    (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
+    assert (list(model.model_version_policy.specific.versions), dict(model.version_labels)) == ([1], {"stable": 1})
+    assert f"/v1/models/{model.name}/labels/stable/" in container["readinessProbe"]["httpGet"]["path"]
+    assert model.base_path.startswith("/models/")

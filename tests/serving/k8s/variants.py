@@ -32,7 +32,7 @@ class Variant:
 
     Attributes:
         name: what a failure is called by.
-        objects: as applied.
+        objects: as applied, the namespace first.
     """
 
     name: str
@@ -79,7 +79,8 @@ def variants(overlay: str, folder: Path) -> list[Variant]:
         shutil.copytree(K8S, copy)
         text = _SWITCH.sub(lambda found: f"  - {found[1]}" if found[1] in chosen else found[0], _kustomization(overlay))
         (copy / "overlays" / overlay / "kustomization.yaml").write_text(text)
-        return Variant(label, render(copy / "overlays" / overlay))
+        namespace = yaml.safe_load((K8S / "namespace.yaml").read_text())
+        return Variant(label, [namespace, *render(copy / "overlays" / overlay)])
 
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(variant, combinations))
