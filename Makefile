@@ -53,7 +53,7 @@ lint: setup ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-compile: setup ## compile the graph of each profile, without running it
+compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
 
 # What was built is in build/images.json, so that exactly that is deployed.
