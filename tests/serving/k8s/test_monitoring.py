@@ -136,27 +136,30 @@ _MODEL_SERVER, _GATEWAY = (
     'job="catbreeds/model-server", pod="model-server-0"',
     'job="catbreeds/gateway", pod="gateway-0"',
 )
+_REQUESTS, _SECONDS = "catbreeds_gateway_requests_total", "catbreeds_gateway_request_seconds_bucket"
 _LOADS, _ANSWERS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
 _HEALTHY = {
     f"up{{{_GATEWAY}}}": "1x60",
     f"up{{{_MODEL_SERVER}}}": "1x60",
-    f'GATEWAY_REQUESTS{{{_GATEWAY}, code="200"}}': "0+600x60",
-    f'GATEWAY_REQUESTS{{{_GATEWAY}, code="415"}}': "0+300x60",
-    f'GATEWAY_REQUESTS{{{_GATEWAY}, code="500"}}': "0+1x60",
-    f'GATEWAY_SECONDS_bucket{{{_GATEWAY}, le="0.5"}}': "0+890x60",
-    f'GATEWAY_SECONDS_bucket{{{_GATEWAY}, le="2.5"}}': "0+900x60",
-    f'GATEWAY_SECONDS_bucket{{{_GATEWAY}, le="+Inf"}}': "0+901x60",
+    f'{_REQUESTS}{{{_PREDICT}, code="200"}}': "0+600x60",
+    f'{_REQUESTS}{{{_PREDICT}, code="415"}}': "0+300x60",
+    f'{_REQUESTS}{{{_PREDICT}, code="500"}}': "0+1x60",
+    f'{_SECONDS}{{{_PREDICT}, le="0.5"}}': "0+890x60",
+    f'{_SECONDS}{{{_PREDICT}, le="2.5"}}': "0+900x60",
+    f'{_SECONDS}{{{_PREDICT}, le="+Inf"}}': "0+901x60",
     f'{_ANSWERS}{{{_MODEL_SERVER}, status="OK"}}': "0+600x60",
     f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/1", status="success"}}': "1x60",
 }
 _SCENARIOS = {
     "all is well": ({}, "30m", set()),
     "nobody uses it": ({name: "7x60" for name in _HEALTHY if not name.startswith("up")}, "30m", set()),
+    # Gateways that are not ready say so to each probe; it is no request that failed.
+    "probes fail": ({f'{_REQUESTS}{{{_GATEWAY}, route="/readyz", code="503"}}': "0+200x60"}, "15m", set()),
     "no gateway": ({f"up{{{_GATEWAY}}}": "1x10 _x50"}, "20m", {"CatbreedsGatewayDown"}),
     "a gateway restarts": ({f"up{{{_GATEWAY}}}": "1x10 0 1x50"}, "11m", set()),
-    "requests fail": ({f'GATEWAY_REQUESTS{{{_GATEWAY}, code="503"}}': "0+20x60"}, "15m", {"CatbreedsGatewayErrors"}),
-    "some requests failed": ({f'GATEWAY_REQUESTS{{{_GATEWAY}, code="503"}}': "0+20x3 60x57"}, "15m", set()),
-    "slow": ({f'GATEWAY_SECONDS_bucket{{{_GATEWAY}, le="0.5"}}': "0+500x60"}, "20m", {"CatbreedsGatewaySlow"}),
+    "requests fail": ({f'{_REQUESTS}{{{_PREDICT}, code="503"}}': "0+20x60"}, "15m", {"CatbreedsGatewayErrors"}),
+    "some requests failed": ({f'{_REQUESTS}{{{_PREDICT}, code="503"}}': "0+20x3 60x57"}, "15m", set()),
+    "slow": ({f'{_SECONDS}{{{_PREDICT}, le="0.5"}}': "0+500x60"}, "20m", {"CatbreedsGatewaySlow"}),
     "no model server": ({f"up{{{_MODEL_SERVER}}}": "1x10 _x50"}, "20m", {"CatbreedsModelServerDown"}),
     "a pod loads for minutes": ({'up{job="catbreeds/model-server", pod="model-server-1"}': "0x10 1x50"}, "10m", set()),
     "a pod never serves": (
