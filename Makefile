@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint compile images deploy promtool lock clean
+.PHONY: help setup demo test test-slow coverage lint compile images deploy promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ $(BIN)/promtool: | setup
 	cd build/prometheus && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }
 	dpkg-deb --extract build/prometheus/prometheus_*.deb build/prometheus
 	cp build/prometheus/usr/bin/promtool $@
+
+protos: setup ## generate serving/wire/predict_pb2.py from its .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/predict.proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \
