@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from tests.serving.gateway.gateways import PHOTOS, Gateway
 
+from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.k8s.variants import OVERLAYS, Object, Variant, variants
 from tests.serving.model_server.servers import DEADLINE, ModelServer
 
