@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_models
+from pipeline import cli_kubeflow, cli_models
 from pipeline.cli_common import (
     Exit,
     JsonOption,
@@ -37,6 +37,7 @@ schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=Tru
 app.add_typer(schema_app, name="schema")
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_kubeflow.app)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from tfx.dsl.experimental.conditionals.conditional import Cond
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import trainer_pb2, transform_pb2
 
+from components.admitted import Admitted
 from components.backbone import Backbone
 from components.backbone_selector import BackboneSelector
 from components.champion_model import ChampionModel
@@ -76,6 +77,8 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
     nodes += [selector, *admission.values()]
     if target.in_cluster:
         nodes.append(_run_report(target, candidates, selector, examples, data_gate, admission))
+        with Cond(admission["gate"].outputs["blessing"].future()[0].custom_property("blessed") == 1):
+            nodes.append(Admitted())
     return _pipeline(settings, nodes, metadata_connection_config)
 
 

@@ -52,7 +52,7 @@ def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
 def test_help_names_every_command(catbreeds):
     done = catbreeds("--help")
     assert done.returncode == 0
-    for command in ("run", "predict", "sample-data", "compile"):
+    for command in ("run", "predict", "sample-data", "compile", "submit", "schedule"):
         assert f" {command} " in done.stdout
 
 
