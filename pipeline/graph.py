@@ -77,7 +77,7 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
     nodes += [selector, *admission.values()]
     if target.in_cluster:
         nodes.append(_run_report(target, candidates, selector, examples, data_gate, admission))
-        with Cond(admission["gate"].outputs["blessing"].future()[0].custom_property("blessed") == 1):
+        with Cond(admission["gate"].outputs["decision"].future()[0].custom_property("refused") == 0):
             nodes.append(Admitted())
     return _pipeline(settings, nodes, metadata_connection_config)
 
