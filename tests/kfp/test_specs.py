@@ -10,6 +10,7 @@ import pytest
 import yaml
 from kfp import components
 
+from pipeline.settings import SettingsError
 from pipeline.settings import load as settings
 from tests.kfp import backend
 from tests.running import CATBREEDS
@@ -147,6 +148,11 @@ def test_other_breeds_in_the_schema_are_another_specification(tmp_path):
     assert given["text"]["runtimeValue"]["constant"].endswith("# of our cats\n")
 
 
+def test_a_schema_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=f"photos_schema: {tmp_path}/schema.pbtxt: no such file"):
+        compiled(f"photos_schema={tmp_path}")
+
+
 def spoil_resolver(spec):
     spec["deploymentSpec"]["executors"]["Pusher_executor"] = {"resolver": {}}
 
@@ -162,7 +168,7 @@ def spoil_version(spec):
 
 def spoil_name(spec):
     tasks = spec["root"]["dag"]["tasks"]
-    tasks["Model.Gate"] = tasks.pop("ModelGate")
+    tasks["Run.Report"] = tasks.pop("RunReport")
 
 
 def spoil_producer(spec):
@@ -198,7 +204,7 @@ def spoil_field(spec):
         (spoil_resolver, "resolver not implemented"),
         (spoil_lifecycle, "lifecycle"),
         (spoil_version, "schemaVersion 2.0.0"),
-        (spoil_name, "Argo takes no task by the name Model.Gate"),
+        (spoil_name, "Argo takes no task by the name Run.Report"),
         (spoil_producer, "no task ImageExampleGen_task"),
         (spoil_order, "a cycle among"),
         (spoil_input, "Pusher: nothing for its parameters {'run_id'}"),
