@@ -37,8 +37,8 @@ _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
 # What decides on a trained head, and what decides on a whole model.
 _HEAD_MODULES = ("components.backbone", "components.embedding_gen", "pipeline.preprocessing", "pipeline.training")
 _MODEL_MODULES = (*_HEAD_MODULES, "components.image_example_gen", "pipeline.tuning", "components.backbone_selector")
-_ALWAYS = contextlib.nullcontext()
 _MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+_ALWAYS = contextlib.nullcontext()
 
 
 def create_pipeline(settings: Settings, target: Target, metadata_connection_config=None) -> Pipeline:
