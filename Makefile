@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow coverage lint docs compile images deploy promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-slow: setup ## the tests that take minutes each
 coverage: setup ## the tests of `test`, and how much of the code they run: build/coverage.xml
 	$(BIN)/pytest -m "not slow" --junitxml=build/tests.xml \
 	  --cov=pipeline --cov=components --cov=serving --cov-report=term --cov-report=xml:build/coverage.xml
+
+docs: setup ## write the references of settings and commands from the code
+	$(BIN)/python docs/reference.py
 
 lint: setup ## style and formatting
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ setup(
     name="catbreeds",
     version="0.1.0",
     description="From a folder of cat photos to a breed classifier, trained, gated and served",
+    license="Apache-2.0",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["pipeline*", "components*", "serving*"]),
     package_data={"pipeline": ["profiles/*.yaml"], "components": ["templates/*.html.j2"]},

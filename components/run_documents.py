@@ -1,17 +1,15 @@
 """Everything that a run found, gathered from what its components wrote; the report is made of it."""
 
-import base64
 import importlib.metadata
-import io
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from PIL import Image
 
 from components.documents import read_json
 from components.measured import read_measured
+from components.photo_examples import read_images, thumbnail
 from components.provenance import git_commit
 from components.training_records import TRAINING_FILE, TUNER_RESULTS_FILE
 from serving.model_record import RECORD_FILE
@@ -19,7 +17,6 @@ from serving.registry import Registry
 
 _TOLD_VERSIONS = ("tensorflow", "keras", "tfx", "apache-beam", "pillow")
 _WORST = 12
-_THUMBNAIL_SIDE = 160
 
 
 class Sources(NamedTuple):
@@ -76,7 +73,7 @@ def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -
         "trials": {name: read_json(sources.trials[name], TUNER_RESULTS_FILE) for name in backbones},
         "objective": yaml.safe_load(settings)["tuner"]["objective"],
         "test": measured.metrics,
-        "worst": _worst(measured.outcomes, f"{sources.examples}/Split-test"),
+        "worst": _worst(measured.outcomes, sources.examples),
         "record": read_json(f"{sources.winner}/Format-Serving", RECORD_FILE),
         "random": is_random(comparison),
         "settings": settings,
@@ -119,23 +116,7 @@ def is_random(comparison: dict[str, Any]) -> bool:
 
 
 def _worst(outcomes: list[dict[str, Any]], examples: str) -> list[dict[str, Any]]:
-    """The photos that were most surely taken for another breed, with `image`, a small JPEG as a data URL."""
-    import tensorflow as tf
-
-    wrong = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])
-    wanted = {row["content_hash"]: row for row in wrong[:_WORST]}
-    images = {}
-    for record in tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(f"{examples}/*"))).as_numpy_iterator():
-        features = tf.train.Example.FromString(record).features.feature
-        content_hash = features["content_hash"].bytes_list.value[0].decode()
-        if content_hash in wanted:
-            images[content_hash] = _thumbnail(features["image_bytes"].bytes_list.value[0])
-    return [{**row, "image": images[content_hash]} for content_hash, row in wanted.items()]
-
-
-def _thumbnail(data: bytes) -> str:
-    image = Image.open(io.BytesIO(data))
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    """The test photos that were most surely taken for another breed, with `image`, a small JPEG as a data URL."""
+    wrong = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])[:_WORST]
+    images = read_images(examples, "test", [row["content_hash"] for row in wrong])
+    return [{**row, "image": thumbnail(images[row["content_hash"]])} for row in wrong]

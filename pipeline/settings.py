@@ -87,11 +87,15 @@ class Tuner(_Section):
     units: tuple[Annotated[int, Field(ge=0, le=8192)], ...] = Field(
         (0, 10, 50, 100), min_length=1, description="hidden units to try; 0 is a linear head"
     )
-    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.2, 0.5, 0.8), min_length=1)
+    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.2, 0.5, 0.8), min_length=1, description="shares of the embedding to drop in training"
+    )
     learning_rate: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
         (1e-4, 1e-1), description="lowest and highest, sampled logarithmically"
     )
-    weight_decay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 1e-3, 1e-2), min_length=1)
+    weight_decay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.0, 1e-3, 1e-2), min_length=1, description="of AdamW, to try"
+    )
 
     @field_validator("learning_rate")
     @classmethod
@@ -106,7 +110,7 @@ class Trainer(_Section):
 
     epochs: int = Field(30, ge=1, le=10_000, description="at most; training stops early on eval loss")
     patience: int = Field(5, ge=1, description="epochs without a better eval loss before it stops")
-    batch_size: int = Field(32, ge=1, le=65_536)
+    batch_size: int = Field(32, ge=1, le=65_536, description="photos in one step of search and training")
 
 
 class Selection(_Section):
@@ -195,7 +199,9 @@ class Settings(_Section):
     model_name: str = Field("catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="TF Serving's name for the model")
     data: str | None = Field(None, description="folder or archive of photos, one folder a breed")
     workdir: str = Field("runs", description="everything a run writes lies below it")
-    backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(tuple(ARCHITECTURES), min_length=1)
+    backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(
+        tuple(ARCHITECTURES), min_length=1, description="pretrained networks to compare"
+    )
     weights: Literal["imagenet", "random"] = Field("imagenet", description="random is for demonstration and tests")
     weights_dir: str | None = Field(
         None, description="folder with ImageNet weights (<backbone>_notop.weights.h5) for machines without internet"
