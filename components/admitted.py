@@ -1,4 +1,4 @@
-"""Admitted: of a run, Kubeflow Pipelines tells no more than which tasks ran; this one runs if the gate admits."""
+"""Admitted: of a run, Kubeflow Pipelines tells no more than which tasks ran; this one runs unless the gate refuses."""
 
 from tfx.dsl.component.experimental.decorators import component
 

@@ -22,7 +22,7 @@ class Comparison(Artifact):
 
 
 class GateDecision(Artifact):
-    """`gate.json`: whether the candidate may serve, and why."""
+    """`gate.json`: whether the candidate may serve, and why; custom property `refused`: 1 or 0, of nothing new 0."""
 
     TYPE_NAME = "components.GateDecision"
 

@@ -48,6 +48,7 @@ def ModelGate(
         read_measured(champion_evaluation.uri),
     )
     write_json(decision.uri, GATE_FILE, document)
+    decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))
     show_numbers(metrics, _numbers(document))
     name, value = (
         (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)

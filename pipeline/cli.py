@@ -22,7 +22,7 @@ from pipeline.cli_common import (
     fail,
     read_settings,
 )
-from pipeline.settings import Settings, to_yaml
+from pipeline.settings import Settings, SettingsError, to_yaml
 from serving.registry import Registry, RegistryError
 
 app = typer.Typer(
@@ -183,8 +183,11 @@ def compile_(
     with tempfile.TemporaryDirectory() as noise, _quiet(Path(noise) / "compile.log"):
         from pipeline.kubeflow_runner import write_pipeline
 
-        for name, config in configs.items():
-            write_pipeline(config, output / f"{name}.yaml")
+        try:
+            for name, config in configs.items():
+                write_pipeline(config, output / f"{name}.yaml")
+        except (SettingsError, OSError) as error:
+            raise fail(error) from None
     for name in configs:
         print(output / f"{name}.yaml")
 
@@ -272,7 +275,7 @@ def _components(
             create = create_ingestion if only_ingestion else create_pipeline
             graph = create(config, this_machine(config, run_id), connection)
             return local_runner.run(graph, run_id, view.on_start, on_finish)
-        except (DataError, WeightsError, RegistryError) as error:
+        except (DataError, WeightsError, RegistryError, SettingsError) as error:
             console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return Exit.WRONG_INPUT
         except local_runner.ComponentError as error:

@@ -37,8 +37,8 @@ _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
 # What decides on a trained head, and what decides on a whole model.
 _HEAD_MODULES = ("components.backbone", "components.embedding_gen", "pipeline.preprocessing", "pipeline.training")
 _MODEL_MODULES = (*_HEAD_MODULES, "components.image_example_gen", "pipeline.tuning", "components.backbone_selector")
-_ALWAYS = contextlib.nullcontext()
 _MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+_ALWAYS = contextlib.nullcontext()
 
 
 def create_pipeline(settings: Settings, target: Target, metadata_connection_config=None) -> Pipeline:
@@ -77,7 +77,7 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
     nodes += [selector, *admission.values()]
     if target.in_cluster:
         nodes.append(_run_report(target, candidates, selector, examples, data_gate, admission))
-        with Cond(admission["gate"].outputs["blessing"].future()[0].custom_property("blessed") == 1):
+        with Cond(admission["gate"].outputs["decision"].future()[0].custom_property("refused") == 0):
             nodes.append(Admitted())
     return _pipeline(settings, nodes, metadata_connection_config)
 

@@ -140,12 +140,10 @@ def globalise(output: dict[str, Any], invocation: dict[str, Any], locations: dic
         locations: see `local_paths`.
     """
     titles = {key: _title(artifact) for key, artifact in _artifacts(invocation, "outputs")}
-    # The longest first: one may be the beginning of another.
-    replacements = sorted(((path, uri) for uri, path in locations.items()), key=lambda pair: -len(pair[0]))
 
     def remote(text: str) -> str:
-        for path, uri in replacements:
-            if text == path or text.startswith(f"{path}/"):
+        for uri, path in locations.items():
+            if text.startswith(path):
                 return uri + text[len(path) :]
         return text
 

@@ -11,7 +11,7 @@ from components.backbone import find_weights
 from components.champion_model import stable_identity
 from components.photo_source import open_source
 from components.provenance import code_digest, file_digest
-from pipeline.settings import ROOT, Settings, to_yaml
+from pipeline.settings import ROOT, Settings, SettingsError, to_yaml
 from serving.registry import Registry
 
 
@@ -52,8 +52,15 @@ class Target:
 
 
 def photos_schema(settings: Settings) -> Path:
-    """The file that says what photos must look like."""
-    return Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / "schema.pbtxt"
+    """The file that says what photos must look like.
+
+    Raises:
+        SettingsError: it is not there.
+    """
+    path = Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / "schema.pbtxt"
+    if not path.is_file():
+        raise SettingsError(f"photos_schema: {path}: no such file; `catbreeds schema update` writes one")
+    return path
 
 
 def this_machine(settings: Settings, run_id: str) -> Target:
@@ -65,6 +72,7 @@ def this_machine(settings: Settings, run_id: str) -> Target:
 
     Raises:
         DataError: there are no photos in `data`.
+        SettingsError: there is no schema.
     """
     data = settings.data if "://" in settings.data else str(Path(settings.data).resolve())
     weights_dir = str(Path(settings.weights_dir).resolve()) if settings.weights_dir else ""

@@ -16,7 +16,7 @@ from PIL import Image
 from tfx.types.standard_artifacts import Model
 
 from components.architectures import ARCHITECTURES, weight_file_names
-from components.backbone import Backbone, build_network, decode_photos, embedder, find_weights
+from components.backbone import Backbone, build_network, decode_photos, embedder, find_weights, weights_source
 from components.errors import WeightsError
 
 SIDE = 71  # the least that all of them take
@@ -170,6 +170,12 @@ def test_missing_weights_are_named_by_both_file_names(architecture, tmp_path):
         find_weights(architecture, str(tmp_path))
     for part in (str(tmp_path), architecture, *weight_file_names(architecture)):
         assert part in str(caught.value)
+
+
+def test_a_folder_of_weights_for_a_backbone_whose_weights_shall_be_random_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="holds ImageNet weights, but weights=random"):
+        weights_source("xception", "random", str(tmp_path))
+    assert weights_source("xception", "random", "") == "random"
 
 
 @pytest.mark.parametrize("whose", [0, 1], ids=["ours", "keras"])

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from kfp import components
 
+from pipeline.settings import SettingsError
 from pipeline.settings import load as settings
 from tests.kfp import backend
 from tests.running import CATBREEDS
@@ -145,6 +146,11 @@ def test_other_breeds_in_the_schema_are_another_specification(tmp_path):
     spec, _ = compiled(f"photos_schema={tmp_path}")
     given = spec["root"]["dag"]["tasks"]["ImportSchemaGen"]["inputs"]["parameters"]
     assert given["text"]["runtimeValue"]["constant"].endswith("# of our cats\n")
+
+
+def test_a_schema_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=f"photos_schema: {tmp_path}/schema.pbtxt: no such file"):
+        compiled(f"photos_schema={tmp_path}")
 
 
 def spoil_resolver(spec):

@@ -157,7 +157,7 @@ def test_the_exit_code_tells_how_the_run_ended(call, server, spec, state, tasks,
 def test_the_compiled_pipelines_are_accepted_and_tell_what_the_gate_decided(call, server, path):
     pipeline = next(yaml.load_all(path.read_bytes(), yaml.CSafeLoader))
     admitted = pipeline["root"]["dag"]["tasks"]["Admitted"]
-    assert "['_ModelGate.blessing'].artifacts[0].metadata['blessed'] == 1" in admitted["triggerPolicy"]["condition"]
+    assert "['_ModelGate.decision'].artifacts[0].metadata['refused'] == 0" in admitted["triggerPolicy"]["condition"]
     for state, code in [("SUCCEEDED", 0), ("SKIPPED", 3)]:
         server.script = [("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Admitted": state})]
         assert call("submit", path, "--param", "gate_policy=better", "--poll", "0.01").exit_code == code
