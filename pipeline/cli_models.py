@@ -143,7 +143,7 @@ def gate(
 
 def _show_replay(decision: dict, changes: dict) -> None:
     rules = ", ".join(f"{name}={decision['rules'][name]}" for name in Gate.model_fields)
-    words = {"blessed": "would admit", "refused": "would refuse", "nothing_new": "would find nothing new"}
+    words = {"blessed": "would admit", "refused": "would refuse", "nothing_new": "would find nothing new in"}
     print(f"Run {decision['run']}, {'with other rules' if changes else 'with its own rules'}: {rules}")
     print(f"The gate {words[decision['outcome']]} {decision['candidate']['backbone']}:")
     for reason in decision["reasons"]:
