@@ -1,0 +1,272 @@
+"""Moves labels, in an order that never leaves a server with a label to what it has not loaded.
+
+Interrupted anywhere, the same call again finishes.
+
+The registry says what labels there shall be; the live configuration (a ConfigMap, or a file of the workdir) is what
+servers read when they start; a change of it goes at once to every server that runs.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from serving.registry import STABLE, Registry
+from serving.rollout.fleet import Conflict, Fleet
+from serving.rollout.model_server import ModelServer, NotYet, Refused, Unreachable, VersionState
+from serving.rollout.plan import CANARY, Plan, plan_of
+
+_TRIES = 10
+_LOOK_SECONDS = 0.1
+# A server looks for new versions that often (--file_system_poll_wait_seconds of the manifests, with room): until then
+# an error may be that of an earlier try.
+_STALE_ERROR_SECONDS = 15.0
+
+
+class RolloutError(RuntimeError):
+    """Nothing was moved, or what was moved is put back; the message says by whom and why."""
+
+
+class CannotLoad(RolloutError):
+    """A server cannot load a version."""
+
+
+class Limits(NamedTuple):
+    """What rollout may use.
+
+    Attributes:
+        loaded: versions that a server has memory for; 2 keep the way back loaded.
+        keep: newest versions that stay in the registry whatever points to them.
+        load_seconds: for a server to load a version.
+        starting_seconds: for a server that is starting to listen.
+    """
+
+    loaded: int = 2
+    keep: int = 10
+    load_seconds: float = 600
+    starting_seconds: float = 60
+
+
+class Told(NamedTuple):
+    """Where a configuration has arrived.
+
+    Attributes:
+        servers: names of those that serve it.
+        starting: names of those that did not listen yet. They may have read an older one at their start.
+        removed: old versions that are not in the registry any more.
+    """
+
+    servers: list[str]
+    starting: list[str]
+    removed: list[int]
+
+
+class Rollout:
+    """Drives one registry and the servers of one place.
+
+    Args:
+        registry: which versions there are, and their labels.
+        fleet: where they are served.
+        limits: what may be used.
+    """
+
+    def __init__(self, registry: Registry, fleet: Fleet, limits: Limits = Limits()):  # noqa: B008, it is immutable
+        self._registry = registry
+        self._fleet = fleet
+        self._limits = limits
+
+    def promote(self, version: int) -> tuple[int | None, Told]:
+        """Makes `version` stable: for users once every ready server has loaded it. If it was the canary, it is no more.
+
+        Returns:
+            The version that was stable, and where it is served.
+
+        Raises:
+            RegistryError: there is no such version, or it is damaged.
+            CannotLoad: a server cannot load it; the version that was stable goes on.
+            RolloutError: a server does not answer; try again.
+            FleetError: the place cannot be read or changed; try again.
+        """
+        self._registry.require_servable(version)
+        self._serve(lambda: {**self._registry.labels(), STABLE: version}, only_load=True)
+        before = self._registry.promote(version)
+        if self._registry.labels().get(CANARY) == version:
+            self._registry.unlabel(CANARY, "")
+        try:
+            told = self.sync()
+        except CannotLoad:  # a server that came between
+            if before != version and self._registry.stable() == version:
+                self._registry.rollback()
+            raise
+        return before, told._replace(removed=self._remove_old())
+
+    def rollback(self) -> tuple[int, int, Told]:
+        """Makes the version stable that was it before.
+
+        The registry is changed last: interrupted before, the same call again goes to the same version, not one further.
+
+        Returns:
+            The version that was stable, the one that is it now, and where it is served.
+
+        Raises:
+            RegistryError: there is none to go back to.
+            CannotLoad, RolloutError, FleetError: see `promote`.
+        """
+        *_, target = self._registry.require_before()
+        told = self._serve(lambda: {**self._registry.labels(), STABLE: target})
+        current, now = self._registry.rollback()
+        if now != target:  # somebody else has moved it meanwhile
+            told = self.sync()
+        return current, now, told
+
+    def sync(self) -> Told:
+        """Brings the servers to what the registry says.
+
+        Raises:
+            CannotLoad, RolloutError, FleetError: see `promote`.
+        """
+        return self._serve(self._registry.labels)
+
+    def _serve(
+        self, labels: Callable[[], Mapping[str, int]], share: float | None = None, only_load: bool = False
+    ) -> Told:
+        """Brings the servers to `labels`.
+
+        Args:
+            labels: is asked again when somebody else has changed the live configuration.
+            share: of the canary; None: as it is.
+            only_load: loads what `labels` need, and moves none.
+        """
+        for _ in range(_TRIES):
+            # In this order: who changes the registry after this also changes the configuration after it was read.
+            live, revision = self._fleet.read()
+            goal = self._goal(labels(), share if share is not None else live.canary_share if live else 0.0)
+            try:
+                return self._go(live, revision, goal, only_load)
+            except Conflict:
+                continue
+        raise RolloutError(f"{self._fleet.where}: the live configuration changed {_TRIES} times meanwhile; try again")
+
+    def _goal(self, labels: Mapping[str, int], share: float) -> Plan:
+        if STABLE not in labels:
+            raise RolloutError(f"{self._registry.base}: nothing was pushed; `catbreeds run` trains and pushes")
+        ways_back = [version for version in reversed(self._registry.before()) if version not in labels.values()]
+        return plan_of(labels, ways_back, self._limits.loaded, share)
+
+    def _go(self, live: Plan | None, revision: str | None, goal: Plan, only_load: bool) -> Told:
+        """From `live` to `goal` in steps, each of which every server has taken before the next."""
+        steps = [goal]
+        if live:
+            spares = [version for version in goal.versions if version in live.versions]
+            load = plan_of(live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled)
+            steps = [load] if only_load else [load, goal.with_versions(load.versions), goal]
+        before = live or goal
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            if step == following:
+                continue
+            if step != live:
+                revision = self._fleet.write(step, revision)
+            try:
+                told = self._tell_all(step, before, goal.labelled)
+            except CannotLoad:
+                if live:
+                    self._undo(live, step, revision)
+                raise
+            before = step
+        if self._fleet.read()[1] != revision:
+            raise Conflict(f"{self._fleet.where}: somebody else has just changed the configuration")
+        return told
+
+    def _undo(self, live: Plan, step: Plan, revision: str) -> None:
+        """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
+        with contextlib.suppress(Conflict, RolloutError):
+            if step != live:
+                self._fleet.write(live, revision)
+            self._tell_all(live, step, live.labelled)
+
+    def _tell_all(self, plan: Plan, before: Plan, needed: Collection[int]) -> Told:
+        """Brings every server to `plan`, also those that appear meanwhile.
+
+        Args:
+            plan: is the live configuration by now.
+            before: was it; servers may still have its labels.
+            needed: versions that must serve at the end.
+        """
+        told: dict[str, str] = {}
+        deadline = time.monotonic() + self._limits.starting_seconds
+        while untold := [server for server in self._fleet.servers() if server.key not in told]:
+            addresses = [self._fleet.reach(server) for server in untold]
+            with ThreadPoolExecutor(len(untold)) as threads:
+                attempts = [
+                    threads.submit(self._tell, server.name, address, plan, before, needed)
+                    for server, address in zip(untold, addresses, strict=True)
+                ]
+            silent = {}
+            for server, attempt in zip(untold, attempts, strict=True):
+                try:
+                    attempt.result()
+                    told[server.key] = server.name
+                except Unreachable as error:
+                    silent[server] = error
+                except Refused as error:
+                    raise RolloutError(f"{server.name} refuses the configuration: {error}") from None
+            if silent and time.monotonic() > deadline:
+                for server, error in silent.items():
+                    if server.ready:
+                        raise RolloutError(f"{server.name} does not answer: {error}; nothing more was moved, try again")
+                return Told(sorted(told.values()), sorted(server.name for server in silent), [])
+            if silent:
+                time.sleep(_LOOK_SECONDS)
+        return Told(sorted(told.values()), [], [])
+
+    def _tell(self, name: str, address: str, plan: Plan, before: Plan, needed: Collection[int]) -> None:
+        """Brings one server to `plan`: it keeps what its labels point to until they are moved."""
+        with ModelServer(address, self._fleet.model) as server:
+            states = server.states()
+            serving = {version for version, state in states.items() if state.available}
+            knows_all = plan.labelled <= serving
+            # One that has missed a step may have any label on what it serves.
+            bridge = plan.with_versions({*plan.versions, *(before.labelled if knows_all else serving)})
+            pending = [] if bridge == plan else [plan]
+            try:
+                server.push(bridge, self._fleet.base_path)
+            except NotYet:
+                pending.insert(0, bridge)
+            self._await_loaded(name, server, {*needed, *plan.labelled} & set(plan.versions), states)
+            for last in pending:
+                server.push(last, self._fleet.base_path)
+
+    def _await_loaded(
+        self, name: str, server: ModelServer, versions: set[int], old: Mapping[int, VersionState]
+    ) -> None:
+        started = time.monotonic()
+        while True:
+            states = server.states()
+            waiting = [version for version in versions if version not in states or not states[version].available]
+            if not waiting:
+                return
+            waited = time.monotonic() - started
+            for version in waiting:
+                error = states[version].error if version in states else ""
+                if error and (version not in old or old[version].error != error or waited > _STALE_ERROR_SECONDS):
+                    raise CannotLoad(f"{name} cannot load version {version}: {error}")
+            if waited > self._limits.load_seconds:
+                raise CannotLoad(f"{name} has not loaded version {waiting[0]} in {self._limits.load_seconds:g} s")
+            time.sleep(_LOOK_SECONDS)
+
+    def _remove_old(self) -> list[int]:
+        """Removes versions beyond `keep` that nothing points to and no server has; where one does not say, none."""
+        plan, _ = self._fleet.read()
+        if plan is None:
+            return []
+        versions = self._registry.versions()
+        stable = plan.labels[STABLE]
+        old = {version for version in versions[: -self._limits.keep] if version < stable} - set(plan.versions)
+        for server in self._fleet.servers():
+            try:
+                with ModelServer(self._fleet.reach(server), self._fleet.model) as asked:
+                    old -= {version for version, state in asked.states().items() if not state.gone}
+            except Unreachable:
+                return []
+        return self._registry.remove(old)
