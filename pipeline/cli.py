@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_models
+from pipeline import cli_models, cli_rollout
 from pipeline.cli_common import (
     Exit,
     JsonOption,
@@ -36,6 +36,7 @@ schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=Tru
 app.add_typer(schema_app, name="schema")
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_rollout.app)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pipeline.cli_common import (
     JsonOption,
     ProfileOption,
     SetOption,
+    VersionArgument,
     WorkdirOption,
     fail,
     read_settings,
@@ -24,8 +25,6 @@ from pipeline.cli_common import (
 from pipeline.console import console_on
 from pipeline.settings import Gate, SettingsError, check_gate
 from serving.registry import Registry, RegistryError
-
-VersionArgument = Annotated[int, typer.Argument(help="Number of a pushed version; `catbreeds models` lists them.")]
 
 app = typer.Typer()
 
@@ -64,29 +63,6 @@ def models(
             _show(console, row)
     else:
         print(f"{registry.base}: no model was pushed; `catbreeds run` trains and pushes one")
-
-
-@app.command()
-def promote(
-    version: VersionArgument,
-    workdir: WorkdirOption = None,
-    profile: ProfileOption = "standard",
-    settings: SetOption = None,
-) -> None:
-    """Make a pushed version the one in service."""
-    registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        before = registry.promote(version)
-    print(f"version {version} is stable{'; it was already' if before == version else f', before it version {before}'}")
-
-
-@app.command()
-def rollback(workdir: WorkdirOption = None, profile: ProfileOption = "standard", settings: SetOption = None) -> None:
-    """Put the version in service that was there before the last promotion."""
-    registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        current, target = registry.rollback()
-    print(f"version {target} is stable again, instead of version {current}")
 
 
 @app.command()

@@ -134,6 +134,18 @@ class Gate(_Section):
     max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
 
 
+class Rollout(_Section):
+    """How versions come to users, and what is kept of old ones."""
+
+    loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
+    keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")
+    load_seconds: float = Field(600, gt=0, description="for a model server to load a version")
+
+    def limits(self) -> dict[str, Any]:
+        """What `serving.rollout.rollout.Limits` takes."""
+        return {"loaded": self.loaded, "keep": self.keep, "load_seconds": self.load_seconds}
+
+
 class Card(_Section):
     """What the model card says and no program can find out."""
 
@@ -165,6 +177,7 @@ class Settings(_Section):
     selection: Selection = Selection()
     gate: Gate = Gate()
     card: Card = Card()
+    rollout: Rollout = Rollout()
 
     @property
     def registry(self) -> Path:

@@ -13,15 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from serving.registry import STABLE, Registry
-from serving.rollout.fleet import Conflict, Fleet
+from serving.rollout.fleet import Conflict, Fleet, FleetError
 from serving.rollout.model_server import ModelServer, NotYet, Refused, Unreachable, VersionState
 from serving.rollout.plan import CANARY, Plan, plan_of
 
 _TRIES = 10
 _LOOK_SECONDS = 0.1
-# A server looks for new versions that often (--file_system_poll_wait_seconds of the manifests, with room): until then
-# an error may be that of an earlier try.
-_STALE_ERROR_SECONDS = 15.0
 
 
 class RolloutError(RuntimeError):
@@ -40,12 +37,15 @@ class Limits(NamedTuple):
         keep: newest versions that stay in the registry whatever points to them.
         load_seconds: for a server to load a version.
         starting_seconds: for a server that is starting to listen.
+        poll_seconds: in which a server has looked for versions (--file_system_poll_wait_seconds): until then an error
+            may be that of an earlier try.
     """
 
     loaded: int = 2
     keep: int = 10
     load_seconds: float = 600
     starting_seconds: float = 60
+    poll_seconds: float = 15
 
 
 class Told(NamedTuple):
@@ -180,7 +180,7 @@ class Rollout:
 
     def _undo(self, live: Plan, step: Plan, revision: str) -> None:
         """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
-        with contextlib.suppress(Conflict, RolloutError):
+        with contextlib.suppress(FleetError, RolloutError):
             if step != live:
                 self._fleet.write(live, revision)
             self._tell_all(live, step, live.labelled)
@@ -249,7 +249,7 @@ class Rollout:
             waited = time.monotonic() - started
             for version in waiting:
                 error = states[version].error if version in states else ""
-                if error and (version not in old or old[version].error != error or waited > _STALE_ERROR_SECONDS):
+                if error and (version not in old or old[version].error != error or waited > self._limits.poll_seconds):
                     raise CannotLoad(f"{name} cannot load version {version}: {error}")
             if waited > self._limits.load_seconds:
                 raise CannotLoad(f"{name} has not loaded version {waiting[0]} in {self._limits.load_seconds:g} s")

@@ -1,7 +1,9 @@
 """A registry of toy models that tell their version, and model servers that serve it."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from serving.rollout.laptop import MODEL_SERVER, Laptop
 from tests.serving.model_server.servers import ModelServer
 from tests.serving.model_server.toys import Adder
 
-NAME = "catbreeds"
 FLAGS = ("--max_num_load_retries=0", "--allow_version_labels_for_unavailable_models=true")
 
 
@@ -28,10 +29,23 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory) -> Iterator[list[ModelServer]]:
+    """Three servers that serve nothing yet; each test gives them a model of its own."""
+    folder = tmp_path_factory.mktemp("servers")
+    config = folder / "none.config"
+    config.write_text("model_config_list {}")
+    with ThreadPoolExecutor() as threads:  # TensorFlow takes long to import
+        servers = list(threads.map(lambda _: ModelServer(folder, f"--model_config_file={config}", *FLAGS), range(3)))
+    yield servers
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture
-def registry(tmp_path, models) -> Registry:
-    """Versions 1, 2, 3, of which 1 is stable, and 4, which is broken."""
-    registry = Registry(tmp_path / "work" / "serving" / NAME)
+def registry(tmp_path, models, request) -> Registry:
+    """Versions 1, 2, 3, of which 1 is stable, and 4, which is broken. Its model is named as the test is."""
+    registry = Registry(tmp_path / "work" / "serving" / request.node.name[:60])
     for version in range(1, 5):
         assert registry.push(models / str(version), {}) == version
     return registry
@@ -43,18 +57,13 @@ def laptop(tmp_path, registry) -> Laptop:
 
 
 @pytest.fixture
-def start(tmp_path, laptop) -> Iterator[Callable[[], ModelServer]]:
-    """Starts a server on the live configuration and writes down where it listens."""
-    running = []
+def join(laptop, processes) -> Iterator[Callable[[int], list[ModelServer]]]:
+    """Some of the servers say where they listen."""
+    with contextlib.ExitStack() as announced:
 
-    def start() -> ModelServer:
-        server = ModelServer(tmp_path, f"--model_config_file={laptop.config_file}", *FLAGS)
-        announced = laptop.announced(MODEL_SERVER, f"127.0.0.1:{server.port}")
-        announced.__enter__()
-        running.append((server, announced))
-        return server
+        def join(count: int) -> list[ModelServer]:
+            for server in processes[:count]:
+                announced.enter_context(laptop.announced(MODEL_SERVER, f"127.0.0.1:{server.port}"))
+            return processes[:count]
 
-    yield start
-    for server, announced in running:
-        announced.__exit__(None, None, None)
-        server.stop()
+        yield join

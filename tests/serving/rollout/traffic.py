@@ -7,22 +7,22 @@ from collections.abc import Iterator
 import grpc
 
 from tests.serving.model_server.servers import ModelServer
-from tests.serving.rollout.conftest import NAME
 
 
 class Traffic:
     """Requests for `stable`; `answered` counts them by the version that answered, `failed` are the errors."""
 
-    def __init__(self):
+    def __init__(self, model: str):
+        self.model = model
         self.answered: dict[int, int] = {}
         self.failed: list[str] = []
         self.stopped = threading.Event()
         self._lock = threading.Lock()
 
     def send(self, server: ModelServer) -> None:
-        while not self.stopped.is_set():
+        while not self.stopped.wait(0.005):  # leaves the servers some of the machine
             try:
-                version = round(server.added(NAME, "stable"))
+                version = round(server.added(self.model, "stable"))
             except grpc.RpcError as error:
                 self.failed.append(f"{error.code().name}: {error.details()}")
             else:
@@ -31,10 +31,10 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def traffic(*servers: ModelServer) -> Iterator[Traffic]:
+def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
     """Sends to each server for as long as the block runs, and sees nothing fail."""
-    sent = Traffic()
-    threads = [threading.Thread(target=sent.send, args=(server,)) for server in servers for _ in range(2)]
+    sent = Traffic(model)
+    threads = [threading.Thread(target=sent.send, args=(server,)) for server in servers]
     for thread in threads:
         thread.start()
     try:
