@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint compile lock clean
+.PHONY: help setup demo test test-slow lint compile protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ lint: setup ## style and formatting
 
 compile: setup ## compile the graph of each profile, without running it
 	$(CATBREEDS) compile
+
+protos: setup ## generate serving/wire/predict_pb2.py from its .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/predict.proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \

@@ -31,8 +31,10 @@ class PhotoError(ValueError):
     """The bytes are not a photo we take; the message is the reason, fit to be shown.
 
     Attributes:
-        kind: "unreadable", "empty", "not_an_image", "damaged", "too_small" or "too_large".
+        kind: one of KINDS.
     """
+
+    KINDS = ("unreadable", "empty", "not_an_image", "damaged", "too_small", "too_large")
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -62,7 +64,7 @@ class Photo:
     luma: Image.Image = field(repr=False, compare=False)
 
 
-def normalise(data: bytes, max_side: int = MAX_SIDE) -> Photo:
+def normalise(data: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> Photo:
     """Decodes a photo and makes it upright opaque RGB, with the longer side at most `max_side` pixels.
 
     The format is known by content: JPEG, PNG, WebP, GIF (first frame), BMP or HEIC. A JPEG or PNG that is all that
@@ -80,17 +82,17 @@ def normalise(data: bytes, max_side: int = MAX_SIDE) -> Photo:
         with warnings.catch_warnings():
             # Of doubtful metadata, and of sizes between Pillow's limit and ours.
             warnings.simplefilter("ignore")
-            return _normalise(data, max_side)
+            return _normalise(data, max_side, max_pixels)
     except PhotoError:
         raise
     except Exception as error:  # a damaged file leads decoders to raise almost anything
         raise PhotoError("damaged", f"the image is damaged or cut off: {str(error).strip()}") from None
 
 
-def _normalise(data: bytes, max_side: int) -> Photo:
+def _normalise(data: bytes, max_side: int, max_pixels: int) -> Photo:
     image = _open(data)
     size = image.size
-    _check_size(*size)
+    _check_size(*size, max_pixels)
     is_whole = _KEPT_IF_WHOLE.get(image.format)
     kept = (
         is_whole is not None
@@ -134,9 +136,9 @@ def _open(data: bytes) -> Image.Image:
         raise PhotoError("not_an_image", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image") from None
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise PhotoError("too_large", f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise PhotoError("too_large", f"{width} x {height} pixels are more than {max_pixels:,}")
     if min(width, height) < MIN_SIDE:
         raise PhotoError("too_small", f"{width} x {height} pixels; the shorter side needs {MIN_SIDE}")
 

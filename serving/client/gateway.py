@@ -1,0 +1,103 @@
+"""Our gateway: photos go as they are, it normalises them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from serving.client.answers import Answer, Model, Prediction
+from serving.client.base import AsyncClient, Client, PhotoLike, names, read
+from serving.client.errors import BadAnswer, NotServed, Refused, TimedOut, Unavailable
+from serving.client.http import TIMEOUT, errors_told, json_of
+from serving.photo import PhotoError
+
+_PATH = "/v1/breeds:predict"
+# More than any model knows.
+_ALL = 1000
+
+
+class GatewayClient(Client):
+    """Asks a gateway.
+
+    Args:
+        url: `http://host:port`.
+        api_key: where the gateway wants one.
+        timeout: seconds for connecting, sending and each wait for data.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT):
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(timeout=timeout, headers=_headers(api_key))
+
+    def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
+        """See Client."""
+        request = _request(photos, top_k)
+        with errors_told(self._url):
+            response = self._http.post(self._url + _PATH, **request)
+        return _answers(response, len(photos))
+
+    def close(self) -> None:
+        """See Client."""
+        self._http.close()
+
+
+class AsyncGatewayClient(AsyncClient):
+    """As GatewayClient, for asyncio."""
+
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT):
+        self._url = url.rstrip("/")
+        self._http = httpx.AsyncClient(timeout=timeout, headers=_headers(api_key))
+
+    async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
+        """See AsyncClient."""
+        request = _request(photos, top_k)
+        with errors_told(self._url):
+            response = await self._http.post(self._url + _PATH, **request)
+        return _answers(response, len(photos))
+
+    async def close(self) -> None:
+        """See AsyncClient."""
+        await self._http.aclose()
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def _request(photos: Sequence[PhotoLike], top_k: int | None) -> dict[str, Any]:
+    files = [("file", (name, content)) for name, content in zip(names(photos), read(photos), strict=True)]
+    return {"params": {"top_k": _ALL if top_k is None else top_k}, "files": files}
+
+
+def _answers(response: httpx.Response, photos: int) -> list[Answer]:
+    document = json_of(response)
+    if not response.is_success:
+        raise _error(response, document)
+    try:
+        model = Model(document["model"]["name"], document["model"]["version"])
+        rows = document.get("photos", [document])
+        if len(rows) != photos:
+            raise ValueError(f"{len(rows)} answers for {photos} photos")
+        return [
+            Answer(model, tuple(Prediction(**prediction) for prediction in row["predictions"]), document["request_id"])
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadAnswer(f"{response.url} is no gateway of ours: {error!r}") from None
+
+
+def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
+    """What a problem document means; see `serving.gateway.problems`."""
+    code, reason = response.status_code, problem.get("reason")
+    detail = f"{problem['photo']}: " if problem.get("photo") else ""
+    detail += problem.get("detail") or f"{response.url} answers {code} {response.reason_phrase}"
+    if reason in PhotoError.KINDS:
+        return PhotoError(reason, detail)
+    if reason == "model_not_served":
+        return NotServed(detail)
+    if code == 503:
+        wait = response.headers.get("Retry-After", "")
+        return Unavailable(detail, float(wait) if wait.isdigit() else None)
+    if code == 504:
+        return TimedOut(detail)
+    return Refused(detail) if code < 500 else BadAnswer(detail)

@@ -1,0 +1,45 @@
+"""What the clients of HTTP servers share."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from serving.client.errors import BadAnswer, Refused, TimedOut, Unavailable
+
+TIMEOUT = 30.0  # seconds
+
+
+@contextlib.contextmanager
+def errors_told(url: str) -> Iterator[None]:
+    """Turns errors of connections into ours.
+
+    Raises:
+        TimedOut: no answer within the time.
+        Unavailable: nobody answers at `url`.
+        Refused: `url` is none.
+    """
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise TimedOut(f"{url} did not answer in time") from None
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
+        raise Refused(f"{url} is no address of a server: {error}") from None
+    except httpx.TransportError as error:
+        raise Unavailable(f"{url} cannot be reached: {error}") from None
+
+
+def json_of(response: httpx.Response) -> dict[str, Any]:
+    """The object in the body.
+
+    Raises:
+        BadAnswer: there is none.
+    """
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise BadAnswer(f"{response.url} answers {response.status_code} and no JSON object: {response.text[:200]!r}")
+    return document

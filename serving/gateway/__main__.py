@@ -1,0 +1,60 @@
+"""Starts the gateway: `python -m serving.gateway`; `--help` lists the environment variables."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from serving.gateway import logs
+from serving.gateway.app import create_app
+from serving.gateway.settings import PREFIX, Settings, SettingsError, help_text
+
+_BACKLOG = 2048
+
+
+def main() -> int:
+    """Serves until SIGTERM or SIGINT, then lets requests in flight finish. Returns the exit code of the process."""
+    argparse.ArgumentParser(
+        prog="python -m serving.gateway",
+        description="Answers photos over HTTP with the breeds that a model server sees in them.",
+        epilog="environment variables:\n" + help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    try:
+        settings = Settings.from_environment(os.environ)
+        listener = _listen(settings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level)
+    # uvicorn raises the signal again when it has ended, which was no accident.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.grace_seconds,
+    )
+    structlog.get_logger().info("starting", **settings.model_dump(exclude={"api_keys"}))
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        variables = f"{PREFIX}HOST, {PREFIX}PORT"
+        raise SettingsError(f"{variables}: cannot listen on {settings.host}:{settings.port}: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What Prometheus is told."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+disable_created_metrics()  # a second series for each, which nobody looks at
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """Counters of one gateway.
+
+    Attributes:
+        registry: holds them.
+        requests: by route and HTTP code.
+        seconds: of whole requests, by route.
+        decode_seconds: of reading forms and normalising their photos, by request.
+        model_server_seconds: of asking the model server, retries included.
+        in_flight: predictions at work.
+    """
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        common = {"namespace": "catbreeds", "subsystem": "gateway", "registry": self.registry}
+        timed = common | {"buckets": _SECONDS}
+        self.requests = Counter("requests", "Requests answered.", ["route", "code"], **common)
+        self.seconds = Histogram("request_seconds", "Whole requests.", ["route"], **timed)
+        self.decode_seconds = Histogram("decode_seconds", "Normalising the photos of a request.", **timed)
+        self.model_server_seconds = Histogram("model_server_seconds", "Asking the model server.", **timed)
+        self.in_flight = Gauge("in_flight", "Predictions at work.", **common)

@@ -1,0 +1,98 @@
+"""What goes wrong, as RFC 9457 problem documents: never a stack trace, and 5xx only if it is not the client's fault."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from serving.client import ClientError, NotServed, TimedOut, Unavailable
+from serving.photo import PhotoError
+
+_LOG = structlog.get_logger()
+_PHOTO_CODES = {"not_an_image": 415, "too_large": 413}
+
+
+class Problem(Exception):
+    """Ends a request.
+
+    Args:
+        code: HTTP status.
+        reason: one word for programs.
+        detail: a sentence for people.
+        photo: which of the photos.
+        retry_after: seconds after which to come back.
+        headers: more headers.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        detail: str,
+        photo: str | None = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(detail)
+        self.code, self.reason, self.detail, self.photo = code, reason, detail, photo
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+    @classmethod
+    def of_photo(cls, error: PhotoError, name: str) -> "Problem":
+        """A photo that cannot be used."""
+        return cls(_PHOTO_CODES.get(error.kind, 400), error.kind, str(error), photo=name)
+
+    @classmethod
+    def of_model_server(cls, error: ClientError) -> "Problem":
+        """There is no answer; what the model server said is for the log, not for strangers."""
+        _LOG.warning("model server", error=str(error))
+        if isinstance(error, TimedOut):
+            return cls(504, "timed_out", "the model server did not answer in time")
+        if isinstance(error, NotServed):
+            return cls(503, "model_not_served", "no model is ready", retry_after=5)
+        if isinstance(error, Unavailable):
+            return cls(503, "model_server_unavailable", "the model server is not available", retry_after=1)
+        return cls(503, "model_server_failed", "the model server cannot answer; its operator must see to it")
+
+    def response(self, request_id: str) -> JSONResponse:
+        """The problem document."""
+        document = {
+            "title": HTTPStatus(self.code).phrase,
+            "status": self.code,
+            "reason": self.reason,
+            "detail": self.detail,
+            "photo": self.photo,
+            "request_id": request_id,
+        }
+        return JSONResponse(document, self.code, self.headers, media_type="application/problem+json")
+
+
+async def _handle_problem(request: Request, problem: Problem) -> JSONResponse:
+    structlog.contextvars.bind_contextvars(reason=problem.reason, detail=problem.detail)
+    return problem.response(request.state.request_id)
+
+
+async def _handle_http(request: Request, error: HTTPException) -> JSONResponse:
+    reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    problem = Problem(error.status_code, reason, str(error.detail), headers=error.headers)
+    return await _handle_problem(request, problem)
+
+
+async def _handle_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    detail = f"{first['loc'][-1]}: {first['msg']}"
+    return await _handle_problem(request, Problem(422, "invalid_parameter", detail))
+
+
+HANDLERS: dict[Any, Any] = {
+    Problem: _handle_problem,
+    HTTPException: _handle_http,
+    RequestValidationError: _handle_validation,
+}

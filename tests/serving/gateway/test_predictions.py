@@ -1,0 +1,50 @@
+"""What the gateway answers to photos."""
+
+import pytest
+
+from tests.serving.classifier import BREEDS
+from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
+
+
+def test_a_photo_gets_its_breeds_the_most_probable_first(gateway):
+    for photo, breed in zip(PHOTOS, BREEDS, strict=True):
+        response = gateway.predict(photo)
+        assert response.status_code == 200
+        answer = response.json()
+        assert answer.keys() == {"model", "predictions", "request_id"}
+        assert answer["model"] == {"name": "catbreeds", "version": 2}
+        assert answer["request_id"] == response.headers["x-request-id"]
+        assert answer["predictions"][0]["breed"] == breed
+        probabilities = [prediction["probability"] for prediction in answer["predictions"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+
+
+def test_a_raw_body_is_a_photo_whatever_its_content_type_says(gateway):
+    for kind in ("image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", "nonsense"):
+        response = gateway.http.post(PREDICT, content=PHOTOS[1], headers={"Content-Type": kind})
+        assert response.json()["predictions"][0]["breed"] == BREEDS[1]
+    assert gateway.http.post(PREDICT, content=PHOTOS[1]).is_success  # and if there is none
+
+
+def test_several_photos_get_an_answer_each_in_their_order(gateway):
+    answer = gateway.predict(*PHOTOS[::-1]).json()
+    assert answer.keys() == {"model", "photos", "request_id"}
+    assert [photo["photo"] for photo in answer["photos"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [photo["predictions"][0]["breed"] for photo in answer["photos"]] == BREEDS[::-1]
+
+
+def test_top_k_limits_the_breeds(gateway):
+    for top_k, breeds in ((1, 1), (3, 3), (1000, 4)):
+        predictions = gateway.predict(PHOTOS[0], params={"top_k": top_k}).json()["predictions"]
+        assert len(predictions) == breeds
+    for wrong in ("0", "-1", "1001", "many", "1.5", ""):
+        assert problem(gateway.predict(PHOTOS[0], params={"top_k": wrong})) == (422, "invalid_parameter")
+
+
+def test_the_plain_address_answers_probability_by_breed(gateway):
+    answer = gateway.predict(PHOTOS[3], path="/predict").json()
+    assert next(iter(answer)) == BREEDS[3]
+    assert answer.keys() == set(BREEDS)
+    assert sum(answer.values()) == pytest.approx(1)
+    assert problem(gateway.predict(*PHOTOS, path="/predict")) == (422, "invalid_form")
