@@ -4,6 +4,7 @@ import datetime
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_models, cli_rollout
+from pipeline import cli_kubeflow, cli_models, cli_rollout
 from pipeline.cli_common import (
     Exit,
     JsonOption,
@@ -21,7 +22,7 @@ from pipeline.cli_common import (
     fail,
     read_settings,
 )
-from pipeline.settings import Settings, load, profiles, to_yaml
+from pipeline.settings import Settings, to_yaml
 from serving.registry import Registry, RegistryError
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.add_typer(schema_app, name="schema")
 
 app.add_typer(cli_models.app)
 app.add_typer(cli_rollout.app)
+app.add_typer(cli_kubeflow.app)
 
 
 def main() -> None:
@@ -168,22 +170,21 @@ def schema_update(
 
 @app.command("compile")
 def compile_(
-    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.  [default: all]")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the compiled graphs.")] = Path("build"),
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Profiles to compile.  [default: standard and smoke]")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the specifications.")] = Path("kfp_specs"),
+    settings: SetOption = None,
 ) -> None:
-    """Compile the graph of a profile to TFX's intermediate representation, without running it."""
-    from pipeline.sample_data import write_sample_data
+    """Compile the pipeline for Kubeflow Pipelines and Vertex AI: <profile>.yaml with its two specifications."""
+    configs = {Path(name).stem: read_settings(name, settings) for name in profile or ("standard", "smoke")}
+    with tempfile.TemporaryDirectory() as noise, _quiet(Path(noise) / "compile.log"):
+        from pipeline.kubeflow_runner import write_pipeline
 
-    with _quiet(output / "compile.log"):
-        from pipeline.compile import compile_graph
-
-        photos = output / "photos"
-        write_sample_data(photos, breeds=2, photos=1)
-        paths = [
-            compile_graph(load(name, [f"data={photos}"]), output / f"{name}.pbtxt") for name in profile or profiles()
-        ]
-    for path in paths:
-        print(path)
+        for name, config in configs.items():
+            write_pipeline(config, output / f"{name}.yaml")
+    for name in configs:
+        print(output / f"{name}.yaml")
 
 
 def _quiet(log: Path):
@@ -224,8 +225,8 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     if isinstance(runs, Exit):
         return runs
     from pipeline import report
-    from pipeline.graph import photos_schema
     from pipeline.schema_update import update_schema
+    from pipeline.target import photos_schema
 
     breeds = report.read_ingest(runs["ImageExampleGen"])["breeds"]
     update = update_schema(folder, photos_schema(config), breeds)
@@ -256,6 +257,7 @@ def _components(
         from components.errors import DataError, WeightsError
         from pipeline import local_runner, report
         from pipeline.graph import create_ingestion, create_pipeline
+        from pipeline.target import this_machine
 
         def on_finish(node: local_runner.NodeRun) -> None:
             view.on_finish(node)
@@ -264,9 +266,8 @@ def _components(
 
         try:
             connection = local_runner.metadata_config(config.workdir)
-            graph = (
-                create_ingestion(config, connection) if only_ingestion else create_pipeline(config, run_id, connection)
-            )
+            create = create_ingestion if only_ingestion else create_pipeline
+            graph = create(config, this_machine(config, run_id), connection)
             return local_runner.run(graph, run_id, view.on_start, on_finish)
         except (DataError, WeightsError, RegistryError) as error:
             console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

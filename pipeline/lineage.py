@@ -14,8 +14,8 @@ from serving.registry import Registry
 # What a component tells of itself in the tree, from its parameters and from the properties of what it wrote.
 _TOLD = {
     "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test"),
-    "ImportSchemaGen": ("schema_file", "digest"),
-    "Backbone": ("weights", "weights_digest", "seed", "image_size"),
+    "ImportSchemaGen": ("schema_file",),
+    "Backbone": ("weights", "weights_dir", "weights_digest", "seed", "image_size"),
     "EmbeddingGen": ("photos",),
     "Tuner": ("objective", "max_epochs", "seed"),
     "Trainer": ("epochs", "batch_size", "seed"),

@@ -154,6 +154,53 @@ class Card(_Section):
     contact: str = Field("not stated", description="whom to ask about the model")
 
 
+class Resources(_Section):
+    """What one task of a compiled pipeline may use."""
+
+    cpu: float = Field(1, gt=0, description="cores")
+    memory: float = Field(4, gt=0, description="GB")
+    gpu: int = Field(0, ge=0, description="number of GPUs, of the kind `kubeflow.gpu_type`")
+
+
+class Volume(_Section):
+    """A persistent volume, for the tasks that read or write outside of the pipeline's own artifacts."""
+
+    claim: str = Field(description="name of its PersistentVolumeClaim")
+    path: str = Field(pattern="^/", description="where it is mounted")
+
+
+class Secret(_Section):
+    """A value of a Kubernetes Secret as an environment variable, for the same tasks."""
+
+    name: str = Field(description="of the Secret")
+    key: str
+    variable: str = Field(description="name of the environment variable")
+
+
+class Kubeflow(_Section):
+    """The pipeline as it is compiled for Kubeflow Pipelines and Vertex AI.
+
+    `data`, `weights_dir`, `registry` and the gate's rules become parameters of each run; these are their defaults.
+    """
+
+    image: str = Field(
+        "catbreeds-pipeline:0.1.0", description="of every task; its tag must never move: caching trusts it"
+    )
+    data: str = Field("/catbreeds/photos", description="default of the parameter `data`")
+    weights_dir: str = Field("", description="default of the parameter `weights_dir`; empty: as `weights` says")
+    registry: str = Field("/catbreeds/serving", description="folder of pushed models, a folder a model")
+    volumes: tuple[Volume, ...] = Field((Volume(claim="catbreeds", path="/catbreeds"),))
+    secrets: tuple[Secret, ...] = ()
+    env: dict[str, str] = Field(
+        {"HOME": "/tmp", "TF_CPP_MIN_LOG_LEVEL": "2"}, description="environment variables of every task"
+    )
+    retries: int = Field(2, ge=0, le=10, description="how often a task that failed is tried again")
+    gpu_type: str = Field("nvidia.com/gpu", description="resource name of a GPU; on Vertex AI as NVIDIA_TESLA_T4")
+    embedding: Resources = Field(Resources(cpu=4, memory=12), description="of EmbeddingGen and Evaluator")
+    learning: Resources = Field(Resources(cpu=2, memory=8), description="of Tuner and Trainer")
+    other: Resources = Field(Resources(cpu=1, memory=4), description="of all other tasks")
+
+
 class Settings(_Section):
     """One run of the pipeline."""
 
@@ -178,6 +225,7 @@ class Settings(_Section):
     gate: Gate = Gate()
     card: Card = Card()
     rollout: Rollout = Rollout()
+    kubeflow: Kubeflow = Kubeflow()
 
     @property
     def registry(self) -> Path:

@@ -114,6 +114,16 @@ class Registry:
                 continue  # a damaged version is nobody's recipe
         return None
 
+    def find_origin(self, origin_digest: str) -> int | None:
+        """The newest version that can serve and was made from this data, code, weights and settings."""
+        for version in reversed(self.versions()):
+            try:
+                if self.admission(version).get("origin_digest") == origin_digest and self._is_servable(version):
+                    return version
+            except RegistryError:
+                continue  # a damaged version is no reason not to make a new one
+        return None
+
     def promote(self, version: int, label: str = STABLE) -> int | None:
         """Moves `label` to `version`.
 

@@ -249,9 +249,15 @@ def written(weights, tmp_path_factory):
     """What the component writes for Xception from a weights file, and its artifact."""
     model = Model()
     model.uri = str(tmp_path_factory.mktemp("backbone"))
-    path = find_weights("xception", str(weights("xception")[0]))
     Backbone.test_call(
-        model=model, architecture="xception", weights=path, weights_digest="", image_size=SIDE, seed=0, code=""
+        model=model,
+        architecture="xception",
+        weights="imagenet",
+        weights_dir=str(weights("xception")[0]),
+        weights_digest="",
+        image_size=SIDE,
+        seed=0,
+        code="",
     )
     return model, Path(model.uri) / "Format-Serving"
 

@@ -52,7 +52,7 @@ def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
 def test_help_names_every_command(catbreeds):
     done = catbreeds("--help")
     assert done.returncode == 0
-    for command in ("run", "predict", "sample-data", "compile"):
+    for command in ("run", "predict", "sample-data", "compile", "submit", "schedule"):
         assert f" {command} " in done.stdout
 
 
@@ -62,7 +62,7 @@ def test_help_names_every_command(catbreeds):
         (["--set", "tuner.max_epochz=3"], ["catbreeds: tuner.max_epochz: no such setting", "max_epochs"]),
         (["--set", "tuner.max_epochs=0"], ["catbreeds: tuner.max_epochs:", "at least 2 and at most 1000"]),
         (["--set", "tuner.max_epochs"], ["write --set key=value"]),
-        (["--profile", "huge"], ["profile 'huge': no such profile or file; there are demo, standard"]),
+        (["--profile", "huge"], ["profile 'huge': no such profile or file; there are demo, smoke, standard"]),
         (["--profile", "demo", "--set", "image_size=64"], ["image_size: xception needs at least 71 pixels"]),
         (["--epochs", "3"], ["No such option"]),
     ],
