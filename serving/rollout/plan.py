@@ -1,14 +1,13 @@
 """What model servers shall serve, and the one place that makes TensorFlow Serving's configuration of it."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 
 from google.protobuf import text_format
 
+from serving.traffic import CANARY, read_canary_share, traffic_text
 from serving.wire.model_management_pb2 import ModelServerConfig
 
-CANARY = "canary"
 # Names of the files in the ConfigMap, and below a workdir.
 CONFIG_FILE = "models.config"
 TRAFFIC_FILE = "traffic.json"
@@ -55,7 +54,7 @@ class Plan:
             base_path: absolute, as the servers see it.
         """
         config = text_format.MessageToString(model_config(name, base_path, self.versions, self.labels))
-        return {CONFIG_FILE: config, TRAFFIC_FILE: json.dumps({"canary_share": self.canary_share})}
+        return {CONFIG_FILE: config, TRAFFIC_FILE: traffic_text(self.canary_share)}
 
 
 def model_config(
@@ -86,11 +85,12 @@ def read_plan(files: Mapping[str, str], name: str) -> Plan:
     try:
         config = text_format.Parse(files[CONFIG_FILE], ModelServerConfig())
         (model,) = (model for model in config.model_config_list.config if model.name == name)
-        share = json.loads(files.get(TRAFFIC_FILE, "{}")).get("canary_share", 0.0)
-        return Plan(tuple(model.model_version_policy.specific.versions), dict(model.version_labels), float(share))
+        # Made by hand, a first configuration may do without.
+        share = read_canary_share(files[TRAFFIC_FILE]) if TRAFFIC_FILE in files else 0.0
+        return Plan(tuple(model.model_version_policy.specific.versions), dict(model.version_labels), share)
     except (KeyError, text_format.ParseError) as error:
         raise PlanError(f"{CONFIG_FILE}: no configuration of a model server: {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise PlanError(f"{CONFIG_FILE} or {TRAFFIC_FILE}: not written by `catbreeds`: {error}") from None
 
 

@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from serving.registry import STABLE, Registry
+from serving.rollout.comparison import Outcome, Rules, Traffic, Verdict, compare, read_traffic
 from serving.rollout.fleet import Conflict, Fleet, FleetError
+from serving.rollout.golden import WrongAnswer, ask_golden, read_golden
 from serving.rollout.model_server import ModelServer, NotYet, Refused, Unreachable, VersionState
 from serving.rollout.plan import CANARY, Plan, plan_of
 
 _TRIES = 10
 _LOOK_SECONDS = 0.1
+_TRAFFIC_SECONDS = 1.0
 
 
 class RolloutError(RuntimeError):
@@ -27,6 +30,10 @@ class RolloutError(RuntimeError):
 
 class CannotLoad(RolloutError):
     """A server cannot load a version."""
+
+
+class CanaryStopped(RolloutError):
+    """A canary was worse than stable, and gets no requests any more."""
 
 
 class Limits(NamedTuple):
@@ -119,6 +126,97 @@ class Rollout:
         if now != target:  # somebody else has moved it meanwhile
             told = self.sync()
         return current, now, told
+
+    def start_canary(self, version: int, share: float) -> tuple[int, Told]:
+        """Makes `version` the canary: it is loaded, answers golden requests right, then gets `share` of the requests.
+
+        Returns:
+            How many golden requests the version has, and where it is served.
+
+        Raises:
+            CanaryStopped: a server answers a golden request wrong; no user has seen it.
+            RegistryError, CannotLoad, RolloutError, FleetError: see `promote`.
+        """
+        self._registry.require_servable(version)
+        if version == self._registry.stable():
+            raise RolloutError(f"version {version} is stable already")
+        self._serve(lambda: {**self._registry.labels(), CANARY: version}, only_load=True)
+        self._registry.promote(version, CANARY)
+        golden = self._ask_golden(version)
+        return golden, self._serve(self._registry.labels, share)
+
+    def check_canary(self, seconds: float, rules: Rules = Rules()) -> tuple[int, Verdict]:  # noqa: B008
+        """Compares the canary with stable by golden requests, and by what the gateways measure from now on.
+
+        Args:
+            seconds: to look at the traffic, at most.
+            rules: of the comparison.
+
+        Returns:
+            The canary's version, and what was found.
+
+        Raises:
+            CanaryStopped: it is worse; stable gets all requests again.
+            RolloutError: there is no canary, or a gateway does not answer.
+        """
+        version = self._registry.labels().get(CANARY)
+        if version is None:
+            raise RolloutError(f"{self._registry.base}: no version is canary; `catbreeds promote VERSION --canary`")
+        self._ask_golden(version)
+        end, before = time.monotonic() + seconds, self._traffic()
+        if not before:
+            raise RolloutError(f"{self._fleet.where}: no gateway is running, so there is no traffic to compare by")
+        while True:
+            totals = {CANARY: Traffic(), STABLE: Traffic()}
+            for gateway, seen in self._traffic().items():
+                for label in totals:
+                    earlier = before.get(gateway, {}).get(label, Traffic())
+                    totals[label] += seen.get(label, Traffic()).since(earlier)
+            verdict = compare(totals[CANARY], totals[STABLE], rules)
+            if verdict.outcome is Outcome.BAD:
+                self.stop_canary(verdict.reason)
+                raise CanaryStopped(f"version {version} is not canary any more: {verdict.reason}")
+            if verdict.outcome is Outcome.GOOD or time.monotonic() >= end:
+                return version, verdict
+            time.sleep(min(_TRAFFIC_SECONDS, max(0.0, end - time.monotonic())))
+
+    def stop_canary(self, reason: str) -> tuple[int | None, Told]:
+        """Takes all requests back from the canary.
+
+        Args:
+            reason: is kept in the registry.
+
+        Returns:
+            The version that was it, if there was one, and where what is left is served.
+
+        Raises:
+            RolloutError, FleetError: see `promote`; the same call again finishes.
+        """
+        return self._registry.unlabel(CANARY, reason), self.sync()
+
+    def _ask_golden(self, version: int) -> int:
+        try:
+            golden = read_golden(self._registry.path(version))
+            for server in self._fleet.servers() if golden else []:
+                if server.ready:
+                    try:
+                        ask_golden(self._fleet.reach(server), self._fleet.model, version, golden)
+                    except WrongAnswer as error:
+                        raise WrongAnswer(f"{server.name}: {error}") from None
+        except WrongAnswer as error:
+            self.stop_canary(str(error))
+            raise CanaryStopped(f"version {version} is not canary any more: {error}") from None
+        return len(golden)
+
+    def _traffic(self) -> dict[str, dict[str, Traffic]]:
+        """Traffic by label of each gateway."""
+        traffic = {}
+        for gateway in self._fleet.gateways():
+            try:
+                traffic[gateway.key] = read_traffic(self._fleet.reach(gateway))
+            except OSError as error:
+                raise RolloutError(f"{gateway.name} does not tell its traffic: {error}; try again") from None
+        return traffic
 
     def sync(self) -> Told:
         """Brings the servers to what the registry says.
