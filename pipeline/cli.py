@@ -285,6 +285,8 @@ def _components(
 
 
 def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Console) -> Exit:
+    from components.documents import read_json
+    from components.rollout import ROLLOUT_FILE
     from pipeline import report
 
     documents = report.collect(runs, config, run_id)
@@ -292,6 +294,9 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
     ran = sum(not run.cached for run in runs.values())
     console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
     report.show(console, documents)
+    if "Rollout" in runs:
+        outcome = read_json(runs["Rollout"].outputs["outcome"], ROLLOUT_FILE)["outcome"]
+        console.print(f"Rollout: {outcome}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {page}", markup=False, highlight=False)
     return Exit.REFUSED if documents["gate"]["outcome"] == "refused" else Exit.DONE
 

@@ -128,8 +128,14 @@ def _show_replay(decision: dict, changes: dict) -> None:
 
 def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
+    stopped = registry.stopped(version)
     try:
-        return {"version": version, "labels": labels, **_facts(registry.record(version), registry.admission(version))}
+        return {
+            "version": version,
+            "labels": labels,
+            "stopped": stopped,
+            **_facts(registry.record(version), registry.admission(version)),
+        }
     except RegistryError as error:
         return {"version": version, "labels": labels, "unreadable": str(error)}
     except (KeyError, TypeError, ValueError) as error:
@@ -166,6 +172,8 @@ def _show(console: Console, row: dict) -> None:
         f"test photos, data {row['data_digest'][:8]}, pushed {_age(row['age_minutes'])} ago",
         highlight=False,
     )
+    if row["stopped"]:
+        console.print(Text(f"  was canary: {row['stopped']}", style="yellow"), soft_wrap=True)
     for reason in row["reasons"]:
         console.print(f"  - {reason}", markup=False, highlight=False)
 

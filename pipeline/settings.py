@@ -137,13 +137,28 @@ class Gate(_Section):
 class Rollout(_Section):
     """How versions come to users, and what is kept of old ones."""
 
+    start: Literal["off", "workdir", "cluster"] = Field(
+        "off",
+        description="make what a run pushes the canary: of the servers of this workdir, or of those in `namespace`",
+    )
+    namespace: str = Field("catbreeds", min_length=1, description="where the model servers of the cluster are")
+    share: Fraction = Field(0.1, description="of the gateways' requests, for the canary that a run starts")
     loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
     keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")
     load_seconds: float = Field(600, gt=0, description="for a model server to load a version")
+    min_requests: int = Field(200, ge=1, description="that canary and stable must have had before they are compared")
+    max_error_increase: Fraction = Field(0.005, description="share of requests that a canary may fail more often")
+    max_latency_ratio: float = Field(
+        1.5, ge=1, description="of the 95th percentile of a canary's answers to that of stable's"
+    )
 
     def limits(self) -> dict[str, Any]:
         """What `serving.rollout.rollout.Limits` takes."""
-        return {"loaded": self.loaded, "keep": self.keep, "load_seconds": self.load_seconds}
+        return self.model_dump(include={"loaded", "keep", "load_seconds"})
+
+    def rules(self) -> dict[str, Any]:
+        """What `serving.rollout.comparison.Rules` takes."""
+        return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
 
 
 class Card(_Section):

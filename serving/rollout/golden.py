@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.client import ClientError, ModelChoice
 from serving.client.grpc import GrpcClient
@@ -33,9 +33,9 @@ class Golden(NamedTuple):
     probability: float
 
 
-def golden_text(requests: Iterable[Golden]) -> str:
-    """Content of GOLDEN_FILE."""
-    return json.dumps([{**one._asdict(), "photo": base64.b64encode(one.photo).decode()} for one in requests])
+def golden_document(requests: Iterable[Golden]) -> list[dict[str, Any]]:
+    """Content of GOLDEN_FILE, before it is JSON."""
+    return [{**one._asdict(), "photo": base64.b64encode(one.photo).decode()} for one in requests]
 
 
 def read_golden(model: str | Path) -> list[Golden]:
@@ -75,6 +75,6 @@ def ask_golden(address: str, name: str, version: int, requests: list[Golden]) ->
         probabilities = {prediction.breed: prediction.probability for prediction in answer.predictions}
         if abs(probabilities.get(request.breed, 0.0) - request.probability) > _TOLERANCE:
             raise WrongAnswer(
-                f"golden photo {number} of version {version} is {answer.best.breed} with {answer.best.probability:.3f}; "
-                f"measured was {request.breed} with {request.probability:.3f}"
+                f"golden photo {number} of version {version} is {answer.best.breed} with "
+                f"{answer.best.probability:.3f}; measured was {request.breed} with {request.probability:.3f}"
             )

@@ -96,6 +96,7 @@ class Rollout:
             FleetError: the place cannot be read or changed; try again.
         """
         self._registry.require_servable(version)
+        self._make_room(version, f"version {version} was promoted")
         self._serve(lambda: {**self._registry.labels(), STABLE: version}, only_load=True)
         before = self._registry.promote(version)
         if self._registry.labels().get(CANARY) == version:
@@ -121,6 +122,7 @@ class Rollout:
             CannotLoad, RolloutError, FleetError: see `promote`.
         """
         *_, target = self._registry.require_before()
+        self._make_room(target, f"version {target} was rolled back to")
         told = self._serve(lambda: {**self._registry.labels(), STABLE: target})
         current, now = self._registry.rollback()
         if now != target:  # somebody else has moved it meanwhile
@@ -140,6 +142,7 @@ class Rollout:
         self._registry.require_servable(version)
         if version == self._registry.stable():
             raise RolloutError(f"version {version} is stable already")
+        self._make_room(version, f"version {version} became canary")
         self._serve(lambda: {**self._registry.labels(), CANARY: version}, only_load=True)
         self._registry.promote(version, CANARY)
         golden = self._ask_golden(version)
@@ -193,6 +196,11 @@ class Rollout:
             RolloutError, FleetError: see `promote`; the same call again finishes.
         """
         return self._registry.unlabel(CANARY, reason), self.sync()
+
+    def _make_room(self, version: int, why: str) -> None:
+        """Ends a canary that is not `version`: servers have no memory for three versions that are all asked for."""
+        if self._registry.labels().get(CANARY, version) != version:
+            self.stop_canary(why)
 
     def _ask_golden(self, version: int) -> int:
         try:
