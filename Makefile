@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint compile protos images deploy promtool lock clean
+.PHONY: help setup demo test test-slow coverage lint compile images deploy promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,9 +56,6 @@ lint: setup ## style and formatting
 compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
 
-protos: setup ## generate serving/wire/*_pb2.py from their .proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/*.proto
-
 # What was built is in build/images.json, so that exactly that is deployed.
 images: ## build the images and push them: make images REGISTRY=europe-docker.pkg.dev/PROJECT/REPOSITORY
 	@test -n "$(REGISTRY)" || { echo "say where to push them: make images REGISTRY=..." >&2; exit 2; }
@@ -75,6 +72,9 @@ $(BIN)/promtool: | setup
 	cd build/prometheus && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }
 	dpkg-deb --extract build/prometheus/prometheus_*.deb build/prometheus
 	cp build/prometheus/usr/bin/promtool $@
+
+protos: setup ## generate serving/wire/*_pb2.py from their .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/*.proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \

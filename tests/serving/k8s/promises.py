@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from serving.gateway.settings import Settings
 from serving.model_server import flags
 from tests.serving.k8s.variants import Object, Variant
 
@@ -453,6 +454,15 @@ def the_model_server_takes_its_flags_and_listens_where_others_ask(variant: Varia
         yield "it could not restart with labels in its configuration"
     if not values.enable_grpc_healthcheck_service:
         yield "its probes ask a service that is not there"
+
+
+@promise(put("ConfigMap/model-server-files", "data/batching.config", "max_batch_size { value: 8 }"))
+def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
+    most = Settings.model_fields["max_photos"].default
+    for config in variant.of("ConfigMap"):
+        size = re.search(r"max_batch_size \{ value: (\d+) \}", config["data"].get("batching.config", ""))
+        if size and int(size[1]) < most:
+            yield f"{size[0]}, and the gateway sends {most} photos at a time"
 
 
 @promise(

@@ -37,7 +37,7 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
             found.append(expression)
         return True
 
-    promql_parser.walk(visit, promql_parser.parse(query.replace("$__rate_interval", "5m")))
+    promql_parser.walk(promql_parser.parse(query.replace("$__rate_interval", "5m")), visit)
     return found
 
 
@@ -50,12 +50,9 @@ def series(text: str) -> dict[str, set[str]]:
 
 
 @pytest.fixture(scope="module")
-def known(scraped_model_server, scraped_gateway) -> dict[str, dict[str, set[str]]]:
-    """By the job that Prometheus gives what it scrapes: namespace and name of the PodMonitor."""
-    return {
-        "catbreeds/model-server": {"up": set(), **series(scraped_model_server)},
-        "catbreeds/gateway": {"up": set(), **series(scraped_gateway)},
-    }
+def known(scraped) -> dict[str, dict[str, set[str]]]:
+    """Metrics by job, each with its labels."""
+    return {job: {"up": set(), **series(text)} for job, text in scraped.items()}
 
 
 def unknown(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
@@ -132,10 +129,9 @@ def test_every_alert_is_explained(rules):
 
 
 # What Prometheus scrapes in a healthy hour, sample by sample; a scenario changes some of it.
-_MODEL_SERVER, _GATEWAY = (
-    'job="catbreeds/model-server", pod="model-server-0"',
-    'job="catbreeds/gateway", pod="gateway-0"',
-)
+_MODEL_SERVER = 'job="catbreeds/model-server", pod="model-server-0"'
+_GATEWAY = 'job="catbreeds/gateway", pod="gateway-0"'
+_PREDICT = f'{_GATEWAY}, route="/v1/breeds:predict"'
 _REQUESTS, _SECONDS = "catbreeds_gateway_requests_total", "catbreeds_gateway_request_seconds_bucket"
 _LOADS, _ANSWERS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
 _HEALTHY = {

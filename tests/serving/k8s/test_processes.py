@@ -1,4 +1,4 @@
-"""The model server that is deployed, started here with the flags and files of its manifests."""
+"""Model server and gateway as they are deployed, started here with the flags, files and variables of the manifests."""
 
 import re
 
@@ -6,40 +6,41 @@ import grpc
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.k8s.promises import LIVE_CONFIG
-from tests.serving.k8s.variants import ROOT
-from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually
-from tests.serving.model_server.toys import Adder
+from tests.serving.k8s.variants import ROOT, Variant
+from tests.serving.model_server.servers import DEADLINE, eventually
 
 
-def status(server: ModelServer, path: str) -> int:
-    with server.connection() as connection:
-        connection.request("GET", path)
-        return connection.getresponse().status
+def probe(variant: Variant, name: str, kind: str) -> str:
+    """Path of an HTTP probe."""
+    return next(container for deployment, _, container in variant.containers() if deployment == name)[kind]["httpGet"][
+        "path"
+    ]
 
 
-def test_a_pod_is_alive_while_it_loads_and_ready_when_the_stable_version_serves(container, server):
+def test_pods_are_alive_while_models_load_and_ready_when_the_stable_one_serves(variant, container, server, gateway):
+    def ready() -> tuple[int, int]:
+        path = probe(variant, "model-server", "readinessProbe")
+        return server.rest("GET", path)[0], gateway.http.get(probe(variant, "gateway", "readinessProbe")).status_code
+
     assert container["livenessProbe"]["grpc"] == container["startupProbe"]["grpc"] == {"port": 8500}
     healthy = server.channel.unary_unary("/grpc.health.v1.Health/Check")
     assert healthy(b"", timeout=DEADLINE) == b"\x08\x01"  # SERVING
-    assert server.added("catbreeds") == 1.0
-    readiness = container["readinessProbe"]["httpGet"]["path"]
-    assert status(server, readiness) == 404
-    Adder(2).save(server.models_folder / "staged")
-    (server.models_folder / "staged").rename(server.models_folder / "catbreeds" / "2")
-    eventually(lambda: status(server, readiness) == 200)
-    assert server.added("catbreeds", "stable") == 2.0
+    for kind in ("startupProbe", "livenessProbe"):
+        assert gateway.http.get(probe(variant, "gateway", kind)).status_code == 200
+    assert server.states("catbreeds")[1] == "AVAILABLE"
+    assert ready() == (404, 503)
+    (server.models_folder / "2.staged").rename(server.models_folder / "catbreeds" / "2")
+    eventually(lambda: ready() == (200, 200))
+    assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 2
 
 
 def test_connections_end_so_that_gateways_look_for_pods_again(server):
-    assert server.added("catbreeds", 1) == 1.0
+    assert server.states("catbreeds")
     states = []
     server.channel.subscribe(states.append)
     eventually(lambda: grpc.ChannelConnectivity.IDLE in states)
-
-
-def test_prometheus_finds_the_metrics_of_the_model_server(scraped_model_server):
-    assert ":tensorflow:serving:request_count{" in scraped_model_server
 
 
 def test_the_documented_configuration_makes_the_first_version_stable(container):
