@@ -26,6 +26,7 @@ def Rollout(
     registry: Parameter[str],
     run_id: Parameter[str],
     namespace: Parameter[str],
+    models: Parameter[str],
     share: Parameter[float],
     loaded: Parameter[int],
     load_seconds: Parameter[float],
@@ -38,24 +39,25 @@ def Rollout(
         registry: base path of the pushed models.
         run_id: differs in each run, so that the servers are always asked.
         namespace: of the cluster whose servers are meant; "": those of this machine.
+        models: folder of pushed models as the cluster's servers see it.
         share: of the gateways' requests, for the canary.
         loaded, load_seconds: see `serving.rollout.rollout.Limits`.
     """
     version = read_json(pushed.uri, PUSH_FILE)["version"]
-    models = Registry(registry)
-    with _fleet(models, namespace) as fleet:
+    versions = Registry(registry)
+    with _fleet(versions, namespace, models) as fleet:
         limits = driving.Limits(loaded=loaded, load_seconds=load_seconds)
-        text = _roll_out(driving.Rollout(models, fleet, limits), models, fleet, version, share)
+        text = _roll_out(driving.Rollout(versions, fleet, limits), versions, fleet, version, share)
     write_json(outcome.uri, ROLLOUT_FILE, {"version": version, "outcome": text})
 
 
-def _roll_out(rollout: driving.Rollout, models: Registry, fleet: Fleet, version: int | None, share: float) -> str:
+def _roll_out(rollout: driving.Rollout, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:
     if version is None:
         return "nothing was pushed"
     if isinstance(fleet, Laptop) and not fleet.servers():
         return _NO_SERVER
     try:
-        if version == models.stable():
+        if version == registry.stable():
             rollout.sync()
             return f"version {version} is stable, the first one"
         golden, _ = rollout.start_canary(version, share)
@@ -67,9 +69,9 @@ def _roll_out(rollout: driving.Rollout, models: Registry, fleet: Fleet, version:
 
 
 @contextlib.contextmanager
-def _fleet(models: Registry, namespace: str) -> Iterator[Fleet]:
+def _fleet(registry: Registry, namespace: str, models: str) -> Iterator[Fleet]:
     if namespace:
-        with Cluster(namespace, models.base.name) as cluster:
+        with Cluster(namespace, registry.base.name, models) as cluster:
             yield cluster
     else:
-        yield Laptop(models.base.parent.parent, models.base)
+        yield Laptop(registry.base.parent.parent, registry.base)

@@ -128,18 +128,13 @@ def _show_replay(decision: dict, changes: dict) -> None:
 
 def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
-    stopped = registry.stopped(version)
+    summary = {"version": version, "labels": labels, "stopped": registry.stopped(version)}
     try:
-        return {
-            "version": version,
-            "labels": labels,
-            "stopped": stopped,
-            **_facts(registry.record(version), registry.admission(version)),
-        }
+        return summary | _facts(registry.record(version), registry.admission(version))
     except RegistryError as error:
-        return {"version": version, "labels": labels, "unreadable": str(error)}
+        return summary | {"unreadable": str(error)}
     except (KeyError, TypeError, ValueError) as error:
-        return {"version": version, "labels": labels, "unreadable": f"{registry.path(version)}: damaged: {error!r}"}
+        return summary | {"unreadable": f"{registry.path(version)}: damaged: {error!r}"}
 
 
 def _facts(record: dict, admission: dict) -> dict:
@@ -163,6 +158,8 @@ def _show(console: Console, row: dict) -> None:
     """A line of facts for a version, and below it why it was admitted: readable in a narrow terminal, too."""
     title = Text(f"version {row['version']}", style="bold")
     console.print(title.append("".join(f" {label}" for label in row["labels"]), style="green"))
+    if row["stopped"]:
+        console.print(Text(f"  was canary: {row['stopped']}", style="yellow"), soft_wrap=True)
     if "unreadable" in row:
         console.print(Text(f"  {row['unreadable']}", style="red"), soft_wrap=True)
         return
@@ -172,8 +169,6 @@ def _show(console: Console, row: dict) -> None:
         f"test photos, data {row['data_digest'][:8]}, pushed {_age(row['age_minutes'])} ago",
         highlight=False,
     )
-    if row["stopped"]:
-        console.print(Text(f"  was canary: {row['stopped']}", style="yellow"), soft_wrap=True)
     for reason in row["reasons"]:
         console.print(f"  - {reason}", markup=False, highlight=False)
 

@@ -129,7 +129,7 @@ def _fleet(config: Settings, namespace: str | None, context: str | None) -> "Ite
         return
     from serving.rollout.cluster import Cluster
 
-    with Cluster(namespace, config.model_name, context) as cluster:
+    with Cluster(namespace, config.model_name, config.rollout.models, context) as cluster:
         yield cluster
 
 

@@ -303,6 +303,7 @@ def _admission_nodes(
             registry=target.registry,
             run_id=target.run_id,
             namespace=settings.rollout.namespace if settings.rollout.start == "cluster" else "",
+            models=settings.rollout.models,
             share=settings.rollout.share,
             loaded=settings.rollout.loaded,
             load_seconds=settings.rollout.load_seconds,

@@ -142,6 +142,7 @@ class Rollout(_Section):
         description="make what a run pushes the canary: of the servers of this workdir, or of those in `namespace`",
     )
     namespace: str = Field("catbreeds", min_length=1, description="where the model servers of the cluster are")
+    models: str = Field("/models", pattern="^/.*[^/]$", description="folder of pushed models as those servers see it")
     share: Fraction = Field(0.1, description="of the gateways' requests, for the canary that a run starts")
     loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
     keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")

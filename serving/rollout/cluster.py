@@ -18,7 +18,6 @@ from serving.rollout.fleet import Conflict, FleetError, Server
 from serving.rollout.plan import Plan, PlanError, read_plan
 
 CONFIG_MAP = "model-config"
-MODELS = "/models"  # where the manifests mount the registry's parent directory
 _MODEL_SERVERS = "app.kubernetes.io/name=model-server"
 _GATEWAYS = "app.kubernetes.io/name=gateway"
 _FORWARDING = re.compile(r"Forwarding from (127\.0\.0\.1:\d+)")
@@ -30,16 +29,17 @@ class Cluster:
 
     Args:
         namespace: theirs.
-        model: its name; below MODELS in the pods.
+        model: its name.
+        models: folder that holds the registry's, as the pods see it.
         context: of kubectl's configuration; None: its current one, or the pod's own where this runs in the cluster.
 
     Raises:
         FleetError: there is no configuration of a cluster.
     """
 
-    def __init__(self, namespace: str, model: str, context: str | None = None):
+    def __init__(self, namespace: str, model: str, models: str, context: str | None = None):
         self.model = model
-        self.base_path = f"{MODELS}/{model}"
+        self.base_path = f"{models}/{model}"
         self.where = f"namespace {namespace}" + (f" of {context}" if context else "")
         self._namespace = namespace
         self._kubectl = ["kubectl", "--namespace", namespace, *(["--context", context] if context else [])]

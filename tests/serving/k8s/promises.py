@@ -260,8 +260,8 @@ def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
             elif "emptyDir" not in volume:
                 yield f"{name}: {volume} is of a kind that nothing checks"
         for container in spec["containers"]:
-            settings = [f"{one['name']}={one.get('value', '')}" for one in container.get("env", [])]
-            for argument in [*container.get("args", []), *settings]:
+            files = [f"{e['name']}={e['value']}" for e in container.get("env", []) if e["name"].endswith("_FILE")]
+            for argument in [*container.get("args", []), *files]:
                 file = argument.partition("=")[2]
                 if file.startswith("/") and not _is_there(variant, volumes, container, PurePosixPath(file)):
                     yield f"{name}: {argument}: there is no such file"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,16 @@ from serving.registry import Registry
 from serving.rollout.laptop import MODEL_SERVER, Laptop
 from tests.serving.model_server.servers import ModelServer
 from tests.serving.model_server.toys import Adder
+from tests.serving.rollout.kubernetes_api import KubernetesApi
 
 FLAGS = ("--max_num_load_retries=0", "--allow_version_labels_for_unavailable_models=true")
+
+# Pods are on this machine under ports of their own: forwarding has nothing to do.
+KUBECTL = """#!/bin/sh
+for last; do :; done
+echo "Forwarding from 127.0.0.1$last -> ${last#:}"
+exec sleep 600
+"""
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +76,18 @@ def join(laptop, processes) -> Iterator[Callable[[int], list[ModelServer]]]:
             return processes[:count]
 
         yield join
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch) -> Iterator[KubernetesApi]:
+    """A cluster that kubectl's configuration names, and a kubectl."""
+    api = KubernetesApi()
+    api.write_kubeconfig(tmp_path / "kubeconfig")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "kubectl").write_text(KUBECTL)
+    (tmp_path / "bin" / "kubectl").chmod(0o755)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    yield api
+    api.close()

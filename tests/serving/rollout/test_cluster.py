@@ -1,7 +1,5 @@
 """In a cluster: an API that enforces resource versions, pods that are embedded servers, faults at every call."""
 
-import os
-
 import pytest
 
 from serving.rollout.cluster import Cluster
@@ -9,29 +7,8 @@ from serving.rollout.fleet import FleetError
 from serving.rollout.plan import CONFIG_FILE, read_plan
 from serving.rollout.rollout import CannotLoad, Limits, Rollout, RolloutError
 from tests.serving.model_server.servers import eventually, free_port
-from tests.serving.rollout.kubernetes_api import NAMESPACE, KubernetesApi
+from tests.serving.rollout.kubernetes_api import NAMESPACE
 from tests.serving.rollout.traffic import traffic
-
-# Pods are on this machine under ports of their own: forwarding has nothing to do.
-KUBECTL = """#!/bin/sh
-for last; do :; done
-echo "Forwarding from 127.0.0.1$last -> ${last#:}"
-exec sleep 600
-"""
-
-
-@pytest.fixture
-def api(tmp_path, monkeypatch):
-    api = KubernetesApi()
-    api.write_kubeconfig(tmp_path / "kubeconfig")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "kubectl").write_text(KUBECTL)
-    (tmp_path / "bin" / "kubectl").chmod(0o755)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    yield api
-    api.close()
 
 
 @pytest.fixture
@@ -44,13 +21,13 @@ def pods(api, processes):
 
 
 @pytest.fixture
-def command(registry, monkeypatch):
+def command(registry):
     """Runs one command: a connection of its own to the API, as the command line has it."""
-    monkeypatch.setattr("serving.rollout.cluster.MODELS", str(registry.base.parent))  # the pods see this machine's disk
 
     def command(name: str, *arguments: object):
         limits = Limits(loaded=2, starting_seconds=0.5, poll_seconds=1)
-        with Cluster(NAMESPACE, registry.base.name) as cluster:
+        # The pods see this machine's disk.
+        with Cluster(NAMESPACE, registry.base.name, str(registry.base.parent)) as cluster:
             return getattr(Rollout(registry, cluster, limits), name)(*arguments)
 
     return command

@@ -24,6 +24,7 @@ def roll_out(tmp_path, registry):
             registry=str(registry.base),
             run_id="run",
             namespace="",
+            models="",
             share=0.25,
             loaded=2,
             load_seconds=60.0,
