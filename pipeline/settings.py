@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
 ENVIRONMENT_PREFIX = "CATBREEDS_"
 # Other programs of the project read variables of their own under the same prefix.
-_OTHER_PROGRAMS = ("CATBREEDS_GATEWAY_", "CATBREEDS_TEST_")
+_OTHER_PROGRAMS = ("CATBREEDS_CLIENT_", "CATBREEDS_GATEWAY_", "CATBREEDS_PAGE_", "CATBREEDS_TEST_")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
