@@ -1,22 +1,26 @@
-"""Model server and gateway as they are deployed, started here with the flags, files and variables of the manifests."""
+"""Model server, gateway and page, started here with the flags, files and variables of their manifests."""
 
+import contextlib
+import os
 import re
+import subprocess
+import sys
 
 import grpc
+import httpx
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.k8s.promises import LIVE_CONFIG
 from tests.serving.k8s.variants import ROOT, Variant
-from tests.serving.model_server.servers import DEADLINE, eventually
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 
 def probe(variant: Variant, name: str, kind: str) -> str:
     """Path of an HTTP probe."""
-    return next(container for deployment, _, container in variant.containers() if deployment == name)[kind]["httpGet"][
-        "path"
-    ]
+    container = next(container for deployment, _, container in variant.containers() if deployment == name)
+    return container[kind]["httpGet"]["path"]
 
 
 def test_pods_are_alive_while_models_load_and_ready_when_the_stable_one_serves(variant, container, server, gateway):
@@ -34,6 +38,28 @@ def test_pods_are_alive_while_models_load_and_ready_when_the_stable_one_serves(v
     (server.models_folder / "2.staged").rename(server.models_folder / "catbreeds" / "2")
     eventually(lambda: ready() == (200, 200))
     assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 2
+
+
+def test_the_page_starts_with_its_variables_and_answers_its_probes(variant, tmp_path):
+    container = next(container for name, _, container in variant.containers() if name == "page")
+    port = free_port()
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables["HOME"] == "/tmp"
+    variables |= {"HOME": str(tmp_path), "CATBREEDS_PAGE_PORT": str(port)}
+    process = subprocess.Popen([sys.executable, "-m", "serving.page"], env=os.environ | variables)
+    try:
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+
+            def answers(path: str = probe(variant, "page", kind)) -> bool:
+                assert process.poll() is None
+                with contextlib.suppress(httpx.TransportError):
+                    return httpx.get(f"http://localhost:{port}{path}", timeout=DEADLINE).text == "ok"
+                return False
+
+            eventually(answers)
+    finally:
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
 
 
 def test_connections_end_so_that_gateways_look_for_pods_again(server):
