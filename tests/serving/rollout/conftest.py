@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from serving.registry import Registry
 from serving.rollout.laptop import MODEL_SERVER, Laptop
+from tests.serving.classifier import BREEDS, Classifier
+from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.model_server.servers import ModelServer
 from tests.serving.model_server.toys import Adder
 from tests.serving.rollout.kubernetes_api import KubernetesApi
@@ -23,6 +26,35 @@ for last; do :; done
 echo "Forwarding from 127.0.0.1$last -> ${last#:}"
 exec sleep 600
 """
+
+
+class Failing(tf.Module):
+    """Has the signature, and answers nobody."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def classify(self, image_bytes):
+        with tf.control_dependencies([tf.debugging.Assert(tf.size(image_bytes) < 0, ["no"])]):
+            probabilities = tf.zeros([tf.size(image_bytes), len(BREEDS)])
+        return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
+
+    def save(self, path):
+        tf.saved_model.save(self, str(path), signatures=self.classify)
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory) -> tuple[Path, list[float]]:
+    """SavedModels that the registry takes, `good` and `failing`; and what `good` gives each of PHOTOS for its breed."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    for name, model in {"good": Classifier(), "failing": Failing()}.items():
+        model.save(folder / name)
+        (folder / name / "assets.extra").mkdir()
+        (folder / name / "assets.extra" / "catbreeds.json").write_text(
+            json.dumps({"recipe_digest": name, "breeds": BREEDS})
+        )
+    probabilities = tf.saved_model.load(str(folder / "good")).signatures["serving_default"](
+        image_bytes=tf.constant(PHOTOS)
+    )["probabilities"]
+    return folder, [float(row[number]) for number, row in enumerate(probabilities.numpy())]
 
 
 @pytest.fixture(scope="session")

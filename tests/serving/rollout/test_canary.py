@@ -1,14 +1,8 @@
 """A canary through a real gateway: its share, its way to stable, and what stops it."""
 
-import contextlib
 import json
-import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
-import tensorflow as tf
 
 from serving.registry import Registry
 from serving.rollout.comparison import Outcome, Rules, Traffic, compare
@@ -16,39 +10,13 @@ from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
 from serving.rollout.laptop import GATEWAY, Laptop
 from serving.rollout.rollout import CanaryStopped, Limits, Rollout, RolloutError
 from serving.traffic import CANARY
-from tests.serving.classifier import BREEDS, Classifier
-from tests.serving.gateway.gateways import PHOTOS, PREDICT, Gateway
+from tests.serving.classifier import BREEDS
+from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import eventually
+from tests.serving.rollout.traffic import visitors
 
 RULES = Rules(min_requests=30)
 PATIENCE = 120  # seconds to look at traffic at most; a verdict ends it
-
-
-class Failing(tf.Module):
-    """Has the signature, and answers nobody."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
-    def classify(self, image_bytes):
-        with tf.control_dependencies([tf.debugging.Assert(tf.size(image_bytes) < 0, ["no"])]):
-            probabilities = tf.zeros([tf.size(image_bytes), len(BREEDS)])
-        return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
-
-    def save(self, path):
-        tf.saved_model.save(self, str(path), signatures=self.classify)
-
-
-@pytest.fixture(scope="session")
-def classifiers(tmp_path_factory):
-    """SavedModels that the registry takes: `good` and `failing`."""
-    folder = tmp_path_factory.mktemp("classifiers")
-    for name, model in {"good": Classifier(), "failing": Failing()}.items():
-        model.save(folder / name)
-        (folder / name / "assets.extra").mkdir()
-        (folder / name / "assets.extra" / "catbreeds.json").write_text(json.dumps({"recipe_digest": name}))
-    probabilities = tf.saved_model.load(str(folder / "good")).signatures["serving_default"](
-        image_bytes=tf.constant(PHOTOS)
-    )["probabilities"]
-    return folder, [float(row[number]) for number, row in enumerate(probabilities.numpy())]
 
 
 @pytest.fixture
@@ -87,39 +55,8 @@ def gateway(rollout, registry, laptop, processes, tmp_path):
     gateway.stop()
 
 
-class Visitors:
-    """People who go on asking; `versions` are those that each has seen, `codes` how often each HTTP code came."""
-
-    def __init__(self, gateway: Gateway):
-        self.url = gateway.url + PREDICT
-        self.versions: dict[str, set[int]] = {}
-        self.codes: Counter[int] = Counter()
-        self.ended = threading.Event()
-
-    def ask(self, person: str) -> None:
-        with httpx.Client(timeout=PATIENCE, headers={"X-Request-Key": person}) as http:
-            while not self.ended.wait(0.002):
-                response = http.post(self.url, content=PHOTOS[0])
-                self.codes[response.status_code] += 1
-                if response.is_success:
-                    self.versions.setdefault(person, set()).add(response.json()["model"]["version"])
-
-
-@contextlib.contextmanager
-def visitors(gateway: Gateway, people: int = 8):
-    seen = Visitors(gateway)
-    with ThreadPoolExecutor(people) as threads:
-        asking = [threads.submit(seen.ask, f"person {number}") for number in range(people)]
-        try:
-            yield seen
-        finally:
-            seen.ended.set()
-    for person in asking:
-        person.result()
-
-
 def test_a_canary_gets_its_share_of_the_people_and_then_all_of_them_and_no_request_fails(rollout, registry, gateway):
-    with visitors(gateway) as seen:
+    with visitors(gateway.url) as seen:
         eventually(lambda: len(seen.versions) == 8)
         golden, told = rollout.start_canary(2, share=0.56)
         assert (golden, len(told.servers)) == (4, 2)
@@ -143,7 +80,7 @@ def test_a_canary_gets_its_share_of_the_people_and_then_all_of_them_and_no_reque
 
 
 def test_a_canary_that_answers_otherwise_than_measured_is_stopped_before_anybody_asks_it(rollout, registry, gateway):
-    with visitors(gateway, 2) as seen:
+    with visitors(gateway.url, 2) as seen:
         eventually(lambda: len(seen.versions) == 2)
         with pytest.raises(CanaryStopped, match=r"model-server at .*: golden photo 4 of version 3 is Van, Turkish"):
             rollout.start_canary(3, share=1)
@@ -155,7 +92,7 @@ def test_a_canary_that_answers_otherwise_than_measured_is_stopped_before_anybody
 
 def test_a_canary_that_fails_requests_is_stopped_and_stable_gets_them_again(rollout, registry, gateway):
     rollout.start_canary(4, share=0.56)
-    with visitors(gateway) as seen:
+    with visitors(gateway.url) as seen:
         with pytest.raises(CanaryStopped, match=r"it fails 100\.0% of"):
             rollout.check_canary(PATIENCE, RULES)
         assert registry.labels() == {"stable": 1}

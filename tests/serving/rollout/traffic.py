@@ -2,11 +2,15 @@
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import httpx
 
-from tests.serving.model_server.servers import ModelServer
+from tests.serving.gateway.gateways import PHOTOS, PREDICT
+from tests.serving.model_server.servers import DEADLINE, ModelServer
 
 
 class Traffic:
@@ -44,3 +48,53 @@ def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
         for thread in threads:
             thread.join()
     assert sent.failed == []
+
+
+class Visitors:
+    """People who go on asking a gateway.
+
+    Attributes:
+        versions: that each person has seen.
+        last: the version that each has seen last.
+        codes: how often each HTTP code came.
+    """
+
+    def __init__(self, gateway: str):
+        self.url = gateway + PREDICT
+        self.versions: dict[str, set[int]] = {}
+        self.last: dict[str, int] = {}
+        self.codes: Counter[int] = Counter()
+        self.ended = threading.Event()
+
+    def ask(self, person: str) -> None:
+        with httpx.Client(timeout=DEADLINE, headers={"X-Request-Key": person}) as http:
+            while not self.ended.wait(0.002):
+                response = http.post(self.url, content=PHOTOS[0])
+                self.codes[response.status_code] += 1
+                if response.is_success:
+                    self.last[person] = response.json()["model"]["version"]
+                    self.versions.setdefault(person, set()).add(self.last[person])
+
+    @property
+    def latest(self) -> set[int]:
+        """What people see now."""
+        return set(self.last.values())
+
+
+@contextlib.contextmanager
+def visitors(gateway: str, people: int = 8) -> Iterator[Visitors]:
+    """Lets people ask for as long as the block runs.
+
+    Args:
+        gateway: its URL.
+        people: how many.
+    """
+    seen = Visitors(gateway)
+    with ThreadPoolExecutor(people) as threads:
+        asking = [threads.submit(seen.ask, f"person {number}") for number in range(people)]
+        try:
+            yield seen
+        finally:
+            seen.ended.set()
+    for person in asking:
+        person.result()
