@@ -76,8 +76,8 @@ $(BIN)/promtool: | setup
 	dpkg-deb --extract build/prometheus/prometheus_*.deb build/prometheus
 	cp build/prometheus/usr/bin/promtool $@
 
-protos: setup ## generate serving/wire/predict_pb2.py from its .proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/predict.proto
+protos: setup ## generate serving/wire/*_pb2.py from their .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/*.proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \
