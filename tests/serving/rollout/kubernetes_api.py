@@ -106,7 +106,8 @@ class KubernetesApi:
             self.before_write()
             if self.config_map is None:
                 return _status(404)
-            if body["metadata"]["resourceVersion"] != self.config_map["metadata"]["resourceVersion"]:
+            given = body["metadata"].get("resourceVersion")  # without one it is changed whatever it is
+            if given and given != self.config_map["metadata"]["resourceVersion"]:
                 return _status(409)
             return 200, self.change(body)
         return _status(403)  # as the Role has it
