@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.sample_data import BREEDS, write_sample_data
 from pipeline.settings import Settings
 from serving import stack
 from serving.model_config import LiveConfig
@@ -45,6 +44,18 @@ def serve(config: Settings, ports: Ports) -> None:
         labels = live.start()
         programs.start(stack.model_server(live.file, live.ready, ports.grpc, ports.rest))
         _say(f"{_named(config, labels)}: {ports.addresses}")
+        programs.watch(live.follow)
+
+
+def configure(config: Settings, ports: Ports) -> None:
+    """Does for a server that somebody else runs on these ports what `serve` does besides running one.
+
+    Raises:
+        RegistryError: nothing can be served.
+    """
+    with Programs() as programs:
+        live = _live_config(config, ports)
+        _say(f"{_named(config, live.start())}: {live.file}")
         programs.watch(live.follow)
 
 
@@ -107,6 +118,8 @@ def _live_config(config: Settings, ports: Ports) -> LiveConfig:
 
 
 def _draw_samples(config: Settings, version: int) -> Path | None:
+    from pipeline.sample_data import BREEDS, write_sample_data
+
     known = Registry(config.registry).record(version)["breeds"]
     if not 2 <= len(known) <= len(BREEDS) or set(known) != {breed.name for breed in BREEDS[: len(known)]}:
         return None
