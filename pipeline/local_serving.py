@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.sample_data import BREEDS, write_sample_data
 from pipeline.settings import Settings
 from serving import stack
 from serving.processes import Programs
@@ -54,6 +53,18 @@ def serve(config: Settings, ports: Ports) -> None:
         with laptop.announced(MODEL_SERVER, ports.grpc_address):
             _catch_up(rollout)
             programs.watch()
+
+
+def configure(config: Settings, ports: Ports) -> None:
+    """Does for a server that somebody else runs on these ports what `serve` does besides running one.
+
+    Raises:
+        RegistryError: nothing can be served.
+    """
+    with Programs() as programs:
+        live = _live_config(config, ports)
+        _say(f"{_named(config, live.start())}: {live.file}")
+        programs.watch(live.follow)
 
 
 def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: int, samples: Path | None) -> None:
@@ -142,6 +153,8 @@ def _ready(config: Settings, ports: Ports) -> str:
 
 
 def _draw_samples(config: Settings, version: int) -> Path | None:
+    from pipeline.sample_data import BREEDS, write_sample_data
+
     known = Registry(config.registry).record(version)["breeds"]
     if not 2 <= len(known) <= len(BREEDS) or set(known) != {breed.name for breed in BREEDS[: len(known)]}:
         return None
