@@ -67,3 +67,9 @@ class PushRecord(Artifact):
     """`push.json`: the version that was pushed, or none and why."""
 
     TYPE_NAME = "components.PushRecord"
+
+
+class RolloutRecord(Artifact):
+    """`rollout.json`: what became of the version that was pushed."""
+
+    TYPE_NAME = "components.RolloutRecord"

@@ -18,9 +18,10 @@ from components.model_gate import GATE_FILE
 from components.provenance import git_commit
 from components.retrain_gate import RETRAIN_FILE
 from components.run_documents import settings_of_run
-from components.serving_check import SERVING_FILE
+from components.serving_check import ANSWERS_FILE, SERVING_FILE
 from serving.model_record import LEARNED_FILE, RECORD_FILE
 from serving.registry import Registry
+from serving.rollout.golden import GOLDEN_FILE
 
 PUSH_FILE = "push.json"
 
@@ -48,8 +49,9 @@ def Pusher(
 ):
     """Pushes what the gate blessed and a model server could serve; a model that is there already is not pushed twice.
 
-    With it go its model card; the statistics of the photos that it learned from, for drift to be told against; and
-    their hashes, so that no later candidate is compared with it on photos that it knows.
+    With it go its model card; the statistics of the photos that it learned from, for drift to be told against; their
+    hashes, so that no later candidate is compared with it on photos that it knows; and some test photos with their
+    answers, for rollout.
 
     Args:
         registry: base path of the pushed models.
@@ -93,6 +95,7 @@ def Pusher(
                 CARD_FILE: json.dumps(facts, indent=1),
                 CARD_PAGE: card_page(facts),
                 LEARNED_FILE: "\n".join(learned),
+                GOLDEN_FILE: json.dumps(read_json(serving_report.uri, ANSWERS_FILE)),
             }
 
         version = models.push(path, admission, {STATISTICS_FILE: train_statistics(statistics)}, card)

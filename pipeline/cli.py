@@ -1,7 +1,6 @@
 """The `catbreeds` command. TensorFlow is imported by the commands that need it, so that the others answer at once."""
 
 import datetime
-import json
 import re
 import sys
 import tempfile
@@ -12,10 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_data, cli_doctor, cli_kubeflow, cli_models
+from pipeline import cli_data, cli_doctor, cli_kubeflow, cli_models, cli_rollout, cli_serving
 from pipeline.cli_common import (
     Exit,
-    JsonOption,
     ProfileOption,
     SetOption,
     WorkdirOption,
@@ -23,7 +21,7 @@ from pipeline.cli_common import (
     read_settings,
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
-from serving.registry import Registry, RegistryError
+from serving.registry import RegistryError
 
 app = typer.Typer(
     help="From a folder of cat photos to a breed classifier, trained, gated and served.",
@@ -39,7 +37,9 @@ app.add_typer(schema_app, name="schema")
 app.add_typer(cli_models.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_rollout.app)
 app.add_typer(cli_kubeflow.app)
+app.add_typer(cli_serving.app)
 
 
 def main() -> None:
@@ -95,40 +95,6 @@ def run(
         raise fail("no photos: say --data FOLDER, a folder with one folder of photos for each breed")
     _refuse_missing(config.data)
     raise typer.Exit(_in_workdir(config, lambda *about: _run(config, *about)))
-
-
-@app.command()
-def predict(
-    photos: Annotated[list[Path], typer.Argument(help="Photos.")],
-    workdir: WorkdirOption = None,
-    profile: ProfileOption = "standard",
-    settings: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask the model in service for the breed of photos."""
-    from serving.photo import PhotoError, normalise
-
-    config = read_settings(profile, settings, workdir=workdir)
-    registry = Registry(config.registry)
-    try:
-        version = registry.stable()
-        if version is not None:
-            registry.record(version)
-    except RegistryError as error:
-        raise fail(error) from None
-    if version is None:
-        raise fail(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
-    images = []
-    for path in photos:
-        try:
-            images.append(normalise(path.read_bytes()).data)
-        except (PhotoError, OSError) as error:
-            raise fail(f"{path}: {error}") from None
-    with _quiet(Path(config.workdir) / "logs" / "predict.log"):
-        from serving.probe import answer
-
-        answers = answer(str(registry.path(version)), images)
-    _show_predictions(config.model_name, version, photos, answers, as_json)
 
 
 @app.command()
@@ -292,6 +258,8 @@ def _components(
 
 
 def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Console) -> Exit:
+    from components.documents import read_json
+    from components.rollout import ROLLOUT_FILE
     from pipeline import report
 
     documents = report.collect(runs, config, run_id)
@@ -299,6 +267,9 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
     ran = sum(not run.cached for run in runs.values())
     console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
     report.show(console, documents)
+    if "Rollout" in runs:
+        outcome = read_json(runs["Rollout"].outputs["outcome"], ROLLOUT_FILE)["outcome"]
+        console.print(f"Rollout: {outcome}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     return Exit.REFUSED if documents["gate"]["outcome"] == "refused" else Exit.DONE
 
@@ -311,20 +282,3 @@ def _in_short(error: BaseException) -> str:
         return str(error)
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: " + "\n".join(lines[:3])
-
-
-def _show_predictions(name: str, version: int, photos: list[Path], answers: list[dict], as_json: bool) -> None:
-    predictions = [
-        sorted(zip(answer["breeds"], answer["probabilities"], strict=True), key=lambda pair: -pair[1])
-        for answer in answers
-    ]
-    if as_json:
-        rows = [
-            {"photo": str(photo), "predictions": [{"breed": b, "probability": p} for b, p in pairs]}
-            for photo, pairs in zip(photos, predictions, strict=True)
-        ]
-        print(json.dumps({"model": {"name": name, "version": version}, "photos": rows}, indent=1))
-        return
-    for photo, pairs in zip(photos, predictions, strict=True):
-        best = ", ".join(f"{breed} {probability:.0%}" for breed, probability in pairs[:3])
-        print(f"{photo}: {best} ({name} version {version})")

@@ -17,6 +17,7 @@ from pipeline.cli_common import (
     JsonOption,
     ProfileOption,
     SetOption,
+    VersionArgument,
     WorkdirOption,
     fail,
     read_settings,
@@ -24,8 +25,6 @@ from pipeline.cli_common import (
 from pipeline.console import console_on
 from pipeline.settings import Gate, SettingsError, check_gate
 from serving.registry import Registry, RegistryError
-
-VersionArgument = Annotated[int, typer.Argument(help="Number of a pushed version; `catbreeds models` lists them.")]
 
 app = typer.Typer()
 
@@ -64,29 +63,6 @@ def models(
             _show(console, row)
     else:
         print(f"{registry.base}: no model was pushed; `catbreeds run` trains and pushes one")
-
-
-@app.command()
-def promote(
-    version: VersionArgument,
-    workdir: WorkdirOption = None,
-    profile: ProfileOption = "standard",
-    settings: SetOption = None,
-) -> None:
-    """Make a pushed version the one in service."""
-    registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        before = registry.promote(version)
-    print(f"version {version} is stable{'; it was already' if before == version else f', before it version {before}'}")
-
-
-@app.command()
-def rollback(workdir: WorkdirOption = None, profile: ProfileOption = "standard", settings: SetOption = None) -> None:
-    """Put the version in service that was there before the last promotion."""
-    registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        current, target = registry.rollback()
-    print(f"version {target} is stable again, instead of version {current}")
 
 
 @app.command()
@@ -152,12 +128,13 @@ def _show_replay(decision: dict, changes: dict) -> None:
 
 def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
+    summary = {"version": version, "labels": labels, "stopped": registry.stopped(version)}
     try:
-        return {"version": version, "labels": labels, **_facts(registry.record(version), registry.admission(version))}
+        return summary | _facts(registry.record(version), registry.admission(version))
     except RegistryError as error:
-        return {"version": version, "labels": labels, "unreadable": str(error)}
+        return summary | {"unreadable": str(error)}
     except (KeyError, TypeError, ValueError) as error:
-        return {"version": version, "labels": labels, "unreadable": f"{registry.path(version)}: damaged: {error!r}"}
+        return summary | {"unreadable": f"{registry.path(version)}: damaged: {error!r}"}
 
 
 def _facts(record: dict, admission: dict) -> dict:
@@ -181,6 +158,8 @@ def _show(console: Console, row: dict) -> None:
     """A line of facts for a version, and below it why it was admitted: readable in a narrow terminal, too."""
     title = Text(f"version {row['version']}", style="bold")
     console.print(title.append("".join(f" {label}" for label in row["labels"]), style="green"))
+    if row["stopped"]:
+        console.print(Text(f"  was canary: {row['stopped']}", style="yellow"), soft_wrap=True)
     if "unreadable" in row:
         console.print(Text(f"  {row['unreadable']}", style="red"), soft_wrap=True)
         return

@@ -23,6 +23,7 @@ from components.import_schema_gen import ImportSchemaGen
 from components.model_gate import ModelGate
 from components.pusher import Pusher
 from components.retrain_gate import RetrainGate
+from components.rollout import Rollout
 from components.run_report import RunReport
 from components.serving_check import ServingCheck
 from pipeline.settings import ROOT, Settings
@@ -295,7 +296,19 @@ def _admission_nodes(
         **settings.card.model_dump(),
         **({"retrain": retrain.outputs["decision"]} if retrain else {}),
     )
-    return {**measures, "champion": champion, "gate": gate, "check": check, "pusher": pusher}
+    nodes = {**measures, "champion": champion, "gate": gate, "check": check, "pusher": pusher}
+    if settings.rollout.start != "off":
+        nodes["rollout"] = Rollout(
+            pushed=pusher.outputs["pushed"],
+            registry=target.registry,
+            run_id=target.run_id,
+            namespace=settings.rollout.namespace if settings.rollout.start == "cluster" else "",
+            models=settings.rollout.models,
+            share=settings.rollout.share,
+            loaded=settings.rollout.loaded,
+            load_seconds=settings.rollout.load_seconds,
+        )
+    return nodes
 
 
 def _run_report(

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
 ENVIRONMENT_PREFIX = "CATBREEDS_"
 # Other programs of the project read variables of their own under the same prefix.
-_OTHER_PROGRAMS = ("CATBREEDS_GATEWAY_", "CATBREEDS_TEST_")
+_OTHER_PROGRAMS = ("CATBREEDS_CLIENT_", "CATBREEDS_GATEWAY_", "CATBREEDS_PAGE_", "CATBREEDS_TEST_")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -138,6 +138,34 @@ class Gate(_Section):
     max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
 
 
+class Rollout(_Section):
+    """How versions come to users, and what is kept of old ones."""
+
+    start: Literal["off", "workdir", "cluster"] = Field(
+        "off",
+        description="make what a run pushes the canary: of the servers of this workdir, or of those in `namespace`",
+    )
+    namespace: str = Field("catbreeds", min_length=1, description="where the model servers of the cluster are")
+    models: str = Field("/models", pattern="^/.*[^/]$", description="folder of pushed models as those servers see it")
+    share: Fraction = Field(0.1, description="of the gateways' requests, for the canary that a run starts")
+    loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
+    keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")
+    load_seconds: float = Field(600, gt=0, description="for a model server to load a version")
+    min_requests: int = Field(200, ge=1, description="that canary and stable must have had before they are compared")
+    max_error_increase: Fraction = Field(0.005, description="share of requests that a canary may fail more often")
+    max_latency_ratio: float = Field(
+        1.5, ge=1, description="of the 95th percentile of a canary's answers to that of stable's"
+    )
+
+    def limits(self) -> dict[str, Any]:
+        """What `serving.rollout.rollout.Limits` takes."""
+        return self.model_dump(include={"loaded", "keep", "load_seconds"})
+
+    def rules(self) -> dict[str, Any]:
+        """What `serving.rollout.comparison.Rules` takes."""
+        return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
+
+
 class Card(_Section):
     """What the model card says and no program can find out."""
 
@@ -220,6 +248,7 @@ class Settings(_Section):
     selection: Selection = Selection()
     gate: Gate = Gate()
     card: Card = Card()
+    rollout: Rollout = Rollout()
     kubeflow: Kubeflow = Kubeflow()
 
     @property

@@ -16,12 +16,22 @@ A photo that cannot be used is a `serving.photo.PhotoError`, whichever way it we
 
 from serving.client.answers import Answer, Model, ModelChoice, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike
-from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable
+from serving.client.errors import (
+    BadAnswer,
+    Busy,
+    ClientError,
+    NotServed,
+    Refused,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+)
 
 __all__ = [
     "Answer",
     "AsyncClient",
     "BadAnswer",
+    "Busy",
     "Client",
     "ClientError",
     "Model",
@@ -32,4 +42,5 @@ __all__ = [
     "Refused",
     "TimedOut",
     "Unavailable",
+    "Unreachable",
 ]

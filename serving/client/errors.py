@@ -17,6 +17,14 @@ class Unavailable(ClientError):
         self.retry_after = retry_after
 
 
+class Unreachable(Unavailable):
+    """Nobody listens at the address."""
+
+
+class Busy(Unavailable):
+    """The gateway has more requests than it takes at a time."""
+
+
 class TimedOut(ClientError):
     """No answer within the time."""
 

@@ -7,11 +7,12 @@ import httpx
 
 from serving.client.answers import Answer, Model, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike, names, read
-from serving.client.errors import BadAnswer, NotServed, Refused, TimedOut, Unavailable
+from serving.client.errors import BadAnswer, Busy, NotServed, Refused, TimedOut, Unavailable
 from serving.client.http import TIMEOUT, errors_told, json_of
 from serving.photo import PhotoError
 
 _PATH = "/v1/breeds:predict"
+_READY_PATH = "/readyz"
 # More than any model knows.
 _ALL = 1000
 
@@ -36,6 +37,16 @@ class GatewayClient(Client):
             response = self._http.post(self._url + _PATH, **request)
         return _answers(response, len(photos))
 
+    def ready(self) -> Model:
+        """The model that answers now.
+
+        Raises:
+            ClientError: none does.
+        """
+        with errors_told(self._url):
+            response = self._http.get(self._url + _READY_PATH)
+        return _ready(response)
+
     def close(self) -> None:
         """See Client."""
         self._http.close()
@@ -54,6 +65,12 @@ class AsyncGatewayClient(AsyncClient):
         with errors_told(self._url):
             response = await self._http.post(self._url + _PATH, **request)
         return _answers(response, len(photos))
+
+    async def ready(self) -> Model:
+        """As `GatewayClient.ready`."""
+        with errors_told(self._url):
+            response = await self._http.get(self._url + _READY_PATH)
+        return _ready(response)
 
     async def close(self) -> None:
         """See AsyncClient."""
@@ -74,7 +91,7 @@ def _answers(response: httpx.Response, photos: int) -> list[Answer]:
     if not response.is_success:
         raise _error(response, document)
     try:
-        model = Model(document["model"]["name"], document["model"]["version"])
+        model = _model(document)
         rows = document.get("photos", [document])
         if len(rows) != photos:
             raise ValueError(f"{len(rows)} answers for {photos} photos")
@@ -83,6 +100,20 @@ def _answers(response: httpx.Response, photos: int) -> list[Answer]:
             for row in rows
         ]
     except (KeyError, TypeError, ValueError) as error:
+        raise BadAnswer(f"{response.url} is no gateway of ours: {error!r}") from None
+
+
+def _model(document: dict[str, Any]) -> Model:
+    return Model(document["model"]["name"], document["model"]["version"])
+
+
+def _ready(response: httpx.Response) -> Model:
+    document = json_of(response)
+    if not response.is_success:
+        raise _error(response, document)
+    try:
+        return _model(document)
+    except (KeyError, TypeError) as error:
         raise BadAnswer(f"{response.url} is no gateway of ours: {error!r}") from None
 
 
@@ -97,7 +128,8 @@ def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
         return NotServed(detail)
     if code == 503:
         wait = response.headers.get("Retry-After", "")
-        return Unavailable(detail, float(wait) if wait.isdigit() else None)
+        kind = Busy if reason == "busy" else Unavailable
+        return kind(detail, float(wait) if wait.isdigit() else None)
     if code == 504:
         return TimedOut(detail)
     return Refused(detail) if code < 500 else BadAnswer(detail)

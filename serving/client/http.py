@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from serving.client.errors import BadAnswer, Refused, TimedOut, Unavailable
+from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable
 
 TIMEOUT = 30.0  # seconds
 
@@ -17,7 +17,7 @@ def errors_told(url: str) -> Iterator[None]:
 
     Raises:
         TimedOut: no answer within the time.
-        Unavailable: nobody answers at `url`.
+        Unreachable: nobody answers at `url`.
         Refused: `url` is none.
     """
     try:
@@ -27,7 +27,7 @@ def errors_told(url: str) -> Iterator[None]:
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
         raise Refused(f"{url} is no address of a server: {error}") from None
     except httpx.TransportError as error:
-        raise Unavailable(f"{url} cannot be reached: {error}") from None
+        raise Unreachable(f"{url} cannot be reached: {error}") from None
 
 
 def json_of(response: httpx.Response) -> dict[str, Any]:

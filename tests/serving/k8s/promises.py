@@ -14,13 +14,15 @@ from typing import Any
 
 from serving.gateway.settings import Settings
 from serving.model_server import flags
+from serving.rollout.cluster import CONFIG_MAP
+from serving.rollout.plan import CONFIG_FILE, TRAFFIC_FILE
 from tests.serving.k8s.variants import Object, Variant
 
 Check = Callable[[Variant], Iterator[str]]
 Change = Callable[[Variant], None]
 
-# Made by rollout, see serving/k8s/base/model-server.yaml: its name and its key.
-LIVE_CONFIG = ("model-config", "models.config")
+# Made by rollout, see serving/rollout/cluster.py: its name and its keys.
+LIVE_CONFIG = (CONFIG_MAP, {CONFIG_FILE, TRAFFIC_FILE})
 _CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
 
 
@@ -233,6 +235,7 @@ def every_container_has_three_probes_on_ports_of_its_own(variant: Variant) -> It
     drop("ConfigMap/model-server-files", "data/monitoring.config"),
     put("Deployment/model-server", f"{_POD}/volumes/1/configMap/name", "model-config-2"),
     put("Deployment/model-server", f"{_POD}/volumes/1/configMap/optional", True),
+    put("Deployment/gateway", f"{_CONTAINER}/env/2/value", "/etc/model-config/shares.json"),
 )
 def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
     for name, template in variant.pods():
@@ -250,14 +253,15 @@ def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
                     yield f"{name}: no claim or no volume for {volume}"
             elif "configMap" in volume:
                 config = volume["configMap"]
-                if config.get("optional"):
+                if config.get("optional") and name == "model-server":
                     yield f"{name}: {volume} is optional, the server would end for want of it"
                 if config["name"] != LIVE_CONFIG[0] and not variant.find("ConfigMap", config["name"]):
                     yield f"{name}: no ConfigMap {config['name']}"
             elif "emptyDir" not in volume:
                 yield f"{name}: {volume} is of a kind that nothing checks"
         for container in spec["containers"]:
-            for argument in container.get("args", []):
+            files = [f"{e['name']}={e['value']}" for e in container.get("env", []) if e["name"].endswith("_FILE")]
+            for argument in [*container.get("args", []), *files]:
                 file = argument.partition("=")[2]
                 if file.startswith("/") and not _is_there(variant, volumes, container, PurePosixPath(file)):
                     yield f"{name}: {argument}: there is no such file"
@@ -268,7 +272,7 @@ def _is_there(variant: Variant, volumes: dict[str, Object], container: Object, f
         config = volumes.get(mount["name"], {}).get("configMap")
         if config and str(file.parent) == mount["mountPath"]:
             if config["name"] == LIVE_CONFIG[0]:
-                return file.name == LIVE_CONFIG[1]
+                return file.name in LIVE_CONFIG[1]
             return file.name in (variant.find("ConfigMap", config["name"]) or {"data": {}})["data"]
     return False
 

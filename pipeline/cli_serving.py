@@ -1,0 +1,163 @@
+"""The commands that serve the model in service on this machine, and that ask a served one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli_common import (
+    Exit,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    WorkdirOption,
+    fail,
+    read_settings,
+)
+from serving.registry import RegistryError
+
+
+def _port(help: str) -> typer.models.OptionInfo:
+    return typer.Option(min=1, max=65535, help=help)
+
+
+GrpcPortOption = Annotated[int, _port("Of the model server's gRPC.")]
+RestPortOption = Annotated[int, _port("Of the model server's REST.")]
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    workdir: WorkdirOption = None,
+    grpc_port: GrpcPortOption = 8500,
+    rest_port: RestPortOption = 8501,
+    no_server: Annotated[
+        bool, typer.Option("--no-server", help="Only keep its configuration up to date, for a server in a container.")
+    ] = False,
+    profile: ProfileOption = "standard",
+    settings: SetOption = None,
+) -> None:
+    """Serve the model in service over TensorFlow Serving's API, until Ctrl-C.
+
+    TensorFlow Serving itself does it where `tensorflow_model_server` is on PATH, else a server of our own. It serves
+    the versions that have labels, and follows when `stable` moves.
+    """
+    from pipeline import local_serving
+
+    config = read_settings(profile, settings, workdir=workdir)
+    ports = local_serving.Ports(grpc_port, rest_port)
+    if no_server:
+        _serving(lambda: local_serving.configure(config, ports), {})
+    else:
+        _serving(lambda: local_serving.serve(config, ports), {"--grpc-port": grpc_port, "--rest-port": rest_port})
+
+
+@app.command()
+def up(
+    workdir: WorkdirOption = None,
+    page_port: Annotated[int, _port("Of the page.")] = 8080,
+    gateway_port: Annotated[int, _port("Of the gateway.")] = 8000,
+    grpc_port: GrpcPortOption = 8500,
+    rest_port: RestPortOption = 8501,
+    host: Annotated[str, typer.Option(help="That page and gateway listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of photos to try on the page.",
+            show_default="drawn, if the model knows the imaginary breeds",
+        ),
+    ] = None,
+    profile: ProfileOption = "standard",
+    settings: SetOption = None,
+) -> None:
+    """Start model server, gateway and web page for the model in service, until Ctrl-C.
+
+    Each writes a log below WORKDIR/logs. If one of them ends, all end. They follow when `stable` moves.
+    """
+    from pipeline import local_serving
+
+    config = read_settings(profile, settings, workdir=workdir)
+    ports = local_serving.Ports(grpc_port, rest_port)
+    flags = {
+        "--page-port": page_port,
+        "--gateway-port": gateway_port,
+        "--grpc-port": grpc_port,
+        "--rest-port": rest_port,
+    }
+    _serving(lambda: local_serving.up(config, ports, host, gateway_port, page_port, samples), flags)
+
+
+@app.command()
+def predict(
+    photos: Annotated[list[Path], typer.Argument(help="Photos.", show_default=False)],
+    gateway: Annotated[str | None, typer.Option(metavar="URL", help="Ask a gateway.")] = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask a model server by gRPC.")] = None,
+    rest: Annotated[str | None, typer.Option(metavar="URL", help="Ask a model server by REST.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Of the version, with --grpc or --rest.", show_default="the newest that serves")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="CATBREEDS_CLIENT_API_KEY", help="With --gateway, where it wants one.")
+    ] = None,
+    workdir: WorkdirOption = None,
+    profile: ProfileOption = "standard",
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask for the breed of photos: the model in service in a workdir, or one that is served.
+
+    Exit code: 0 answered, 2 wrong usage or a photo that cannot be used, 1 no answer.
+    """
+    ways = {"--gateway": gateway, "--grpc": grpc, "--rest": rest, "--workdir": workdir}
+    if len(given := [flag for flag, value in ways.items() if value is not None]) > 1:
+        raise fail(f"{' and '.join(given)}: say one of {', '.join(ways)}")
+    if label and not (grpc or rest):
+        raise fail("--label needs --grpc or --rest")
+    config = read_settings(profile, settings, workdir=workdir)
+    from pipeline import asking
+    from serving.client import ClientError, ModelChoice
+    from serving.photo import PhotoError
+
+    model = ModelChoice(config.model_name, label=label)
+    try:
+        if gateway:
+            answers = asking.ask_gateway(gateway, photos, api_key)
+        elif grpc:
+            answers = asking.ask_grpc(grpc, photos, model)
+        elif rest:
+            answers = asking.ask_rest(rest, photos, model)
+        else:
+            answers = asking.ask_workdir(config, photos)
+    except (RegistryError, PhotoError) as error:
+        raise fail(error) from None
+    except OSError as error:
+        raise fail(f"{error.filename}: {error.strerror}") from None
+    except ClientError as error:
+        raise fail(error, Exit.FAILED) from None
+    if as_json:
+        print(json.dumps(asking.document(photos, answers), indent=1))
+        return
+    for photo, answer in zip(photos, answers, strict=True):
+        print(asking.sentence(photo, answer))
+
+
+def _serving(work: Callable[[], None], ports: dict[str, int]) -> None:
+    """Does `work` if the ports, by flag, can be had; failures end the command with a sentence."""
+    from pipeline.local_serving import PortError, refuse_busy
+    from serving.processes import ProgramError
+    from serving.rollout.fleet import FleetError
+    from serving.rollout.rollout import RolloutError
+
+    try:
+        refuse_busy(ports)
+        work()
+    except (PortError, RegistryError, OSError) as error:
+        raise fail(error) from None
+    except (ProgramError, FleetError, RolloutError) as error:
+        raise fail(error, Exit.FAILED) from None
+    print("Stopped.")

@@ -1,0 +1,46 @@
+"""Starts the page: `python -m serving.page`; `--help` lists the environment variables."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from serving.page.settings import Settings, SettingsError, help_text
+
+_APP = Path(__file__).with_name("app.py")
+_MAX_MEGABYTES = 10  # of an upload; the gateway takes no more
+
+_FLAGS = {
+    "server.headless": "true",
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": _MAX_MEGABYTES,
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    # A fault of ours is for the log, not for strangers.
+    "client.showErrorDetails": "none",
+    "theme.paddingTop": "3rem",
+    "theme.light.primaryColor": "#a8461f",
+    "theme.dark.primaryColor": "#f0a36b",
+}
+
+
+def main() -> int:
+    """Becomes Streamlit; returns the exit code of the process if it cannot."""
+    argparse.ArgumentParser(
+        prog="python -m serving.page",
+        description="A web page that shows the breed of a cat in a photo.",
+        epilog="environment variables:\n" + help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    flags = _FLAGS | {"server.address": settings.host, "server.port": settings.port}
+    command = ["-m", "streamlit", "run", str(_APP), *(f"--{name}={value}" for name, value in flags.items())]
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
