@@ -60,11 +60,13 @@ def configure(config: Settings, ports: Ports) -> None:
 
     Raises:
         RegistryError: nothing can be served.
+        FleetError: what another server of the workdir serves cannot be read.
     """
     with Programs() as programs:
-        live = _live_config(config, ports)
-        _say(f"{_named(config, live.start())}: {live.file}")
-        programs.watch(live.follow)
+        laptop, _, labels = _write_config(config)
+        _say(f"{_named(config, labels)}: {laptop.config_file}")
+        with laptop.announced(MODEL_SERVER, ports.grpc_address):
+            programs.watch()
 
 
 def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: int, samples: Path | None) -> None:
