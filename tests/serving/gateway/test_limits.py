@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.serving.classifier import encoded, picture
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
@@ -117,11 +118,11 @@ def test_who_sends_too_slowly_gives_way(start_gateway, model_server):
 
 def test_without_a_model_server_there_is_an_answer_in_time(start_gateway):
     gateway = start_gateway(free_port(), deadline_seconds=1)
-    assert problem(gateway.predict(PHOTOS[0])) == (503, "model_server_unavailable")
+    no_answer = {(503, "model_server_unavailable"), (504, "timed_out")}
+    assert problem(gateway.predict(PHOTOS[0])) in no_answer
     with socket.create_server(("localhost", 0)) as silent:
         gateway = start_gateway(silent.getsockname()[1], deadline_seconds=1)
-        code, reason = problem(gateway.predict(PHOTOS[0]))
-        assert (code, reason) in {(504, "timed_out"), (503, "model_server_unavailable")}
+        assert problem(gateway.predict(PHOTOS[0])) in no_answer
         assert problem(gateway.http.get("/readyz"))[0] in (503, 504)
         assert gateway.http.get("/healthz").is_success
 
@@ -178,6 +179,7 @@ def test_what_openapi_promises_holds_for_requests_that_a_machine_invents(gateway
         def invented(case):
             response = case.call(timeout=DEADLINE)
             assert response.status_code < 500, response.text
-            case.validate_response(response)
+            # No schema can say which bytes are a photo.
+            case.validate_response(response, excluded_checks=[positive_data_acceptance])
 
         invented()
