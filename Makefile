@@ -6,9 +6,10 @@ LOCK := requirements/dev.lock
 SHIM := requirements/tfx_bsl_sql_shim
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow coverage lint browser compile images deploy promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +39,7 @@ demo: setup ## the whole pipeline in minutes: photos it draws itself, three back
 	$(CATBREEDS) sample-data $(DEMO)/unseen --photos 1 --first 1000
 	$(CATBREEDS) run --profile demo --data $(DEMO)/photos --workdir $(DEMO)
 	$(CATBREEDS) predict $(DEMO)/unseen/Emberling/*.jpg --workdir $(DEMO)
+	@echo "Now serve it, and ask on a web page: $(CATBREEDS) up --workdir $(DEMO)"
 
 test: setup ## all tests but the slow ones
 	$(BIN)/pytest -m "not slow"
@@ -52,6 +54,10 @@ coverage: setup ## the tests of `test`, and how much of the code they run: build
 lint: setup ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+browser: ## Debian's Chromium, which tests of the web page drive
+	@command -v chromium || $(SUDO) apt-get install -y chromium \
+	  || { $(SUDO) apt-get update && $(SUDO) apt-get install -y chromium; }
 
 compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile

@@ -34,6 +34,12 @@ def serve(
     workdir: WorkdirOption = None,
     grpc_port: GrpcPortOption = 8500,
     rest_port: RestPortOption = 8501,
+    no_server: Annotated[
+        bool,
+        typer.Option(
+            "--no-server", help="Only write its configuration and say where it is, for a server in a container."
+        ),
+    ] = False,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
@@ -46,7 +52,10 @@ def serve(
 
     config = read_settings(profile, settings, workdir=workdir)
     ports = local_serving.Ports(grpc_port, rest_port)
-    _serving(lambda: local_serving.serve(config, ports), {"--grpc-port": grpc_port, "--rest-port": rest_port})
+    if no_server:
+        _serving(lambda: local_serving.configure(config, ports), {})
+    else:
+        _serving(lambda: local_serving.serve(config, ports), {"--grpc-port": grpc_port, "--rest-port": rest_port})
 
 
 @app.command()

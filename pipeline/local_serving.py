@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.sample_data import BREEDS, write_sample_data
 from pipeline.settings import Settings
 from serving import stack
 from serving.processes import Programs
@@ -53,6 +52,20 @@ def serve(config: Settings, ports: Ports) -> None:
         _say(f"{_named(config, labels)}: {ports.addresses}")
         with laptop.announced(MODEL_SERVER, ports.grpc_address):
             _catch_up(rollout)
+            programs.watch()
+
+
+def configure(config: Settings, ports: Ports) -> None:
+    """Does for a server that somebody else runs on these ports what `serve` does besides running one.
+
+    Raises:
+        RegistryError: nothing can be served.
+        FleetError: what another server of the workdir serves cannot be read.
+    """
+    with Programs() as programs:
+        laptop, _, labels = _write_config(config)
+        _say(f"{_named(config, labels)}: {laptop.config_file}")
+        with laptop.announced(MODEL_SERVER, ports.grpc_address):
             programs.watch()
 
 
@@ -142,6 +155,8 @@ def _ready(config: Settings, ports: Ports) -> str:
 
 
 def _draw_samples(config: Settings, version: int) -> Path | None:
+    from pipeline.sample_data import BREEDS, write_sample_data
+
     known = Registry(config.registry).record(version)["breeds"]
     if not 2 <= len(known) <= len(BREEDS) or set(known) != {breed.name for breed in BREEDS[: len(known)]}:
         return None

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image, ImageOps
 
+from serving.page.text import plain
+
 _UPLOAD, _CAMERA, _SAMPLE = "Upload", "Camera", "Samples"
 # As the gateway knows them; a file of another kind under such a name is refused by its content.
 _TYPES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "heic", "heif")
@@ -70,7 +72,7 @@ def _choose_sample(samples: Sequence[Sample]) -> Chosen | None:
         for number, sample in enumerate(samples):
             with st.container(width=_THUMBNAIL, gap="xsmall"):
                 st.image(_thumbnail(sample.path), width=_THUMBNAIL)
-                if st.button(sample.breed, key=f"sample {number}", width="stretch"):
+                if st.button(plain(sample.breed), key=f"sample {number}", width="stretch"):
                     st.session_state["sample"] = number
     number = st.session_state.get("sample")
     if number is None:

@@ -17,6 +17,7 @@ from serving.client import (
     Unreachable,
 )
 from serving.page.photos import Chosen
+from serving.page.text import plain
 from serving.photo import PhotoError, normalise
 
 _SHOWN = 5  # bars
@@ -39,13 +40,13 @@ _TROUBLES = {
 def show_answer(photo: Chosen, answer: Answer) -> None:
     """The best breed in large, the photo, and beside or below it the other breeds."""
     best = answer.best
-    st.subheader(f"{best.breed}, {best.probability:.0%}", anchor=False)
+    st.subheader(f"{plain(best.breed)}, {best.probability:.0%}", anchor=False)
     if note := unsure(answer.predictions):
         st.warning(note, icon=":material/help:")
     left, right = st.columns([2, 3], gap="medium")
     with left:
         # As the model saw it: upright, and small enough for a phone.
-        st.image(normalise(photo.content).data, caption=photo.name, width="stretch")
+        st.image(normalise(photo.content).data, caption=plain(photo.name), width="stretch")
     with right:
         st.altair_chart(_bars(answer.predictions[:_SHOWN]), width="stretch")
         breeds = len(answer.predictions)
@@ -62,7 +63,7 @@ def unsure(predictions: Sequence[Prediction]) -> str:
     best, *others = predictions
     if best.probability >= _SURE:
         return ""
-    rest = ", ".join(f"{other.breed} {other.probability:.0%}" for other in others[:2])
+    rest = ", ".join(f"{plain(other.breed)} {other.probability:.0%}" for other in others[:2])
     return f"The model is unsure. It may as well be another breed ({rest}), or one that the model does not know."
 
 
@@ -70,7 +71,7 @@ def show_refusal(error: PhotoError) -> None:
     """Why a photo is not used."""
     # The client numbers photos whose file it does not know.
     reason = str(error).removeprefix("photo 1: ")
-    st.error(f"**This photo was refused:** {reason}.", icon=":material/image_not_supported:")
+    st.error(f"**This photo was refused:** {plain(reason)}.", icon=":material/image_not_supported:")
 
 
 def show_trouble(error: ClientError) -> None:

@@ -1,0 +1,198 @@
+"""What `catbreeds up` promises: page, gateway and model server on a pushed model, following the registry."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from pipeline.sample_data import BREEDS, draw_photo
+from serving.client.gateway import GatewayClient
+from serving.registry import Registry
+from tests.browser import browser
+from tests.running import CATBREEDS, catbreeds
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ("--page-port", "--gateway-port", "--grpc-port", "--rest-port")
+
+
+class Up:
+    """A running `catbreeds up`."""
+
+    def __init__(self, workdir: Path):
+        self.workdir, self.log = workdir, workdir / "up.log"
+        self.ports = {flag: free_port() for flag in FLAGS}
+        with self.log.open("wb") as log:
+            command = [CATBREEDS, "up", "--workdir", workdir, *self.arguments()]
+            self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+        eventually(self.ready)
+        self.page = f"http://127.0.0.1:{self.ports['--page-port']}"
+        self.gateway = f"http://127.0.0.1:{self.ports['--gateway-port']}"
+        self.grpc = f"127.0.0.1:{self.ports['--grpc-port']}"
+        self.rest = f"http://127.0.0.1:{self.ports['--rest-port']}"
+
+    def arguments(self) -> list[object]:
+        return [part for pair in self.ports.items() for part in pair]
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return "Open http" in self.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def up(small, tmp_path_factory) -> Iterator[Up]:
+    """Serves version 1; version 2, the same model, waits beside it."""
+    workdir = tmp_path_factory.mktemp("up")
+    shutil.copytree(small.workdir / "serving", workdir / "serving")
+    registry = Registry(workdir / "serving" / "catbreeds")
+    registry.promote(1)
+    assert registry.push(registry.path(1), registry.admission(1)) == registry.versions()[-1]
+    up = Up(workdir)
+    children = psutil.Process(up.process.pid).children(recursive=True)
+    yield up
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(DEADLINE) == 0
+    assert up.log.read_text().endswith("Stopped.\n")
+    assert not any(child.is_running() for child in children)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "cat_of_mine.jpg"
+    draw_photo(BREEDS[1], "up").save(path, quality=90)
+    return path
+
+
+def test_addresses_are_printed_and_each_has_a_log(up):
+    printed = up.log.read_text()
+    for address in (up.page, f"{up.gateway}/docs", f"REST {up.rest}", f"gRPC {up.grpc}"):
+        assert address in printed
+    for name in ("model_server", "gateway", "page"):
+        assert (up.workdir / "logs" / f"{name}.log").is_file()
+
+
+def test_a_person_uploads_a_photo_and_reads_what_curl_and_a_plain_grpc_client_are_told(up, photo):
+    told = httpx.post(f"{up.gateway}/v1/breeds:predict", files={"file": photo.read_bytes()}, timeout=DEADLINE).json()
+    breeds = {row["breed"]: row["probability"] for row in told["predictions"]}
+    assert ask_plainly(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
+    best = told["predictions"][0]
+    with browser() as chromium:
+        for width in (390, 1280):
+            page = chromium.new_page(viewport={"width": width, "height": 900})
+            page.set_default_timeout(DEADLINE * 1000)
+            page.goto(up.page)
+            page.get_by_text("No photo yet.").wait_for()
+            page.locator("input[type=file]").set_input_files(photo)
+            page.get_by_role("heading", name=f"{best['breed']}, {best['probability']:.0%}").wait_for()
+            page.get_by_text("Model catbreeds, version 1.").wait_for()
+            for row in told["predictions"]:
+                page.get_by_role("row", name=f"{row['breed']} {row['probability']:.1%}").wait_for()
+            page.locator("[data-testid=stVegaLiteChart] svg, [data-testid=stVegaLiteChart] canvas").first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            page.close()
+
+
+def ask_plainly(address: str, photo: bytes) -> dict[str, float]:
+    """What anybody's client of TensorFlow Serving is told, by breed."""
+    import grpc
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "catbreeds"
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([photo]))
+    with grpc.insecure_channel(address) as channel:
+        outputs = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=DEADLINE).outputs
+    names = [name.decode() for name in outputs["breeds"].string_val]
+    return dict(zip(names, outputs["probabilities"].float_val, strict=True))
+
+
+def test_the_page_offers_photos_to_try(up):
+    folders = sorted(path.name for path in (up.workdir / "serve" / "samples").glob("*/*"))
+    assert folders == sorted(breed.name for breed in BREEDS[:3])
+
+
+def test_predict_gets_one_answer_whichever_way_it_asks(up, photo):
+    answers = []
+    for way in (
+        ("--gateway", up.gateway),
+        ("--grpc", up.grpc, "--label", "stable"),
+        ("--rest", up.rest),
+        ("--workdir", up.workdir),
+    ):
+        done = catbreeds("predict", photo, *way, "--json")
+        assert done.returncode == 0, done.stderr
+        (row,) = json.loads(done.stdout)["photos"]
+        assert row["photo"] == str(photo)
+        assert row["model"] == {"name": "catbreeds", "version": 1}
+        answers.append({told["breed"]: told["probability"] for told in row["predictions"]})
+    assert all(answer == pytest.approx(answers[0], abs=1e-4) for answer in answers)
+
+
+def test_predict_tells_why_there_is_no_answer(up, photo, tmp_path):
+    (tmp_path / "notes.jpg").write_text("no photo")
+    for arguments, code, says in (
+        ((tmp_path / "notes.jpg", "--gateway", up.gateway), 2, f"{tmp_path}/notes.jpg: not a JPEG"),
+        ((tmp_path / "none.jpg", "--rest", up.rest), 2, f"{tmp_path}/none.jpg: No such file"),
+        ((photo, "--gateway", f"http://localhost:{free_port()}"), 1, "cannot be reached"),
+        ((photo, "--grpc", up.grpc, "--label", "gold"), 1, "label: gold"),
+        ((photo, "--grpc", up.grpc, "--workdir", up.workdir), 2, "--grpc and --workdir: say one of"),
+    ):
+        done = catbreeds("predict", *arguments)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr.startswith("catbreeds: ")
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_told_by_number_and_flag_before_anything_starts(up):
+    for flag, port in up.ports.items():
+        done = catbreeds("up", "--workdir", up.workdir, flag, port)
+        assert done.returncode == 2
+        assert f"port {port}: " in done.stderr
+        assert f"with {flag}" in done.stderr
+
+
+def test_what_is_promoted_is_served_and_no_request_fails_meanwhile(up, photo):
+    registry = Registry(up.workdir / "serving" / "catbreeds")
+    newest, content, done = registry.versions()[-1], photo.read_bytes(), threading.Event()
+    answered: list[list[int]] = [[], []]  # versions, in their order, for each client
+
+    def client(number: int) -> None:
+        with GatewayClient(up.gateway, timeout=DEADLINE) as gateway:
+            while not done.is_set():
+                answered[number].append(gateway.predict(content).model.version)
+
+    def served(version: int) -> bool:
+        return version in states(up) and all(versions[-1:] == [version] for versions in answered)
+
+    with futures.ThreadPoolExecutor(2) as clients:
+        running = [clients.submit(client, number) for number in range(2)]
+        try:
+            eventually(lambda: served(1))
+            for command, version in ((("promote", newest), newest), (("rollback",), 1)):
+                moved = catbreeds(*command, "--workdir", up.workdir)
+                assert (moved.returncode, moved.stdout.splitlines()[1]) == (0, "1 server serves it")
+                eventually(lambda version=version: served(version))
+        finally:
+            done.set()
+        for future in running:
+            future.result()
+    for versions in answered:
+        assert re.fullmatch(f"(1,)+({newest},)+(1,)+", "".join(f"{version}," for version in versions))
+
+
+def states(up: Up) -> set[int]:
+    """Versions that serve."""
+    told = httpx.get(f"{up.rest}/v1/models/catbreeds").json()["model_version_status"]
+    return {int(version["version"]) for version in told if version["state"] == "AVAILABLE"}

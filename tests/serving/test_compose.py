@@ -1,0 +1,58 @@
+"""docker-compose.yaml does what `catbreeds up` does. It cannot run here, so its parts are held to what they are for."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from serving import stack
+from serving.gateway.settings import Settings as GatewaySettings
+from serving.model_server import flags
+from serving.page.settings import Settings as PageSettings
+
+FILE = Path(__file__).parents[2] / "serving" / "docker-compose.yaml"
+VALUES = {"CATBREEDS_WORKDIR": "/runs/demo"}
+
+
+def filled(text: str) -> str:
+    """With variables as Compose replaces them."""
+    return re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", lambda match: VALUES.get(match[1], match[2]), text)
+
+
+SERVICES = yaml.safe_load(filled(FILE.read_text()))["services"]
+
+
+def test_the_model_server_has_the_flags_that_up_gives_it(tmp_path):
+    program = stack.model_server(tmp_path / "models.config", "", 8500, 8501)
+    expected = [part for part in program.command if part.startswith("--")]
+    files = {str(tmp_path / "models.config"): "/runs/demo/serve/models.config"}
+    files[str(tmp_path / "monitoring.config")] = SERVICES["model-server"]["configs"][0]["target"]
+    for here, there in files.items():
+        expected = [flag.replace(here, there) for flag in expected]
+    command = SERVICES["model-server"]["command"]
+    assert sorted(command) == sorted(expected)
+    assert flags.parse(command).port == 8500
+    volume = SERVICES["model-server"]["volumes"][0]
+    assert volume["source"] == volume["target"] == "/runs/demo"
+
+
+def test_each_asks_the_one_before_it_where_that_listens():
+    gateway = GatewaySettings.from_environment(SERVICES["gateway"]["environment"])
+    assert (gateway.model_server, gateway.model_label) == ("model-server:8500", "stable")
+    page = PageSettings.from_environment(SERVICES["page"]["environment"])
+    assert page.gateway == f"http://gateway:{gateway.port}"
+    ports = {name: service["ports"] for name, service in SERVICES.items()}
+    assert ports["gateway"] == [f"127.0.0.1:{gateway.port}:{gateway.port}"]
+    assert ports["page"] == [f"127.0.0.1:{page.port}:{page.port}"]
+    assert list(SERVICES["page"]["depends_on"]) == ["gateway"]
+    assert list(SERVICES["gateway"]["depends_on"]) == ["model-server"]
+
+
+def test_each_is_checked_by_what_tells_the_truth_and_runs_without_rights_it_does_not_need():
+    checks = {name: service["healthcheck"]["test"][-1] for name, service in SERVICES.items()}
+    assert "/v1/models/catbreeds/labels/stable/metadata" in checks["model-server"]
+    assert "/readyz" in checks["gateway"]
+    assert "/_stcore/health" in checks["page"]
+    for service in SERVICES.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
