@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py
 
-Three ways to the same embedded model server and the same model (MobileNetV3Small at 224 px, random weights):
+Three ways to the same embedded model server and the same model (MobileNet 0.25 at 224 px, random weights):
 
     grpc: the client sends the JPEG to the model server's gRPC, as `serving.client.grpc` does.
     gateway: the client sends the JPEG to our gateway over HTTP, which normalises it and asks the model server.
@@ -75,7 +75,8 @@ def save_model(path: str) -> None:
     from components.backbone import decode_photos
 
     keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNetV3Small((IMAGE_SIZE, IMAGE_SIZE, 3), weights=None, classes=len(BREEDS))
+    shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
+    network = keras.applications.MobileNet(shape, alpha=0.25, weights=None, classes=len(BREEDS))
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
     names = [breed.name for breed in BREEDS]

@@ -150,7 +150,7 @@ class Rollout(_Section):
     share: Fraction = Field(0.1, description="of the gateways' requests, for the canary that a run starts")
     loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
     keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")
-    load_seconds: float = Field(600, gt=0, description="for a model server to load a version")
+    load_seconds: float = Field(600.0, gt=0, description="for a model server to load a version")
     min_requests: int = Field(200, ge=1, description="that canary and stable must have had before they are compared")
     max_error_increase: Fraction = Field(0.005, description="share of requests that a canary may fail more often")
     max_latency_ratio: float = Field(

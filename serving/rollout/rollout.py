@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from serving.registry import STABLE, Registry
 from serving.rollout.comparison import Outcome, Rules, Traffic, Verdict, compare, read_traffic
-from serving.rollout.fleet import Conflict, Fleet, FleetError
+from serving.rollout.fleet import Conflict, Fleet, FleetError, Server
 from serving.rollout.golden import WrongAnswer, ask_golden, read_golden
 from serving.rollout.model_server import ModelServer, NotYet, Refused, Unreachable, VersionState
 from serving.rollout.plan import CANARY, Plan, plan_of
@@ -267,37 +267,39 @@ class Rollout:
             spares = [version for version in goal.versions if version in live.versions]
             load = plan_of(live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled)
             steps = [load] if only_load else [load, goal.with_versions(load.versions), goal]
-        before = live or goal
+        labelled: dict[str, set[int]] = {}
+        current = live
         for step, following in zip(steps, [*steps[1:], None], strict=True):
             if step == following:
                 continue
-            if step != live:
+            if step != current:
                 revision = self._fleet.write(step, revision)
             try:
-                told = self._tell_all(step, before, goal.labelled)
+                told = self._tell_all(step, goal.labelled, labelled)
             except CannotLoad:
                 if live:
-                    self._undo(live, step, revision)
+                    self._undo(live, step, revision, labelled)
                 raise
-            before = step
+            current = step
         if self._fleet.read()[1] != revision:
             raise Conflict(f"{self._fleet.where}: somebody else has just changed the configuration")
         return told
 
-    def _undo(self, live: Plan, step: Plan, revision: str) -> None:
+    def _undo(self, live: Plan, step: Plan, revision: str, labelled: dict[str, set[int]]) -> None:
         """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
         with contextlib.suppress(FleetError, RolloutError):
             if step != live:
                 self._fleet.write(live, revision)
-            self._tell_all(live, step, live.labelled)
+            self._tell_all(live, live.labelled, labelled)
 
-    def _tell_all(self, plan: Plan, before: Plan, needed: Collection[int]) -> Told:
+    def _tell_all(self, plan: Plan, needed: Collection[int], labelled: dict[str, set[int]]) -> Told:
         """Brings every server to `plan`, also those that appear meanwhile.
 
         Args:
             plan: is the live configuration by now.
-            before: was it; servers may still have its labels.
             needed: versions that must serve at the end.
+            labelled: versions that the labels of a server point to, by its key, as far as it was told in this command;
+                brought up to date. After an interruption servers may be behind the live configuration.
         """
         told: dict[str, str] = {}
         deadline = time.monotonic() + self._limits.starting_seconds
@@ -305,7 +307,7 @@ class Rollout:
             addresses = [self._fleet.reach(server) for server in untold]
             with ThreadPoolExecutor(len(untold)) as threads:
                 attempts = [
-                    threads.submit(self._tell, server.name, address, plan, before, needed)
+                    threads.submit(self._tell, server, address, plan, needed, labelled)
                     for server, address in zip(untold, addresses, strict=True)
                 ]
             silent = {}
@@ -326,22 +328,32 @@ class Rollout:
                 time.sleep(_LOOK_SECONDS)
         return Told(sorted(told.values()), [], [])
 
-    def _tell(self, name: str, address: str, plan: Plan, before: Plan, needed: Collection[int]) -> None:
-        """Brings one server to `plan`: it keeps what its labels point to until they are moved."""
-        with ModelServer(address, self._fleet.model) as server:
-            states = server.states()
+    def _tell(
+        self, server: Server, address: str, plan: Plan, needed: Collection[int], labelled: dict[str, set[int]]
+    ) -> None:
+        """Brings one server to `plan`: it keeps what its labels point to until they have moved."""
+        with ModelServer(address, self._fleet.model) as connection:
+            states = connection.states()
             serving = {version for version, state in states.items() if state.available}
-            knows_all = plan.labelled <= serving
-            # One that has missed a step may have any label on what it serves.
-            bridge = plan.with_versions({*plan.versions, *(before.labelled if knows_all else serving)})
+            if server.key not in labelled and plan.labelled <= serving:
+                # Labels alone, over what is there: now it is known what they point to.
+                connection.push(plan.with_versions(serving), self._fleet.base_path)
+                labelled[server.key] = plan.labelled
+            bridge = plan.with_versions({*plan.versions, *labelled.get(server.key, serving)})
             pending = [] if bridge == plan else [plan]
             try:
-                server.push(bridge, self._fleet.base_path)
+                connection.push(bridge, self._fleet.base_path)
             except NotYet:
                 pending.insert(0, bridge)
-            self._await_loaded(name, server, {*needed, *plan.labelled} & set(plan.versions), states)
-            for last in pending:
-                server.push(last, self._fleet.base_path)
+            self._await_loaded(server.name, connection, {*needed} & set(plan.versions), states)
+            try:
+                for last in pending:
+                    connection.push(last, self._fleet.base_path)
+            except NotYet:
+                if plan.labelled <= set(needed):
+                    raise
+                return  # what a label leaves may be broken: it goes on to where the label moves
+            labelled[server.key] = plan.labelled
 
     def _await_loaded(
         self, name: str, server: ModelServer, versions: set[int], old: Mapping[int, VersionState]

@@ -124,6 +124,7 @@ class KubernetesApi:
 class _Handler(BaseHTTPRequestHandler):
     api: KubernetesApi
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet, and no delayed acknowledgement is waited for
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -6,9 +6,9 @@ from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import FleetError
 from serving.rollout.plan import CONFIG_FILE, read_plan
 from serving.rollout.rollout import CannotLoad, Limits, Rollout, RolloutError
-from tests.serving.model_server.servers import eventually, free_port
+from tests.serving.model_server.servers import free_port
 from tests.serving.rollout.kubernetes_api import NAMESPACE
-from tests.serving.rollout.traffic import traffic
+from tests.serving.rollout.strict_server import StrictServer
 
 
 @pytest.fixture
@@ -37,35 +37,58 @@ def stable(registry, servers) -> list[float]:
     return [server.added(registry.base.name, "stable") for server in servers]
 
 
+@pytest.fixture
+def strict(api):
+    """Two pods that are strict servers."""
+    servers = [StrictServer(), StrictServer()]
+    for number, server in enumerate(servers):
+        api.add_pod(f"model-server-{number}", server.port)
+    yield servers
+    for server in servers:
+        server.stop()
+
+
 @pytest.mark.parametrize("kind", ["reset", "reset after", "500", "500 after", "409"])
 def test_a_fault_at_any_call_leaves_stable_served_and_the_same_command_again_ends_well(
-    api, pods, registry, command, kind
+    api, strict, registry, command, kind
 ):
     command("sync")
-    with traffic(registry.base.name, pods) as sent:
-        eventually(lambda: sent.answered.get(1))
-        call = 0
-        while True:
-            call += 1
-            hit = 0
-            for name, arguments, version in [("promote", [2], 2), ("rollback", [], 1)]:
-                api.fault = (call, kind)
-                try:
-                    command(name, *arguments)
-                except (FleetError, RolloutError):
-                    assert len(set(stable(registry, pods)) & {1, 2}) >= 1
-                    command(name, *arguments)
-                hit += api.fault is None
-                api.fault = None
-                assert stable(registry, pods) == [version] * 2
-                assert registry.labels() == {"stable": version}
-                live = read_plan(api.config_map["data"], registry.base.name)
-                assert live.labels == {"stable": version}
-            if not hit:
-                break
+    call, hit = 0, True
+    while hit:
+        call, hit = call + 1, False
+        for name, arguments, version in [
+            ("promote", [2], 2),
+            ("start_canary", [3, 0.1], 2),
+            ("stop_canary", ["by hand"], 2),
+            ("rollback", [], 1),
+        ]:
+            api.fault = (call, kind)
+            try:
+                command(name, *arguments)
+            except (FleetError, RolloutError):
+                assert all(server.labels["stable"] in server.loaded for server in strict)
+                command(name, *arguments)
+            hit |= api.fault is None
+            api.fault = None
+            labels = {"stable": version} | ({"canary": 3} if name == "start_canary" else {})
+            assert registry.labels() == labels
+            assert read_plan(api.config_map["data"], registry.base.name).labels == labels
+            assert [server.labels for server in strict] == [labels] * 2
     assert call > 5
+    assert [server.faults for server in strict] == [[], []]
+    assert max(server.most for server in strict) == 2
     for data in api.history:
         read_plan(data, registry.base.name)  # a label to what is not loaded raises
+
+
+def test_what_cannot_be_loaded_any_more_keeps_nobody_from_leaving_it(api, strict, registry, command):
+    command("promote", 2)
+    late = StrictServer(broken=frozenset({2}))
+    late.loaded, late.labels = {1}, {"stable": 2}  # as it started on the live configuration
+    api.add_pod("model-server-late", late.port)
+    command("rollback")
+    assert [server.labels for server in [*strict, late]] == [{"stable": 1}] * 3
+    late.stop()
 
 
 def test_what_others_change_meanwhile_is_read_again_and_kept(api, pods, registry, command):

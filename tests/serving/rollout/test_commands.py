@@ -1,14 +1,10 @@
 """`catbreeds promote`, `canary`, `rollback` and `models` as people type them, on this machine and in a cluster."""
 
-import subprocess
-
 import pytest
 
 from serving.registry import Registry
-from tests.running import CATBREEDS, catbreeds
-from tests.serving.model_server.servers import DEADLINE, eventually, free_port
+from tests.running import catbreeds
 from tests.serving.rollout.kubernetes_api import NAMESPACE
-from tests.serving.rollout.traffic import visitors
 
 MODEL = "typed"
 
@@ -77,29 +73,3 @@ def test_in_a_cluster_its_pods_follow_and_what_is_wrong_is_a_sentence(typed, api
     api.close()
     done = typed("promote", 2, where=where)
     assert (done.returncode, done.stderr.count("\n"), "does not answer" in done.stderr) == (1, 1, True)
-
-
-def test_what_up_serves_changes_with_promote_and_rollback_and_no_request_fails(tmp_path, classifiers):
-    registry = Registry(tmp_path / "serving" / "catbreeds")
-    for _ in range(2):
-        registry.push(classifiers[0] / "good", {})
-    ports = {name: free_port() for name in ("page", "gateway", "grpc", "rest")}
-    options = [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
-    with (tmp_path / "up.out").open("wb") as out:
-        up = subprocess.Popen([CATBREEDS, "up", "--workdir", tmp_path, *options], stdout=out, stderr=out)
-    try:
-        eventually(lambda: "Open http" in (tmp_path / "up.out").read_text() or up.poll() is not None)
-        assert up.poll() is None, (tmp_path / "up.out").read_text()
-        with visitors(f"http://127.0.0.1:{ports['gateway']}", 2) as seen:
-            eventually(lambda: seen.latest == {1})
-            done = catbreeds("promote", 2, "--workdir", tmp_path)
-            assert done.stdout == "version 2 is stable, before it version 1\n1 server serves it\n", done.stderr
-            eventually(lambda: seen.latest == {2})
-            assert catbreeds("rollback", "--workdir", tmp_path).returncode == 0
-            eventually(lambda: seen.latest == {1})
-        assert set(seen.codes) == {200}
-    finally:
-        up.terminate()
-        assert up.wait(DEADLINE) == 0
-    done = catbreeds("promote", 2, "--workdir", tmp_path)
-    assert "no server is running" in done.stdout  # it knows that they have ended

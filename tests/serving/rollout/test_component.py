@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import yaml
 
 from components.artifacts import PushRecord, RolloutRecord
 from components.rollout import Rollout as Component
+from pipeline.kubeflow_runner import compile_pipeline
+from pipeline.settings import load
 from serving.rollout.rollout import Rollout
 
 
@@ -61,3 +64,17 @@ def test_the_version_that_was_canary_becomes_stable_and_the_label_canary_ends(ro
     Rollout(registry, laptop).promote(2)
     assert registry.labels() == {"stable": 2}
     assert laptop.read()[0].canary_share == 0
+
+
+def test_it_is_in_the_graph_after_pusher_where_the_settings_ask_for_it():
+    def tasks(*settings: str) -> dict:
+        spec = next(yaml.safe_load_all(compile_pipeline(load("smoke", settings))))
+        return spec["root"]["dag"]["tasks"]
+
+    assert "Rollout" not in tasks()
+    task = tasks("rollout.start=cluster", "rollout.share=0.5")["Rollout"]
+    assert task["inputs"]["artifacts"]["pushed"]["taskOutputArtifact"]["producerTask"] == "Pusher"
+    parameters = task["inputs"]["parameters"]
+    assert parameters["registry"] == {"componentInputParameter": "registry"}
+    assert parameters["namespace"]["runtimeValue"]["constant"] == "catbreeds"
+    assert parameters["share"]["runtimeValue"]["constant"] == 0.5

@@ -47,7 +47,7 @@ def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
         sent.stopped.set()
         for thread in threads:
             thread.join()
-    assert sent.failed == []
+    assert not sent.failed, sent.failed
 
 
 class Visitors:
