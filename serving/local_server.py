@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import json
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from serving.registry import STABLE, Registry, RegistryError
+from serving.rollout.plan import CONFIG_FILE, Plan
 
 _DEADLINE_SECONDS = 300
 
@@ -43,13 +43,8 @@ class LocalServer:
         self.grpc, self.rest = f"localhost:{port}", f"http://localhost:{rest_port}"
         self._folder = tempfile.TemporaryDirectory(prefix="catbreeds-server-")
         config, log = Path(self._folder.name, "models.config"), Path(self._folder.name, "log")
-        # Protobuf's text format takes JSON's strings.
-        config.write_text(
-            f"model_config_list {{ config {{ name: {json.dumps(name)} base_path: {json.dumps(str(registry.base))} "
-            f'model_platform: "tensorflow" model_version_policy {{ specific {{ versions: {version} }} }} '
-            f'version_labels {{ key: "{STABLE}" value: {version} }} }} }}',
-            encoding="utf-8",
-        )
+        plan = Plan((version,), {STABLE: version})
+        config.write_text(plan.files(name, str(registry.base))[CONFIG_FILE], encoding="utf-8")
         command = [sys.executable, "-m", "serving.model_server", f"--port={port}", f"--rest_api_port={rest_port}"]
         command += [f"--model_config_file={config}", "--allow_version_labels_for_unavailable_models"]
         command += ["--max_num_load_retries=0"]  # who waits is told at once
