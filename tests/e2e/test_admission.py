@@ -90,7 +90,7 @@ def test_promote_and_rollback_change_what_predict_asks(pushed):
     photo = next(pushed.photos.rglob("*.jpg"))
 
     def answering():
-        return as_json(pushed, "predict", photo)["model"]["version"]
+        return as_json(pushed, "predict", photo)["photos"][0]["model"]["version"]
 
     assert answering() == 1
     assert "version 2 is stable, before it version 1" in in_workdir(pushed, "promote", 2).stdout

@@ -174,7 +174,7 @@ def test_the_report_shows_the_verdict_and_needs_no_network(demo):
 
 def test_predict_asks_the_model_in_service(demo, unseen, tmp_path):
     answer = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
-    assert answer["model"] == {"name": "catbreeds", "version": 1}
+    assert answer["photos"][0]["model"] == {"name": "catbreeds", "version": 1}
     probabilities = [row["probability"] for row in answer["photos"][0]["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
