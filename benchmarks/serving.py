@@ -2,18 +2,18 @@
 
     python benchmarks/serving.py
 
-Three ways to the same embedded model server and the same model (MobileNetV3Small at 224 px, random weights):
+Three ways to the same embedded model server and the same model (MobileNet 0.25 at 224 px, random weights):
 
     grpc: the client sends the JPEG to the model server's gRPC, as `serving.client.grpc` does.
     gateway: the client sends the JPEG to our gateway over HTTP, which normalises it and asks the model server.
-    seed: the client sends the JPEG over HTTP to a backend that decodes and resizes it to 224 x 224 floats, and sends those
-        to a signature that takes pixels; its handler is `async` and the call in it blocks, as in the seed project.
+    seed: the client sends the JPEG over HTTP to a backend that decodes and resizes it to 224 x 224 floats and sends
+        those to a signature that takes pixels. Its handler is `async`, and the call in it blocks, as in the seed.
 
-Each client sends its next photo when it has the answer to the last one. `bytes` are those of a request to the model server.
-Clients, gateway or backend, and model server share the cores of this machine, and everything goes over its loopback. The
-ways take turns, and each figure is the median of its turns. Measured by that command on 2 CPU cores that did nothing else:
+Each client sends its photo again when it has its answer. `bytes` are those of a request to the model server. Clients,
+gateway or backend, and model server share the cores of this machine, and all goes over its loopback. The ways take
+turns; each figure is the median of its turns.
 
-    (see below)
+    MEASURED
 """
 
 import argparse
@@ -21,8 +21,7 @@ import asyncio
 import contextlib
 import io
 import json
-import multiprocessing
-import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -32,12 +31,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+# This file is named as a package of ours is, and Python would look beside the file first.
+sys.path.pop(0)
+
 from PIL import Image, ImageChops
 
 from pipeline.sample_data import BREEDS, draw_photo
 from serving import stack
 from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
+from serving.model_config import model_config
 from serving.photo import normalise
 from serving.processes import Program, Programs
 
@@ -47,6 +50,7 @@ PHOTO_SIZE, PHOTO_QUALITY, PHOTO_GRAIN = (500, 375), 85, 8
 CLIENTS = (1, 8, 32)
 MODEL = ModelChoice("catbreeds", label="stable")
 WARMUP_SECONDS = 1.0
+JUDGED_CLIENTS = 8
 BOUNDARY = "photo-boundary"
 
 Ask = Callable[[], Awaitable[None]]
@@ -71,7 +75,8 @@ def save_model(path: str) -> None:
     from components.backbone import decode_photos
 
     keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNetV3Small((IMAGE_SIZE, IMAGE_SIZE, 3), weights=None, classes=len(BREEDS))
+    shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
+    network = keras.applications.MobileNet(shape, alpha=0.25, weights=None, classes=len(BREEDS))
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
     names = [breed.name for breed in BREEDS]
@@ -140,6 +145,12 @@ def run_seed_backend(port: int, grpc_port: int) -> None:
 # ---- clients ----
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server((stack.LOOPBACK, 0)) as listener:
+        return listener.getsockname()[1]
+
+
 @contextlib.asynccontextmanager
 async def grpc_client(port: int, content: bytes) -> AsyncIterator[Ask]:
     """Of the model server; one for all, as connections are shared."""
@@ -172,7 +183,9 @@ async def http_client(port: int, path: str, content: bytes) -> AsyncIterator[Ask
     writer.close()
 
 
-async def take_turn(connect: Callable[[], contextlib.AbstractAsyncContextManager[Ask]], clients: int, seconds: float) -> Turn:
+async def take_turn(
+    connect: Callable[[], contextlib.AbstractAsyncContextManager[Ask]], clients: int, seconds: float
+) -> Turn:
     """Lets so many clients ask, for that long."""
     latencies: list[float] = []
     async with contextlib.AsyncExitStack() as connections:
@@ -190,3 +203,115 @@ async def take_turn(connect: Callable[[], contextlib.AbstractAsyncContextManager
         elapsed = time.perf_counter() - started
     latencies.sort()
     return Turn(len(latencies) / elapsed, statistics.median(latencies), latencies[int(0.99 * (len(latencies) - 1))])
+
+
+# ---- the measurement ----
+
+
+@contextlib.contextmanager
+def servers(folder: Path) -> Iterator[dict[str, int]]:
+    """Model server, gateway and the seed's backend, each a process; their ports by way."""
+    grpc, rest, gateway, seed = (free_port() for _ in range(4))
+    config = folder / "models.config"
+    config.write_text(model_config(MODEL.name, str(folder / MODEL.name), [1], {MODEL.label: 1}))
+    rest_url, seed_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, seed)
+    ready = f"{rest_url}/v1/models/{MODEL.name}/labels/{MODEL.label}/metadata"
+    backend = [sys.executable, __file__, "--child", "seed", str(seed), str(grpc)]
+    with Programs() as programs:
+        programs.start(stack.model_server(config, ready, grpc, rest, folder / "model_server.log"))
+        programs.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, folder / "gateway.log"))
+        programs.start(Program("seed's backend", backend, f"{seed_url}/healthz", log=folder / "seed.log"))
+        yield {"grpc": grpc, "gateway": gateway, "seed": seed}
+
+
+def measure(clients: list[int], seconds: float, rounds: int) -> tuple[dict[int, dict[str, Turn]], dict[str, int]]:
+    """Medians by number of clients and way, and bytes of a request by way."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        content = photo()
+        (folder / "photo.jpg").write_bytes(content)
+        sent = _prepare(folder)
+        with servers(folder) as ports:
+            ways = {
+                "grpc": lambda: grpc_client(ports["grpc"], normalise(content).data),
+                "gateway": lambda: http_client(ports["gateway"], "/v1/breeds:predict", content),
+                "seed": lambda: http_client(ports["seed"], "/predict", content),
+            }
+            turns: dict[int, dict[str, list[Turn]]] = {number: {way: [] for way in ways} for number in clients}
+            for number in clients:
+                for turn in range(rounds):
+                    _say(f"{number} clients, turn {turn + 1} of {rounds}")
+                    for way, connect in ways.items():
+                        turns[number][way].append(asyncio.run(take_turn(connect, number, seconds)))
+    medians = {
+        number: {way: Turn(*map(statistics.median, zip(*taken, strict=True))) for way, taken in by_way.items()}
+        for number, by_way in turns.items()
+    }
+    return medians, sent
+
+
+def _prepare(folder: Path) -> dict[str, int]:
+    """Saves the model; bytes of a request by way. In a process of its own: TensorFlow takes part in no turn."""
+    command = [sys.executable, __file__, "--child", "prepare", str(folder)]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def prepare(folder: Path) -> dict[str, int]:
+    """See `_prepare`."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    save_model(str(folder / MODEL.name / "1"))
+    content = (folder / "photo.jpg").read_bytes()
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.version_label = MODEL.name, MODEL.label
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([normalise(content).data]))
+    ours = request.ByteSize()
+    return {"grpc": ours, "gateway": ours, "seed": pixels_request(content).ByteSize()}
+
+
+def show(medians: dict[int, dict[str, Turn]], sent: dict[str, int]) -> None:
+    """Prints the table, and at `JUDGED_CLIENTS` clients what was to be reached."""
+    print(f"{'clients':>7}  {'way':<8}  {'req/s':>7}  {'p50 ms':>7}  {'p99 ms':>7}  {'bytes':>7}")
+    for number, by_way in medians.items():
+        for way, turn in by_way.items():
+            print(f"{number:>7}  {way:<8}  {turn.rate:>7.1f}  {turn.p50:>7.1f}  {turn.p99:>7.1f}  {sent[way]:>7}")
+    judged = medians.get(JUDGED_CLIENTS)
+    if not judged:
+        return
+    gateway, seed = judged["gateway"], judged["seed"]
+    print(f"at {JUDGED_CLIENTS} clients:")
+    _judge("requests per second, gateway / seed", gateway.rate / seed.rate, ">=", 3)
+    _judge("bytes to the model server, seed / gateway", sent["seed"] / sent["gateway"], ">=", 8)
+    _judge("p50, gateway - grpc, ms", gateway.p50 - judged["grpc"].p50, "<=", 8)
+
+
+def _judge(what: str, value: float, relation: str, target: float) -> None:
+    reached = value >= target if relation == ">=" else value <= target
+    print(f"  {what}: {value:.1f} (to reach: {relation} {target}): {'reached' if reached else 'missed'}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of clients at a time")
+    parser.add_argument("--seconds", type=float, default=5, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    match arguments.child:
+        case ["prepare", folder]:
+            print(json.dumps(prepare(Path(folder))))
+        case ["seed", port, grpc_port]:
+            run_seed_backend(int(port), int(grpc_port))
+        case _:
+            show(*measure(arguments.clients, arguments.seconds, arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()
