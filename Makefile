@@ -9,7 +9,7 @@ DEMO := runs/demo
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint browser compile protos lock clean
+.PHONY: help setup demo test test-slow coverage lint docs browser compile images deploy promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,13 @@ test: setup ## all tests but the slow ones
 test-slow: setup ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
+coverage: setup ## the tests of `test`, and how much of the code they run: build/coverage.xml
+	$(BIN)/pytest -m "not slow" --junitxml=build/tests.xml \
+	  --cov=pipeline --cov=components --cov=serving --cov-report=term --cov-report=xml:build/coverage.xml
+
+docs: setup ## write the references of settings and commands from the code
+	$(BIN)/python docs/reference.py
+
 lint: setup ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,11 +62,28 @@ browser: ## Debian's Chromium, which tests of the web page drive
 	@command -v chromium || $(SUDO) apt-get install -y chromium \
 	  || { $(SUDO) apt-get update && $(SUDO) apt-get install -y chromium; }
 
-compile: setup ## compile the graph of each profile, without running it
+compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
 
-protos: setup ## generate serving/wire/predict_pb2.py from its .proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/predict.proto
+# What was built is in build/images.json, so that exactly that is deployed.
+images: ## build the images and push them: make images REGISTRY=europe-docker.pkg.dev/PROJECT/REPOSITORY
+	@test -n "$(REGISTRY)" || { echo "say where to push them: make images REGISTRY=..." >&2; exit 2; }
+	mkdir -p build
+	skaffold build --profile gke --default-repo $(REGISTRY) --file-output build/images.json
+
+deploy: ## deploy what `make images` built to kubectl's current cluster
+	skaffold deploy --profile gke --build-artifacts build/images.json
+
+promtool: $(BIN)/promtool ## Debian's checker of Prometheus rules, without the service; tests of the alerts use it
+
+$(BIN)/promtool: | setup
+	rm -rf build/prometheus && mkdir -p build/prometheus
+	cd build/prometheus && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }
+	dpkg-deb --extract build/prometheus/prometheus_*.deb build/prometheus
+	cp build/prometheus/usr/bin/promtool $@
+
+protos: setup ## generate serving/wire/*_pb2.py from their .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/*.proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \

@@ -44,6 +44,7 @@ from pipeline.head import build_head
 from pipeline.local_runner import NodeRun
 from pipeline.sample_data import write_sample_data
 from pipeline.settings import Settings, load
+from pipeline.target import this_machine
 
 BACKBONE = "xception"
 COUNTED = ("EmbeddingGen", "Transform", "Tuner", "Trainer")
@@ -130,7 +131,9 @@ def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
 
     config = local_runner.metadata_config(settings.workdir)
     with contextlib.suppress(_Trained):
-        local_runner.run(create_pipeline(settings, "benchmark", config), "benchmark", on_finish=collect)
+        local_runner.run(
+            create_pipeline(settings, this_machine(settings, "benchmark"), config), "benchmark", on_finish=collect
+        )
     return runs
 
 

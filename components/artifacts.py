@@ -22,7 +22,7 @@ class Comparison(Artifact):
 
 
 class GateDecision(Artifact):
-    """`gate.json`: whether the candidate may serve, and why."""
+    """`gate.json`: whether the candidate may serve, and why; custom property `refused`: 1 or 0, of nothing new 0."""
 
     TYPE_NAME = "components.GateDecision"
 
@@ -33,7 +33,43 @@ class ServingReport(Artifact):
     TYPE_NAME = "components.ServingReport"
 
 
+class RetrainDecision(Artifact):
+    """`retrain.json`: whether anything is new since a version that was pushed; custom property `retrain`: 1 or 0."""
+
+    TYPE_NAME = "components.RetrainDecision"
+
+
+class Metrics(Artifact):
+    """Numbers, each a custom property, that the Kubeflow UI shows as rows and compares across runs."""
+
+    TYPE_NAME = "system.Metrics"
+
+
+class ClassificationMetrics(Artifact):
+    """A confusion matrix in the custom property `confusionMatrix`, which the Kubeflow UI draws."""
+
+    TYPE_NAME = "system.ClassificationMetrics"
+
+
+class HTML(Artifact):
+    """A page that the Kubeflow UI shows. Its URI is a file."""
+
+    TYPE_NAME = "system.HTML"
+
+
+class Markdown(Artifact):
+    """A text that the Kubeflow UI shows. Its URI is a file."""
+
+    TYPE_NAME = "system.Markdown"
+
+
 class PushRecord(Artifact):
     """`push.json`: the version that was pushed, or none and why."""
 
     TYPE_NAME = "components.PushRecord"
+
+
+class RolloutRecord(Artifact):
+    """`rollout.json`: what became of the version that was pushed."""
+
+    TYPE_NAME = "components.RolloutRecord"

@@ -34,6 +34,19 @@ def find_weights(backbone: str, weights_dir: str) -> str:
     raise WeightsError(f"{weights_dir}: has no weights for {backbone}; it needs {' or '.join(names)}")
 
 
+def weights_source(backbone: str, weights: str, weights_dir: str) -> str:
+    """What `build_network` takes as `weights`: the file in `weights_dir`, if that is not "", else `weights` itself.
+
+    Raises:
+        WeightsError: `weights_dir` has no weights for `backbone`, or is given though they shall be random.
+    """
+    if not weights_dir:
+        return weights
+    if weights == "random":
+        raise WeightsError(f"weights_dir={weights_dir}: holds ImageNet weights, but weights=random; leave it empty")
+    return find_weights(backbone, weights_dir)
+
+
 def build_network(architecture: str, weights: str, image_size: int, seed: int) -> keras.Model:
     """The network without its top, preprocessed float32 [n, image_size, image_size, 3] -> pooled float32 [n, d].
 
@@ -110,6 +123,7 @@ def Backbone(
     model: OutputArtifact[Model],
     architecture: Parameter[str],
     weights: Parameter[str],
+    weights_dir: Parameter[str],
     weights_digest: Parameter[str],
     image_size: Parameter[int],
     seed: Parameter[int],
@@ -119,22 +133,23 @@ def Backbone(
 
     Args:
         architecture: a key of ARCHITECTURES.
-        weights: "imagenet", "random", or the path of a weights file.
-        weights_digest: of that file; a new one re-runs the component.
+        weights: "imagenet" or "random".
+        weights_dir: folder with the ImageNet weights; "": Keras downloads them.
+        weights_digest: of the file there; a new one re-runs the component.
         image_size: pixels.
         seed: of random weights.
         code: digest of the modules that it runs.
 
     Raises:
-        WeightsError: see `build_network`.
+        WeightsError: see `find_weights` and `build_network`.
     """
-    network = build_network(architecture, weights, image_size, seed)
+    network = build_network(architecture, weights_source(architecture, weights, weights_dir), image_size, seed)
     module = embedder(network, architecture, image_size)
     path = path_utils.serving_model_dir(model.uri)
     tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
     record = {
         "architecture": architecture,
-        "weights": weights if weights in ("imagenet", "random") else "imagenet",
+        "weights": weights,
         "weights_digest": _values_digest(network),
         "image_size": image_size,
         "embedding_size": network.output_shape[-1],

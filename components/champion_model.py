@@ -26,8 +26,10 @@ def stable_identity(registry: Registry) -> str:
     return f"{version}@{json_digest(states)}"
 
 
-def stable_version(identity: str) -> int | None:
-    """The version in an answer of `stable_identity`."""
+def stable_version(registry: Registry, identity: str | None) -> int | None:
+    """The version in service: the one in an answer of `stable_identity`, or for None what the registry says now."""
+    if identity is None:
+        return registry.stable()
     return int(identity.partition("@")[0]) if identity else None
 
 
@@ -36,8 +38,8 @@ def ChampionModel(
     candidate: InputArtifact[Model],
     champion: OutputArtifact[Model],
     registry: Parameter[str],
-    stable: Parameter[str],
     code: Parameter[str],
+    stable: Parameter[str] = None,
 ):
     """Copies the version labelled stable if `candidate` can be compared with it; champion.json says what it is.
 
@@ -46,11 +48,11 @@ def ChampionModel(
 
     Args:
         registry: base path of the pushed models.
-        stable: see `stable_identity`; an unchanged champion is not brought again.
         code: digest of the modules that it runs.
+        stable: see `stable_identity`; an unchanged champion is not brought again. None: the registry is asked now.
     """
     models = Registry(registry)
-    version = stable_version(stable)  # as the run found it, though somebody promote another one meanwhile
+    version = stable_version(models, stable)  # as the run found it, though somebody promote another one meanwhile
     if version is None:
         write_json(champion.uri, CHAMPION_FILE, None)
         return

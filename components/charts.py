@@ -20,7 +20,7 @@ from components.training_records import TRIAL_EPOCHS
 _INK, _SOFT, _LINE, _ACCENT = "#1f2430", "#667085", "#e4e7ec", "#b4540a"
 # Narrow, so that 9 points stay 9 points or more where a phone shows the chart.
 _WIDTH = 3.4
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "text.color": _INK,
     "axes.labelcolor": _SOFT,
@@ -71,7 +71,7 @@ def _badness(trial: dict[str, Any], objective: str) -> float:
     return trial["score"] if objective == "val_loss" else -trial["score"]
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def learning_curves(name: str, training: dict[str, Any]) -> Markup:
     """Loss and accuracy by epoch, on train (grey) and eval (orange); a dashed line at the best epoch.
 
@@ -97,7 +97,7 @@ def learning_curves(name: str, training: dict[str, Any]) -> Markup:
     return _svg(figure, f"learning-{name}", f"Loss and accuracy of {name} by epoch, on train and eval")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def tuning_trials(name: str, trials: list[dict[str, Any]], objective: str) -> Markup:
     """The score of each trial over each of the four hyperparameters; the best trial is an orange diamond.
 
@@ -140,7 +140,7 @@ def tuning_trials(name: str, trials: list[dict[str, Any]], objective: str) -> Ma
     return _svg(figure, f"tuning-{name}", f"{objective} of each trial of {name} over its hyperparameters")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def calibration_curve(bins: list[dict[str, Any]]) -> Markup:
     """Share of right answers over mean confidence, with 95 % intervals, above the photos of each bin.
 

@@ -44,8 +44,8 @@ def DataGate(
     max_bad_share: Parameter[float],
     min_photos_per_breed: Parameter[int],
     registry: Parameter[str],
-    stable: Parameter[str],
     code: Parameter[str],
+    stable: Parameter[str] = None,
 ):
     """Refuses data that is not as the schema says, or with too little to learn from; writes warnings about the rest.
 
@@ -54,8 +54,8 @@ def DataGate(
         max_bad_share: refuse the data when a larger share of files is no usable photo.
         min_photos_per_breed: refuse the data when a breed has fewer photos.
         registry: base path of the pushed models: drift is told against the data of the one in service.
-        stable: see `components.champion_model.stable_identity`.
         code: digest of the modules that it runs.
+        stable: see `components.champion_model.stable_version`.
 
     Raises:
         DataError: names all that is wrong.
@@ -73,9 +73,10 @@ def DataGate(
     ]
     if errors:
         raise DataError("the data cannot be used:\n" + "\n".join(f"  {error}" for error in errors))
+    models = Registry(registry)
     warnings = [
         *_thin_splits(summary["breeds"]),
-        *_drift(statistics, rules, Registry(registry), stable_version(stable)),
+        *_drift(statistics, rules, models, stable_version(models, stable)),
     ]
     write_json(verdict.uri, VERDICT_FILE, {"passed": True, "warnings": warnings})
 

@@ -17,9 +17,11 @@ from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, Schem
 from tfx.utils import io_utils, path_utils
 from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 
+from components.artifacts import ClassificationMetrics, Metrics
 from components.documents import read_json, write_json
 from components.measured import METRICS_FILE, OUTCOMES_FILE, read_outcomes
 from components.statistics import wilson_interval
+from components.views import show_confusion, show_numbers
 from serving.model_record import RECORD_FILE
 
 _CALIBRATION_BINS = 10
@@ -56,6 +58,8 @@ def Evaluator(
     schema: InputArtifact[Schema],
     model: InputArtifact[Model],
     evaluation: OutputArtifact[ModelEvaluation],
+    metrics: OutputArtifact[Metrics],
+    confusion: OutputArtifact[ClassificationMetrics],
     split: Parameter[str],
     signature: Parameter[str],
     code: Parameter[str],
@@ -73,6 +77,8 @@ def Evaluator(
     path = path_utils.serving_model_path(model.uri)
     if not fileio.exists(os.path.join(path, "saved_model.pb")):
         write_json(evaluation.uri, METRICS_FILE, None)
+        show_numbers(metrics, {})
+        show_confusion(confusion, None)
         return
     config = eval_config(signature)
     shared_model = tfma.default_eval_shared_model(path, eval_config=config)
@@ -102,9 +108,23 @@ def Evaluator(
                 tensor_adapter_config=adapter,
             )
         )
-    metrics = _summarise(evaluation.uri, read_json(path, RECORD_FILE)["breeds"])
-    write_json(evaluation.uri, METRICS_FILE, metrics)
-    evaluation.set_float_custom_property("accuracy", metrics["overall"]["accuracy"])
+    measured = _summarise(evaluation.uri, read_json(path, RECORD_FILE)["breeds"])
+    write_json(evaluation.uri, METRICS_FILE, measured)
+    evaluation.set_float_custom_property("accuracy", measured["overall"]["accuracy"])
+    show_numbers(metrics, _numbers(measured))
+    show_confusion(confusion, measured["confusion"])
+
+
+def _numbers(measured: dict[str, Any]) -> dict[str, float]:
+    """What the Kubeflow UI shows of metrics.json."""
+    overall = measured["overall"]
+    low, high = overall["accuracy_ci95"]
+    return {
+        **{name: overall[name] for name in ("accuracy", "loss", "top3_accuracy", "photos")},
+        "accuracy_low95": low,
+        "accuracy_high95": high,
+        "expected_calibration_error": measured["calibration"]["expected_calibration_error"],
+    }
 
 
 class _WriteOutcomes(beam.PTransform):

@@ -1,31 +1,19 @@
-"""ImportSchemaGen that notices when the schema file changes; TFX's own caches by the file's name alone."""
+"""ImportSchemaGen: the reviewed schema enters the pipeline by its text, so no run reads another one than was meant."""
 
-from typing import ClassVar
+import os
 
-from tfx.components.schema_gen.import_schema_gen import component as stock
-from tfx.dsl.components.base.base_component import BaseComponent
-from tfx.types import Channel
-from tfx.types.component_spec import ExecutionParameter
+from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Schema
-from tfx.types.standard_component_specs import ImportSchemaGenSpec
-
-from components.provenance import file_digest
+from tfx.utils import io_utils
 
 
-class _Spec(ImportSchemaGenSpec):
-    PARAMETERS: ClassVar = {**ImportSchemaGenSpec.PARAMETERS, "digest": ExecutionParameter(type=str)}
-
-
-class ImportSchemaGen(stock.ImportSchemaGen):
-    """Brings the reviewed schema file into the pipeline.
+@component
+def ImportSchemaGen(schema: OutputArtifact[Schema], text: Parameter[str], schema_file: Parameter[str]):
+    """Writes the schema.
 
     Args:
-        schema_file: path of a `schema.pbtxt`.
+        text: of a `schema.pbtxt`.
+        schema_file: where it came from, for the lineage.
     """
-
-    SPEC_CLASS = _Spec
-
-    def __init__(self, schema_file: str):
-        schema = Channel(type=Schema)
-        spec = _Spec(schema_file=schema_file, digest=file_digest(schema_file), schema=schema)
-        BaseComponent.__init__(self, spec=spec)
+    io_utils.write_string_file(os.path.join(schema.uri, "schema.pbtxt"), text)

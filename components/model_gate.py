@@ -1,16 +1,19 @@
 """ModelGate: the one place that decides whether a candidate may serve."""
 
+from typing import Any
+
 from tfx.components.evaluator import constants
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 from tfx.utils import path_utils
 
-from components.artifacts import GateDecision
+from components.artifacts import GateDecision, Metrics
 from components.champion_model import CHAMPION_FILE
 from components.documents import read_json, write_json
 from components.gate_rules import Rules, judge
 from components.measured import read_measured
+from components.views import show_numbers
 from serving.model_record import RECORD_FILE
 
 GATE_FILE = "gate.json"
@@ -24,6 +27,7 @@ def ModelGate(
     champion_evaluation: InputArtifact[ModelEvaluation],
     blessing: OutputArtifact[ModelBlessing],
     decision: OutputArtifact[GateDecision],
+    metrics: OutputArtifact[Metrics],
     min_accuracy: Parameter[float],
     min_test_photos: Parameter[int],
     policy: Parameter[str],
@@ -44,6 +48,8 @@ def ModelGate(
         read_measured(champion_evaluation.uri),
     )
     write_json(decision.uri, GATE_FILE, document)
+    decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))
+    show_numbers(metrics, _numbers(document))
     name, value = (
         (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)
         if document["blessed"]
@@ -51,3 +57,16 @@ def ModelGate(
     )
     write_json(blessing.uri, name, None)
     blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, value)
+
+
+def _numbers(gate: dict[str, Any]) -> dict[str, float | None]:
+    """What the Kubeflow UI shows of gate.json."""
+    champion, comparison = gate["champion"] or {}, gate["comparison"] or {}
+    return {
+        "blessed": gate["blessed"],
+        "test_accuracy": gate["candidate"].get("test_accuracy"),
+        "test_photos": gate["candidate"].get("test_photos"),
+        "champion_version": champion.get("version"),
+        "champion_test_accuracy": champion.get("test_accuracy"),
+        **{name: value for name, value in comparison.items() if name not in ("policy", "photos")},
+    }

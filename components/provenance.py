@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -34,7 +35,12 @@ def code_digest(*modules: str) -> str:
 
 
 def git_commit() -> str | None:
-    """Git's commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
+    """Git's commit of this code, with "-dirty" when files differ from it; None outside a checkout.
+
+    An image has no checkout: what it was built from stands in the environment variable SOURCE_COMMIT.
+    """
+    if commit := os.environ.get("SOURCE_COMMIT"):
+        return commit
     if not shutil.which("git"):
         return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

@@ -8,16 +8,20 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluation
 from tfx.utils import path_utils
 
-from components.artifacts import GateDecision, IngestReport, PushRecord, ServingReport
+from components.artifacts import GateDecision, IngestReport, PushRecord, RetrainDecision, ServingReport
 from components.data_drift import STATISTICS_FILE, train_statistics
 from components.documents import read_json, read_json_lines, write_json
 from components.image_example_gen import PHOTOS_FILE, REPORT_FILE
 from components.measured import METRICS_FILE
 from components.model_card import CARD_FILE, CARD_PAGE, Statements, card_page, model_card
 from components.model_gate import GATE_FILE
-from components.serving_check import SERVING_FILE
+from components.provenance import git_commit
+from components.retrain_gate import RETRAIN_FILE
+from components.run_documents import settings_of_run
+from components.serving_check import ANSWERS_FILE, SERVING_FILE
 from serving.model_record import LEARNED_FILE, RECORD_FILE
 from serving.registry import Registry
+from serving.rollout.golden import GOLDEN_FILE
 
 PUSH_FILE = "push.json"
 
@@ -33,24 +37,29 @@ def Pusher(
     pushed: OutputArtifact[PushRecord],
     registry: Parameter[str],
     run_id: Parameter[str],
-    commit: Parameter[str],
+    run_date: Parameter[str],
     settings: Parameter[str],
+    data: Parameter[str],
+    weights_dir: Parameter[str],
     model_name: Parameter[str],
     data_source: Parameter[str],
     data_licence: Parameter[str],
     contact: Parameter[str],
+    retrain: InputArtifact[RetrainDecision] = None,
 ):
     """Pushes what the gate blessed and a model server could serve; a model that is there already is not pushed twice.
 
-    With it go its model card; the statistics of the photos that it learned from, for drift to be told against; and
-    their hashes, so that no later candidate is compared with it on photos that it knows.
+    With it go its model card; the statistics of the photos that it learned from, for drift to be told against; their
+    hashes, so that no later candidate is compared with it on photos that it knows; and some test photos with their
+    answers, for rollout.
 
     Args:
         registry: base path of the pushed models.
         run_id: differs in each run, so that a push is never taken from the cache.
-        commit: Git's, of the code; "" where there is none.
-        settings: of the run, in YAML.
+        run_date: for which date the run was scheduled; "" for one that somebody started.
+        settings: in YAML; what a run can be given instead, it is given in `data`, `weights_dir` and the gate's rules.
         model_name, data_source, data_licence, contact: for the model card.
+        retrain: what the model was made from, where the run has looked; later runs compare with it.
     """
     gate = read_json(decision.uri, GATE_FILE)
     models = Registry(registry)
@@ -60,8 +69,10 @@ def Pusher(
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,
-            "commit": commit,
-            "settings": settings,
+            "run_date": run_date,
+            "origin_digest": retrain and read_json(retrain.uri, RETRAIN_FILE)["origin_digest"],
+            "commit": git_commit() or "",
+            "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
             "serving_check": read_json(serving_report.uri, SERVING_FILE),
@@ -84,6 +95,7 @@ def Pusher(
                 CARD_FILE: json.dumps(facts, indent=1),
                 CARD_PAGE: card_page(facts),
                 LEARNED_FILE: "\n".join(learned),
+                GOLDEN_FILE: json.dumps(read_json(serving_report.uri, ANSWERS_FILE)),
             }
 
         version = models.push(path, admission, {STATISTICS_FILE: train_statistics(statistics)}, card)

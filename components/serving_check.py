@@ -26,10 +26,14 @@ from tfx.utils import io_utils, path_utils
 from components.artifacts import ServingReport
 from components.documents import write_json
 from components.measured import read_outcomes
+from serving.rollout.golden import Golden, golden_document
 
 SERVING_FILE = "serving_check.json"
+# Photos with the answers that were right, for whoever serves the model later.
+ANSWERS_FILE = "golden.json"
 MODEL_SERVER = "tensorflow_model_server"
 _TOLERANCE = 1e-3
+_GOLDEN_BYTES = 500_000  # the photos travel with the model
 _DEADLINE_SECONDS = 300
 
 
@@ -48,6 +52,8 @@ def ServingCheck(
     code: Parameter[str],
 ):
     """Asks for test photos and expects what the Evaluator measured for them; a model that was refused is not asked.
+
+    The photos and their answers are kept: rollout asks every server for them before users do.
 
     The server is `tensorflow_model_server` where it is on PATH, else TensorFlow in a process of its own.
 
@@ -71,6 +77,12 @@ def ServingCheck(
         raise ServingError(f"the model server answers {len(answers)} photos, it was asked for {len(sample)}")
     for (content_hash, _), answer in zip(sample, answers, strict=True):
         _compare(expected[content_hash], answer)
+    golden = [
+        Golden(photo, expected[content_hash]["predicted"], expected[content_hash]["confidence"])
+        for content_hash, photo in sample
+        if len(photo) <= _GOLDEN_BYTES
+    ]
+    write_json(report.uri, ANSWERS_FILE, golden_document(golden))
     write_json(report.uri, SERVING_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 

@@ -3,6 +3,7 @@
 import datetime
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline import cli_models, cli_serving
+from pipeline import cli_data, cli_doctor, cli_kubeflow, cli_models, cli_rollout, cli_serving
 from pipeline.cli_common import (
     Exit,
     ProfileOption,
@@ -19,7 +20,7 @@ from pipeline.cli_common import (
     fail,
     read_settings,
 )
-from pipeline.settings import Settings, load, profiles, to_yaml
+from pipeline.settings import Settings, SettingsError, to_yaml
 from serving.registry import RegistryError
 
 app = typer.Typer(
@@ -34,6 +35,10 @@ schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=Tru
 app.add_typer(schema_app, name="schema")
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_doctor.app)
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_rollout.app)
+app.add_typer(cli_kubeflow.app)
 app.add_typer(cli_serving.app)
 
 
@@ -116,7 +121,8 @@ def report(
 def schema_update(
     data: Annotated[str, typer.Option(help="Folder or archive of photos, one folder a breed.")],
     schema: Annotated[
-        Path | None, typer.Option(help="Folder of the schema.  [default: photos_schema, or schemas/<name of the data>]")
+        Path | None,
+        typer.Option(help="Folder of the schema.", show_default="photos_schema, or schemas/<name of the data>"),
     ] = None,
     profile: ProfileOption = "standard",
     workdir: WorkdirOption = None,
@@ -132,22 +138,24 @@ def schema_update(
 
 @app.command("compile")
 def compile_(
-    profile: Annotated[list[str] | None, typer.Option(help="Profiles to compile.  [default: all]")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the compiled graphs.")] = Path("build"),
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Profiles to compile.", show_default="standard and smoke")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the specifications.")] = Path("kfp_specs"),
+    settings: SetOption = None,
 ) -> None:
-    """Compile the graph of a profile to TFX's intermediate representation, without running it."""
-    from pipeline.sample_data import write_sample_data
+    """Compile the pipeline for Kubeflow Pipelines and Vertex AI: <profile>.yaml with its two specifications."""
+    configs = {Path(name).stem: read_settings(name, settings) for name in profile or ("standard", "smoke")}
+    with tempfile.TemporaryDirectory() as noise, _quiet(Path(noise) / "compile.log"):
+        from pipeline.kubeflow_runner import write_pipeline
 
-    with _quiet(output / "compile.log"):
-        from pipeline.compile import compile_graph
-
-        photos = output / "photos"
-        write_sample_data(photos, breeds=2, photos=1)
-        paths = [
-            compile_graph(load(name, [f"data={photos}"]), output / f"{name}.pbtxt") for name in profile or profiles()
-        ]
-    for path in paths:
-        print(path)
+        try:
+            for name, config in configs.items():
+                write_pipeline(config, output / f"{name}.yaml")
+        except (SettingsError, OSError) as error:
+            raise fail(error) from None
+    for name in configs:
+        print(output / f"{name}.yaml")
 
 
 def _quiet(log: Path):
@@ -178,7 +186,8 @@ def _in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) ->
 
 
 def _run(config: Settings, run_id: str, log: Path, console: Console) -> Exit:
-    console.print(f"catbreeds run {run_id} in {config.workdir}; log: {log}", markup=False, highlight=False)
+    text = f"catbreeds run {run_id} in {config.workdir}; log: {log}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     runs = _components(config, run_id, log, console)
     return runs if isinstance(runs, Exit) else _finish(config, run_id, runs, console)
 
@@ -188,8 +197,8 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     if isinstance(runs, Exit):
         return runs
     from pipeline import report
-    from pipeline.graph import photos_schema
     from pipeline.schema_update import update_schema
+    from pipeline.target import photos_schema
 
     breeds = report.read_ingest(runs["ImageExampleGen"])["breeds"]
     update = update_schema(folder, photos_schema(config), breeds)
@@ -220,6 +229,7 @@ def _components(
         from components.errors import DataError, WeightsError
         from pipeline import local_runner, report
         from pipeline.graph import create_ingestion, create_pipeline
+        from pipeline.target import this_machine
 
         def on_finish(node: local_runner.NodeRun) -> None:
             view.on_finish(node)
@@ -228,11 +238,10 @@ def _components(
 
         try:
             connection = local_runner.metadata_config(config.workdir)
-            graph = (
-                create_ingestion(config, connection) if only_ingestion else create_pipeline(config, run_id, connection)
-            )
+            create = create_ingestion if only_ingestion else create_pipeline
+            graph = create(config, this_machine(config, run_id), connection)
             return local_runner.run(graph, run_id, view.on_start, on_finish)
-        except (DataError, WeightsError, RegistryError) as error:
+        except (DataError, WeightsError, RegistryError, SettingsError) as error:
             console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return Exit.WRONG_INPUT
         except local_runner.ComponentError as error:
@@ -240,7 +249,8 @@ def _components(
             cause = error.__cause__
             message = f"{error.node_id} failed: {_in_short(cause)}"
             console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-            console.print(f"Log: {log}. Mend the cause and run again: what is finished is kept.", markup=False)
+            text = f"Log: {log}. Mend the cause and run again: what is finished is kept."
+            console.print(text, markup=False, soft_wrap=True)
             return Exit.WRONG_INPUT if isinstance(cause, DataError | WeightsError) else Exit.FAILED
         except KeyboardInterrupt:
             console.print("Stopped. Run again to go on after the last finished component.")
@@ -248,6 +258,8 @@ def _components(
 
 
 def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Console) -> Exit:
+    from components.documents import read_json
+    from components.rollout import ROLLOUT_FILE
     from pipeline import report
 
     documents = report.collect(runs, config, run_id)
@@ -255,7 +267,10 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
     ran = sum(not run.cached for run in runs.values())
     console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
     report.show(console, documents)
-    console.print(f"Report: {page}", markup=False, highlight=False)
+    if "Rollout" in runs:
+        outcome = read_json(runs["Rollout"].outputs["outcome"], ROLLOUT_FILE)["outcome"]
+        console.print(f"Rollout: {outcome}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     return Exit.REFUSED if documents["gate"]["outcome"] == "refused" else Exit.DONE
 
 

@@ -11,7 +11,8 @@ from pipeline.settings import Settings, SettingsError, load, profiles
 
 ProfileOption = Annotated[str, typer.Option(help=f"{' or '.join(profiles())}, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting.")]
-WorkdirOption = Annotated[str | None, typer.Option(help="Everything a run writes lies below it.  [default: runs]")]
+WorkdirOption = Annotated[str | None, typer.Option(help="Everything a run writes lies below it.", show_default="runs")]
+VersionArgument = Annotated[int, typer.Argument(help="Number of a pushed version; `catbreeds models` lists them.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 

@@ -17,6 +17,7 @@ from pipeline.cli_common import (
     JsonOption,
     ProfileOption,
     SetOption,
+    VersionArgument,
     WorkdirOption,
     fail,
     read_settings,
@@ -24,8 +25,6 @@ from pipeline.cli_common import (
 from pipeline.console import console_on
 from pipeline.settings import Gate, SettingsError, check_gate
 from serving.registry import Registry, RegistryError
-
-VersionArgument = Annotated[int, typer.Argument(help="Number of a pushed version; `catbreeds models` lists them.")]
 
 app = typer.Typer()
 
@@ -67,29 +66,6 @@ def models(
 
 
 @app.command()
-def promote(
-    version: VersionArgument,
-    workdir: WorkdirOption = None,
-    profile: ProfileOption = "standard",
-    settings: SetOption = None,
-) -> None:
-    """Make a pushed version the one in service."""
-    registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        before = registry.promote(version)
-    print(f"version {version} is stable{'; it was already' if before == version else f', before it version {before}'}")
-
-
-@app.command()
-def rollback(workdir: WorkdirOption = None, profile: ProfileOption = "standard", settings: SetOption = None) -> None:
-    """Put the version in service that was there before the last promotion."""
-    registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        current, target = registry.rollback()
-    print(f"version {target} is stable again, instead of version {current}")
-
-
-@app.command()
 def lineage(
     version: VersionArgument,
     photos: Annotated[bool, typer.Option("--photos", help="List the photos that it learned from.")] = False,
@@ -116,7 +92,7 @@ def lineage(
 
 @app.command()
 def gate(
-    run: Annotated[str | None, typer.Option(help="Id of the run.  [default: the last one]")] = None,
+    run: Annotated[str | None, typer.Option(help="Id of the run.", show_default="the last one")] = None,
     policy: Annotated[str | None, typer.Option(help="not_worse, better or significantly_better.")] = None,
     rules: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another rule: gate.margin=0.05.")
@@ -143,7 +119,7 @@ def gate(
 
 def _show_replay(decision: dict, changes: dict) -> None:
     rules = ", ".join(f"{name}={decision['rules'][name]}" for name in Gate.model_fields)
-    words = {"blessed": "would admit", "refused": "would refuse", "nothing_new": "would find nothing new"}
+    words = {"blessed": "would admit", "refused": "would refuse", "nothing_new": "would find nothing new in"}
     print(f"Run {decision['run']}, {'with other rules' if changes else 'with its own rules'}: {rules}")
     print(f"The gate {words[decision['outcome']]} {decision['candidate']['backbone']}:")
     for reason in decision["reasons"]:
@@ -152,12 +128,13 @@ def _show_replay(decision: dict, changes: dict) -> None:
 
 def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
+    summary = {"version": version, "labels": labels, "stopped": registry.stopped(version)}
     try:
-        return {"version": version, "labels": labels, **_facts(registry.record(version), registry.admission(version))}
+        return summary | _facts(registry.record(version), registry.admission(version))
     except RegistryError as error:
-        return {"version": version, "labels": labels, "unreadable": str(error)}
+        return summary | {"unreadable": str(error)}
     except (KeyError, TypeError, ValueError) as error:
-        return {"version": version, "labels": labels, "unreadable": f"{registry.path(version)}: damaged: {error!r}"}
+        return summary | {"unreadable": f"{registry.path(version)}: damaged: {error!r}"}
 
 
 def _facts(record: dict, admission: dict) -> dict:
@@ -181,6 +158,8 @@ def _show(console: Console, row: dict) -> None:
     """A line of facts for a version, and below it why it was admitted: readable in a narrow terminal, too."""
     title = Text(f"version {row['version']}", style="bold")
     console.print(title.append("".join(f" {label}" for label in row["labels"]), style="green"))
+    if row["stopped"]:
+        console.print(Text(f"  was canary: {row['stopped']}", style="yellow"), soft_wrap=True)
     if "unreadable" in row:
         console.print(Text(f"  {row['unreadable']}", style="red"), soft_wrap=True)
         return

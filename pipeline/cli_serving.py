@@ -35,7 +35,7 @@ def serve(
     grpc_port: GrpcPortOption = 8500,
     rest_port: RestPortOption = 8501,
     no_server: Annotated[
-        bool, typer.Option("--no-server", help="Only keep its configuration up to date, for a server in a container.")
+        bool, typer.Option("--no-server", help="Only write its configuration, for a server in a container.")
     ] = False,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
@@ -43,7 +43,7 @@ def serve(
     """Serve the model in service over TensorFlow Serving's API, until Ctrl-C.
 
     TensorFlow Serving itself does it where `tensorflow_model_server` is on PATH, else a server of our own. It serves
-    the versions that have labels, and follows when `stable` moves.
+    the versions that have labels; `catbreeds promote` and `rollback` move what it answers.
     """
     from pipeline import local_serving
 
@@ -150,12 +150,14 @@ def _serving(work: Callable[[], None], ports: dict[str, int]) -> None:
     """Does `work` if the ports, by flag, can be had; failures end the command with a sentence."""
     from pipeline.local_serving import PortError, refuse_busy
     from serving.processes import ProgramError
+    from serving.rollout.fleet import FleetError
+    from serving.rollout.rollout import RolloutError
 
     try:
         refuse_busy(ports)
         work()
     except (PortError, RegistryError, OSError) as error:
         raise fail(error) from None
-    except ProgramError as error:
+    except (ProgramError, FleetError, RolloutError) as error:
         raise fail(error, Exit.FAILED) from None
     print("Stopped.")

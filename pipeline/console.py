@@ -1,20 +1,35 @@
-"""What a person sees of a run: a line for each component, a bar inside the long ones, everything else in a log."""
+"""What a person sees of a run: a line for each step, a bar inside the long ones, everything else in a log."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
 
 from components import progress
 
 if TYPE_CHECKING:
     from pipeline.local_runner import NodeRun
+
+
+def _whole() -> Column:
+    """A column of numbers; where the terminal is narrow the bar beside it gives way."""
+    return Column(no_wrap=True)
 
 
 def console_on(stream: TextIO) -> Console:
@@ -50,9 +65,9 @@ class RunView:
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=_whole()),
             TextColumn("{task.fields[what]}"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=_whole()),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -93,3 +108,54 @@ class RunView:
     def _advance(self, what: str, done: int, total: int | None) -> None:
         if self._task is not None:
             self._live.update(self._task, completed=done, total=total, what=what)
+
+
+class TransferView:
+    """Follows files as they come and are unpacked: bars on a terminal; notes are lines everywhere."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(table_column=_whole()),
+            TransferSpeedColumn(table_column=_whole()),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._current: TaskID | None = None
+
+    def __enter__(self) -> "TransferView":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._live.stop()
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether bars are shown."""
+        return self._console.is_terminal
+
+    def start(self, name: str, done: int, total: int | None) -> None:
+        """The file `name` comes, of which `done` of `total` bytes are there."""
+        if name not in self._tasks:
+            self._tasks[name] = self._live.add_task(escape(name), total=None)
+            if not self.on_terminal:
+                self.note(f"{name}: {f'{total / 1e6:.1f} MB' if total else 'of unknown size'}")
+        self._current = self._tasks[name]
+        self._live.update(self._current, completed=done, total=total)
+
+    def advance(self, count: int) -> None:
+        """So many more bytes of it came."""
+        self._live.update(self._current, advance=count)
+
+    def reading(self, path: Path) -> BinaryIO:
+        """The file, opened; how far it has been read is shown."""
+        return self._live.open(path, "rb", description=escape(f"reading {path.name}"))
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,28 +1,33 @@
-"""The pipeline's graph. One function for every runner; what differs between them is configuration."""
+"""The pipeline's graph. One function for every runner; what differs between them is in their `Target`."""
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform, Tuner
 from tfx.dsl.components.base.base_node import BaseNode
+from tfx.dsl.experimental.conditionals.conditional import Cond
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import trainer_pb2, transform_pb2
 
-from components.backbone import Backbone, find_weights
+from components.admitted import Admitted
+from components.backbone import Backbone
 from components.backbone_selector import BackboneSelector
-from components.champion_model import ChampionModel, stable_identity
+from components.champion_model import ChampionModel
 from components.data_gate import DataGate
 from components.embedding_gen import EmbeddingGen
 from components.evaluator import Evaluator
 from components.image_example_gen import ImageExampleGen
 from components.import_schema_gen import ImportSchemaGen
 from components.model_gate import ModelGate
-from components.photo_source import open_source
-from components.provenance import code_digest, file_digest, git_commit
 from components.pusher import Pusher
+from components.retrain_gate import RetrainGate
+from components.rollout import Rollout
+from components.run_report import RunReport
 from components.serving_check import ServingCheck
-from pipeline.settings import ROOT, Settings, to_yaml
-from serving.registry import Registry
+from pipeline.settings import ROOT, Settings
+from pipeline.target import Target, photos_schema
 
 if StatisticsGen is None:
     # TFX hides a failed import behind None.
@@ -30,30 +35,31 @@ if StatisticsGen is None:
 
 SERVING_CHECK_PHOTOS = 4
 _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
+# What decides on a trained head, and what decides on a whole model.
+_HEAD_MODULES = ("components.backbone", "components.embedding_gen", "pipeline.preprocessing", "pipeline.training")
+_MODEL_MODULES = (*_HEAD_MODULES, "components.image_example_gen", "pipeline.tuning", "components.backbone_selector")
+_MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+_ALWAYS = contextlib.nullcontext()
 
 
-def photos_schema(settings: Settings) -> Path:
-    """The file that says what photos must look like."""
-    return Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / "schema.pbtxt"
-
-
-def create_pipeline(settings: Settings, run_id: str, metadata_connection_config=None) -> Pipeline:
+def create_pipeline(settings: Settings, target: Target, metadata_connection_config=None) -> Pipeline:
     """The whole graph, from photos to a pushed model.
 
     Args:
-        settings: `data` must be given.
-        run_id: differs in each run.
+        settings: of the run.
+        target: where it runs.
         metadata_connection_config: of ML Metadata, where the runner needs one.
 
     Raises:
-        DataError: there are no photos in `data`.
         WeightsError: `weights_dir` has no weights for a backbone.
     """
-    nodes = _data_nodes(settings)
+    nodes = _data_nodes(settings, target)
     examples, statistics, schema, _, data_gate = nodes
+    retrain = _retrain_gate(settings, target, examples) if target.in_cluster else None
+    nodes += [retrain] if retrain else []
     candidates = {}
     for backbone in settings.backbones:
-        branch = _candidate_nodes(settings, backbone, examples, data_gate)
+        branch = _candidate_nodes(settings, target, backbone, examples, data_gate, retrain)
         nodes += branch.values()
         candidates[backbone] = {
             "model": branch["trainer"].outputs["model"],
@@ -66,19 +72,20 @@ def create_pipeline(settings: Settings, run_id: str, metadata_connection_config=
         candidates,
         report=examples.outputs["report"],
         rule=settings.selection.rule,
-        code=code_digest("components.backbone_selector"),
+        code=target.code("components.backbone_selector"),
     )
-    nodes += [selector, *_admission_nodes(settings, run_id, selector, examples, statistics, schema)]
+    admission = _admission_nodes(settings, target, selector, examples, statistics, schema, retrain)
+    nodes += [selector, *admission.values()]
+    if target.in_cluster:
+        nodes.append(_run_report(target, candidates, selector, examples, data_gate, admission))
+        with Cond(admission["gate"].outputs["decision"].future()[0].custom_property("refused") == 0):
+            nodes.append(Admitted())
     return _pipeline(settings, nodes, metadata_connection_config)
 
 
-def create_ingestion(settings: Settings, metadata_connection_config=None) -> Pipeline:
-    """The first component alone; a whole run in the same workdir finds its result in the cache.
-
-    Raises:
-        DataError: there are no photos in `data`.
-    """
-    return _pipeline(settings, [_example_gen(settings)], metadata_connection_config)
+def create_ingestion(settings: Settings, target: Target, metadata_connection_config=None) -> Pipeline:
+    """The first component alone; a whole run in the same workdir finds its result in the cache."""
+    return _pipeline(settings, [_example_gen(settings, target)], metadata_connection_config)
 
 
 def _pipeline(settings: Settings, nodes: list[BaseNode], metadata_connection_config) -> Pipeline:
@@ -92,12 +99,11 @@ def _pipeline(settings: Settings, nodes: list[BaseNode], metadata_connection_con
     )
 
 
-def _example_gen(settings: Settings) -> BaseNode:
-    data = settings.data if "://" in settings.data else str(Path(settings.data).resolve())
+def _example_gen(settings: Settings, target: Target) -> BaseNode:
     return ImageExampleGen(
-        data=data,
-        data_digest=open_source(data).digest(),
-        code=code_digest("components.image_example_gen"),
+        data=target.data,
+        data_digest=target.data_digest,
+        code=target.code("components.image_example_gen"),
         train=settings.split.train,
         eval=settings.split.eval,
         seed=settings.split.seed,
@@ -106,45 +112,66 @@ def _example_gen(settings: Settings) -> BaseNode:
     )
 
 
-def _data_nodes(settings: Settings) -> list[BaseNode]:
+def _data_nodes(settings: Settings, target: Target) -> list[BaseNode]:
     """Photos to verified examples; the last node stops the run when the data is wrong."""
-    examples = _example_gen(settings)
+    examples = _example_gen(settings, target)
     statistics = StatisticsGen(examples=examples.outputs["examples"])
-    schema_file = str(photos_schema(settings))
-    schema = ImportSchemaGen(schema_file)
+    schema = ImportSchemaGen(text=photos_schema(settings).read_text(encoding="utf-8"), schema_file=target.schema_file)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
     gate = DataGate(
         anomalies=validator.outputs["anomalies"],
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
         report=examples.outputs["report"],
-        schema_file=schema_file,
-        registry=str(settings.registry),
-        stable=stable_identity(Registry(settings.registry)),
+        schema_file=target.schema_file,
+        registry=target.registry,
+        stable=target.stable,
         max_bad_share=settings.ingest.max_bad_share,
         min_photos_per_breed=settings.ingest.min_photos_per_breed,
-        code=code_digest("components.data_gate"),
+        code=target.code("components.data_gate"),
     )
     return [examples, statistics, schema, validator, gate]
 
 
-def _candidate_nodes(settings: Settings, backbone: str, examples: BaseNode, data_gate: BaseNode) -> dict[str, BaseNode]:
-    """The branch of one backbone, from its weights to a model scored on eval."""
-    weights, weights_digest = _weights(settings, backbone)
-    network = Backbone(
-        architecture=backbone,
-        weights=weights,
-        weights_digest=weights_digest,
-        image_size=settings.image_size,
-        seed=settings.seed,
-        code=code_digest("components.backbone"),
+def _retrain_gate(settings: Settings, target: Target, examples: BaseNode) -> BaseNode:
+    """Whether a run is worth its cost."""
+    return RetrainGate(
+        ingest=examples.outputs["report"],
+        registry=target.registry,
+        backbones=" ".join(settings.backbones),
+        weights=settings.weights,
+        weights_dir=target.weights_dir,
+        settings=json.dumps(settings.model_dump(mode="json", include=set(_MODEL_SETTINGS)), sort_keys=True),
+        modules=" ".join(_MODEL_MODULES),
     )
+
+
+def _candidate_nodes(
+    settings: Settings,
+    target: Target,
+    backbone: str,
+    examples: BaseNode,
+    data_gate: BaseNode,
+    retrain: BaseNode | None,
+) -> dict[str, BaseNode]:
+    """The branch of one backbone, from its weights to a model scored on eval."""
+    # Everything of a branch rests on its backbone: where that is skipped, nothing else runs.
+    with Cond(retrain.outputs["decision"].future()[0].custom_property("retrain") == 1) if retrain else _ALWAYS:
+        network = Backbone(
+            architecture=backbone,
+            weights=settings.weights,
+            weights_dir=target.weights_dir,
+            weights_digest=target.weights_digest(backbone),
+            image_size=settings.image_size,
+            seed=settings.seed,
+            code=target.code("components.backbone"),
+        )
     embeddings = EmbeddingGen(
         examples=examples.outputs["examples"],
         backbone=network.outputs["model"],
         schema_template=_EMBEDDINGS_SCHEMA.read_text(encoding="utf-8"),
         batch=settings.beam.embedding_batch,
-        code=code_digest("components.embedding_gen"),
+        code=target.code("components.embedding_gen"),
     )
     # Wrong data leaves no embedding, and costs no backbone.
     network.add_upstream_node(data_gate)
@@ -155,7 +182,7 @@ def _candidate_nodes(settings: Settings, backbone: str, examples: BaseNode, data
         preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "eval"]),
         disable_statistics=True,
-        custom_config={"code": code_digest("pipeline.preprocessing")},
+        custom_config={"code": target.code("pipeline.preprocessing")},
     )
     learned: dict[str, Any] = {
         "examples": transform.outputs["transformed_examples"],
@@ -169,7 +196,7 @@ def _candidate_nodes(settings: Settings, backbone: str, examples: BaseNode, data
             "tuner": settings.tuner.model_dump(mode="json"),
             "batch_size": settings.trainer.batch_size,
             "seed": settings.seed,
-            "code": code_digest("pipeline.tuning"),
+            "code": target.code("pipeline.tuning"),
         },
         **learned,
     )
@@ -182,9 +209,8 @@ def _candidate_nodes(settings: Settings, backbone: str, examples: BaseNode, data
             "seed": settings.seed,
             "top_k": settings.top_k,
             "model_name": settings.model_name,
-            "code": code_digest(
-                "components.backbone", "components.embedding_gen", "pipeline.preprocessing", "pipeline.training"
-            ),
+            "modules": _HEAD_MODULES,
+            "code": target.code(*_HEAD_MODULES),
         },
         **learned,
     )
@@ -194,9 +220,9 @@ def _candidate_nodes(settings: Settings, backbone: str, examples: BaseNode, data
         model=trainer.outputs["model"],
         split="eval",
         signature="classify_embedding",
-        code=code_digest("components.evaluator"),
+        code=target.code("components.evaluator"),
     )
-    branch = {
+    return {
         "backbone": network.with_id(f"Backbone-{backbone}"),
         "embeddings": embeddings.with_id(f"EmbeddingGen-{backbone}"),
         "transform": transform.with_id(f"Transform-{backbone}"),
@@ -204,23 +230,23 @@ def _candidate_nodes(settings: Settings, backbone: str, examples: BaseNode, data
         "trainer": trainer.with_id(f"Trainer-{backbone}"),
         "evaluator": evaluator.with_id(f"Evaluator-{backbone}"),
     }
-    return branch
 
 
 def _admission_nodes(
     settings: Settings,
-    run_id: str,
+    target: Target,
     selector: BaseNode,
     examples: BaseNode,
     statistics: BaseNode,
     schema: BaseNode,
-) -> list[BaseNode]:
+    retrain: BaseNode | None,
+) -> dict[str, BaseNode]:
     """The winner against the model in service, on the test photos that nothing has seen yet; then the push."""
     champion = ChampionModel(
         candidate=selector.outputs["winner"],
-        registry=str(settings.registry),
-        stable=stable_identity(Registry(settings.registry)),
-        code=code_digest("components.champion_model"),
+        registry=target.registry,
+        stable=target.stable,
+        code=target.code("components.champion_model"),
     )
     # Two nodes, not one: each model numbers breeds by itself, and a new champion does not re-measure the candidate.
     measures = {
@@ -230,7 +256,7 @@ def _admission_nodes(
             model=model,
             split="test",
             signature="serving_default",
-            code=code_digest("components.evaluator"),
+            code=target.code("components.evaluator"),
         ).with_id(node_id)
         for node_id, model in {
             "Evaluator-gate": selector.outputs["winner"],
@@ -242,8 +268,8 @@ def _admission_nodes(
         candidate_evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         champion=champion.outputs["champion"],
         champion_evaluation=measures["Evaluator-champion"].outputs["evaluation"],
-        code=code_digest("components.model_gate"),
-        **settings.gate.model_dump(),
+        code=target.code("components.model_gate"),
+        **target.gate,
     )
     check = ServingCheck(
         model=selector.outputs["winner"],
@@ -251,7 +277,7 @@ def _admission_nodes(
         examples=examples.outputs["examples"],
         evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         photos=SERVING_CHECK_PHOTOS,
-        code=code_digest("components.serving_check", "serving.probe"),
+        code=target.code("components.serving_check", "serving.probe"),
     )
     pusher = Pusher(
         model=selector.outputs["winner"],
@@ -260,19 +286,58 @@ def _admission_nodes(
         statistics=statistics.outputs["statistics"],
         evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         ingest=examples.outputs["report"],
-        registry=str(settings.registry),
-        run_id=run_id,
-        commit=git_commit() or "",
-        settings=to_yaml(settings),
+        registry=target.registry,
+        run_id=target.run_id,
+        run_date=target.run_date,
+        settings=target.settings,
+        data=target.data,
+        weights_dir=target.weights_dir,
         model_name=settings.model_name,
         **settings.card.model_dump(),
+        **({"retrain": retrain.outputs["decision"]} if retrain else {}),
     )
-    return [*measures.values(), champion, gate, check, pusher]
+    nodes = {**measures, "champion": champion, "gate": gate, "check": check, "pusher": pusher}
+    if settings.rollout.start != "off":
+        nodes["rollout"] = Rollout(
+            pushed=pusher.outputs["pushed"],
+            registry=target.registry,
+            run_id=target.run_id,
+            namespace=settings.rollout.namespace if settings.rollout.start == "cluster" else "",
+            models=settings.rollout.models,
+            share=settings.rollout.share,
+            loaded=settings.rollout.loaded,
+            load_seconds=settings.rollout.load_seconds,
+        )
+    return nodes
 
 
-def _weights(settings: Settings, backbone: str) -> tuple[str, str]:
-    """What Backbone gets as `weights`, and the digest of the file if it is one."""
-    if not settings.weights_dir:
-        return settings.weights, ""
-    path = find_weights(backbone, str(Path(settings.weights_dir).resolve()))
-    return path, file_digest(path)
+def _run_report(
+    target: Target,
+    candidates: dict[str, dict[str, Any]],
+    selector: BaseNode,
+    examples: BaseNode,
+    data_gate: BaseNode,
+    admission: dict[str, BaseNode],
+) -> BaseNode:
+    """What people read of the run."""
+    return RunReport(
+        training={backbone: channels["model_run"] for backbone, channels in candidates.items()},
+        trials={backbone: channels["tuner_results"] for backbone, channels in candidates.items()},
+        inputs={
+            "ingest": examples.outputs["report"],
+            "verdict": data_gate.outputs["verdict"],
+            "examples": examples.outputs["examples"],
+            "comparison": selector.outputs["comparison"],
+            "winner": selector.outputs["winner"],
+            "evaluation": admission["Evaluator-gate"].outputs["evaluation"],
+            "decision": admission["gate"].outputs["decision"],
+            "pushed": admission["pusher"].outputs["pushed"],
+        },
+        parameters={
+            "registry": target.registry,
+            "run_id": target.run_id,
+            "settings": target.settings,
+            "data": target.data,
+            "weights_dir": target.weights_dir,
+        },
+    )

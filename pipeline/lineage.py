@@ -14,8 +14,8 @@ from serving.registry import Registry
 # What a component tells of itself in the tree, from its parameters and from the properties of what it wrote.
 _TOLD = {
     "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test"),
-    "ImportSchemaGen": ("schema_file", "digest"),
-    "Backbone": ("weights", "weights_digest", "seed", "image_size"),
+    "ImportSchemaGen": ("schema_file",),
+    "Backbone": ("weights", "weights_dir", "weights_digest", "seed", "image_size"),
     "EmbeddingGen": ("photos",),
     "Tuner": ("objective", "max_epochs", "seed"),
     "Trainer": ("epochs", "batch_size", "seed"),
@@ -94,18 +94,18 @@ class Lineage:
             "data": {"data": data.properties["data"], "files_digest": data.properties["data_digest"]}
             | {"learned_digest": record["data_digest"]}
             | {split: data.outputs["examples"][0].properties[f"photos_{split}"] for split in ("train", "eval", "test")},
-            "schema": _parameters(schema),
+            "schema": parameters(schema),
             "weights": record["backbone"],
             "hyperparameters": record["hyperparameters"],
-            "search": _parameters(by_node[f"Tuner-{backbone}"]),
-            "code": {e.node: code for e in executions if (code := _parameters(e).get("code"))},
+            "search": parameters(by_node[f"Tuner-{backbone}"]),
+            "code": {e.node: code for e in executions if (code := parameters(e).get("code"))},
             "executions": [
                 {
                     "id": e.id,
                     "node": e.node,
                     "run": e.run,
                     "finished_at": e.finished_at,
-                    "parameters": _parameters(e),
+                    "parameters": parameters(e),
                     "inputs": {key: [a.uri for a in found] for key, found in e.inputs.items()},
                     "outputs": {key: [a.uri for a in found] for key, found in e.outputs.items()},
                 }
@@ -133,7 +133,7 @@ class Lineage:
 
 
 def _label(execution: Execution, run: str) -> Text:
-    known = {name: value for name, value in _parameters(execution).items() if value != ""}
+    known = {name: value for name, value in parameters(execution).items() if value != ""}
     for artifacts in execution.outputs.values():
         known = artifacts[0].properties | known
     names = (*_TOLD.get(execution.node.partition("-")[0], ()), "code")
@@ -148,7 +148,7 @@ def _short(value: Any) -> str:
     return text[:_DIGEST] if is_digest else text
 
 
-def _parameters(execution: Execution) -> dict[str, Any]:
+def parameters(execution: Execution) -> dict[str, Any]:
     """Execution properties; those in `custom_config` and its sections stand among them."""
     config = json.loads(execution.properties.get("custom_config") or "{}")
     sections = {

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pipeline.settings import Settings
 from serving import stack
-from serving.model_config import LiveConfig
 from serving.processes import Programs
-from serving.registry import STABLE, Registry
+from serving.registry import STABLE, Registry, RegistryError
+from serving.rollout.laptop import GATEWAY, MODEL_SERVER, Laptop
+from serving.rollout.rollout import Limits, Rollout, RolloutError
 
 # Numbers of drawn photos that no run has seen: nobody draws as many to learn from.
 _UNSEEN = 1_000_000
@@ -27,9 +28,14 @@ class Ports:
     rest: int
 
     @property
+    def grpc_address(self) -> str:
+        """host:port of gRPC."""
+        return f"{stack.LOOPBACK}:{self.grpc}"
+
+    @property
     def addresses(self) -> str:
         """For people."""
-        return f"gRPC {stack.LOOPBACK}:{self.grpc}, REST {stack.local_url(stack.LOOPBACK, self.rest)}"
+        return f"gRPC {self.grpc_address}, REST {stack.local_url(stack.LOOPBACK, self.rest)}"
 
 
 def serve(config: Settings, ports: Ports) -> None:
@@ -37,14 +43,16 @@ def serve(config: Settings, ports: Ports) -> None:
 
     Raises:
         RegistryError: nothing can be served.
+        FleetError: what another server of the workdir serves cannot be read.
         ProgramError: it ended.
     """
     with Programs() as programs:
-        live = _live_config(config, ports)
-        labels = live.start()
-        programs.start(stack.model_server(live.file, live.ready, ports.grpc, ports.rest))
+        laptop, rollout, labels = _write_config(config)
+        programs.start(stack.model_server(laptop.config_file, _ready(config, ports), ports.grpc, ports.rest))
         _say(f"{_named(config, labels)}: {ports.addresses}")
-        programs.watch(live.follow)
+        with laptop.announced(MODEL_SERVER, ports.grpc_address):
+            _catch_up(rollout)
+            programs.watch()
 
 
 def configure(config: Settings, ports: Ports) -> None:
@@ -52,11 +60,13 @@ def configure(config: Settings, ports: Ports) -> None:
 
     Raises:
         RegistryError: nothing can be served.
+        FleetError: what another server of the workdir serves cannot be read.
     """
     with Programs() as programs:
-        live = _live_config(config, ports)
-        _say(f"{_named(config, live.start())}: {live.file}")
-        programs.watch(live.follow)
+        laptop, _, labels = _write_config(config)
+        _say(f"{_named(config, labels)}: {laptop.config_file}")
+        with laptop.announced(MODEL_SERVER, ports.grpc_address):
+            programs.watch()
 
 
 def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: int, samples: Path | None) -> None:
@@ -72,24 +82,29 @@ def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: 
 
     Raises:
         RegistryError: nothing can be served.
+        FleetError: what another server of the workdir serves cannot be read.
         ProgramError: one of the three ended; the others were stopped.
     """
     logs = Path(config.workdir) / "logs"
     gateway_url, page_url = stack.local_url(host, gateway_port), stack.local_url(host, page_port)
     with Programs() as programs:
-        live = _live_config(config, ports)
-        labels = live.start()
+        laptop, rollout, labels = _write_config(config)
         _say(f"{_named(config, labels)}; logs: {logs}")
         samples = samples or _draw_samples(config, labels[STABLE])
         server_log, gateway_log, page_log = logs / "model_server.log", logs / "gateway.log", logs / "page.log"
+        config_file, traffic_file = laptop.config_file, laptop.traffic_file
+        ready, name = _ready(config, ports), config.model_name
         for program, addresses in (
-            (stack.model_server(live.file, live.ready, ports.grpc, ports.rest, server_log), ports.addresses),
-            (stack.gateway(host, gateway_port, ports.grpc, config.model_name, gateway_log), f"{gateway_url}/docs"),
+            (stack.model_server(config_file, ready, ports.grpc, ports.rest, server_log), ports.addresses),
+            (stack.gateway(host, gateway_port, ports.grpc, name, traffic_file, gateway_log), f"{gateway_url}/docs"),
             (stack.page(host, page_port, gateway_url, samples, page_log), page_url),
         ):
             _say(f"  {program.name:<12} ready after {programs.start(program):>5.1f} s   {addresses}")
         _say(f"Open {page_url} and show it a cat. Ctrl-C stops all three.")
-        programs.watch(live.follow)
+        gateway_address = gateway_url.removeprefix("http://")
+        with laptop.announced(MODEL_SERVER, ports.grpc_address), laptop.announced(GATEWAY, gateway_address):
+            _catch_up(rollout)
+            programs.watch()
 
 
 def refuse_busy(ports: Mapping[str, int]) -> None:
@@ -112,9 +127,31 @@ def refuse_busy(ports: Mapping[str, int]) -> None:
             raise PortError(f"port {port}: {error.strerror}; say another one with {flag}") from None
 
 
-def _live_config(config: Settings, ports: Ports) -> LiveConfig:
-    file = _folder(config) / "models.config"
-    return LiveConfig(Registry(config.registry), file, stack.local_url(stack.LOOPBACK, ports.rest), _say)
+def _write_config(config: Settings) -> tuple[Laptop, Rollout, dict[str, int]]:
+    """Writes what the model server reads when it starts; returns label -> version beside those who change it later."""
+    registry = Registry(config.registry)
+    stable = registry.stable()
+    if stable is None:
+        raise RegistryError(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
+    registry.require_servable(stable)
+    laptop = Laptop(config.workdir, config.registry)
+    rollout = Rollout(registry, laptop, Limits(**config.rollout.limits()))
+    rollout.sync()
+    return laptop, rollout, registry.labels()
+
+
+def _catch_up(rollout: Rollout) -> None:
+    """What was promoted while the server started, and nobody could tell it."""
+    try:
+        rollout.sync()
+    except RolloutError as error:  # a canary, perhaps; stable serves
+        _say(str(error))
+
+
+def _ready(config: Settings, ports: Ports) -> str:
+    """URL that answers 200 while stable serves. That of the model would do so while it is loading."""
+    url = stack.local_url(stack.LOOPBACK, ports.rest)
+    return f"{url}/v1/models/{config.model_name}/labels/{STABLE}/metadata"
 
 
 def _draw_samples(config: Settings, version: int) -> Path | None:

@@ -1,32 +1,35 @@
 """What a run leaves for people: comparison.json, gate.json and index.html in `report/`, a summary on the terminal."""
 
-import base64
-import importlib.metadata
-import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from components.measured import read_measured
-from components.provenance import git_commit
+from components.run_documents import Sources, gather, is_random, left_out_by_kind, verdict
 from components.splits import SPLITS
-from components.training_records import TUNER_RESULTS_FILE
 from pipeline.settings import Settings, to_yaml
-from serving.model_record import read_record
-from serving.registry import STABLE, Registry
+from serving.registry import STABLE
 
 if TYPE_CHECKING:
     from pipeline.local_runner import NodeRun
 
 INGEST_FILE = "ingest.json"
-_TOLD_VERSIONS = ("tensorflow", "keras", "tfx", "apache-beam", "pillow")
-_WORST = 12
-_THUMBNAIL_SIDE = 160
+_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "eval accuracy": lambda row: f"{row['eval_accuracy']:.3f}",
+    "95 % interval": lambda row: "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"]),
+    "loss": lambda row: f"{row['eval_loss']:.2f}",
+    "top-3": lambda row: f"{row['top3_accuracy']:.3f}",
+    "embed s": lambda row: f"{row['embedding_seconds']:.0f}",
+    "tune s": lambda row: f"{row['tuning_seconds']:.0f}",
+    "train s": lambda row: f"{row['training_seconds']:.0f}",
+    "params": lambda row: f"{row['parameters'] / 1e6:.1f}M",
+    "MB": lambda row: f"{row['saved_model_bytes'] / 1e6:.0f}",
+    "ms": lambda row: f"{row['latency_ms_p50']:.0f}",
+}
 
 
 def read_ingest(run: "NodeRun") -> dict[str, Any]:
@@ -50,7 +53,7 @@ def show_saved(console: Console, folder: Path, data: bool) -> None:
         _show_ingest(console, _read(folder / INGEST_FILE))
         return
     _show_decision(console, _read(folder / "comparison.json"), _read(folder / "gate.json"))
-    console.print(f"Report: {folder / 'index.html'}", markup=False, highlight=False)
+    console.print(f"Report: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(path: Path) -> Any:
@@ -58,65 +61,24 @@ def _read(path: Path) -> Any:
 
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
-    """All that a run found, from the documents that its components wrote; see `components.report_page`."""
+    """All that a run found, from the documents that its components wrote; see `components.run_documents`."""
 
-    def document(node_id: str, key: str, name: str) -> Any:
-        return _read(Path(runs[node_id].outputs[key]) / name)
+    def uris(node: str, key: str) -> dict[str, str]:
+        return {name: runs[f"{node}-{name}"].outputs[key] for name in settings.backbones}
 
-    registry = Registry(settings.registry)
-    gate = document("ModelGate", "decision", "gate.json")
-    push = document("Pusher", "pushed", "push.json")
-    if gate["blessed"] and push["version"] is None:
-        existing = push["already_pushed_as"]
-        gate.update(outcome="nothing_new", blessed=False)
-        gate["reasons"].append(f"the same model is already in the registry as version {existing}")
-    gate |= {"run": run_id, "pushed_version": push["version"], "serving": registry.labels()}
-    comparison = document("BackboneSelector", "comparison", "comparison.json")
-    backbones = [row["backbone"] for row in comparison["candidates"]]
-    ingest = read_ingest(runs["ImageExampleGen"])
-    measured = read_measured(runs["Evaluator-gate"].outputs["evaluation"])
-    return {
-        "run_id": run_id,
-        "verdict": verdict(gate),
-        "comparison": comparison,
-        "gate": gate,
-        "ingest": ingest,
-        "left_out": left_out_by_kind(ingest),
-        "data": document("DataGate", "verdict", "verdict.json"),
-        "training": {name: document(f"Trainer-{name}", "model_run", "training.json") for name in backbones},
-        "trials": {name: document(f"Tuner-{name}", "tuner_results", TUNER_RESULTS_FILE) for name in backbones},
-        "objective": settings.tuner.objective,
-        "test": measured.metrics,
-        "worst": _worst(measured.outcomes, Path(runs["ImageExampleGen"].outputs["examples"]) / "Split-test"),
-        "record": read_record(Path(runs["BackboneSelector"].outputs["winner"]) / "Format-Serving"),
-        "random": _is_random(comparison),
-        "settings": to_yaml(settings),
-        "commit": git_commit(),
-        "versions": {name: importlib.metadata.version(name) for name in _TOLD_VERSIONS},
-    }
-
-
-def _worst(outcomes: list[dict[str, Any]], examples: Path) -> list[dict[str, Any]]:
-    """The photos that were most surely taken for another breed, with `image`, a small JPEG as a data URL."""
-    import tensorflow as tf
-
-    wrong = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])
-    wanted = {row["content_hash"]: row for row in wrong[:_WORST]}
-    images = {}
-    for record in tf.data.TFRecordDataset([str(path) for path in sorted(examples.iterdir())]).as_numpy_iterator():
-        features = tf.train.Example.FromString(record).features.feature
-        content_hash = features["content_hash"].bytes_list.value[0].decode()
-        if content_hash in wanted:
-            images[content_hash] = _thumbnail(features["image_bytes"].bytes_list.value[0])
-    return [{**row, "image": images[content_hash]} for content_hash, row in wanted.items()]
-
-
-def _thumbnail(data: bytes) -> str:
-    image = Image.open(io.BytesIO(data))
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    sources = Sources(
+        ingest=runs["ImageExampleGen"].outputs["report"],
+        verdict=runs["DataGate"].outputs["verdict"],
+        examples=runs["ImageExampleGen"].outputs["examples"],
+        comparison=runs["BackboneSelector"].outputs["comparison"],
+        winner=runs["BackboneSelector"].outputs["winner"],
+        evaluation=runs["Evaluator-gate"].outputs["evaluation"],
+        decision=runs["ModelGate"].outputs["decision"],
+        pushed=runs["Pusher"].outputs["pushed"],
+        training=uris("Trainer", "model_run"),
+        trials=uris("Tuner", "tuner_results"),
+    )
+    return gather(sources, settings.registry, run_id, to_yaml(settings))
 
 
 def write(folder: Path, documents: dict[str, Any]) -> Path:
@@ -129,15 +91,6 @@ def write(folder: Path, documents: dict[str, Any]) -> Path:
     page = folder / "index.html"
     page.write_text(report_page(documents), encoding="utf-8")
     return page
-
-
-def verdict(gate: dict[str, Any]) -> str:
-    """The gate's decision as a sentence."""
-    if gate["pushed_version"] is not None:
-        return f"Admitted: pushed as version {gate['pushed_version']}."
-    if gate["outcome"] == "nothing_new":
-        return "Nothing new: no model was pushed."
-    return "Refused: no model was pushed, what is in service stays."
 
 
 def show(console: Console, documents: dict[str, Any]) -> None:
@@ -159,7 +112,7 @@ def _show_decision(console: Console, comparison: dict[str, Any], gate: dict[str,
         console.print(f"  - {reason}", markup=False, highlight=False)
     if serving := gate["serving"].get(STABLE):
         console.print(f"In service: version {serving}.", highlight=False)
-    if _is_random(comparison):
+    if is_random(comparison):
         console.print(
             "These backbones have random weights: they show the pipeline at work, not how good a classifier can be. "
             "For that, use ImageNet weights (the standard profile).",
@@ -181,40 +134,16 @@ def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
             console.print(f"  {row['path']}: {row['reason']}", markup=False, highlight=False, soft_wrap=True)
 
 
-def left_out_by_kind(ingest: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """Kind in plain words -> the files of that kind."""
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in ingest["left_out"]:
-        groups.setdefault(row["kind"].replace("_", " "), []).append(row)
-    return dict(sorted(groups.items()))
-
-
 def _table(comparison: dict[str, Any]) -> Table:
+    """A column for each candidate: three of them fit a terminal of 60 columns."""
     sizes = comparison["split_sizes"]
     title = f"{len(comparison['breeds'])} breeds; photos: " + ", ".join(f"{n} {split}" for split, n in sizes.items())
     table = Table(title=title, title_justify="left", title_style="")
-    table.add_column("backbone", no_wrap=True)
-    headings = ("eval accuracy", "95 % interval", "loss", "top-3", "embed s", "tune s", "train s", "params", "MB", "ms")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison["candidates"]:
-        low, high = row["eval_accuracy_ci95"]
-        table.add_row(
-            row["backbone"],
-            f"{row['eval_accuracy']:.3f}",
-            f"{low:.2f}-{high:.2f}",
-            f"{row['eval_loss']:.2f}",
-            f"{row['top3_accuracy']:.3f}",
-            f"{row['embedding_seconds']:.0f}",
-            f"{row['tuning_seconds']:.0f}",
-            f"{row['training_seconds']:.0f}",
-            f"{row['parameters'] / 1e6:.1f}M",
-            f"{row['saved_model_bytes'] / 1e6:.0f}",
-            f"{row['latency_ms_p50']:.0f}",
-            style="bold" if row["backbone"] == comparison["winner"] else None,
-        )
+    rows = comparison["candidates"]
+    table.add_column("")
+    for row in rows:
+        style = "bold" if row["backbone"] == comparison["winner"] else None
+        table.add_column(row["backbone"], justify="right", style=style, header_style=style)
+    for heading, cell in _ROWS.items():
+        table.add_row(heading, *map(cell, rows))
     return table
-
-
-def _is_random(comparison: dict[str, Any]) -> bool:
-    return any(row["weights"] == "random" for row in comparison["candidates"])

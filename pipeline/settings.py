@@ -87,11 +87,15 @@ class Tuner(_Section):
     units: tuple[Annotated[int, Field(ge=0, le=8192)], ...] = Field(
         (0, 10, 50, 100), min_length=1, description="hidden units to try; 0 is a linear head"
     )
-    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.2, 0.5, 0.8), min_length=1)
+    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.2, 0.5, 0.8), min_length=1, description="shares of the embedding to drop in training"
+    )
     learning_rate: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
         (1e-4, 1e-1), description="lowest and highest, sampled logarithmically"
     )
-    weight_decay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 1e-3, 1e-2), min_length=1)
+    weight_decay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.0, 1e-3, 1e-2), min_length=1, description="of AdamW, to try"
+    )
 
     @field_validator("learning_rate")
     @classmethod
@@ -106,7 +110,7 @@ class Trainer(_Section):
 
     epochs: int = Field(30, ge=1, le=10_000, description="at most; training stops early on eval loss")
     patience: int = Field(5, ge=1, description="epochs without a better eval loss before it stops")
-    batch_size: int = Field(32, ge=1, le=65_536)
+    batch_size: int = Field(32, ge=1, le=65_536, description="photos in one step of search and training")
 
 
 class Selection(_Section):
@@ -134,6 +138,34 @@ class Gate(_Section):
     max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
 
 
+class Rollout(_Section):
+    """How versions come to users, and what is kept of old ones."""
+
+    start: Literal["off", "workdir", "cluster"] = Field(
+        "off",
+        description="make what a run pushes the canary: of the servers of this workdir, or of those in `namespace`",
+    )
+    namespace: str = Field("catbreeds", min_length=1, description="where the model servers of the cluster are")
+    models: str = Field("/models", pattern="^/.*[^/]$", description="folder of pushed models as those servers see it")
+    share: Fraction = Field(0.1, description="of the gateways' requests, for the canary that a run starts")
+    loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
+    keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")
+    load_seconds: float = Field(600.0, gt=0, description="for a model server to load a version")
+    min_requests: int = Field(200, ge=1, description="that canary and stable must have had before they are compared")
+    max_error_increase: Fraction = Field(0.005, description="share of requests that a canary may fail more often")
+    max_latency_ratio: float = Field(
+        1.5, ge=1, description="of the 95th percentile of a canary's answers to that of stable's"
+    )
+
+    def limits(self) -> dict[str, Any]:
+        """What `serving.rollout.rollout.Limits` takes."""
+        return self.model_dump(include={"loaded", "keep", "load_seconds"})
+
+    def rules(self) -> dict[str, Any]:
+        """What `serving.rollout.comparison.Rules` takes."""
+        return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
+
+
 class Card(_Section):
     """What the model card says and no program can find out."""
 
@@ -142,13 +174,64 @@ class Card(_Section):
     contact: str = Field("not stated", description="whom to ask about the model")
 
 
+class Resources(_Section):
+    """What one task of a compiled pipeline may use."""
+
+    cpu: float = Field(1, gt=0, description="cores")
+    memory: float = Field(4, gt=0, description="GB")
+    gpu: int = Field(0, ge=0, description="number of GPUs, of the kind `kubeflow.gpu_type`")
+
+
+class Volume(_Section):
+    """A persistent volume, for the tasks that read or write outside of the pipeline's own artifacts."""
+
+    claim: str = Field(description="name of its PersistentVolumeClaim")
+    path: str = Field(pattern="^/", description="where it is mounted")
+
+
+class Secret(_Section):
+    """A value of a Kubernetes Secret as an environment variable, for the same tasks."""
+
+    name: str = Field(description="of the Secret")
+    key: str = Field(description="in it")
+    variable: str = Field(description="name of the environment variable")
+
+
+class Kubeflow(_Section):
+    """The pipeline as it is compiled for Kubeflow Pipelines and Vertex AI.
+
+    `data`, `weights_dir`, `registry` and the gate's rules become parameters of each run; these are their defaults.
+    """
+
+    image: str = Field(
+        "catbreeds-pipeline:0.1.0", description="of every task; its tag must never move: caching trusts it"
+    )
+    data: str = Field("/catbreeds/photos", description="default of the parameter `data`")
+    weights_dir: str = Field("", description="default of the parameter `weights_dir`; empty: as `weights` says")
+    registry: str = Field("/catbreeds/serving", description="folder of pushed models, a folder a model")
+    volumes: tuple[Volume, ...] = Field(
+        (Volume(claim="catbreeds", path="/catbreeds"),), description="mounted in tasks that read photos or the registry"
+    )
+    secrets: tuple[Secret, ...] = Field((), description="as environment variables of the same tasks")
+    env: dict[str, str] = Field(
+        {"HOME": "/tmp", "TF_CPP_MIN_LOG_LEVEL": "2"}, description="environment variables of every task"
+    )
+    retries: int = Field(2, ge=0, le=10, description="how often a task that failed is tried again")
+    gpu_type: str = Field("nvidia.com/gpu", description="resource name of a GPU; on Vertex AI as NVIDIA_TESLA_T4")
+    embedding: Resources = Field(Resources(cpu=4, memory=12), description="of EmbeddingGen and Evaluator")
+    learning: Resources = Field(Resources(cpu=2, memory=8), description="of Tuner and Trainer")
+    other: Resources = Field(Resources(cpu=1, memory=4), description="of all other tasks")
+
+
 class Settings(_Section):
     """One run of the pipeline."""
 
     model_name: str = Field("catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="TF Serving's name for the model")
     data: str | None = Field(None, description="folder or archive of photos, one folder a breed")
     workdir: str = Field("runs", description="everything a run writes lies below it")
-    backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(tuple(ARCHITECTURES), min_length=1)
+    backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(
+        tuple(ARCHITECTURES), min_length=1, description="pretrained networks to compare"
+    )
     weights: Literal["imagenet", "random"] = Field("imagenet", description="random is for demonstration and tests")
     weights_dir: str | None = Field(
         None, description="folder with ImageNet weights (<backbone>_notop.weights.h5) for machines without internet"
@@ -165,6 +248,8 @@ class Settings(_Section):
     selection: Selection = Selection()
     gate: Gate = Gate()
     card: Card = Card()
+    rollout: Rollout = Rollout()
+    kubeflow: Kubeflow = Kubeflow()
 
     @property
     def registry(self) -> Path:

@@ -14,7 +14,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from components import progress
 from components.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
 from components.documents import read_json, write_json
-from components.provenance import json_digest
+from components.provenance import code_digest, json_digest
 from components.training_records import TRAINING_FILE
 from pipeline.head import build_head, make_deterministic, read_records
 from pipeline.preprocessing import VOCABULARY
@@ -25,7 +25,7 @@ _LATENCY_CALLS = 15
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Entry point of TFX's Trainer; settings in `custom_config`: trainer, seed, top_k, model_name, code."""
+    """Entry point of TFX's Trainer; settings in `custom_config`: trainer, seed, top_k, model_name, modules."""
     config = fn_args.custom_config
     started = time.monotonic()
     make_deterministic(config["seed"])
@@ -61,7 +61,7 @@ def run_fn(fn_args: FnArgs) -> None:
         "breeds": breeds,
         "hyperparameters": hyperparameters,
         "data_digest": json_digest([train.digest(), evaluation.digest()]),
-        "code_digest": config["code"],
+        "code_digest": code_digest(*config["modules"]),
         "settings": {"trainer": settings, "seed": config["seed"], "top_k": config["top_k"]},
         "parameters": backbone["parameters"] + head.count_params(),
     }

@@ -22,6 +22,9 @@ _RESIZABLE = ("L", "LA", "RGB", "RGBA", "CMYK")
 _BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|....ftyp(hei|hev|mif|msf)", re.DOTALL)
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xc2\xc4\xda\xdb\xdd\xe0-\xef\xfe])(..)", re.DOTALL)
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_DIRECTORIES = re.compile(rb"(\xff[\xe1\xe2]..)(Exif\0\0|MPF\0)", re.DOTALL)
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
 _PNG_CHUNKS = re.compile(rb"IHDR([a-z][A-Za-z]{3})*(IDAT)+([a-z][A-Za-z]{3})*IEND")
 
 pillow_heif.register_heif_opener()
@@ -93,6 +96,7 @@ def _normalise(data: bytes, max_side: int, max_pixels: int) -> Photo:
     image = _open(data)
     size = image.size
     _check_size(*size, max_pixels)
+    image.info["exif"] = _only_orientation(_exif(image, data))
     is_whole = _KEPT_IF_WHOLE.get(image.format)
     kept = (
         is_whole is not None
@@ -126,6 +130,8 @@ def _upright_rgb(image: Image.Image, max_side: int) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
+    # Pillow reads all that these directories claim, as soon as it opens a JPEG: many times the size of the file.
+    data = _JPEG_DIRECTORIES.sub(lambda found: found[1] + bytes(len(found[2])), data) if _is_jpeg(data) else data
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -134,6 +140,45 @@ def _open(data: bytes) -> Image.Image:
         if _BEGINNINGS.match(data):
             raise PhotoError("damaged", "the image is damaged or cut off") from None
         raise PhotoError("not_an_image", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image") from None
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data.startswith(b"\xff\xd8")
+
+
+def _exif(image: Image.Image, data: bytes) -> bytes:
+    """What a file says of its picture."""
+    if _is_jpeg(data):
+        found = next((found for found in _JPEG_DIRECTORIES.finditer(data) if found[2] == _EXIF), None)
+        return data[found.end() : found.end() + 2**16] if found else b""
+    if image.format == "PNG":
+        image.load()  # it may follow the pixels
+        if "exif" not in image.info and "Raw profile type exif" in image.info:
+            return bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+    return image.info.get("exif") or b""
+
+
+def _only_orientation(exif: bytes) -> bytes:
+    """EXIF without the other entries, of which Pillow would copy what each claims to be its value."""
+    exif = exif.removeprefix(_EXIF)
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
+    if order is None:
+        return b""
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    first = number(4, 4) + 2
+    for at in range(first, min(first + 12 * number(first - 2, 2), len(exif)), 12):
+        if number(at, 2) == _ORIENTATION:
+            long = number(at + 2, 2) in (5, 10, 12)  # 8 bytes, which are elsewhere
+            value, there = (number(at + 8, 4), 26) if long else (0, number(at + 8, 4))
+            packed = (number(at, 2), 2), (number(at + 2, 2), 2), (1, 4), (there, 4), (0, 4)
+            entry = b"".join(part.to_bytes(size, order) for part, size in packed)
+            return b"".join(
+                (_EXIF, exif[:4], (8).to_bytes(4, order), (1).to_bytes(2, order), entry, exif[value : value + 8])
+            )
+    return b""
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -94,11 +94,10 @@ class Programs:
                 raise ProgramError(f"{program.name} cannot be used after {_READY_SECONDS} s{_end_of_log(program)}")
         return time.monotonic() - started
 
-    def watch(self, each_second: Callable[[], None] = lambda: None) -> None:
+    def watch(self) -> None:
         """Returns never; see `start` for what it raises."""
         while True:
             self._look(1)
-            each_second()
 
     def _look(self, seconds: float) -> None:
         """Waits, then looks whether anything has ended or shall end."""

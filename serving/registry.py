@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,16 @@ class Registry:
             there = ", ".join(map(str, self.versions())) or "none"
             raise RegistryError(f"{self.base}: there is no version {version}; there are: {there}")
 
+    def require_servable(self, version: int) -> None:
+        """
+        Raises:
+            RegistryError: there is no such version, or it is damaged.
+        """
+        if "recipe_digest" not in self.record(version) or not (self.path(version) / "saved_model.pb").is_file():
+            raise RegistryError(
+                f"{self.path(version)}: damaged, it has no saved_model.pb or no whole record; it must not serve"
+            )
+
     def find(self, recipe_digest: str) -> int | None:
         """The newest version that was made by this recipe."""
         for version in reversed(self.versions()):
@@ -102,6 +112,16 @@ class Registry:
                     return version
             except (RegistryError, KeyError):
                 continue  # a damaged version is nobody's recipe
+        return None
+
+    def find_origin(self, origin_digest: str) -> int | None:
+        """The newest version that can serve and was made from this data, code, weights and settings."""
+        for version in reversed(self.versions()):
+            try:
+                if self.admission(version).get("origin_digest") == origin_digest and self._is_servable(version):
+                    return version
+            except RegistryError:
+                continue  # a damaged version is no reason not to make a new one
         return None
 
     def promote(self, version: int, label: str = STABLE) -> int | None:
@@ -113,7 +133,7 @@ class Registry:
         Raises:
             RegistryError: there is no such version, or it is damaged.
         """
-        self._require_servable(version)
+        self.require_servable(version)
         with self._locked():
             state, previous = self._read_labels(), self.labels().get(label)
             if previous != version:
@@ -127,6 +147,27 @@ class Registry:
                 )
             return previous
 
+    def before(self, label: str = STABLE) -> list[int]:
+        """Versions that `rollback` goes back to, the next one last."""
+        current = self.labels().get(label)
+        if current is None:
+            return []
+        before = [version for version in self._read_labels()["replaced"].get(label, []) if self._is_servable(version)]
+        while before[-1:] == [current]:
+            before.pop()
+        return before
+
+    def require_before(self, label: str = STABLE) -> list[int]:
+        """`before`, where there must be one.
+
+        Raises:
+            RegistryError: there is none to go back to.
+        """
+        before = self.before(label)
+        if not before:
+            raise RegistryError(f"{self.base}: no version was {label} before; `promote` moves the label anywhere")
+        return before
+
     def rollback(self, label: str = STABLE) -> tuple[int, int]:
         """Moves `label` back to the version that had it before and can serve; called again, one further back.
 
@@ -136,17 +177,10 @@ class Registry:
         Raises:
             RegistryError: there is none to go back to.
         """
-        nowhere = RegistryError(f"{self.base}: no version was {label} before; `promote` moves the label anywhere")
-        if not self.versions():
-            raise nowhere
+        self.require_before(label)  # also where there is no directory to lock
         with self._locked():
-            state, current = self._read_labels(), self.labels().get(label)
-            before = [version for version in state["replaced"].get(label, []) if self._is_servable(version)]
-            while before[-1:] == [current]:
-                before.pop()
-            if current is None or not before:
-                raise nowhere
-            *earlier, target = before
+            state, current = self._read_labels(), self.labels()[label]
+            *earlier, target = self.require_before(label)
             self._write_labels(
                 {
                     **state,
@@ -155,6 +189,50 @@ class Registry:
                 }
             )
             return current, target
+
+    def unlabel(self, label: str, why: str) -> int | None:
+        """Takes a label, other than stable, from the version that has it.
+
+        Args:
+            label: nothing is done if no version has it.
+            why: is kept, see `stopped`.
+
+        Returns:
+            The version that had it.
+        """
+        if label == STABLE:
+            raise ValueError("one version is always stable")
+        if not self.versions():
+            return None
+        with self._locked():
+            state = self._read_labels()
+            version = state["labels"].get(label)
+            if version is not None:
+                labels = {other: number for other, number in state["labels"].items() if other != label}
+                stopped = {**state["stopped"], str(version): why} if why else state["stopped"]
+                self._write_labels({**state, "labels": labels, "stopped": stopped})
+            return version
+
+    def stopped(self, version: int) -> str:
+        """Why `version` lost a label; "" if it did not."""
+        return self._read_labels()["stopped"].get(str(version), "")
+
+    def remove(self, versions: Iterable[int]) -> list[int]:
+        """Removes versions that no label points to.
+
+        Returns:
+            Those that it has removed.
+        """
+        if not self.versions():
+            return []
+        with self._locked():
+            there = set(self.versions()) - set(self.labels().values())
+            removed = sorted(there & set(versions))
+            for version in removed:
+                hidden = self.base / f".{version}-{uuid.uuid4().hex}{_STAGED}"  # the next push removes what is left
+                os.rename(self.path(version), hidden)
+                shutil.rmtree(hidden)
+            return removed
 
     def push(
         self,
@@ -178,7 +256,7 @@ class Registry:
         """
         self.base.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            for leftover in self.base.glob(f".*{_STAGED}"):  # of pushes that were killed
+            for leftover in self.base.glob(f".*{_STAGED}"):  # of pushes and removals that were killed
                 shutil.rmtree(leftover)
             state, others = self._read_labels(), self.versions()
             # A number is never given again, though its folder be gone: reports and servers remember it.
@@ -202,31 +280,27 @@ class Registry:
 
     def _is_servable(self, version: int) -> bool:
         try:
-            self._require_servable(version)
+            self.require_servable(version)
         except RegistryError:
             return False
         return True
-
-    def _require_servable(self, version: int) -> None:
-        if "recipe_digest" not in self.record(version) or not (self.path(version) / "saved_model.pb").is_file():
-            raise RegistryError(
-                f"{self.path(version)}: damaged, it has no saved_model.pb or no whole record; it must not serve"
-            )
 
     def _locked(self) -> FileLock:
         return FileLock(self.base / ".lock")
 
     def _read_labels(self) -> dict[str, Any]:
-        """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given."""
+        """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given;
+        `stopped`: version -> why it lost a label.
+        """
         path = self.base / _LABELS_FILE
         try:
-            state = {"highest": 0, **json.loads(path.read_text(encoding="utf-8"))}
+            state = {"highest": 0, "stopped": {}, **json.loads(path.read_text(encoding="utf-8"))}
             numbers = [state["highest"], *state["labels"].values(), *itertools.chain(*state["replaced"].values())]
             if not all(isinstance(number, int) for number in numbers):
                 raise TypeError("a version is no number")
             return state
         except FileNotFoundError:
-            return {"labels": {}, "replaced": {}, "highest": 0}
+            return {"labels": {}, "replaced": {}, "highest": 0, "stopped": {}}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(
                 f"{path}: damaged ({error}); remove it and promote the version that shall serve"

@@ -16,7 +16,8 @@ def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: 
     """TensorFlow Serving where it is on PATH, else the embedded server; both take these flags.
 
     Args:
-        config: file of the models, which is polled; beside it the file that switches metrics on is written.
+        config: file of the models, which is read once: rollout tells the server what changes. Beside it the file that
+            switches metrics on is written.
         ready: see Program.
         grpc_port: to listen on.
         rest_port: to listen on.
@@ -29,7 +30,7 @@ def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: 
         "port": grpc_port,
         "rest_api_port": rest_port,
         "model_config_file": config,
-        "model_config_file_poll_wait_seconds": 1,
+        "model_config_file_poll_wait_seconds": 0,
         # Of the file that it starts with: nothing is loaded then.
         "allow_version_labels_for_unavailable_models": "true",
         # The defaults, five more tries a minute apart, hold up what is broken for good.
@@ -44,7 +45,7 @@ def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: 
     )
 
 
-def gateway(host: str, port: int, grpc_port: int, model: str, log: Path) -> Program:
+def gateway(host: str, port: int, grpc_port: int, model: str, traffic_file: Path, log: Path) -> Program:
     """The gateway, asking for what is stable; other settings come from this process's environment.
 
     Args:
@@ -52,9 +53,11 @@ def gateway(host: str, port: int, grpc_port: int, model: str, log: Path) -> Prog
         port: to listen on.
         grpc_port: of the model server.
         model: its name.
+        traffic_file: says what share of the requests the canary gets.
         log: see Program.
     """
     settings = {
+        "CATBREEDS_GATEWAY_TRAFFIC_FILE": str(traffic_file),
         "CATBREEDS_GATEWAY_HOST": host,
         "CATBREEDS_GATEWAY_PORT": str(port),
         "CATBREEDS_GATEWAY_MODEL_SERVER": f"{LOOPBACK}:{grpc_port}",

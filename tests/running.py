@@ -1,8 +1,10 @@
 """The command line as tests use it."""
 
 import os
+import pty
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,30 @@ def catbreeds(*arguments: object, **options) -> subprocess.CompletedProcess:
     command = [str(CATBREEDS), *map(str, arguments)]
     environment = {**os.environ, **options.pop("env", {})}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int, str]:
+    """Runs the console script in a terminal of so many columns; its exit code, and all that the terminal got."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, columns))
+    foreign = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    process = subprocess.Popen(
+        [str(CATBREEDS), *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environment, "TERM": "xterm-256color", **variables},
+    )
+    os.close(theirs)
+    received = b""
+    with open(ours, "rb", buffering=0) as stream:
+        try:
+            while block := stream.read(2**16):
+                received += block
+        except OSError:  # how Linux says that the other end is closed
+            pass
+    return process.wait(), received.decode().replace("\r\n", "\n")
 
 
 def run_pipeline(photos: Path, workdir: Path, *settings: str, **options) -> Run:

@@ -21,7 +21,9 @@ class Metrics:
         requests: by route and HTTP code.
         seconds: of whole requests, by route.
         decode_seconds: of reading forms and normalising their photos, by request.
-        model_server_seconds: of asking the model server, retries included.
+        model_server_seconds: of asking the model server, retries included, by the label that was asked for.
+        model_server_failures: requests that got no answer from it, by the label.
+        canary_fallbacks: requests for the canary that were answered by stable, because there is none.
         in_flight: predictions at work.
     """
 
@@ -33,5 +35,9 @@ class Metrics:
         self.requests = Counter("requests", "Requests answered.", ["route", "code"], **common)
         self.seconds = Histogram("request_seconds", "Whole requests.", ["route"], **timed)
         self.decode_seconds = Histogram("decode_seconds", "Normalising the photos of a request.", **timed)
-        self.model_server_seconds = Histogram("model_server_seconds", "Asking the model server.", **timed)
+        self.model_server_seconds = Histogram("model_server_seconds", "Asking the model server.", ["label"], **timed)
+        self.model_server_failures = Counter(
+            "model_server_failures", "Requests without an answer from the model server.", ["label"], **common
+        )
+        self.canary_fallbacks = Counter("canary_fallbacks", "Requests that found no canary.", **common)
         self.in_flight = Gauge("in_flight", "Predictions at work.", **common)

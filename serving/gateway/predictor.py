@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 from fastapi import Request
 
-from serving.client import Answer, ClientError
+from serving.client import Answer, ClientError, ModelChoice, NotServed
 from serving.client.grpc import AsyncGrpcClient
 from serving.gateway import uploads
 from serving.gateway.metrics import Metrics
 from serving.gateway.problems import Problem
-from serving.gateway.routing import choose_model
+from serving.gateway.routing import Routing
 from serving.gateway.settings import Settings
-from serving.gateway.tracing import Trace
 
 
 class Predictor:
@@ -29,6 +28,7 @@ class Predictor:
 
     def __init__(self, settings: Settings, metrics: Metrics):
         self._settings, self._metrics = settings, metrics
+        self._routing = Routing(settings)
         self._client = AsyncGrpcClient(settings.model_server)
         self._decoders = ThreadPoolExecutor(settings.decoders, "decoder")
         self._in_flight = 0
@@ -47,28 +47,47 @@ class Predictor:
             structlog.contextvars.bind_contextvars(bytes=len(body), photos=len(photos))
             del body
             contents = [photo.content for photo in photos]
-            answers = await self.ask(contents, end - time.monotonic(), top_k, request.state.trace)
+            chosen = self._routing.choose(_key(request))
+            answers = await self._ask_chosen(chosen, contents, end, top_k, request.state.trace.metadata())
             structlog.contextvars.bind_contextvars(version=answers[0].model.version)
             return [(photo.name, answer) for photo, answer in zip(photos, answers, strict=True)]
 
-    async def ask(
-        self, photos: Sequence[bytes], timeout: float, top_k: int | None = None, trace: Trace | None = None
-    ) -> list[Answer]:
-        """Asks the model server about photos that are normalised.
+    async def ask(self, photos: Sequence[bytes], timeout: float, top_k: int | None = None) -> list[Answer]:
+        """Asks the version in service about photos that are normalised. It is not counted as traffic.
 
         Raises:
             Problem: it does not answer.
         """
-        metadata = trace.metadata() if trace else []
-        started = time.perf_counter()
         try:
-            return await self._client.ask(photos, choose_model(self._settings), timeout, top_k, metadata)
+            return await self._client.ask(photos, self._routing.stable, timeout, top_k)
         except ClientError as error:
+            raise Problem.of_model_server(error) from None
+
+    async def _ask_chosen(
+        self,
+        chosen: ModelChoice,
+        photos: Sequence[bytes],
+        end: float,
+        top_k: int | None,
+        metadata: Sequence[tuple[str, str]],
+    ) -> list[Answer]:
+        label, started = chosen.label or "default", time.perf_counter()
+        try:
+            answers = await self._client.ask(photos, chosen, end - time.monotonic(), top_k, metadata)
+        except NotServed as error:
+            if chosen == self._routing.stable:
+                self._metrics.model_server_failures.labels(label).inc()
+                raise Problem.of_model_server(error) from None
+            self._metrics.canary_fallbacks.inc()
+            return await self._ask_chosen(self._routing.stable, photos, end, top_k, metadata)
+        except ClientError as error:
+            self._metrics.model_server_failures.labels(label).inc()
             raise Problem.of_model_server(error) from None
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.model_server_seconds.observe(seconds)
             structlog.contextvars.bind_contextvars(model_server_seconds=round(seconds, 4))
+        self._metrics.model_server_seconds.labels(label).observe(seconds)
+        return answers
 
     async def close(self) -> None:
         """Closes connections and ends threads."""
@@ -97,3 +116,8 @@ class Predictor:
                 return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
         except TimeoutError:
             raise Problem(504, "timed_out", "there was no time left to decode the photo", retry_after=1) from None
+
+
+def _key(request: Request) -> str:
+    """What tells one asker from another, so that each stays with one version."""
+    return request.headers.get("X-Request-Key") or (request.client.host if request.client else "")

@@ -38,6 +38,9 @@ class Settings(BaseModel):
         min_length=1,
         description="label of the version that is asked for; unset: what the server serves by default",
     )
+    traffic_file: str | None = Field(
+        None, min_length=1, description="file in which rollout says what share of the requests the canary gets"
+    )
     deadline_seconds: float = Field(10, gt=0, le=600, description="from a photo that has arrived to its answer")
     read_seconds: float = Field(30, gt=0, le=3600, description="for a photo to arrive")
     grace_seconds: int = Field(30, ge=1, le=3600, description="for requests in flight when it is stopped")

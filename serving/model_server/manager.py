@@ -166,8 +166,9 @@ class Manager:
                     _LOG.warning("Could not find base path %s for servable %s: %s", config.base_path, name, error)
             with self._changed:
                 for name in self._versions.keys() | configs.keys():
+                    versions = self._versions.setdefault(name, {})
                     if name in wanted or name not in configs:
-                        self._want(self._versions.setdefault(name, {}), wanted.get(name, {}))
+                        self._want(versions, wanted.get(name, {}))
                     self._converge(name)
 
     def _want(self, versions: dict[int, Version], wanted: dict[int, str]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from tfx.types.standard_artifacts import Model
 
 from components.architectures import ARCHITECTURES, weight_file_names
-from components.backbone import Backbone, build_network, decode_photos, embedder, find_weights
+from components.backbone import Backbone, build_network, decode_photos, embedder, find_weights, weights_source
 from components.errors import WeightsError
 
 SIDE = 71  # the least that all of them take
@@ -172,6 +172,12 @@ def test_missing_weights_are_named_by_both_file_names(architecture, tmp_path):
         assert part in str(caught.value)
 
 
+def test_a_folder_of_weights_for_a_backbone_whose_weights_shall_be_random_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="holds ImageNet weights, but weights=random"):
+        weights_source("xception", "random", str(tmp_path))
+    assert weights_source("xception", "random", "") == "random"
+
+
 @pytest.mark.parametrize("whose", [0, 1], ids=["ours", "keras"])
 @pytest.mark.parametrize("architecture", CHEAP)
 def test_a_weights_file_gives_its_weights_whatever_the_seed(networks, weights, architecture, whose):
@@ -249,9 +255,15 @@ def written(weights, tmp_path_factory):
     """What the component writes for Xception from a weights file, and its artifact."""
     model = Model()
     model.uri = str(tmp_path_factory.mktemp("backbone"))
-    path = find_weights("xception", str(weights("xception")[0]))
     Backbone.test_call(
-        model=model, architecture="xception", weights=path, weights_digest="", image_size=SIDE, seed=0, code=""
+        model=model,
+        architecture="xception",
+        weights="imagenet",
+        weights_dir=str(weights("xception")[0]),
+        weights_digest="",
+        image_size=SIDE,
+        seed=0,
+        code="",
     )
     return model, Path(model.uri) / "Format-Serving"
 

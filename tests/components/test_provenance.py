@@ -86,6 +86,11 @@ def test_the_code_digest_of_a_real_component_covers_what_it_imports(monkeypatch,
     assert code_digest("components.image_example_gen") == before
 
 
+def test_the_commit_of_an_image_is_the_one_it_was_built_from(monkeypatch):
+    monkeypatch.setenv("SOURCE_COMMIT", "0123abc")
+    assert provenance.git_commit() == "0123abc"
+
+
 def test_the_json_digest_ignores_the_order_of_keys_and_nothing_else():
     value = {"a": 1, "b": {"c": [1, 2], "d": None}}
     assert json_digest(value) == json_digest({"b": {"d": None, "c": [1, 2]}, "a": 1})

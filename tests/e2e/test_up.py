@@ -1,13 +1,10 @@
-"""What `catbreeds up` promises: page, gateway and model server on a pushed model, following the registry."""
+"""What `catbreeds up` promises on a pushed model. How it follows `promote`: tests/serving/rollout."""
 
 import json
-import re
 import shutil
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
 import httpx
@@ -15,7 +12,6 @@ import psutil
 import pytest
 
 from pipeline.sample_data import BREEDS, draw_photo
-from serving.client.gateway import GatewayClient
 from serving.registry import Registry
 from tests.browser import browser
 from tests.running import CATBREEDS, catbreeds
@@ -161,39 +157,3 @@ def test_a_port_in_use_is_told_by_number_and_flag_before_anything_starts(up):
         assert done.returncode == 2
         assert f"port {port}: " in done.stderr
         assert f"with {flag}" in done.stderr
-
-
-def test_what_is_promoted_is_served_and_no_request_fails_meanwhile(up, photo):
-    registry = Registry(up.workdir / "serving" / "catbreeds")
-    newest, content, done = registry.versions()[-1], photo.read_bytes(), threading.Event()
-    answered: list[list[int]] = [[], []]  # versions, in their order, for each client
-
-    def client(number: int) -> None:
-        with GatewayClient(up.gateway, timeout=DEADLINE) as gateway:
-            while not done.is_set():
-                answered[number].append(gateway.predict(content).model.version)
-
-    def served(version: int) -> bool:
-        return states(up) == {version} and all(versions[-1:] == [version] for versions in answered)
-
-    with futures.ThreadPoolExecutor(2) as clients:
-        running = [clients.submit(client, number) for number in range(2)]
-        try:
-            eventually(lambda: served(1))
-            for command, version in ((("promote", newest), newest), (("rollback",), 1)):
-                assert catbreeds(*command, "--workdir", up.workdir).returncode == 0
-                eventually(lambda version=version: served(version))
-        finally:
-            done.set()
-        for future in running:
-            future.result()
-    for versions in answered:
-        assert re.fullmatch(f"(1,)+({newest},)+(1,)+", "".join(f"{version}," for version in versions))
-    log = up.log.read_text()
-    assert f"stable moves to version {newest}, as soon as it is loaded\nversion {newest} is stable" in log
-
-
-def states(up: Up) -> set[int]:
-    """Versions that serve."""
-    told = httpx.get(f"{up.rest}/v1/models/catbreeds").json()["model_version_status"]
-    return {int(version["version"]) for version in told if version["state"] == "AVAILABLE"}

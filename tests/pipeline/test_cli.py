@@ -37,8 +37,12 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "--print-config"]])
-def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["run", "--print-config"], ["data", "--help"], ["doctor", "--profile", "demo"]],
+    ids=" ".join,
+)
+def test_help_settings_and_the_doctor_s_findings_are_shown_without_loading_tensorflow(arguments):
     code = (
         "import sys\nfrom pipeline.cli import main\n"
         "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code\n"
@@ -52,8 +56,12 @@ def test_help_and_settings_are_shown_without_loading_tensorflow(arguments):
 def test_help_names_every_command(catbreeds):
     done = catbreeds("--help")
     assert done.returncode == 0
-    for command in ("run", "predict", "sample-data", "compile"):
+    for command in ("run", "predict", "sample-data", "compile", "data", "doctor", "submit", "schedule"):
         assert f" {command} " in done.stdout
+
+
+def test_help_shows_the_default_of_an_option(catbreeds):
+    assert "[default: (runs)]" in catbreeds("run", "--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_help_names_every_command(catbreeds):
         (["--set", "tuner.max_epochz=3"], ["catbreeds: tuner.max_epochz: no such setting", "max_epochs"]),
         (["--set", "tuner.max_epochs=0"], ["catbreeds: tuner.max_epochs:", "at least 2 and at most 1000"]),
         (["--set", "tuner.max_epochs"], ["write --set key=value"]),
-        (["--profile", "huge"], ["profile 'huge': no such profile or file; there are demo, standard"]),
+        (["--profile", "huge"], ["profile 'huge': no such profile or file; there are demo, smoke, standard"]),
         (["--profile", "demo", "--set", "image_size=64"], ["image_size: xception needs at least 71 pixels"]),
         (["--epochs", "3"], ["No such option"]),
     ],

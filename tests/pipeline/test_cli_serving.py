@@ -94,40 +94,9 @@ def serve(tmp_path) -> Iterator[Serve]:
 def test_tensorflow_serving_is_preferred_and_told_the_registrys_stable(serve):
     flags = serve.flags()
     assert (int(flags["port"]), int(flags["rest_api_port"])) == tuple(serve.ports.values())
-    assert int(flags["model_config_file_poll_wait_seconds"]) > 0
+    assert int(flags["model_config_file_poll_wait_seconds"]) == 0  # rollout tells it
     assert serve.config() == ([1], {"stable": 1})
     assert f"catbreeds version 1 is stable: gRPC 127.0.0.1:{flags['port']}" in serve.log.read_text()
-
-
-def test_a_version_that_was_stable_stays_until_the_server_has_moved_the_label(serve):
-    def asked() -> int:
-        return serve.log.read_text().count("labels/stable/metadata")
-
-    serve.answer({"model_spec": {"version": "1"}})
-    serve.registry.promote(2)
-    eventually(lambda: serve.says("stable moves to version 2"))
-    before = asked()
-    eventually(lambda: asked() > before + 1)
-    assert serve.config() == ([1, 2], {"stable": 2})
-    serve.answer({"model_spec": {"version": "2"}})
-    eventually(lambda: serve.config() == ([2], {"stable": 2}))
-    eventually(lambda: serve.says("version 2 is stable"))
-
-
-def test_a_version_that_cannot_be_loaded_is_told_with_its_error_once(serve):
-    failed = {"state": "END", "status": {"error_code": "UNKNOWN", "error_message": "no such op"}}
-    serve.answer({"model_spec": {"version": "1"}, "model_version_status": [failed]})
-    serve.registry.promote(2)
-    eventually(lambda: serve.says("stable stays: version 2 cannot be loaded: no such op"))
-    serve.registry.rollback()
-    eventually(lambda: serve.config() == ([1], {"stable": 1}))
-    assert serve.log.read_text().count("no such op") == 1
-
-
-def test_damaged_labels_change_nothing_and_are_told(serve):
-    (serve.registry.base / "labels.json").write_text("{")
-    eventually(lambda: serve.says("labels.json: damaged"))
-    assert serve.config() == ([1], {"stable": 1})
 
 
 def test_a_signal_ends_the_server_too(serve):

@@ -39,6 +39,8 @@ def test_the_model_server_has_the_flags_that_up_gives_it(tmp_path):
 def test_each_asks_the_one_before_it_where_that_listens():
     gateway = GatewaySettings.from_environment(SERVICES["gateway"]["environment"])
     assert (gateway.model_server, gateway.model_label) == ("model-server:8500", "stable")
+    assert str(gateway.traffic_file) == "/runs/demo/serve/traffic.json"
+    assert SERVICES["gateway"]["volumes"][0]["target"] == "/runs/demo"
     page = PageSettings.from_environment(SERVICES["page"]["environment"])
     assert page.gateway == f"http://gateway:{gateway.port}"
     ports = {name: service["ports"] for name, service in SERVICES.items()}

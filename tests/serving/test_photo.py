@@ -459,6 +459,22 @@ def test_rows_that_a_png_has_too_many_take_no_memory():
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
+def test_metadata_whose_entries_all_claim_the_whole_of_it_take_no_memory(kind):
+    length = 60_000
+    entries = [(tag, 7, length - 100, struct.pack(">I", 8)) for tag in range(0x9000, 0x9000 + 1000)]
+    exif = exif_block((ORIENTATION, 3, 1, struct.pack(">HH", 6, 0)), *entries).ljust(length)
+    data = encode(gradient(), kind, exif=exif)
+    tracemalloc.start()
+    try:
+        result = normalise(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.width < result.height or kind == "HEIF"  # it was turned; Pillow's HEIF plugin writes 1 there
+    assert peak < 10 * length
+
+
 def test_as_many_bytes_as_allowed_are_taken():
     largest = FILES["jpeg"].ljust(photo.MAX_BYTES, b"\0")
     assert normalise(largest).width == 96

@@ -5,25 +5,38 @@ import sys
 from pathlib import Path
 
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorflow_serving.apis import model_pb2, predict_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_pb2, predict_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
+from serving.wire import model_management_pb2 as management
 from serving.wire import predict_pb2 as ours
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_generated_module_is_current(tmp_path):
+def type_of(message, field: str):
+    """The class of a field, of which the package has no module."""
+    return GetMessageClass(message.DESCRIPTOR.fields_by_name[field].message_type)
+
+
+POLICY = type_of(model_server_config_pb2.ModelConfig, "model_version_policy")
+STATUS = type_of(model_management_pb2.ReloadConfigResponse, "status")
+
+
+@pytest.mark.parametrize("name", ["predict", "model_management"])
+def test_the_generated_module_is_current(tmp_path, name):
     command = [
         sys.executable,
         "-m",
         "grpc_tools.protoc",
         "-I.",
         f"--python_out={tmp_path}",
-        "serving/wire/predict.proto",
+        f"serving/wire/{name}.proto",
     ]
     subprocess.run(command, cwd=ROOT, check=True)
-    generated = "serving/wire/predict_pb2.py"
+    generated = f"serving/wire/{name}_pb2.py"
     assert (tmp_path / generated).read_text() == (ROOT / generated).read_text(), "run `make protos`"
 
 
@@ -36,6 +49,18 @@ def test_the_generated_module_is_current(tmp_path):
         (ours.ModelSpec, model_pb2.ModelSpec),
         (ours.PredictRequest, predict_pb2.PredictRequest),
         (ours.PredictResponse, predict_pb2.PredictResponse),
+        (management.ModelServerConfig, model_server_config_pb2.ModelServerConfig),
+        (management.ModelConfigList, model_server_config_pb2.ModelConfigList),
+        (management.ModelConfig, model_server_config_pb2.ModelConfig),
+        (management.ModelConfig.VersionLabelsEntry, model_server_config_pb2.ModelConfig.VersionLabelsEntry),
+        (management.ServableVersionPolicy, POLICY),
+        (management.ServableVersionPolicy.Specific, POLICY.Specific),
+        (management.ReloadConfigRequest, model_management_pb2.ReloadConfigRequest),
+        (management.ReloadConfigResponse, model_management_pb2.ReloadConfigResponse),
+        (management.GetModelStatusRequest, get_model_status_pb2.GetModelStatusRequest),
+        (management.GetModelStatusResponse, get_model_status_pb2.GetModelStatusResponse),
+        (management.ModelVersionStatus, get_model_status_pb2.ModelVersionStatus),
+        (management.Status, STATUS),
     ],
 )
 def test_every_field_is_the_official_one(message, official):

@@ -59,10 +59,10 @@ def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
 
 
 class ModelServer:
-    """A running server on ports of its own."""
+    """A running server on ports of its own, or for gRPC on `port`."""
 
-    def __init__(self, folder: Path, *flags: str):
-        self.port, self.rest_port = free_port(), free_port()
+    def __init__(self, folder: Path, *flags: str, port: int | None = None):
+        self.port, self.rest_port = port or free_port(), free_port()
         self.log = folder / f"server-{self.port}.log"
         self.output = folder / f"server-{self.port}.out"
         ports = [f"--port={self.port}", f"--rest_api_port={self.rest_port}"]

@@ -56,6 +56,16 @@ def test_all_serves_every_version(server, name, base, adders):
     assert server.added(name) == 2  # what 30 adds: versions are numbers, not text
 
 
+def test_a_model_whose_directory_comes_later_is_waited_for(server, name, tmp_path, adders):
+    later = tmp_path / "later"
+    with futures.ThreadPoolExecutor() as threads:
+        configured = threads.submit(server.configure, name, later)
+        eventually(lambda: f"Could not find base path {later}" in server.log.read_text())
+        push(adders / "3", later, 3)
+        configured.result()
+    assert server.added(name) == 3
+
+
 def test_a_policy_changes_without_a_restart(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)

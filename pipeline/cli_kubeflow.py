@@ -1,0 +1,262 @@
+"""The commands about a cluster: run a compiled pipeline there, now or on a schedule."""
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli_common import Exit, fail
+from pipeline.compiled_spec import CompiledSpec, SpecError, read_spec, run_parameters
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1RecurringRun, V2beta1Run
+
+    from pipeline.kubeflow_client import Kubeflow
+
+SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline; `catbreeds compile` writes it.")]
+ParamOption = Annotated[
+    list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Sets a parameter of the pipeline.")
+]
+ExperimentOption = Annotated[
+    str | None, typer.Option(help="Groups runs in the UI; made if absent. Default: the pipeline's name.")
+]
+RootOption = Annotated[
+    str | None, typer.Option(help="Where artifacts go: s3://, minio:// or gs://. Default: the server's.")
+]
+HostOption = Annotated[
+    str | None,
+    typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Of the server or its UI. Default: as in kubectl's file."),
+]
+TokenOption = Annotated[str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token to sign in with.")]
+CookieOption = Annotated[
+    str | None, typer.Option(envvar="KF_PIPELINES_COOKIE", help="NAME=VALUE of a browser that is signed in.")
+]
+CaOption = Annotated[
+    Path | None,
+    typer.Option(envvar="KF_PIPELINES_CA_CERT", exists=True, dir_okay=False, help="Certificates to trust."),
+]
+ContextOption = Annotated[str | None, typer.Option(help="Of kubectl's file, where no host is said.")]
+NamespaceOption = Annotated[
+    str | None, typer.Option(envvar="KF_PIPELINES_NAMESPACE", help="Yours, on a server for many users.")
+]
+UiOption = Annotated[
+    str | None, typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the UI, for links. Default: the host.")
+]
+DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
+# Tasks of the pipeline: the server skips the second when the first refuses.
+_GATE, _ADMITTED = "ModelGate", "Admitted"
+_NOT_STARTED = (None, "PENDING", "RUNTIME_STATE_UNSPECIFIED")  # the last: what follows a skipped task
+_ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+_MOST_LOST_LOOKS = 60
+_FINAL = (401, 403, 404)  # asking again would not help
+
+app = typer.Typer()
+
+
+@app.command()
+def submit(
+    spec: SpecArgument = DEFAULT_SPEC,
+    param: ParamOption = None,
+    experiment: ExperimentOption = None,
+    pipeline_root: RootOption = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end.")] = True,
+    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at the run.")] = 5,
+    host: HostOption = None,
+    token: TokenOption = None,
+    cookie: CookieOption = None,
+    ca_cert: CaOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    ui: UiOption = None,
+) -> None:
+    """Run a compiled pipeline on Kubeflow Pipelines and follow it to its end.
+
+    Exit code: 0 pushed or nothing new, 3 the gate refused, 2 wrong usage or no connection, 1 failure.
+    """
+    from pipeline.kubeflow_client import Access, Kubeflow, KubeflowError
+
+    access = Access(host, token, cookie, ca_cert, context, namespace, ui)
+    try:
+        compiled = read_spec(spec)
+        parameters = run_parameters(compiled, param or ())
+        kubeflow = Kubeflow(access)
+        version = _upload(kubeflow, compiled)
+        experiment_id = kubeflow.experiment(experiment or compiled.name, make=True)
+        name = f"{compiled.name} {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
+        run_id = kubeflow.start(name, experiment_id, version, parameters, pipeline_root)
+    except (SpecError, KubeflowError) as error:
+        raise fail(error) from None
+    link = kubeflow.link("runs", run_id)
+    print(f"Run {run_id}: {link}", flush=True)
+    if not wait:
+        return
+    try:
+        raise typer.Exit(_follow(kubeflow, run_id, compiled.tasks, poll))
+    except KeyboardInterrupt:
+        raise fail(f"no longer watching; the run goes on: {link}", Exit.FAILED) from None
+    except KubeflowError as error:
+        raise fail(f"{error}\nThe run goes on, if the server does: {link}") from None
+
+
+@app.command()
+def schedule(
+    spec: SpecArgument = DEFAULT_SPEC,
+    cron: Annotated[
+        str | None,
+        typer.Option(metavar="CRON", help='Run then: "0 3 * * 1" is Mondays at 3. Replaces the schedule there is.'),
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Stop it for now; with --cron: make it, asleep.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after --pause.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show the schedules of the experiment.")] = False,
+    param: ParamOption = None,
+    experiment: ExperimentOption = None,
+    pipeline_root: RootOption = None,
+    host: HostOption = None,
+    token: TokenOption = None,
+    cookie: CookieOption = None,
+    ca_cert: CaOption = None,
+    context: ContextOption = None,
+    namespace: NamespaceOption = None,
+    ui: UiOption = None,
+) -> None:
+    """Run a compiled pipeline on a schedule: one run at a time, and none made up for that was missed.
+
+    A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise.
+    """
+    from pipeline.cron import CronError, to_kubeflow
+    from pipeline.kubeflow_client import SCHEDULED_TIME, Access, Kubeflow, KubeflowError
+
+    if [resume, delete, list_, cron is not None or pause].count(True) != 1:
+        raise fail('say one of --cron "MINUTE HOUR DAY MONTH WEEKDAY", --pause, --resume, --delete and --list')
+    if cron is None and (param or pipeline_root):
+        raise fail("--param and --pipeline-root belong to --cron, which makes the schedule anew")
+    access = Access(host, token, cookie, ca_cert, context, namespace, ui)
+    try:
+        compiled = read_spec(spec)
+        name = experiment or compiled.name
+        if cron is None:
+            kubeflow = Kubeflow(access)
+            experiment_id = kubeflow.experiment(name, make=False)
+            if list_:
+                _list(kubeflow.schedules(experiment_id), name)
+            elif pause:
+                _change(kubeflow, experiment_id, compiled.name, kubeflow.pause, "paused")
+            elif resume:
+                _change(kubeflow, experiment_id, compiled.name, kubeflow.resume, "active again", only_one=True)
+            else:
+                _change(kubeflow, experiment_id, compiled.name, kubeflow.delete, "deleted")
+            return
+        six = to_kubeflow(cron)
+        parameters = run_parameters(compiled, param or (), SCHEDULED_TIME)
+        kubeflow = Kubeflow(access)
+        version = _upload(kubeflow, compiled)
+        experiment_id = kubeflow.experiment(name, make=True)
+        schedule_id = kubeflow.schedule(
+            compiled.name, experiment_id, version, parameters, pipeline_root, six, enabled=not pause
+        )
+    except (SpecError, CronError, KubeflowError) as error:
+        raise fail(error) from None
+    print(f"Schedule {schedule_id}, {'paused' if pause else 'active'}: {kubeflow.link('recurringrun', schedule_id)}")
+    print(f"Next times, in UTC unless the server is set otherwise: {_next_times(six)}")
+
+
+def _upload(kubeflow: "Kubeflow", spec: CompiledSpec) -> tuple[str, str]:
+    *version, is_new = kubeflow.version(spec)
+    print(f"Pipeline {spec.name}, version {spec.version}{'' if is_new else ', which was there'}")
+    return tuple(version)
+
+
+def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Iterable[str], poll: float) -> Exit:
+    """Prints what changes, until the run has ended."""
+    from pipeline.kubeflow_client import KubeflowError
+
+    seen: dict[str, str] = {}
+    lost = 0
+    while True:
+        try:
+            run, lost = kubeflow.run(run_id), 0
+        except KubeflowError as error:
+            lost += 1
+            if lost > _MOST_LOST_LOOKS or error.status in _FINAL:
+                raise
+            if lost == 1:
+                print(f"catbreeds: {error}; trying again", file=sys.stderr)
+        else:
+            _show_changes(run, tasks, seen)
+            if run.state in _ENDED:
+                return _end(run, seen)
+        time.sleep(poll)
+
+
+def _show_changes(run: "V2beta1Run", tasks: Iterable[str], seen: dict[str, str]) -> None:
+    """A line for each task that is in another state than before; `seen` remembers task -> state."""
+    # The server also reports drivers, executors and tries, under names that no task has.
+    details = [task for task in (run.run_details and run.run_details.task_details) or () if task.display_name in tasks]
+    for task in sorted(details, key=lambda task: (str(task.end_time or task.create_time), task.display_name)):
+        if task.state in (*_NOT_STARTED, seen.get(task.display_name)):
+            continue
+        seen[task.display_name] = task.state
+        done = sum(state in _ENDED for state in seen.values())
+        line = f"[{done:>2}/{len(tasks)}] {task.display_name:<28} {task.state.lower()}"
+        if task.state == "SUCCEEDED" and task.start_time and task.end_time:
+            line += f"{(task.end_time - task.start_time).total_seconds():>8.0f} s"
+        print(line, flush=True)
+        if task.error and task.error.message:
+            print(f"        {task.error.message}", flush=True)
+
+
+def _end(run: "V2beta1Run", states: dict[str, str]) -> Exit:
+    if run.state == "SUCCEEDED" and states.get(_GATE) == "SUCCEEDED" and states.get(_ADMITTED) == "SKIPPED":
+        print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
+        return Exit.REFUSED
+    print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
+    return Exit.DONE if run.state == "SUCCEEDED" else Exit.FAILED
+
+
+def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:
+    from pipeline.cron import from_kubeflow
+
+    if not schedules:
+        print(f"No schedule in experiment {experiment}; `catbreeds schedule --cron` makes one.")
+    for one in schedules:
+        cron = one.trigger.cron_schedule.cron if one.trigger.cron_schedule else None
+        state = "active" if one.status == "ENABLED" else "paused"
+        when = f"{from_kubeflow(cron)!r}, next {_next_times(cron, 1)}" if cron else "not by cron"
+        print(f"{one.display_name}  {state}  {when}  {one.recurring_run_id}")
+        for name, value in sorted(((one.runtime_config and one.runtime_config.parameters) or {}).items()):
+            print(f"    {name}={value}")
+
+
+def _change(
+    kubeflow: "Kubeflow",
+    experiment_id: str,
+    name: str,
+    change: Callable[[str], None],
+    done: str,
+    only_one: bool = False,
+) -> None:
+    schedules = kubeflow.schedules(experiment_id, name)
+    if not schedules:
+        raise fail(f"there is no schedule {name!r} in that experiment; --cron makes one, --list shows those there are")
+    if only_one and len(schedules) > 1:
+        raise fail(f"there are {len(schedules)} schedules {name!r}, an update was interrupted; --cron leaves one")
+    for one in schedules:
+        change(one.recurring_run_id)
+        print(f"Schedule {one.recurring_run_id}, {done}")
+
+
+def _next_times(six: str, count: int = 3) -> str:
+    from croniter import CroniterError
+
+    from pipeline.cron import next_times
+
+    try:
+        times = next_times(six, datetime.datetime.now(datetime.UTC), count)
+    except CroniterError:  # somebody else's, as the UI or robfig/cron spells it
+        return "unknown"
+    return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times)

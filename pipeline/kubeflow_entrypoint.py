@@ -1,0 +1,194 @@
+"""The command of every container of a compiled pipeline: `python -m pipeline.kubeflow_entrypoint`.
+
+TFX's own entry point was written for Vertex AI, where artifacts are opened at their remote URIs. On open-source
+Kubeflow Pipelines v2 a launcher downloads and uploads them around the command. Here the one is translated to the other,
+around TFX's entry point; on Vertex AI nothing is translated.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from absl import app
+from tfx.orchestration.kubeflow.v2 import compiler_utils
+from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as tfx_entrypoint
+
+# The launcher keeps artifacts below these, in folders by scheme; a test has no right to write to "/".
+ROOT_VARIABLE = "KFP_LAUNCHER_ROOT"
+_FOLDERS = {"minio": "minio", "s3": "s3", "gs": "gcs"}
+# Vertex AI sets it in every container.
+_VERTEX_VARIABLE = "CLOUD_ML_PROJECT_ID"
+_SYSTEM_TYPES = {
+    f"system.{name}": f"components.{name}" for name in ("Metrics", "ClassificationMetrics", "HTML", "Markdown")
+}
+_FILE_TYPES = {"system.HTML", "system.Markdown"} | {
+    f"tfx.{name}" for name in ("String", "Integer", "Float", "Boolean", "JsonValue", "Bytes")
+}
+# What the backend adds to what a component declares.
+_ADDED_OUTPUT = "executor-logs"
+_ADDED_METADATA = {"display_name", "store_session_info"}
+
+
+class MissingOutputError(RuntimeError):
+    """A component has not written what it declares; the backend would only warn, and those after it fail."""
+
+
+def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
+    """Runs one component.
+
+    Args:
+        parsed: TFX's flags, and those of Beam.
+
+    Raises:
+        MissingOutputError: the component has left out an output.
+    """
+    args, beam_args = parsed
+    compiler_utils.TITLE_TO_CLASS_PATH.update(_SYSTEM_TYPES)
+    if _VERTEX_VARIABLE in os.environ:
+        tfx_entrypoint._run_executor(args, beam_args)
+        return
+    given = json.loads(args.json_serialized_invocation_args)
+    spec = json.loads(args.json_serialized_inputs_spec_args)
+    locations = local_paths(given, Path(os.environ.get(ROOT_VARIABLE, "/")))
+    translated = localise(given, spec, locations)
+    make_folders(translated)
+    args.json_serialized_invocation_args = json.dumps(translated)
+    tfx_entrypoint._run_executor(args, beam_args)
+    refuse_missing(translated)
+    output = Path(translated["outputs"]["outputFile"])
+    written = globalise(json.loads(output.read_text(encoding="utf-8")), translated, locations)
+    output.write_text(json.dumps(written), encoding="utf-8")
+
+
+def local_paths(invocation: dict[str, Any], root: Path) -> dict[str, str]:
+    """URI -> where the launcher keeps it, for the artifacts of an ExecutorInput that it moves.
+
+    Args:
+        invocation: ExecutorInput in JSON, as the backend writes it.
+        root: of the launcher's folders.
+    """
+    uris = [artifact["uri"] for side in ("inputs", "outputs") for _, artifact in _artifacts(invocation, side)]
+    schemes = {uri: uri.partition("://") for uri in uris}
+    return {
+        uri: str(root / _FOLDERS[scheme] / rest) for uri, (scheme, _, rest) in schemes.items() if scheme in _FOLDERS
+    }
+
+
+def localise(invocation: dict[str, Any], spec: dict[str, Any], locations: dict[str, str]) -> dict[str, Any]:
+    """The ExecutorInput as TFX wants it: local URIs, the types of inputs, and nothing that TFX did not declare.
+
+    Args:
+        invocation: ExecutorInput in JSON.
+        spec: the component's ComponentInputsSpec in JSON.
+        locations: see `local_paths`.
+    """
+    inputs, outputs = invocation.get("inputs", {}), invocation["outputs"]
+    # A condition adds the artifact that it asks as an input of its own, whose name begins with "_".
+    types = {key: value["artifactType"] for key, value in spec.get("artifacts", {}).items() if key[0] != "_"}
+    artifacts = {
+        key: [
+            artifact
+            | {
+                "type": types[key],
+                "uri": locations.get(artifact["uri"], artifact["uri"]),
+                "metadata": _plain_metadata(artifact.get("metadata", {})),
+            }
+            for artifact in found.get("artifacts", [])
+        ]
+        for key, found in inputs.get("artifacts", {}).items()
+        if key in types
+    }
+    made = {
+        key: [artifact | {"uri": locations.get(artifact["uri"], artifact["uri"])} for artifact in found["artifacts"]]
+        for key, found in outputs.get("artifacts", {}).items()
+        if key != _ADDED_OUTPUT
+    }
+    return {
+        "inputs": inputs | {"artifacts": {key: {"artifacts": found} for key, found in artifacts.items()}},
+        "outputs": outputs | {"artifacts": {key: {"artifacts": found} for key, found in made.items()}},
+    }
+
+
+def make_folders(invocation: dict[str, Any]) -> None:
+    """Makes the folder of each output; where the output is a file, the one around it, as the launcher does."""
+    for _, artifact in _artifacts(invocation, "outputs"):
+        path = Path(artifact["uri"])
+        (path.parent if _title(artifact) in _FILE_TYPES else path).mkdir(parents=True, exist_ok=True)
+
+
+def refuse_missing(invocation: dict[str, Any]) -> None:
+    """Sees to it that each output has content; an empty folder gets lost on its way through the object store.
+
+    Raises:
+        MissingOutputError: names those without.
+    """
+    missing = [key for key, artifact in _artifacts(invocation, "outputs") if not _has_content(Path(artifact["uri"]))]
+    if missing:
+        raise MissingOutputError(f"the component has written nothing for its outputs {', '.join(sorted(missing))}")
+
+
+def globalise(output: dict[str, Any], invocation: dict[str, Any], locations: dict[str, str]) -> dict[str, Any]:
+    """The ExecutorOutput as the backend wants it: remote URIs everywhere, no null, and for the UI nothing but its own.
+
+    Args:
+        output: ExecutorOutput in JSON, as TFX writes it.
+        invocation: see `localise`.
+        locations: see `local_paths`.
+    """
+    titles = {key: _title(artifact) for key, artifact in _artifacts(invocation, "outputs")}
+
+    def remote(text: str) -> str:
+        for uri, path in locations.items():
+            if text.startswith(path):
+                return uri + text[len(path) :]
+        return text
+
+    output = _mapped(output, remote)
+    for key, found in output.get("artifacts", {}).items():
+        for artifact in found["artifacts"]:
+            metadata = artifact.get("metadata", {})
+            # Each property would be a row among the metrics.
+            dropped = {"tfx_version"} if titles[key] in _SYSTEM_TYPES else set()
+            artifact["metadata"] = {k: v for k, v in metadata.items() if v is not None and k not in dropped}
+    return output
+
+
+def _artifacts(invocation: dict[str, Any], side: str) -> list[tuple[str, dict[str, Any]]]:
+    found = invocation.get(side, {}).get("artifacts", {})
+    return [(key, artifact) for key, value in found.items() for artifact in value.get("artifacts", [])]
+
+
+def _title(artifact: dict[str, Any]) -> str:
+    kind = artifact["type"]
+    return kind["schemaTitle"] if "schemaTitle" in kind else yaml.safe_load(kind["instanceSchema"])["title"]
+
+
+def _plain_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Without what the backend adds, and with lists and objects as they were written."""
+
+    def unwrapped(value: Any) -> Any:
+        wrapped = isinstance(value, dict) and len(value) == 1 and value.keys() <= {"list", "struct"}
+        return next(iter(value.values())) if wrapped else value
+
+    return {key: unwrapped(value) for key, value in metadata.items() if key not in _ADDED_METADATA}
+
+
+def _has_content(path: Path) -> bool:
+    return any(found.is_file() for found in path.rglob("*")) if path.is_dir() else path.exists()
+
+
+def _mapped(value: Any, function: Callable[[str], str]) -> Any:
+    """A JSON value with `function` applied to each of its strings."""
+    if isinstance(value, dict):
+        return {key: _mapped(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mapped(item, function) for item in value]
+    return function(value) if isinstance(value, str) else value
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=tfx_entrypoint._parse_flags)

@@ -1,0 +1,93 @@
+"""Where the graph runs: what a run on this machine knows beforehand, and a compiled pipeline only finds out at work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfx.orchestration.data_types import RuntimeParameter
+
+from components.backbone import find_weights
+from components.champion_model import stable_identity
+from components.photo_source import open_source
+from components.provenance import code_digest, file_digest
+from pipeline.settings import ROOT, Settings, SettingsError, to_yaml
+from serving.registry import Registry
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the graph is told by the runner.
+
+    Attributes:
+        data: folder or archive of photos.
+        data_digest: of the photos, for the cache; "" where it cannot be known before the run.
+        weights_dir: folder with ImageNet weights, "" for none.
+        weights_digest: backbone -> digest of its weights file, for the cache; "" where there is none, or not known yet.
+        registry: base path of the pushed models.
+        stable: see `components.champion_model.stable_identity`; None where the run has to look.
+        schema_file: where the schema of the photos came from, for people.
+        gate: the rules of the gate.
+        code: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
+        run_id: differs in each run.
+        run_date: for which date the run was scheduled; "" for a run that somebody started.
+        settings: the settings in YAML, for the record.
+        in_cluster: a run ends early when nothing is new, and reports by itself; on this machine the cache makes that
+            quick, and the command line reports.
+    """
+
+    data: str | RuntimeParameter
+    data_digest: str
+    weights_dir: str | RuntimeParameter
+    weights_digest: Callable[[str], str]
+    registry: str | RuntimeParameter
+    stable: str | None
+    schema_file: str
+    gate: dict[str, Any]
+    code: Callable[..., str]
+    run_id: str
+    run_date: str | RuntimeParameter
+    settings: str
+    in_cluster: bool
+
+
+def photos_schema(settings: Settings) -> Path:
+    """The file that says what photos must look like.
+
+    Raises:
+        SettingsError: it is not there.
+    """
+    path = Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / "schema.pbtxt"
+    if not path.is_file():
+        raise SettingsError(f"photos_schema: {path}: no such file; `catbreeds schema update` writes one")
+    return path
+
+
+def this_machine(settings: Settings, run_id: str) -> Target:
+    """A run here: everything is looked at beforehand, so that the cache sees what has changed.
+
+    Args:
+        settings: `data` must be given.
+        run_id: differs in each run.
+
+    Raises:
+        DataError: there are no photos in `data`.
+        SettingsError: there is no schema.
+    """
+    data = settings.data if "://" in settings.data else str(Path(settings.data).resolve())
+    weights_dir = str(Path(settings.weights_dir).resolve()) if settings.weights_dir else ""
+    return Target(
+        data=data,
+        data_digest=open_source(data).digest(),
+        weights_dir=weights_dir,
+        weights_digest=lambda backbone: file_digest(find_weights(backbone, weights_dir)) if weights_dir else "",
+        registry=str(settings.registry),
+        stable=stable_identity(Registry(settings.registry)),
+        schema_file=str(photos_schema(settings)),
+        gate=settings.gate.model_dump(),
+        code=code_digest,
+        run_id=run_id,
+        run_date="",
+        settings=to_yaml(settings),
+        in_cluster=False,
+    )

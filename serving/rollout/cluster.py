@@ -1,0 +1,181 @@
+"""The fleet of a Kubernetes namespace: a ConfigMap that rollout owns, and the pods that read it when they start.
+
+It gets, creates and updates that ConfigMap and lists pods, nothing else. From outside of the cluster it reaches pods by
+`kubectl port-forward`, whose user may create pods/portforward.
+"""
+
+import os
+import re
+import subprocess
+from typing import Any
+
+import kubernetes.client
+import kubernetes.config
+import urllib3.exceptions
+from kubernetes.client import ApiException
+
+from serving.rollout.fleet import Conflict, FleetError, Server
+from serving.rollout.plan import Plan, PlanError, read_plan
+
+CONFIG_MAP = "model-config"
+_MODEL_SERVERS = "app.kubernetes.io/name=model-server"
+_GATEWAYS = "app.kubernetes.io/name=gateway"
+_FORWARDING = re.compile(r"Forwarding from (127\.0\.0\.1:\d+)")
+_TIMEOUT_SECONDS = 30
+
+
+class Cluster:
+    """Servers of one namespace; close it.
+
+    Args:
+        namespace: theirs.
+        model: its name.
+        models: folder that holds the registry's, as the pods see it.
+        context: of kubectl's configuration; None: its current one, or the pod's own where this runs in the cluster.
+
+    Raises:
+        FleetError: there is no configuration of a cluster.
+    """
+
+    def __init__(self, namespace: str, model: str, models: str, context: str | None = None):
+        self.model = model
+        self.base_path = f"{models}/{model}"
+        self.where = f"namespace {namespace}" + (f" of {context}" if context else "")
+        self._namespace = namespace
+        self._kubectl = ["kubectl", "--namespace", namespace, *(["--context", context] if context else [])]
+        self._inside = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
+        self._forwards: dict[tuple[str, str], tuple[subprocess.Popen, str]] = {}
+        # The object as it was read, of each revision: what others put beside our files stays.
+        self._objects: dict[str, Any] = {}
+        try:
+            configuration = kubernetes.client.Configuration()
+            if self._inside:
+                kubernetes.config.load_incluster_config(configuration)
+            else:
+                # The client would keep what KUBECONFIG was when it was imported.
+                file = os.environ.get("KUBECONFIG")
+                kubernetes.config.load_kube_config(file, context=context, client_configuration=configuration)
+        except kubernetes.config.ConfigException as error:
+            raise FleetError(f"no configuration of a Kubernetes cluster: {error}") from None
+        configuration.retries = False  # what is tried again is decided here
+        self._client = kubernetes.client.ApiClient(configuration)
+        self._api = kubernetes.client.CoreV1Api(self._client)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, _ in self._forwards.values():
+            process.terminate()
+            process.wait()
+        self._client.close()
+
+    def read(self) -> tuple[Plan | None, str | None]:
+        """See `Fleet`."""
+        try:
+            found = self._call(self._api.read_namespaced_config_map, CONFIG_MAP, self._namespace)
+        except _NotFound:
+            return None, None
+        revision = found.metadata.resource_version
+        self._objects[revision] = found
+        try:
+            return read_plan(found.data or {}, self.model), revision
+        except PlanError as error:
+            raise FleetError(
+                f"{self.where}: ConfigMap {CONFIG_MAP}: {error}; delete it, and promote the version that shall serve"
+            ) from None
+
+    def write(self, plan: Plan, revision: str | None) -> str:
+        """See `Fleet`."""
+        files = plan.files(self.model, self.base_path)
+        if revision is None:
+            body = kubernetes.client.V1ConfigMap(
+                api_version="v1",
+                kind="ConfigMap",
+                metadata=kubernetes.client.V1ObjectMeta(
+                    name=CONFIG_MAP, labels={"app.kubernetes.io/managed-by": "catbreeds-rollout"}
+                ),
+                data=files,
+            )
+            written = self._call(self._api.create_namespaced_config_map, self._namespace, body)
+        else:
+            body = self._objects[revision]
+            body.data = {**(body.data or {}), **files}
+            written = self._call(self._api.replace_namespaced_config_map, CONFIG_MAP, self._namespace, body)
+        self._objects = {written.metadata.resource_version: written}
+        return written.metadata.resource_version
+
+    def servers(self) -> list[Server]:
+        """See `Fleet`."""
+        return self._pods(_MODEL_SERVERS, "grpc")
+
+    def gateways(self) -> list[Server]:
+        """See `Fleet`."""
+        return [gateway for gateway in self._pods(_GATEWAYS, "http") if gateway.ready]
+
+    def reach(self, server: Server) -> str:
+        """See `Fleet`. From outside of the cluster it is a forwarded port, which ends when this is closed."""
+        if self._inside:
+            return server.address
+        key = (server.key, server.address)
+        if key in self._forwards and self._forwards[key][0].poll() is None:
+            return self._forwards[key][1]
+        command = [
+            *self._kubectl,
+            "port-forward",
+            server.name.replace(" ", "/"),
+            f":{server.address.rpartition(':')[2]}",
+        ]
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        except FileNotFoundError:
+            raise FleetError("kubectl is not installed; outside of the cluster pods are reached through it") from None
+        said = process.stdout.readline()
+        if not (forwarding := _FORWARDING.search(said)):
+            process.kill()
+            _, error = process.communicate()
+            raise FleetError(f"{server.name} cannot be reached: kubectl port-forward: {said}{error}".rstrip())
+        self._forwards[key] = process, forwarding[1]
+        return forwarding[1]
+
+    def _pods(self, selector: str, port: str) -> list[Server]:
+        found = self._call(self._api.list_namespaced_pod, self._namespace, label_selector=selector)
+        servers = (_server(pod, port) for pod in found.items if pod.metadata.deletion_timestamp is None)
+        return [server for server in servers if server]
+
+    def _call(self, method, *arguments, **options):
+        try:
+            return method(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
+        except ApiException as error:
+            if error.status == 404:
+                raise _NotFound(f"{self.where}: not found") from None
+            if error.status == 409:
+                raise Conflict(f"{self.where}: somebody else has just changed the ConfigMap {CONFIG_MAP}") from None
+            if error.status in (401, 403):
+                raise FleetError(f"{self.where}: not allowed: {_message(error)}") from None
+            raise FleetError(f"{self.where}: Kubernetes answers {error.status}: {_message(error)}; try again") from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise FleetError(f"{self.where}: Kubernetes does not answer: {error}; try again") from None
+
+
+class _NotFound(FleetError):
+    pass
+
+
+def _server(pod: Any, port: str) -> Server | None:
+    """None for a pod whose container has not started: it reads the configuration when it does."""
+    number, container = next(
+        ((one.container_port, of.name) for of in pod.spec.containers for one in of.ports or [] if one.name == port),
+        (None, None),
+    )
+    status = next((one for one in pod.status.container_statuses or [] if one.name == container), None)
+    if status is None or not pod.status.pod_ip or not (status.state and status.state.running):
+        return None
+    ready = any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or [])
+    # A container that was started again has read the configuration again.
+    key = f"{pod.metadata.uid}-{status.restart_count}"
+    return Server(f"pod {pod.metadata.name}", key, ready, f"{pod.status.pod_ip}:{number}")
+
+
+def _message(error: ApiException) -> str:
+    return (error.body or error.reason or "").strip()[:500]

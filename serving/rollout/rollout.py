@@ -1,0 +1,390 @@
+"""Moves labels, in an order that never leaves a server with a label to what it has not loaded.
+
+Interrupted anywhere, the same call again finishes.
+
+The registry says what labels there shall be; the live configuration (a ConfigMap, or a file of the workdir) is what
+servers read when they start; a change of it goes at once to every server that runs.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from serving.registry import STABLE, Registry
+from serving.rollout.comparison import Outcome, Rules, Traffic, Verdict, compare, read_traffic
+from serving.rollout.fleet import Conflict, Fleet, FleetError, Server
+from serving.rollout.golden import WrongAnswer, ask_golden, read_golden
+from serving.rollout.model_server import ModelServer, NotYet, Refused, Unreachable, VersionState
+from serving.rollout.plan import CANARY, Plan, plan_of
+
+_TRIES = 10
+_LOOK_SECONDS = 0.1
+_TRAFFIC_SECONDS = 1.0
+
+
+class RolloutError(RuntimeError):
+    """Nothing was moved, or what was moved is put back; the message says by whom and why."""
+
+
+class CannotLoad(RolloutError):
+    """A server cannot load a version."""
+
+
+class CanaryStopped(RolloutError):
+    """A canary was worse than stable, and gets no requests any more."""
+
+
+class Limits(NamedTuple):
+    """What rollout may use.
+
+    Attributes:
+        loaded: versions that a server has memory for; 2 keep the way back loaded.
+        keep: newest versions that stay in the registry whatever points to them.
+        load_seconds: for a server to load a version.
+        starting_seconds: for a server that is starting to listen.
+        poll_seconds: in which a server has looked for versions (--file_system_poll_wait_seconds): until then an error
+            may be that of an earlier try.
+    """
+
+    loaded: int = 2
+    keep: int = 10
+    load_seconds: float = 600
+    starting_seconds: float = 60
+    poll_seconds: float = 15
+
+
+class Told(NamedTuple):
+    """Where a configuration has arrived.
+
+    Attributes:
+        servers: names of those that serve it.
+        starting: names of those that did not listen yet. They may have read an older one at their start.
+        removed: old versions that are not in the registry any more.
+    """
+
+    servers: list[str]
+    starting: list[str]
+    removed: list[int]
+
+
+class Rollout:
+    """Drives one registry and the servers of one place.
+
+    Args:
+        registry: which versions there are, and their labels.
+        fleet: where they are served.
+        limits: what may be used.
+    """
+
+    def __init__(self, registry: Registry, fleet: Fleet, limits: Limits = Limits()):  # noqa: B008, it is immutable
+        self._registry = registry
+        self._fleet = fleet
+        self._limits = limits
+
+    def promote(self, version: int) -> tuple[int | None, Told]:
+        """Makes `version` stable: for users once every ready server has loaded it. If it was the canary, it is no more.
+
+        Returns:
+            The version that was stable, and where it is served.
+
+        Raises:
+            RegistryError: there is no such version, or it is damaged.
+            CannotLoad: a server cannot load it; the version that was stable goes on.
+            RolloutError: a server does not answer; try again.
+            FleetError: the place cannot be read or changed; try again.
+        """
+        self._registry.require_servable(version)
+        self._make_room(version, f"version {version} was promoted")
+        self._serve(lambda: {**self._registry.labels(), STABLE: version}, only_load=True)
+        before = self._registry.promote(version)
+        if self._registry.labels().get(CANARY) == version:
+            self._registry.unlabel(CANARY, "")
+        try:
+            told = self.sync()
+        except CannotLoad:  # a server that came between
+            if before != version and self._registry.stable() == version:
+                self._registry.rollback()
+            raise
+        return before, told._replace(removed=self._remove_old())
+
+    def rollback(self) -> tuple[int, int, Told]:
+        """Makes the version stable that was it before.
+
+        The registry is changed last: interrupted before, the same call again goes to the same version, not one further.
+
+        Returns:
+            The version that was stable, the one that is it now, and where it is served.
+
+        Raises:
+            RegistryError: there is none to go back to.
+            CannotLoad, RolloutError, FleetError: see `promote`.
+        """
+        *_, target = self._registry.require_before()
+        self._make_room(target, f"version {target} was rolled back to")
+        told = self._serve(lambda: {**self._registry.labels(), STABLE: target})
+        current, now = self._registry.rollback()
+        if now != target:  # somebody else has moved it meanwhile
+            told = self.sync()
+        return current, now, told
+
+    def start_canary(self, version: int, share: float) -> tuple[int, Told]:
+        """Makes `version` the canary: it is loaded, answers golden requests right, then gets `share` of the requests.
+
+        Returns:
+            How many golden requests the version has, and where it is served.
+
+        Raises:
+            CanaryStopped: a server answers a golden request wrong; no user has seen it.
+            RegistryError, CannotLoad, RolloutError, FleetError: see `promote`.
+        """
+        self._registry.require_servable(version)
+        if version == self._registry.stable():
+            raise RolloutError(f"version {version} is stable already")
+        self._make_room(version, f"version {version} became canary")
+        self._serve(lambda: {**self._registry.labels(), CANARY: version}, only_load=True)
+        self._registry.promote(version, CANARY)
+        golden = self._ask_golden(version)
+        return golden, self._serve(self._registry.labels, share)
+
+    def check_canary(self, seconds: float, rules: Rules = Rules()) -> tuple[int, Verdict]:  # noqa: B008
+        """Compares the canary with stable by golden requests, and by what the gateways measure from now on.
+
+        Args:
+            seconds: to look at the traffic, at most.
+            rules: of the comparison.
+
+        Returns:
+            The canary's version, and what was found.
+
+        Raises:
+            CanaryStopped: it is worse; stable gets all requests again.
+            RolloutError: there is no canary, or a gateway does not answer.
+        """
+        version = self._registry.labels().get(CANARY)
+        if version is None:
+            raise RolloutError(f"{self._registry.base}: no version is canary; `catbreeds promote VERSION --canary`")
+        self._ask_golden(version)
+        end, before = time.monotonic() + seconds, self._traffic()
+        if not before:
+            raise RolloutError(f"{self._fleet.where}: no gateway is running, so there is no traffic to compare by")
+        while True:
+            totals = {CANARY: Traffic(), STABLE: Traffic()}
+            for gateway, seen in self._traffic().items():
+                for label in totals:
+                    earlier = before.get(gateway, {}).get(label, Traffic())
+                    totals[label] += seen.get(label, Traffic()).since(earlier)
+            verdict = compare(totals[CANARY], totals[STABLE], rules)
+            if verdict.outcome is Outcome.BAD:
+                self.stop_canary(verdict.reason)
+                raise CanaryStopped(f"version {version} is not canary any more: {verdict.reason}")
+            if verdict.outcome is Outcome.GOOD or time.monotonic() >= end:
+                return version, verdict
+            time.sleep(min(_TRAFFIC_SECONDS, max(0.0, end - time.monotonic())))
+
+    def stop_canary(self, reason: str) -> tuple[int | None, Told]:
+        """Takes all requests back from the canary.
+
+        Args:
+            reason: is kept in the registry.
+
+        Returns:
+            The version that was it, if there was one, and where what is left is served.
+
+        Raises:
+            RolloutError, FleetError: see `promote`; the same call again finishes.
+        """
+        return self._registry.unlabel(CANARY, reason), self.sync()
+
+    def _make_room(self, version: int, why: str) -> None:
+        """Ends a canary that is not `version`: servers have no memory for three versions that are all asked for."""
+        if self._registry.labels().get(CANARY, version) != version:
+            self.stop_canary(why)
+
+    def _ask_golden(self, version: int) -> int:
+        try:
+            golden = read_golden(self._registry.path(version))
+            for server in self._fleet.servers() if golden else []:
+                if server.ready:
+                    try:
+                        ask_golden(self._fleet.reach(server), self._fleet.model, version, golden)
+                    except WrongAnswer as error:
+                        raise WrongAnswer(f"{server.name}: {error}") from None
+        except WrongAnswer as error:
+            self.stop_canary(str(error))
+            raise CanaryStopped(f"version {version} is not canary any more: {error}") from None
+        return len(golden)
+
+    def _traffic(self) -> dict[str, dict[str, Traffic]]:
+        """Traffic by label of each gateway."""
+        traffic = {}
+        for gateway in self._fleet.gateways():
+            try:
+                traffic[gateway.key] = read_traffic(self._fleet.reach(gateway))
+            except OSError as error:
+                raise RolloutError(f"{gateway.name} does not tell its traffic: {error}; try again") from None
+        return traffic
+
+    def sync(self) -> Told:
+        """Brings the servers to what the registry says.
+
+        Raises:
+            CannotLoad, RolloutError, FleetError: see `promote`.
+        """
+        return self._serve(self._registry.labels)
+
+    def _serve(
+        self, labels: Callable[[], Mapping[str, int]], share: float | None = None, only_load: bool = False
+    ) -> Told:
+        """Brings the servers to `labels`.
+
+        Args:
+            labels: is asked again when somebody else has changed the live configuration.
+            share: of the canary; None: as it is.
+            only_load: loads what `labels` need, and moves none.
+        """
+        for _ in range(_TRIES):
+            # In this order: who changes the registry after this also changes the configuration after it was read.
+            live, revision = self._fleet.read()
+            goal = self._goal(labels(), share if share is not None else live.canary_share if live else 0.0)
+            try:
+                return self._go(live, revision, goal, only_load)
+            except Conflict:
+                continue
+        raise RolloutError(f"{self._fleet.where}: the live configuration changed {_TRIES} times meanwhile; try again")
+
+    def _goal(self, labels: Mapping[str, int], share: float) -> Plan:
+        if STABLE not in labels:
+            raise RolloutError(f"{self._registry.base}: nothing was pushed; `catbreeds run` trains and pushes")
+        ways_back = [version for version in reversed(self._registry.before()) if version not in labels.values()]
+        return plan_of(labels, ways_back, self._limits.loaded, share)
+
+    def _go(self, live: Plan | None, revision: str | None, goal: Plan, only_load: bool) -> Told:
+        """From `live` to `goal` in steps, each of which every server has taken before the next."""
+        steps = [goal]
+        if live:
+            spares = [version for version in goal.versions if version in live.versions]
+            load = plan_of(live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled)
+            steps = [load] if only_load else [load, goal.with_versions(load.versions), goal]
+        labelled: dict[str, set[int]] = {}
+        current = live
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            if step == following:
+                continue
+            if step != current:
+                revision = self._fleet.write(step, revision)
+            try:
+                told = self._tell_all(step, goal.labelled, labelled)
+            except CannotLoad:
+                if live:
+                    self._undo(live, step, revision, labelled)
+                raise
+            current = step
+        if self._fleet.read()[1] != revision:
+            raise Conflict(f"{self._fleet.where}: somebody else has just changed the configuration")
+        return told
+
+    def _undo(self, live: Plan, step: Plan, revision: str, labelled: dict[str, set[int]]) -> None:
+        """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
+        with contextlib.suppress(FleetError, RolloutError):
+            if step != live:
+                self._fleet.write(live, revision)
+            self._tell_all(live, live.labelled, labelled)
+
+    def _tell_all(self, plan: Plan, needed: Collection[int], labelled: dict[str, set[int]]) -> Told:
+        """Brings every server to `plan`, also those that appear meanwhile.
+
+        Args:
+            plan: is the live configuration by now.
+            needed: versions that must serve at the end.
+            labelled: versions that the labels of a server point to, by its key, as far as it was told in this command;
+                brought up to date. After an interruption servers may be behind the live configuration.
+        """
+        told: dict[str, str] = {}
+        deadline = time.monotonic() + self._limits.starting_seconds
+        while untold := [server for server in self._fleet.servers() if server.key not in told]:
+            addresses = [self._fleet.reach(server) for server in untold]
+            with ThreadPoolExecutor(len(untold)) as threads:
+                attempts = [
+                    threads.submit(self._tell, server, address, plan, needed, labelled)
+                    for server, address in zip(untold, addresses, strict=True)
+                ]
+            silent = {}
+            for server, attempt in zip(untold, attempts, strict=True):
+                try:
+                    attempt.result()
+                    told[server.key] = server.name
+                except Unreachable as error:
+                    silent[server] = error
+                except Refused as error:
+                    raise RolloutError(f"{server.name} refuses the configuration: {error}") from None
+            if silent and time.monotonic() > deadline:
+                for server, error in silent.items():
+                    if server.ready:
+                        raise RolloutError(f"{server.name} does not answer: {error}; nothing more was moved, try again")
+                return Told(sorted(told.values()), sorted(server.name for server in silent), [])
+            if silent:
+                time.sleep(_LOOK_SECONDS)
+        return Told(sorted(told.values()), [], [])
+
+    def _tell(
+        self, server: Server, address: str, plan: Plan, needed: Collection[int], labelled: dict[str, set[int]]
+    ) -> None:
+        """Brings one server to `plan`: it keeps what its labels point to until they have moved."""
+        with ModelServer(address, self._fleet.model) as connection:
+            states = connection.states()
+            serving = {version for version, state in states.items() if state.available}
+            if server.key not in labelled and plan.labelled <= serving:
+                # Labels alone, over what is there: now it is known what they point to.
+                connection.push(plan.with_versions(serving), self._fleet.base_path)
+                labelled[server.key] = plan.labelled
+            bridge = plan.with_versions({*plan.versions, *labelled.get(server.key, serving)})
+            pending = [] if bridge == plan else [plan]
+            try:
+                connection.push(bridge, self._fleet.base_path)
+            except NotYet:
+                pending.insert(0, bridge)
+            self._await_loaded(server.name, connection, {*needed} & set(plan.versions), states)
+            try:
+                for last in pending:
+                    connection.push(last, self._fleet.base_path)
+            except NotYet:
+                if plan.labelled <= set(needed):
+                    raise
+                return  # what a label leaves may be broken: it goes on to where the label moves
+            labelled[server.key] = plan.labelled
+
+    def _await_loaded(
+        self, name: str, server: ModelServer, versions: set[int], old: Mapping[int, VersionState]
+    ) -> None:
+        started = time.monotonic()
+        while True:
+            states = server.states()
+            waiting = [version for version in versions if version not in states or not states[version].available]
+            if not waiting:
+                return
+            waited = time.monotonic() - started
+            for version in waiting:
+                error = states[version].error if version in states else ""
+                if error and (version not in old or old[version].error != error or waited > self._limits.poll_seconds):
+                    raise CannotLoad(f"{name} cannot load version {version}: {error}")
+            if waited > self._limits.load_seconds:
+                raise CannotLoad(f"{name} has not loaded version {waiting[0]} in {self._limits.load_seconds:g} s")
+            time.sleep(_LOOK_SECONDS)
+
+    def _remove_old(self) -> list[int]:
+        """Removes versions beyond `keep` that nothing points to and no server has; where one does not say, none."""
+        plan, _ = self._fleet.read()
+        if plan is None:
+            return []
+        versions = self._registry.versions()
+        stable = plan.labels[STABLE]
+        old = {version for version in versions[: -self._limits.keep] if version < stable} - set(plan.versions)
+        for server in self._fleet.servers():
+            try:
+                with ModelServer(self._fleet.reach(server), self._fleet.model) as asked:
+                    old -= {version for version, state in asked.states().items() if not state.gone}
+            except Unreachable:
+                return []
+        return self._registry.remove(old)

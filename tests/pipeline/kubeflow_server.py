@@ -1,0 +1,319 @@
+"""A Kubeflow Pipelines server in the tests' own process.
+
+It keeps pipelines, versions, experiments, runs and schedules, takes only requests that the official models describe,
+and refuses what the real one refuses. It runs nothing: what becomes of a run is told to it.
+"""
+
+import contextlib
+import email
+import email.policy
+import http.server
+import json
+import re
+import ssl
+import threading
+import types
+import urllib.parse
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import kfp_server_api
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+NOW = "2026-11-23T03:00:00Z"
+_API = "/apis/v2beta1"
+_MODELS = kfp_server_api.ApiClient()
+
+
+class Refusal(Exception):
+    """Answers with an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    query: dict[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+    def model(self, name: str) -> dict:
+        """The body, if it is all and only what the official model holds."""
+        body = json.loads(self.body)
+        parsed = _MODELS.deserialize(types.SimpleNamespace(data=self.body), name)
+        if _MODELS.sanitize_for_serialization(parsed) != body:
+            raise Refusal(400, f"not a {name}: {body}")
+        return body
+
+    def file(self) -> bytes:
+        """What was uploaded."""
+        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        (part,) = email.message_from_bytes(head + self.body, policy=email.policy.HTTP).iter_parts()
+        assert part.get_param("name", header="Content-Disposition") == "uploadfile"
+        return part.get_payload(decode=True)
+
+
+class KubeflowServer:
+    """A server at `url`.
+
+    Attributes:
+        namespaces: those that the user may use; none: a server for one user.
+        token: the bearer token it wants, if any.
+        script: what each further look at a run shows: (state, {task: state}), or an HTTP status; the last one stays.
+        login: answers everything with a login page.
+        root: where the API is, below the address; "" as usual.
+        changes_left: how many changes it makes before it breaks every connection.
+        page: most items it gives at once.
+    """
+
+    def __init__(self):
+        self.namespaces: set[str] = set()
+        self.token: str | None = None
+        self.script: list = [("SUCCEEDED", {})]
+        self.login = False
+        self.root = ""
+        self.changes_left: int | None = None
+        self.page = 100
+        self.pipelines: dict[str, dict] = {}
+        self.versions: dict[str, dict] = {}
+        self.experiments: dict[str, dict] = {}
+        self.runs: dict[str, dict] = {}
+        self.schedules: dict[str, dict] = {}
+        self.most_active = 0  # schedules of one name that were ever active at the same time
+        self.requests: list[str] = []
+
+    @property
+    def changes(self) -> int:
+        return sum(not request.startswith("GET") for request in self.requests)
+
+    def answer(self, method: str, path: str, request: Request) -> dict:
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            raise Refusal(401, "Unauthenticated: Request header error: there is no user identity header.")
+        if not path.startswith(self.root + _API):
+            raise Refusal(404, "Not Found")
+        path = path.removeprefix(self.root + _API)
+        self.requests.append(f"{method} {path}")
+        for wanted, pattern, handler in _ROUTES:
+            match = wanted == method and re.fullmatch(pattern, path)
+            if match:
+                return handler(self, request, *match.groups())
+        raise Refusal(404, "Not Found")
+
+    def healthz(self, _: Request) -> dict:
+        return {"multi_user": bool(self.namespaces)}
+
+    def create_pipeline(self, request: Request) -> dict:
+        body = request.model("V2beta1Pipeline")
+        self._authorise(body)
+        if any(p["display_name"] == body["display_name"] for p in self.pipelines.values()):
+            raise Refusal(409, f"The name {body['display_name']} already exist. Please specify a new name.")
+        return _keep(self.pipelines, "pipeline_id", body)
+
+    def list_pipelines(self, request: Request) -> dict:
+        self._authorise(request.query)
+        return self._list("pipelines", self.pipelines, request.query)
+
+    def upload_version(self, request: Request) -> dict:
+        name, pipeline_id = request.query["name"], request.query["pipelineid"]
+        documents = list(yaml.safe_load_all(request.file()))
+        spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+        for platform in documents[1:]:
+            json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+        if spec.schema_version != "2.1.0":
+            raise Refusal(400, f"unsupported schema version {spec.schema_version}")
+        if any(v["name"] == name for v in self.versions.values()):
+            raise Refusal(409, f"version {name} already exists")
+        _of(self.pipelines, pipeline_id)
+        version = {"pipeline_id": pipeline_id, "display_name": name, "name": name, "pipeline_spec": documents[0]}
+        return _keep(self.versions, "pipeline_version_id", version)
+
+    def list_versions(self, request: Request, pipeline_id: str) -> dict:
+        _of(self.pipelines, pipeline_id)
+        versions = {key: v for key, v in self.versions.items() if v["pipeline_id"] == pipeline_id}
+        return self._list("pipeline_versions", versions, request.query)
+
+    def create_experiment(self, request: Request) -> dict:
+        body = request.model("V2beta1Experiment")
+        self._authorise(body)
+        return _keep(self.experiments, "experiment_id", {**body, "storage_state": "AVAILABLE"})
+
+    def list_experiments(self, request: Request) -> dict:
+        self._authorise(request.query)
+        return self._list("experiments", self.experiments, request.query)
+
+    def create_run(self, request: Request) -> dict:
+        body = request.model("V2beta1Run")
+        self._check_runnable(body)
+        return _keep(self.runs, "run_id", {**body, "state": "PENDING"})
+
+    def get_run(self, _: Request, run_id: str) -> dict:
+        run = _of(self.runs, run_id)
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(step, int):
+            raise Refusal(step, "upstream connect error")
+        state, tasks = step
+        details = [_task(name, task) for name, task in tasks.items()]
+        # As the server reports them: Argo's own nodes, too.
+        noise = [_task(name, "RUNNING") for name in ("root", "root-driver", "executor", "DataGate-driver")]
+        return {**run, "state": state, "run_details": {"task_details": noise + details}}
+
+    def create_schedule(self, request: Request) -> dict:
+        body = request.model("V2beta1RecurringRun")
+        self._check_runnable(body)
+        cron = body["trigger"]["cron_schedule"]["cron"]
+        field = r"\*|\d+(,\d+)*"
+        if not re.fullmatch(rf"(({field}) ){{5}}({field})", cron) or not cron.startswith("0 "):
+            raise Refusal(400, f"Schedule cron is not a supported format: {cron}")
+        if not 1 <= int(body["max_concurrency"]) <= 10:
+            raise Refusal(400, "The max concurrency of the recurring run is out of range")
+        schedule = _keep(self.schedules, "recurring_run_id", body)
+        self._set_mode(schedule, body["mode"])
+        return schedule
+
+    def list_schedules(self, request: Request) -> dict:
+        schedules = {k: s for k, s in self.schedules.items() if s["experiment_id"] == request.query["experiment_id"]}
+        return self._list("recurringRuns", schedules, request.query)
+
+    def enable_schedule(self, _: Request, schedule_id: str) -> dict:
+        self._set_mode(_of(self.schedules, schedule_id), "ENABLE")
+        return {}
+
+    def disable_schedule(self, _: Request, schedule_id: str) -> dict:
+        self._set_mode(_of(self.schedules, schedule_id), "DISABLE")
+        return {}
+
+    def delete_schedule(self, _: Request, schedule_id: str) -> dict:
+        _of(self.schedules, schedule_id)
+        del self.schedules[schedule_id]
+        return {}
+
+    def give_away_schedules(self, name: str, cron: str) -> None:
+        """As if somebody else had made them, in the UI."""
+        for schedule in self.schedules.values():
+            schedule.update(display_name=name, trigger={"cron_schedule": {"cron": cron}})
+
+    def active(self) -> list[dict]:
+        """Schedules that would start runs."""
+        return [schedule for schedule in self.schedules.values() if schedule["status"] == "ENABLED"]
+
+    def _set_mode(self, schedule: dict, mode: str) -> None:
+        schedule.update(mode=mode, status=f"{mode}D")
+        names = [active["display_name"] for active in self.active()]
+        self.most_active = max([self.most_active, *map(names.count, names)])
+
+    def _authorise(self, request: dict) -> None:
+        namespace = request.get("namespace")
+        if namespace and not self.namespaces:
+            raise Refusal(400, "In single-user mode, the namespace must be empty")
+        if self.namespaces and not namespace:
+            raise Refusal(400, "Invalid input error: namespace is empty")
+        if self.namespaces and namespace not in self.namespaces:
+            raise Refusal(403, "User 'alice@example.com' is not authorized with reason:  (request: &{...})\n at stack")
+
+    def _check_runnable(self, body: dict) -> None:
+        if _of(self.experiments, body["experiment_id"])["storage_state"] == "ARCHIVED":
+            raise Refusal(400, "The experiment is archived")
+        reference = body["pipeline_version_reference"]
+        version = _of(self.versions, reference["pipeline_version_id"])
+        assert version["pipeline_id"] == reference["pipeline_id"]
+        known = version["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+        kinds = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "LIST": list}
+        for name, value in body["runtime_config"].get("parameters", {}).items():
+            if type(value) is not kinds[known[name]["parameterType"]]:
+                raise Refusal(400, f"input parameter {name} requires type {known[name]['parameterType']}")
+
+    def _list(self, field: str, items: dict[str, dict], query: dict[str, str]) -> dict:
+        wanted = list(items.values())
+        for predicate in json.loads(query.get("filter") or "{}").get("predicates", ()):
+            assert predicate["operation"] == "EQUALS", predicate
+            wanted = [item for item in wanted if item[predicate["key"]] == predicate["stringValue"]]
+        start = int(query.get("page_token") or 0)
+        end = start + min(self.page, int(query["page_size"]))
+        return {field: wanted[start:end], "next_page_token": str(end) if end < len(wanted) else ""}
+
+
+_ROUTES = (
+    ("GET", "/healthz", KubeflowServer.healthz),
+    ("GET", "/pipelines", KubeflowServer.list_pipelines),
+    ("POST", "/pipelines", KubeflowServer.create_pipeline),
+    ("POST", "/pipelines/upload_version", KubeflowServer.upload_version),
+    ("GET", "/pipelines/([^/]+)/versions", KubeflowServer.list_versions),
+    ("GET", "/experiments", KubeflowServer.list_experiments),
+    ("POST", "/experiments", KubeflowServer.create_experiment),
+    ("POST", "/runs", KubeflowServer.create_run),
+    ("GET", "/runs/([^/]+)", KubeflowServer.get_run),
+    ("GET", "/recurringruns", KubeflowServer.list_schedules),
+    ("POST", "/recurringruns", KubeflowServer.create_schedule),
+    ("DELETE", "/recurringruns/([^/:]+)", KubeflowServer.delete_schedule),
+    ("POST", "/recurringruns/([^/:]+):enable", KubeflowServer.enable_schedule),
+    ("POST", "/recurringruns/([^/:]+):disable", KubeflowServer.disable_schedule),
+)
+
+
+@contextlib.contextmanager
+def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator[str]:
+    """Address at which `server` answers; `certificate`, with its key, makes it https."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urllib.parse.urlsplit(self.path)
+            query = dict(urllib.parse.parse_qsl(url.query))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if server.login:
+                return self._send(200, "text/html", b"<!DOCTYPE html><title>Log in to Your Account</title>")
+            if self.command != "GET" and server.changes_left is not None:
+                if server.changes_left == 0:
+                    return self.connection.close()
+                server.changes_left -= 1
+            try:
+                status, answer = 200, server.answer(self.command, url.path, Request(query, self.headers, body))
+            except Refusal as refusal:
+                status, answer = refusal.status, {"error": str(refusal), "code": 3, "message": str(refusal)}
+            return self._send(status, "application/json", json.dumps(answer).encode())
+
+        do_POST = do_DELETE = do_GET
+
+        def _send(self, status: int, kind: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        listener.socket = context.wrap_socket(listener.socket, server_side=True)
+    threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{listener.server_port}"
+    finally:
+        listener.shutdown()
+        listener.server_close()
+
+
+def _of(items: dict[str, dict], key: str) -> dict:
+    if key not in items:
+        raise Refusal(404, f"{key} not found")
+    return items[key]
+
+
+def _keep(items: dict[str, dict], key: str, item: dict) -> dict:
+    identity = str(uuid.uuid4())
+    items[identity] = {key: identity, "created_at": NOW, **item}
+    return items[identity]
+
+
+def _task(name: str, state: str) -> dict:
+    task = {"display_name": name, "state": state, "create_time": NOW, "start_time": NOW, "end_time": NOW}
+    return {**task, "error": {"code": 1, "message": "OOMKilled"}} if state == "FAILED" else task

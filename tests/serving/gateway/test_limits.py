@@ -1,0 +1,185 @@
+"""What the gateway refuses, how it says so, and that nothing that is sent makes it fail."""
+
+import hashlib
+import socket
+import struct
+import zlib
+from concurrent import futures
+
+import hypothesis
+import pillow_heif
+import psutil
+import pytest
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.serving.classifier import encoded, picture
+from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port
+
+pillow_heif.register_heif_opener()
+FILES = {
+    **{kind: encoded(picture(1), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "HEIF")},
+    "text": b"a cat",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "TIFF": encoded(picture(1), "TIFF"),
+}
+MORE = hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+
+
+def empty_png(side: int) -> bytes:
+    """A small file that promises side x side pixels, all of them there."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compressobj(9)
+    content = b"".join(rows.compress(bytes(1 + (side + 7) // 8)) for _ in range(side)) + rows.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("photo", "refusal"),
+    [
+        (b"", (400, "empty")),
+        (b"no photo", (415, "not_an_image")),
+        (FILES["TIFF"], (415, "not_an_image")),
+        (PHOTOS[0][:-300], (400, "damaged")),
+        (encoded(Image.new("RGB", (8, 8))), (400, "too_small")),
+        (empty_png(10_000), (413, "too_large")),
+    ],
+    ids=["empty", "text", "tiff", "cut off", "tiny", "100 megapixels"],
+)
+def test_what_is_no_photo_is_refused_with_the_reason(gateway, photo, refusal):
+    assert problem(gateway.http.post(PREDICT, content=photo)) == refusal
+    response = gateway.predict(PHOTOS[0], photo)
+    assert problem(response) == refusal
+    assert response.json()["photo"] == "1.jpg"
+
+
+def test_pixels_are_counted_before_they_are_decoded(gateway):
+    process, bomb = psutil.Process(gateway.process.pid), empty_png(10_000)
+    assert len(bomb) < 20_000
+    before = process.memory_info().rss
+    for _ in range(20):
+        assert problem(gateway.http.post(PREDICT, content=bomb)) == (413, "too_large")
+    assert process.memory_info().rss - before < 50e6  # decoded, one takes 100 MB
+
+
+def test_bytes_are_counted_while_they_arrive(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, max_bytes=100_000)
+    assert problem(gateway.http.post(PREDICT, content=bytes(100_001))) == (413, "too_large")
+    with socket.create_connection(("localhost", gateway.port), DEADLINE) as connection:
+        # No length is announced, and no end ever comes.
+        connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(11):
+            connection.sendall(b"2710\r\n" + bytes(10_000) + b"\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_form_is_understood_or_refused_with_the_reason(gateway):
+    for files, refusal in (
+        ({"photo": PHOTOS[0]}, (422, "invalid_form")),
+        ([("file", PHOTOS[0])] * 17, (413, "too_large")),
+    ):
+        assert problem(gateway.http.post(PREDICT, files=files)) == refusal
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    for body, refusal in (
+        (b"--b--\r\n", (422, "invalid_form")),
+        (b"nonsense", (400, "malformed_form")),
+        (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc', (400, "malformed_form")),
+    ):
+        assert problem(gateway.http.post(PREDICT, content=body, headers=headers)) == refusal
+    assert problem(gateway.http.post(PREDICT, content=b"", headers={"Content-Type": "multipart/form-data"}))[0] == 400
+
+
+def test_more_requests_than_allowed_are_told_when_to_come_back(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, max_in_flight=1)
+    with socket.create_connection(("localhost", gateway.port), DEADLINE) as slow:
+        slow.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PHOTOS[0])}\r\n\r\n".encode())
+        eventually(lambda: gateway.metric("catbreeds_gateway_in_flight") == 1)
+        response = gateway.predict(PHOTOS[0])
+        assert problem(response) == (503, "busy")
+        assert int(response.headers["retry-after"]) > 0
+        slow.sendall(PHOTOS[0])
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200 ")
+    eventually(lambda: gateway.predict(PHOTOS[0]).status_code == 200)
+
+
+def test_who_sends_too_slowly_gives_way(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, read_seconds=0.2)
+    with socket.create_connection(("localhost", gateway.port), DEADLINE) as slow:
+        slow.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_without_a_model_server_there_is_an_answer_in_time(start_gateway):
+    gateway = start_gateway(free_port(), deadline_seconds=1)
+    no_answer = {(503, "model_server_unavailable"), (504, "timed_out")}
+    assert problem(gateway.predict(PHOTOS[0])) in no_answer
+    with socket.create_server(("localhost", 0)) as silent:
+        gateway = start_gateway(silent.getsockname()[1], deadline_seconds=1)
+        assert problem(gateway.predict(PHOTOS[0])) in no_answer
+        assert problem(gateway.http.get("/readyz"))[0] in (503, 504)
+        assert gateway.http.get("/healthz").is_success
+
+
+def test_a_key_is_asked_for_if_there_are_keys_and_only_its_hash_is_known(start_gateway, model_server):
+    digest = hashlib.sha256(b"open sesame").hexdigest()
+    gateway = start_gateway(model_server.port, api_keys=digest)
+    for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": f"Bearer {digest}"}):
+        response = gateway.predict(PHOTOS[0], headers=headers)
+        assert problem(response) == (401, "unauthorized")
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert gateway.predict(PHOTOS[0], headers={"Authorization": "Bearer open sesame"}).is_success
+    assert gateway.http.get("/readyz").is_success  # probes have no key
+    assert digest not in gateway.log.read_text()
+
+
+def test_a_strangers_broken_photo_fails_nobody_else(gateway):
+    with futures.ThreadPoolExecutor(16) as clients:
+        answers = list(
+            clients.map(lambda n: gateway.predict(PHOTOS[n % 4] if n % 2 else PHOTOS[0][:-300]).status_code, range(64))
+        )
+    assert answers == [400, 200] * 32
+
+
+@MORE
+@hypothesis.given(
+    name=st.sampled_from(sorted(FILES)),
+    other=st.sampled_from(sorted(FILES)),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6),
+    form=st.booleans(),
+)
+def test_no_bytes_make_it_fail(gateway, name, other, cut, flips, form):
+    head, tail = FILES[name], FILES[other]
+    data = bytearray(head[: int(cut[0] * len(head))] + tail[int(cut[1] * len(tail)) :])
+    for at, value in flips:
+        if data:
+            data[int(at * (len(data) - 1))] = value
+    response = gateway.predict(bytes(data)) if form else gateway.http.post(PREDICT, content=bytes(data))
+    if response.status_code == 200:
+        assert response.json()["predictions"]
+    else:
+        assert problem(response)[0] in (400, 413, 415)
+
+
+def test_what_openapi_promises_holds_for_requests_that_a_machine_invents(gateway):
+    schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @MORE
+        @hypothesis.given(case=operation.as_strategy())
+        def invented(case):
+            response = case.call(timeout=DEADLINE)
+            assert response.status_code < 500, response.text
+            # No schema can say which bytes are a photo.
+            case.validate_response(response, excluded_checks=[positive_data_acceptance])
+
+        invented()

@@ -1,0 +1,102 @@
+"""What operators are promised: probes, metrics, logs, traces, and an end in good order."""
+
+import re
+import signal
+import socket
+
+import pytest
+
+from tests.serving.classifier import BREEDS
+from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem, start
+from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually, free_port
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def test_it_is_ready_as_soon_as_the_model_server_can_predict_and_not_before(start_gateway, classifier, tmp_path):
+    port = free_port()
+    gateway = start_gateway(port)
+    assert gateway.http.get("/healthz").is_success
+    assert problem(gateway.http.get("/readyz"))[0] in (503, 504)
+    server = ModelServer(tmp_path, "--model_name=catbreeds", f"--model_base_path={classifier}", port=port)
+    try:
+        ready = eventually(lambda: (answer := gateway.http.get("/readyz")).is_success and answer)
+        assert ready.json() == {"model": {"name": "catbreeds", "version": 2}}
+    finally:
+        server.stop()
+    eventually(lambda: gateway.http.get("/readyz").status_code in (503, 504))
+    assert gateway.http.get("/healthz").is_success
+
+
+def test_a_label_that_is_configured_is_asked_for(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, model_label="stable")
+    assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 1
+
+
+def test_a_request_keeps_its_id_and_trace_in_answer_and_log(gateway):
+    parent = f"00-{TRACE}-00f067aa0ba902b7-01"
+    response = gateway.predict(PHOTOS[2], headers={"X-Request-ID": "order-17", "traceparent": parent})
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "order-17"
+    assert re.fullmatch(f"00-{TRACE}-(?!00f067aa0ba902b7)[0-9a-f]{{16}}-01", response.headers["traceparent"])
+    line = gateway.logged(event="request", request_id="order-17")
+    assert (line["trace_id"], line["code"], line["photos"], line["version"]) == (TRACE, 200, 1, 2)
+    for strange in ("", "two words", "x" * 1000, "00-" + "0" * 32 + "-00f067aa0ba902b7-01"):
+        response = gateway.predict(PHOTOS[2], headers={"X-Request-ID": strange, "traceparent": strange})
+        assert response.is_success
+        assert re.fullmatch("00-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-0[01]", response.headers["traceparent"])
+
+
+def test_metrics_count_requests_by_code_and_time_what_they_took(gateway):
+    def counted(code: int) -> float:
+        return gateway.metric(f'catbreeds_gateway_requests_total{{code="{code}",route="{PREDICT}"}}')
+
+    before = counted(200), counted(415)
+    gateway.predict(PHOTOS[0])
+    gateway.predict(b"no photo")
+    assert (counted(200), counted(415)) == (before[0] + 1, before[1] + 1)
+    for line in ("decode_seconds_count", 'model_server_seconds_count{label="default"}'):
+        assert gateway.metric(f"catbreeds_gateway_{line}") > 0
+    assert gateway.metric("catbreeds_gateway_in_flight") == 0
+
+
+def test_a_browser_of_an_allowed_origin_may_ask(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, cors_origins="https://cats.example")
+    for origin, allowed in (("https://cats.example", "https://cats.example"), ("https://dogs.example", None)):
+        response = gateway.predict(PHOTOS[0], headers={"Origin": origin})
+        assert response.headers.get("access-control-allow-origin") == allowed
+
+
+def test_the_document_of_the_api_has_examples_and_a_page(gateway):
+    assert "swagger" in gateway.http.get("/docs").text.lower()
+    schemas = gateway.http.get("/openapi.json").json()["components"]["schemas"]
+    assert {name for name, schema in schemas.items() if schema.get("examples")} >= {"AnswerDocument", "ProblemDocument"}
+
+
+def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, model_server):
+    gateway = start_gateway(model_server.port)
+    with socket.create_connection(("localhost", gateway.port), DEADLINE) as slow:
+        slow.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PHOTOS[3])}\r\n\r\n".encode())
+        eventually(lambda: gateway.metric("catbreeds_gateway_in_flight") == 1)
+        gateway.http.close()
+        gateway.process.send_signal(signal.SIGTERM)
+        slow.sendall(PHOTOS[3])
+        answer = b""
+        while part := slow.recv(10_000):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert BREEDS[3].encode() in answer
+    assert gateway.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"port": "many"}, "CATBREEDS_GATEWAY_PORT: "),
+        ({"max_pixel": "5"}, "CATBREEDS_GATEWAY_MAX_PIXEL: no such setting; there are "),
+        ({"api_keys": "secret"}, "CATBREEDS_GATEWAY_API_KEYS: "),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, says):
+    process = start(settings, stderr=-1, text=True)
+    assert says in process.communicate(timeout=DEADLINE)[1]
+    assert process.returncode == 2

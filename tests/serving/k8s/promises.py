@@ -1,0 +1,629 @@
+"""What every variant of the manifests promises, beyond what a schema can say.
+
+A promise is a function from a variant to what breaks it. With it go changes of a sound variant that must break it, so
+that no check can pass for want of looking.
+"""
+
+import copy
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from serving.gateway.settings import Settings
+from serving.model_server import flags
+from serving.rollout.cluster import CONFIG_MAP
+from serving.rollout.plan import CONFIG_FILE, TRAFFIC_FILE
+from tests.serving.k8s.variants import Object, Variant
+
+Check = Callable[[Variant], Iterator[str]]
+Change = Callable[[Variant], None]
+
+# Made by rollout, see serving/rollout/cluster.py: its name and its keys.
+LIVE_CONFIG = (CONFIG_MAP, {CONFIG_FILE, TRAFFIC_FILE})
+_CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A check, and changes that must make it fail."""
+
+    check: Check
+    changes: tuple[Change, ...]
+
+
+PROMISES: dict[str, Promise] = {}
+
+
+def promise(*changes: Change) -> Callable[[Check], Check]:
+    """Adds a check by its name."""
+
+    def add(check: Check) -> Check:
+        assert changes, "a check that nothing breaks checks nothing"
+        PROMISES[check.__name__] = Promise(check, changes)
+        return check
+
+    return add
+
+
+def changed(variant: Variant, change: Change) -> Variant:
+    other = Variant(variant.name, copy.deepcopy(variant.objects))
+    change(other)
+    return other
+
+
+def put(which: str, path: str, value: Any) -> Change:
+    """Sets a field; `which` is Kind/name, `path` has slashes between its steps."""
+
+    def change(variant: Variant) -> None:
+        *parents, last = path.split("/")
+        parent = _walk(_found(variant, which), parents)
+        parent[_step(parent, last)] = value
+
+    return change
+
+
+def drop(which: str, path: str = "") -> Change:
+    """Removes a field, or the whole object."""
+
+    def change(variant: Variant) -> None:
+        if not path:
+            variant.objects.remove(_found(variant, which))
+            return
+        *parents, last = path.split("/")
+        parent = _walk(_found(variant, which), parents)
+        del parent[_step(parent, last)]
+
+    return change
+
+
+def add(which: str, path: str, value: Any) -> Change:
+    """Appends to a list."""
+    return lambda variant: _walk(_found(variant, which), path.split("/")).append(value)
+
+
+def insert(object_: Object) -> Change:
+    """Adds an object."""
+    return lambda variant: variant.objects.append(object_)
+
+
+def _found(variant: Variant, which: str) -> Object:
+    kind, name = which.split("/")
+    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # a generated name has a hash
+    found = [object_ for object_ in variant.of(kind) if named.fullmatch(object_["metadata"]["name"])]
+    if not found:
+        raise LookupError(f"{variant.name} has no {which}")
+    return found[0]
+
+
+def _step(parent: Any, step: str) -> Any:
+    return int(step) if isinstance(parent, list) else step
+
+
+def _walk(value: Any, steps: list[str]) -> Any:
+    for step in steps:
+        value = value[_step(value, step)]
+    return value
+
+
+_POD = "spec/template/spec"
+_CONTAINER = f"{_POD}/containers/0"
+
+
+# --- names that must agree
+
+
+@promise(
+    put("Service/gateway", "spec/selector", {"app.kubernetes.io/name": "gate"}),
+    put("Deployment/page", "spec/template/metadata/labels", {"app.kubernetes.io/name": "pages"}),
+    put("PodDisruptionBudget/page", "spec/selector/matchLabels", {"app.kubernetes.io/name": "gateway"}),
+    put("NetworkPolicy/gateway", "spec/podSelector/matchLabels", {"app": "gateway"}),
+    put("NetworkPolicy/model-server", "spec/ingress/0/from/0/podSelector/matchLabels", {"app": "gateway"}),
+    put(
+        "Deployment/gateway",
+        f"{_POD}/topologySpreadConstraints/0/labelSelector/matchLabels",
+        {"app.kubernetes.io/name": "page"},
+    ),
+    put("PodMonitor/gateway", "spec/selector/matchLabels", {"app.kubernetes.io/name": "gate"}),
+)
+def selectors_find_the_pods_they_mean(variant: Variant) -> Iterator[str]:
+    labels = {name: template["metadata"]["labels"] for name, template in variant.pods()}
+    for deployment in variant.of("Deployment"):
+        name = deployment["metadata"]["name"]
+        selectors = [deployment["spec"]["selector"]]
+        spread = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
+        for selector in selectors + [constraint["labelSelector"] for constraint in spread]:
+            if _matched(selector, labels) != {name}:
+                yield f"{selector} of Deployment {name} matches {_matched(selector, labels)}"
+    for object_ in variant.of("Service", "PodDisruptionBudget", "PodMonitor"):
+        kind, name, selector = object_["kind"], object_["metadata"]["name"], object_["spec"]["selector"]
+        selector = {"matchLabels": selector} if kind == "Service" else selector
+        if _matched(selector, labels) != {name}:
+            yield f"{kind} {name} matches {_matched(selector, labels)}"
+    for policy in variant.of("NetworkPolicy"):
+        rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
+        peers = [peer for rule in rules for peer in rule.get("from", []) + rule.get("to", [])]
+        own = [peer["podSelector"] for peer in peers if "podSelector" in peer and "namespaceSelector" not in peer]
+        for selector in [policy["spec"]["podSelector"], *own]:
+            if not _matched(selector, labels):
+                yield f"{selector} of NetworkPolicy {policy['metadata']['name']} matches no pod"
+
+
+def _matched(selector: Object, labels: dict[str, dict[str, str]]) -> set[str]:
+    return {name for name, own in labels.items() if matches(selector, own)}
+
+
+def matches(selector: Object, labels: dict[str, str]) -> bool:
+    """Whether a LabelSelector matches; of the operators only In is known."""
+    assert selector.keys() <= {"matchLabels", "matchExpressions"}, selector
+    expressions = selector.get("matchExpressions", [])
+    assert all(expression["operator"] == "In" for expression in expressions), selector
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        labels.get(expression["key"]) in expression["values"] for expression in expressions
+    )
+
+
+def _ports(container: Object) -> dict[Any, int]:
+    """Container ports by name and by number."""
+    ports = container.get("ports", [])
+    return {key: port["containerPort"] for port in ports for key in (port["name"], port["containerPort"])}
+
+
+@promise(
+    put("Service/page", "spec/ports/0/targetPort", 80),
+    put("Service/model-server", "spec/ports/0/targetPort", "grcp"),
+    put("HTTPRoute/catbreeds", "spec/rules/0/backendRefs/0/port", 8000),
+    put("HTTPRoute/catbreeds", "spec/rules/1/backendRefs/0/name", "web"),
+    put("PodMonitor/model-server", "spec/podMetricsEndpoints/0/port", "http"),
+    put("NetworkPolicy/model-server", "spec/ingress/0/ports/0/port", "http2"),
+    put("NetworkPolicy/gateway", "spec/egress/0/ports/0/port", 8501),
+)
+def ports_lead_to_ports_of_containers(variant: Variant) -> Iterator[str]:
+    ports = {name: _ports(container) for name, _, container in variant.containers()}
+    services = {service["metadata"]["name"]: service["spec"]["ports"] for service in variant.of("Service")}
+    for name, offered in services.items():
+        for port in offered:
+            if port["targetPort"] not in ports[name]:
+                yield f"Service {name}: its pods have no port {port['targetPort']}"
+    for route in variant.of("HTTPRoute"):
+        for backend in [backend for rule in route["spec"]["rules"] for backend in rule["backendRefs"]]:
+            if backend["port"] not in [port["port"] for port in services.get(backend["name"], [])]:
+                yield f"HTTPRoute: Service {backend['name']} has no port {backend['port']}"
+    for monitor in variant.of("PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            if endpoint["port"] not in ports[monitor["metadata"]["name"]]:
+                yield f"PodMonitor {monitor['metadata']['name']}: no port {endpoint['port']}"
+    labels = {name: template["metadata"]["labels"] for name, template in variant.pods()}
+    for policy in variant.of("NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            for selected in _matched(policy["spec"]["podSelector"], labels):
+                if not any(port["port"] in ports[selected] for port in rule["ports"]):
+                    yield f"NetworkPolicy {policy['metadata']['name']}: opens no port of {selected}"
+        for rule in policy["spec"].get("egress", []):
+            for peer in [peer for peer in rule.get("to", []) if "podSelector" in peer]:
+                for selected in _matched(peer["podSelector"], labels):
+                    # What a gateway needs of a model server is gRPC, its first port.
+                    first = next(iter(ports[selected].values()))
+                    if [port["port"] for port in rule["ports"]] != [first]:
+                        yield f"NetworkPolicy {policy['metadata']['name']}: {selected} is not asked at {first}"
+
+
+@promise(
+    put("Deployment/gateway", f"{_CONTAINER}/readinessProbe/httpGet/port", 80),
+    put("Deployment/model-server", f"{_CONTAINER}/livenessProbe/grpc/port", 8501),
+    drop("Deployment/page", f"{_CONTAINER}/startupProbe"),
+)
+def every_container_has_three_probes_on_ports_of_its_own(variant: Variant) -> Iterator[str]:
+    for name, _, container in variant.containers():
+        ports = _ports(container)
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            probe = container.get(kind, {})
+            port = probe.get("httpGet", probe.get("grpc", {})).get("port")
+            if port not in ports or ("grpc" in probe and port != ports.get("grpc")):
+                yield f"{kind} of {name} asks port {port}"
+
+
+@promise(
+    put("Deployment/model-server", f"{_CONTAINER}/volumeMounts/0/name", "modles"),
+    add("Deployment/page", f"{_POD}/volumes", {"name": "unused", "emptyDir": {}}),
+    drop("PersistentVolumeClaim/models"),
+    drop("PersistentVolume/catbreeds-models"),
+    drop("ServiceAccount/gateway"),
+    drop("ConfigMap/model-server-files"),
+    drop("ConfigMap/model-server-files", "data/monitoring.config"),
+    put("Deployment/model-server", f"{_POD}/volumes/1/configMap/name", "model-config-2"),
+    put("Deployment/model-server", f"{_POD}/volumes/1/configMap/optional", True),
+    put("Deployment/gateway", f"{_CONTAINER}/env/2/value", "/etc/model-config/shares.json"),
+)
+def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
+    for name, template in variant.pods():
+        spec = template["spec"]
+        if not variant.find("ServiceAccount", spec["serviceAccountName"]):
+            yield f"{name}: no ServiceAccount {spec['serviceAccountName']}"
+        mounted = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        if mounted != volumes.keys():
+            yield f"{name}: mounts {mounted}, has {volumes.keys()}"
+        for volume in volumes.values():
+            if "persistentVolumeClaim" in volume:
+                claim = variant.find("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
+                if not claim or not variant.find("PersistentVolume", claim["spec"]["volumeName"]):
+                    yield f"{name}: no claim or no volume for {volume}"
+            elif "configMap" in volume:
+                config = volume["configMap"]
+                if config.get("optional") and name == "model-server":
+                    yield f"{name}: {volume} is optional, the server would end for want of it"
+                if config["name"] != LIVE_CONFIG[0] and not variant.find("ConfigMap", config["name"]):
+                    yield f"{name}: no ConfigMap {config['name']}"
+            elif "emptyDir" not in volume:
+                yield f"{name}: {volume} is of a kind that nothing checks"
+        for container in spec["containers"]:
+            files = [f"{e['name']}={e['value']}" for e in container.get("env", []) if e["name"].endswith("_FILE")]
+            for argument in [*container.get("args", []), *files]:
+                file = argument.partition("=")[2]
+                if file.startswith("/") and not _is_there(variant, volumes, container, PurePosixPath(file)):
+                    yield f"{name}: {argument}: there is no such file"
+
+
+def _is_there(variant: Variant, volumes: dict[str, Object], container: Object, file: PurePosixPath) -> bool:
+    for mount in container["volumeMounts"]:
+        config = volumes.get(mount["name"], {}).get("configMap")
+        if config and str(file.parent) == mount["mountPath"]:
+            if config["name"] == LIVE_CONFIG[0]:
+                return file.name in LIVE_CONFIG[1]
+            return file.name in (variant.find("ConfigMap", config["name"]) or {"data": {}})["data"]
+    return False
+
+
+@promise(insert({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "model-config"}, "data": {}}))
+def no_deploy_touches_the_live_model_configuration(variant: Variant) -> Iterator[str]:
+    if variant.find("ConfigMap", LIVE_CONFIG[0]):
+        yield "it would be applied, and a promotion would be lost"
+
+
+@promise(
+    put("Service/page", "metadata/namespace", "default"), drop("PersistentVolumeClaim/models", "metadata/namespace")
+)
+def everything_is_in_one_namespace(variant: Variant) -> Iterator[str]:
+    (namespace,) = [object_["metadata"]["name"] for object_ in variant.of("Namespace")]
+    for object_ in variant.objects:
+        expected = None if object_["kind"] in _CLUSTER_SCOPED else namespace
+        if object_["metadata"].get("namespace") != expected:
+            yield f"{object_['kind']} {object_['metadata']['name']}"
+
+
+# --- what pods may do
+
+
+@promise(
+    drop("Deployment/page", f"{_CONTAINER}/resources/limits/memory"),
+    drop("Deployment/gateway", f"{_CONTAINER}/resources/requests"),
+    put("Deployment/model-server", f"{_CONTAINER}/resources/requests/memory", "1Gi"),
+)
+def every_container_has_requests_and_limits(variant: Variant) -> Iterator[str]:
+    for name, _, container in variant.containers():
+        requests, limits = (container["resources"].get(kind, {}) for kind in ("requests", "limits"))
+        if not {"cpu", "memory"} <= requests.keys() & limits.keys():
+            yield f"{name}: {container['resources']}"
+        # A container that uses more than it asked for is the first to be killed when a node runs short.
+        elif requests["memory"] != limits["memory"]:
+            yield f"{name}: memory of {requests} differs from {limits}"
+
+
+@promise(
+    drop("Deployment/gateway", f"{_POD}/securityContext/runAsNonRoot"),
+    put("Deployment/gateway", f"{_POD}/securityContext/runAsUser", 0),
+    put("Deployment/page", f"{_CONTAINER}/securityContext/capabilities/drop", ["NET_RAW"]),
+    put("Deployment/page", f"{_CONTAINER}/securityContext/capabilities/add", ["NET_ADMIN"]),
+    put("Deployment/model-server", f"{_CONTAINER}/securityContext/readOnlyRootFilesystem", False),
+    put("Deployment/model-server", f"{_CONTAINER}/securityContext/allowPrivilegeEscalation", True),
+    put("Deployment/model-server", f"{_CONTAINER}/securityContext/runAsUser", 0),
+    drop("Deployment/model-server", f"{_POD}/securityContext/seccompProfile"),
+    put("Deployment/page", f"{_POD}/hostNetwork", True),
+    put("Namespace/catbreeds", "metadata/labels", {"pod-security.kubernetes.io/enforce": "baseline"}),
+)
+def no_process_is_root_or_can_become_it(variant: Variant) -> Iterator[str]:
+    for name, spec, container in variant.containers():
+        pod, own = spec["securityContext"], container["securityContext"]
+        if not (pod.get("runAsNonRoot") and pod.get("runAsUser", 0) >= 10_000 and pod.get("runAsGroup", 0) >= 10_000):
+            yield f"{name}: {pod}"
+        if pod.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            yield f"{name}: no seccomp profile"
+        if own != {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }:
+            yield f"{name}: {own}"
+        if spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}:
+            yield f"{name}: shares something of the node"
+    for namespace in variant.of("Namespace"):
+        if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield "the cluster does not refuse privileged pods"
+
+
+@promise(
+    put("Deployment/gateway", f"{_POD}/volumes/0", {"name": "tmp", "configMap": {"name": "x"}}),
+    put("Deployment/page", f"{_CONTAINER}/volumeMounts/0/mountPath", "/temporary"),
+    drop("Deployment/model-server", f"{_CONTAINER}/volumeMounts/0/readOnly"),
+    drop("Deployment/page", f"{_POD}/volumes/0/emptyDir/sizeLimit"),
+)
+def a_container_can_write_to_tmp_alone(variant: Variant) -> Iterator[str]:
+    for name, spec, container in variant.containers():
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        writable = {
+            mount["mountPath"]: volumes[mount["name"]]
+            for mount in container["volumeMounts"]
+            if not mount.get("readOnly")
+        }
+        if writable.keys() != {"/tmp"} or not writable["/tmp"].get("emptyDir", {}).get("sizeLimit"):
+            yield f"{name}: {writable}"
+
+
+@promise(
+    put("Deployment/page", f"{_POD}/automountServiceAccountToken", True),
+    put("Role/rollout", "rules/0/verbs", ["*"]),
+    drop("Role/rollout", "rules/0/resourceNames"),
+    add("Role/rollout", "rules", {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}),
+    put("RoleBinding/rollout", "subjects/0/name", "gateway"),
+    put("RoleBinding/rollout", "roleRef/name", "admin"),
+    insert({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "x"}}),
+)
+def rollout_alone_may_ask_the_cluster_and_only_for_its_work(variant: Variant) -> Iterator[str]:
+    for name, template in variant.pods():
+        if template["spec"].get("automountServiceAccountToken") is not False:
+            yield f"{name} gets a token"
+    for object_ in variant.of("ClusterRole", "ClusterRoleBinding"):
+        yield f"{object_['kind']} {object_['metadata']['name']}"
+    rights = {
+        (resource, verb, name)
+        for role in variant.of("Role")
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames", ["*"])
+    }
+    expected = {
+        ("configmaps", "get", LIVE_CONFIG[0]),
+        ("configmaps", "update", LIVE_CONFIG[0]),
+        ("configmaps", "create", "*"),
+        ("pods", "list", "*"),
+    }
+    if rights != expected:
+        yield f"rights differ from what rollout calls: {rights ^ expected}"
+    for binding in variant.of("RoleBinding"):
+        if not variant.find("Role", binding["roleRef"]["name"]):
+            yield f"no Role {binding['roleRef']['name']}"
+        if [(subject["kind"], subject["name"]) for subject in binding["subjects"]] != [("ServiceAccount", "rollout")]:
+            yield f"{binding['subjects']} may do what rollout does"
+
+
+@promise(
+    put("Service/gateway", "spec/type", "LoadBalancer"),
+    put("Service/page", "spec/type", "NodePort"),
+    put("Service/page", "spec/externalIPs", ["192.0.2.1"]),
+    put("Deployment/gateway", f"{_CONTAINER}/ports/0/hostPort", 8000),
+)
+def nothing_is_reachable_from_outside_unless_an_overlay_asks(variant: Variant) -> Iterator[str]:
+    for service in variant.of("Service"):
+        if service["spec"].get("type", "ClusterIP") != "ClusterIP" or service["spec"].get("externalIPs"):
+            yield f"Service {service['metadata']['name']}"
+    for name, _, container in variant.containers():
+        if any("hostPort" in port for port in container["ports"]):
+            yield f"{name} listens on its node"
+    if variant.of("Gateway", "Ingress") and not variant.name.startswith("gke+"):
+        yield "a load balancer that nobody asked for"
+
+
+# --- how they run
+
+
+@promise(
+    put("Deployment/gateway", f"{_CONTAINER}/image", "catbreeds-gateway"),
+    put("Deployment/gateway", f"{_CONTAINER}/image", "registry:5000/catbreeds-gateway"),
+    put("Deployment/model-server", f"{_CONTAINER}/image", "tensorflow/serving:latest"),
+    put("Deployment/model-server", f"{_CONTAINER}/image", "tensorflow/serving:latest-gpu"),
+)
+def every_image_has_a_tag_that_stays(variant: Variant) -> Iterator[str]:
+    for name, _, container in variant.containers():
+        tag = container["image"].rpartition("/")[2].partition(":")[2]
+        if not re.match(r"[0-9]+\.[0-9]+\.[0-9]+", tag):
+            yield f"{name}: {container['image']}"
+
+
+@promise(
+    add("Deployment/model-server", f"{_CONTAINER}/args", "--enable_bathing=true"),
+    add("Deployment/model-server", f"{_CONTAINER}/args", "--ssl_config_file=/tmp/x"),
+    add("Deployment/model-server", f"{_CONTAINER}/args", "--rest_api_num_threads=many"),
+    put("Deployment/model-server", f"{_CONTAINER}/args/0", "--port=9000"),
+    put("Deployment/model-server", f"{_CONTAINER}/args/3", "--model_config_file_poll_wait_seconds=60"),
+    put("Deployment/model-server", f"{_CONTAINER}/args/4", "--enable_model_warmup=true"),
+    put("Deployment/model-server", f"{_CONTAINER}/args/9", "--enable_grpc_healthcheck_service=false"),
+)
+def the_model_server_takes_its_flags_and_listens_where_others_ask(variant: Variant) -> Iterator[str]:
+    container = next(container for name, _, container in variant.containers() if name == "model-server")
+    try:
+        values = flags.parse(container["args"])
+    except SystemExit:
+        yield f"refused: {container['args']}"
+        return
+    ports = _ports(container)
+    if (values.port, values.rest_api_port) != (ports["grpc"], ports["rest"]):
+        yield "its flags and its ports differ"
+    if values.model_config_file_poll_wait_seconds:
+        yield "it polls the configuration, which rollout pushes"
+    if not values.allow_version_labels_for_unavailable_models:
+        yield "it could not restart with labels in its configuration"
+    if not values.enable_grpc_healthcheck_service:
+        yield "its probes ask a service that is not there"
+
+
+@promise(put("ConfigMap/model-server-files", "data/batching.config", "max_batch_size { value: 8 }"))
+def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
+    most = Settings.model_fields["max_photos"].default
+    for config in variant.of("ConfigMap"):
+        size = re.search(r"max_batch_size \{ value: (\d+) \}", config["data"].get("batching.config", ""))
+        if size and int(size[1]) < most:
+            yield f"{size[0]}, and the gateway sends {most} photos at a time"
+
+
+@promise(
+    put("PodDisruptionBudget/model-server", "spec/maxUnavailable", 0),
+    put("PodDisruptionBudget/model-server", "spec", {"minAvailable": 1}),
+    drop("PodDisruptionBudget/gateway", "spec/unhealthyPodEvictionPolicy"),
+    drop("PodDisruptionBudget/page"),
+)
+def a_drain_always_goes_on(variant: Variant) -> Iterator[str]:
+    for name, _ in variant.pods():
+        budget = variant.find("PodDisruptionBudget", name)
+        spec = budget["spec"] if budget else {}
+        # By number: a share of one replica may round to none.
+        if "minAvailable" in spec or spec.get("maxUnavailable", 0) < 1:
+            yield f"{name}: a drain could wait for ever, or nothing limits it: {spec}"
+        if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield f"{name}: a pod that is not ready blocks a drain"
+
+
+@promise(
+    put("Deployment/model-server", f"{_POD}/terminationGracePeriodSeconds", 30),
+    put("Deployment/model-server", f"{_CONTAINER}/lifecycle/preStop/sleep/seconds", 5),
+    put("Deployment/model-server", f"{_POD}/shareProcessNamespace", False),
+    drop("Deployment/gateway", f"{_CONTAINER}/lifecycle"),
+)
+def a_pod_that_stops_has_lost_its_clients_before(variant: Variant) -> Iterator[str]:
+    for name, spec, container in variant.containers():
+        sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        if not 5 <= sleep < spec["terminationGracePeriodSeconds"]:
+            yield f"{name}: sleeps {sleep} s of {spec['terminationGracePeriodSeconds']} s"
+        if name == "model-server":
+            # gRPC looks a name up again after 30 s at the earliest.
+            age = int(re.search(r"max_connection_age_ms=(\d+)", " ".join(container["args"]))[1]) / 1000
+            if sleep < 30 + age:
+                yield f"connections live {age} s, and the pod ends after {sleep} s"
+            if not spec.get("shareProcessNamespace"):
+                yield "the model server is process 1, which ignores SIGTERM"
+
+
+@promise(
+    put("Deployment/model-server", f"{_CONTAINER}/startupProbe/failureThreshold", 1000),
+    put("Deployment/gateway", f"{_CONTAINER}/startupProbe/periodSeconds", 0.1),
+)
+def a_slow_start_is_no_failed_deployment(variant: Variant) -> Iterator[str]:
+    for name, _, container in variant.containers():
+        probe = container["startupProbe"]
+        patience = probe["periodSeconds"] * probe["failureThreshold"]
+        deadline = variant.find("Deployment", name)["spec"].get("progressDeadlineSeconds", 600)
+        if not 30 <= patience < deadline:
+            yield f"{name}: {patience} s to start, {deadline} s to be deployed"
+
+
+@promise(
+    put("HorizontalPodAutoscaler/gateway", "spec/scaleTargetRef/name", "gate"),
+    put("HorizontalPodAutoscaler/gateway", "spec/minReplicas", 1),
+    put("Deployment/gateway", "spec/replicas", 3),
+)
+def a_deploy_does_not_reset_what_was_scaled(variant: Variant) -> Iterator[str]:
+    for scaler in variant.of("HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        deployment = variant.find(target["kind"], target["name"])
+        if not deployment or target["name"] != scaler["metadata"]["name"]:
+            yield f"{scaler['metadata']['name']}: no {target}"
+        elif "replicas" in deployment["spec"]:
+            yield f"{target['name']}: each deploy sets its replicas"
+        if scaler["spec"]["minReplicas"] < 2:
+            yield f"{target['name']}: a drain stops it"
+
+
+# --- who may talk to whom
+
+
+@promise(
+    drop("NetworkPolicy/deny-all"),
+    drop("NetworkPolicy/names"),
+    drop("NetworkPolicy/scraping"),
+    put("NetworkPolicy/model-server", "spec/ingress", [{}]),
+    put("NetworkPolicy/page", "spec/egress", [{}]),
+    put("NetworkPolicy/gateway", "spec/ingress", []),
+    put("NetworkPolicy/scraping", "spec/ingress/0/from", [{"namespaceSelector": {}}]),
+)
+def the_network_carries_page_to_gateway_to_model_server_and_little_else(variant: Variant) -> Iterator[str]:
+    expected = {
+        ("page", "gateway", 8000),
+        ("gateway", "model-server", 8500),
+        ("page", "dns", 53),
+        ("gateway", "dns", 53),
+        ("prometheus", "gateway", 8000),
+        ("prometheus", "model-server", 8501),
+    }
+    if variant.of("HTTPRoute"):
+        expected |= {(source, *door) for source in _CALLERS for door in (("page", 8080), ("gateway", 8000))}
+    if variant.name.startswith("gke"):
+        expected |= {("model-server", "dns", 53), ("model-server", "world", 443), ("model-server", "metadata", 80)}
+    carried = set(_connections(variant))
+    if carried != expected:
+        yield f"too many: {sorted(carried - expected)}; missing: {sorted(expected - carried)}"
+
+
+_OUR_NAMESPACE = {"kubernetes.io/metadata.name": "catbreeds"}
+# Who else is there: labels of the namespace, of the pod, address.
+_OTHERS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+    "stranger": ({"kubernetes.io/metadata.name": "default"}, {"app": "stranger"}, "10.0.0.9"),
+    "prometheus": ({"kubernetes.io/metadata.name": "monitoring"}, {"app": "prometheus"}, "10.0.0.8"),
+    "dns": ({"kubernetes.io/metadata.name": "kube-system"}, {"k8s-app": "kube-dns"}, "10.0.0.7"),
+    "metadata": ({}, {}, "169.254.169.254"),
+    "world": ({}, {}, "203.0.113.1"),
+}
+_CALLERS = ("stranger", "prometheus", "world")
+_OTHER_PORTS = {"stranger": (80, 443), "prometheus": (9090,), "dns": (53, 443), "metadata": (80,), "world": (80, 443)}
+
+
+def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
+    """Who could open a connection to whom at which port, by the rules of NetworkPolicy."""
+    ours = {name: template["metadata"]["labels"] for name, template in variant.pods()}
+    places = _OTHERS | {name: (_OUR_NAMESPACE, labels, "10.0.0.5") for name, labels in ours.items()}
+    ports = {name: _ports(container) for name, _, container in variant.containers()}
+    numbers = {name: set(own.values()) for name, own in ports.items()} | {k: set(v) for k, v in _OTHER_PORTS.items()}
+    for source in (*ours, *_CALLERS):
+        for target in places:
+            if source == target or not {source, target} & ours.keys():
+                continue
+            for port in sorted(numbers[target]):
+                if _open(variant, "egress", ours.get(source), places[target], port, ports.get(target, {})) and _open(
+                    variant, "ingress", ours.get(target), places[source], port, ports.get(target, {})
+                ):
+                    yield source, target, port
+
+
+def _open(variant, way: str, labels, peer, port: int, names: dict[Any, int]) -> bool:
+    """Whether the policies of a pod let `port` through; None as labels: it is none of ours, and nothing holds it."""
+    policies = [
+        policy["spec"]
+        for policy in variant.of("NetworkPolicy")
+        if labels is not None
+        and matches(policy["spec"]["podSelector"], labels)
+        and way.capitalize() in policy["spec"]["policyTypes"]
+    ]
+    rules = [rule for policy in policies for rule in policy.get(way, [])]
+    return not policies or any(_lets(rule, way, peer, port, names) for rule in rules)
+
+
+def _lets(rule: Object, way: str, peer: tuple, port: int, names: dict[Any, int]) -> bool:
+    allowed = [names.get(entry["port"], entry["port"]) for entry in rule.get("ports", [])]
+    peers = rule.get("from" if way == "ingress" else "to", [])
+    return (not allowed or port in allowed) and (not peers or any(_is_peer(entry, peer) for entry in peers))
+
+
+def _is_peer(entry: Object, peer: tuple[dict[str, str], dict[str, str], str]) -> bool:
+    namespace, labels, address = peer
+    if "ipBlock" in entry:
+        within = [
+            ipaddress.ip_network(cidr) for cidr in (entry["ipBlock"]["cidr"], *entry["ipBlock"].get("except", []))
+        ]
+        inside, *outside = [ipaddress.ip_address(address) in network for network in within]
+        return inside and not any(outside)
+    if "namespaceSelector" in entry:
+        wanted = entry["namespaceSelector"]
+        return bool(namespace) and matches(wanted, namespace) and matches(entry.get("podSelector", {}), labels)
+    return namespace == _OUR_NAMESPACE and matches(entry["podSelector"], labels)

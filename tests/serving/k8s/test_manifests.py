@@ -1,0 +1,68 @@
+"""Every variant renders, is valid on the oldest and the newest Kubernetes, and keeps every promise."""
+
+import contextlib
+import functools
+import json
+
+import kubernetes_validate
+import pytest
+
+from tests.serving.k8s.promises import PROMISES, changed
+from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, switches
+
+# Resources of operators: their schemas are not Kubernetes's. Promises look at what they refer to.
+_CUSTOM = {"Gateway", "GCPBackendPolicy", "HTTPRoute", "HealthCheckPolicy", "PodMonitor", "PrometheusRule"}
+
+
+@functools.cache
+def invalid(text: str, version: str) -> str | None:
+    """Why an object, as JSON, is not valid; None if it is. Variants share most of theirs."""
+    try:
+        kubernetes_validate.validate(json.loads(text), version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{error.message} at {list(error.absolute_path)}"
+    return None
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_variant_renders_and_is_valid(rendered, overlay, version):
+    assert len(rendered[overlay]) == 2 ** len(switches(overlay))
+    for variant in rendered[overlay]:
+        for object_ in variant.objects:
+            if object_["kind"] not in _CUSTOM:
+                reason = invalid(json.dumps(object_, sort_keys=True), version)
+                assert reason is None, f"{variant.name}: {object_['kind']} {object_['metadata']['name']}: {reason}"
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_validation_can_fail(rendered, version):
+    deployment = rendered["local"][0].find("Deployment", "gateway")
+    assert invalid(json.dumps(deployment | {"speck": {}}), version)
+
+
+def test_every_component_can_be_switched_on():
+    components = {f"../../components/{folder.name}" for folder in (K8S / "components").iterdir()}
+    for overlay in OVERLAYS:
+        text = (K8S / "overlays" / overlay / "kustomization.yaml").read_text()
+        missing = {name for name in components if name not in text}
+        assert not missing, f"{overlay} does not name {missing}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", PROMISES)
+def test_every_variant_keeps_the_promise(rendered, overlay, name):
+    for variant in rendered[overlay]:
+        broken = list(PROMISES[name].check(variant))
+        assert not broken, variant.name
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name in PROMISES for number in range(len(PROMISES[name].changes))]
+)
+def test_a_broken_manifest_is_noticed(rendered, name, number):
+    noticed = []
+    for variant in rendered["gke"]:
+        with contextlib.suppress(LookupError):  # it has not the object that is changed
+            noticed += PROMISES[name].check(changed(variant, PROMISES[name].changes[number]))
+    assert noticed

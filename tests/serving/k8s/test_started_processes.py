@@ -1,0 +1,79 @@
+"""Model server, gateway and page, started here with the flags, files and variables of their manifests."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+import grpc
+import httpx
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from tests.serving.gateway.gateways import PHOTOS
+from tests.serving.k8s.promises import LIVE_CONFIG
+from tests.serving.k8s.variants import ROOT, Variant
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port
+
+
+def probe(variant: Variant, name: str, kind: str) -> str:
+    """Path of an HTTP probe."""
+    container = next(container for deployment, _, container in variant.containers() if deployment == name)
+    return container[kind]["httpGet"]["path"]
+
+
+def test_pods_are_alive_while_models_load_and_ready_when_the_stable_one_serves(variant, container, server, gateway):
+    def ready() -> tuple[int, int]:
+        path = probe(variant, "model-server", "readinessProbe")
+        return server.rest("GET", path)[0], gateway.http.get(probe(variant, "gateway", "readinessProbe")).status_code
+
+    assert container["livenessProbe"]["grpc"] == container["startupProbe"]["grpc"] == {"port": 8500}
+    healthy = server.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert healthy(b"", timeout=DEADLINE) == b"\x08\x01"  # SERVING
+    for kind in ("startupProbe", "livenessProbe"):
+        assert gateway.http.get(probe(variant, "gateway", kind)).status_code == 200
+    assert server.states("catbreeds")[1] == "AVAILABLE"
+    assert ready() == (404, 503)
+    (server.models_folder / "2.staged").rename(server.models_folder / "catbreeds" / "2")
+    eventually(lambda: ready() == (200, 200))
+    assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 2
+
+
+def test_the_page_starts_with_its_variables_and_answers_its_probes(variant, tmp_path):
+    container = next(container for name, _, container in variant.containers() if name == "page")
+    port = free_port()
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables["HOME"] == "/tmp"
+    variables |= {"HOME": str(tmp_path), "CATBREEDS_PAGE_PORT": str(port)}
+    process = subprocess.Popen([sys.executable, "-m", "serving.page"], env=os.environ | variables)
+    try:
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+
+            def answers(path: str = probe(variant, "page", kind)) -> bool:
+                assert process.poll() is None
+                with contextlib.suppress(httpx.TransportError):
+                    return httpx.get(f"http://localhost:{port}{path}", timeout=DEADLINE).text == "ok"
+                return False
+
+            eventually(answers)
+    finally:
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+
+
+def test_connections_end_so_that_gateways_look_for_pods_again(server):
+    assert server.states("catbreeds")
+    states = []
+    server.channel.subscribe(states.append)
+    eventually(lambda: grpc.ChannelConnectivity.IDLE in states)
+
+
+def test_the_documented_configuration_makes_the_first_version_stable(container):
+    document = (ROOT / "docs" / "kubernetes.md").read_text()
+    name, key, text = re.search(r"create configmap (\S+) --from-literal=(\S+)='(.*?)'", document, re.DOTALL).groups()
+    assert (name, key) == LIVE_CONFIG
+    (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
+    assert (list(model.model_version_policy.specific.versions), dict(model.version_labels)) == ([1], {"stable": 1})
+    assert f"/v1/models/{model.name}/labels/stable/" in container["readinessProbe"]["httpGet"]["path"]
+    assert model.base_path.startswith("/models/")

@@ -1,0 +1,125 @@
+"""A registry of toy models that tell their version, and model servers that serve it."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from serving.registry import Registry
+from serving.rollout.laptop import MODEL_SERVER, Laptop
+from tests.serving.classifier import BREEDS, Classifier
+from tests.serving.gateway.gateways import PHOTOS
+from tests.serving.model_server.servers import ModelServer
+from tests.serving.model_server.toys import Adder
+from tests.serving.rollout.kubernetes_api import KubernetesApi
+
+FLAGS = ("--max_num_load_retries=0", "--allow_version_labels_for_unavailable_models=true")
+
+# Pods are on this machine under ports of their own: forwarding has nothing to do.
+KUBECTL = """#!/bin/sh
+for last; do :; done
+echo "Forwarding from 127.0.0.1$last -> ${last#:}"
+exec sleep 600
+"""
+
+
+class Failing(tf.Module):
+    """Has the signature, and answers nobody."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def classify(self, image_bytes):
+        with tf.control_dependencies([tf.debugging.Assert(tf.size(image_bytes) < 0, ["no"])]):
+            probabilities = tf.zeros([tf.size(image_bytes), len(BREEDS)])
+        return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
+
+    def save(self, path):
+        tf.saved_model.save(self, str(path), signatures=self.classify)
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory) -> tuple[Path, list[float]]:
+    """SavedModels that the registry takes, `good` and `failing`; and what `good` gives each of PHOTOS for its breed."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    for name, model in {"good": Classifier(), "failing": Failing()}.items():
+        model.save(folder / name)
+        (folder / name / "assets.extra").mkdir()
+        (folder / name / "assets.extra" / "catbreeds.json").write_text(
+            json.dumps({"recipe_digest": name, "breeds": BREEDS})
+        )
+    probabilities = tf.saved_model.load(str(folder / "good")).signatures["serving_default"](
+        image_bytes=tf.constant(PHOTOS)
+    )["probabilities"]
+    return folder, [float(row[number]) for number, row in enumerate(probabilities.numpy())]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """Adders that the registry takes: 1 to 4, of which 4 cannot be loaded."""
+    folder = tmp_path_factory.mktemp("models")
+    for version in range(1, 5):
+        model = folder / str(version)
+        Adder(version).save(model)
+        (model / "assets.extra").mkdir()
+        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"recipe_digest": f"recipe-{version}"}))
+    (folder / "4" / "saved_model.pb").write_bytes(b"no graph")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory) -> Iterator[list[ModelServer]]:
+    """Three servers that serve nothing yet; each test gives them a model of its own."""
+    folder = tmp_path_factory.mktemp("servers")
+    config = folder / "none.config"
+    config.write_text("model_config_list {}")
+    with ThreadPoolExecutor() as threads:  # TensorFlow takes long to import
+        servers = list(threads.map(lambda _: ModelServer(folder, f"--model_config_file={config}", *FLAGS), range(3)))
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def registry(tmp_path, models, request) -> Registry:
+    """Versions 1, 2, 3, of which 1 is stable, and 4, which is broken. Its model is named as the test is."""
+    registry = Registry(tmp_path / "work" / "serving" / request.node.name[:60])
+    for version in range(1, 5):
+        assert registry.push(models / str(version), {}) == version
+    return registry
+
+
+@pytest.fixture
+def laptop(tmp_path, registry) -> Laptop:
+    return Laptop(tmp_path / "work", registry.base)
+
+
+@pytest.fixture
+def join(laptop, processes) -> Iterator[Callable[[int], list[ModelServer]]]:
+    """Some of the servers say where they listen."""
+    with contextlib.ExitStack() as announced:
+
+        def join(count: int) -> list[ModelServer]:
+            for server in processes[:count]:
+                announced.enter_context(laptop.announced(MODEL_SERVER, f"127.0.0.1:{server.port}"))
+            return processes[:count]
+
+        yield join
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch) -> Iterator[KubernetesApi]:
+    """A cluster that kubectl's configuration names, and a kubectl."""
+    api = KubernetesApi()
+    api.write_kubeconfig(tmp_path / "kubeconfig")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "kubectl").write_text(KUBECTL)
+    (tmp_path / "bin" / "kubectl").chmod(0o755)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    yield api
+    api.close()

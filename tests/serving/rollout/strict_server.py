@@ -1,0 +1,63 @@
+"""A model server without TensorFlow that forgives nothing: it notes each configuration that could fail a request.
+
+Real servers have a moment between unloading and moving labels; here that moment is always seen.
+"""
+
+from concurrent import futures
+
+import grpc
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
+
+State = get_model_status_pb2.ModelVersionStatus
+
+
+class StrictServer(model_service_pb2_grpc.ModelServiceServicer):
+    """Serves one model; every version loads at once, but those in `broken`.
+
+    Attributes:
+        port: of gRPC.
+        labels: label -> version, as requests would find them.
+        loaded: versions that would answer.
+        most: versions that were ever loaded at a time.
+        faults: configurations that unloaded what a label pointed to.
+        broken: versions that cannot be loaded.
+    """
+
+    def __init__(self, broken: frozenset[int] = frozenset()):
+        self.labels: dict[str, int] = {}
+        self.loaded: set[int] = set()
+        self.most = 0
+        self.faults: list[str] = []
+        self.broken = broken
+        self._failed: set[int] = set()
+        self._server = grpc.server(futures.ThreadPoolExecutor(4))
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None)
+
+    def HandleReloadConfigRequest(self, request, context):
+        (config,) = request.config.model_config_list.config
+        wanted = set(config.model_version_policy.specific.versions)
+        lost = {label for label, version in self.labels.items() if version not in wanted}
+        if lost:
+            self.faults.append(f"{self.labels} -> {sorted(wanted)} {dict(config.version_labels)}")
+        self._failed = wanted & self.broken
+        self.loaded = wanted - self.broken
+        self.most = max(self.most, len(self.loaded))
+        for label, version in config.version_labels.items():
+            if version not in self.loaded and self.labels.get(label, version) != version:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{label}: version {version} is not available")
+        self.labels = dict(config.version_labels)
+        return model_management_pb2.ReloadConfigResponse()
+
+    def GetModelStatus(self, request, context):
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version in self.loaded:
+            response.model_version_status.add(version=version, state=State.AVAILABLE)
+        for version in self._failed:
+            failed = response.model_version_status.add(version=version, state=State.END)
+            failed.status.error_code, failed.status.error_message = 13, "broken"
+        return response

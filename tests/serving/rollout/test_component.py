@@ -1,0 +1,80 @@
+"""The component Rollout: what it makes of a push, with and without servers."""
+
+import json
+
+import pytest
+import yaml
+
+from components.artifacts import PushRecord, RolloutRecord
+from components.rollout import Rollout as Component
+from pipeline.kubeflow_runner import compile_pipeline
+from pipeline.settings import load
+from serving.rollout.rollout import Rollout
+
+
+@pytest.fixture
+def roll_out(tmp_path, registry):
+    """Runs the component on a push of `version`; returns its sentence."""
+
+    def roll_out(version: int | None) -> str:
+        pushed, outcome = PushRecord(), RolloutRecord()
+        pushed.uri, outcome.uri = str(tmp_path / "pushed"), str(tmp_path / "outcome")
+        (tmp_path / "pushed").mkdir(exist_ok=True)
+        (tmp_path / "pushed" / "push.json").write_text(json.dumps({"version": version}))
+        Component.test_call(
+            pushed=pushed,
+            outcome=outcome,
+            registry=str(registry.base),
+            run_id="run",
+            namespace="",
+            models="",
+            share=0.25,
+            loaded=2,
+            load_seconds=60.0,
+        )
+        document = json.loads((tmp_path / "outcome" / "rollout.json").read_text())
+        assert document["version"] == version
+        return document["outcome"]
+
+    return roll_out
+
+
+def test_without_a_push_or_a_server_it_says_so_and_changes_nothing(roll_out, registry, laptop):
+    assert roll_out(None) == "nothing was pushed"
+    assert roll_out(2).startswith("no server is running on this machine")
+    assert registry.labels() == {"stable": 1}
+    assert laptop.read() == (None, None)
+
+
+def test_what_was_pushed_becomes_canary_and_what_cannot_be_loaded_does_not(roll_out, registry, laptop, join):
+    (server,) = join(1)
+    assert roll_out(1) == "version 1 is stable, the first one"
+    assert roll_out(2).startswith("version 2 is canary with 25% of the requests")
+    assert registry.labels() == {"stable": 1, "canary": 2}
+    assert laptop.read()[0].canary_share == 0.25
+    assert (server.added(registry.base.name, "stable"), server.added(registry.base.name, "canary")) == (1, 2)
+    assert roll_out(4).startswith("stopped: model-server at 127.0.0.1:")
+    assert registry.labels() == {"stable": 1}
+
+
+def test_the_version_that_was_canary_becomes_stable_and_the_label_canary_ends(roll_out, registry, laptop, join):
+    join(1)
+    roll_out(1)
+    roll_out(2)
+    Rollout(registry, laptop).promote(2)
+    assert registry.labels() == {"stable": 2}
+    assert laptop.read()[0].canary_share == 0
+
+
+def test_it_is_in_the_graph_after_pusher_where_the_settings_ask_for_it():
+    def tasks(*settings: str) -> dict:
+        spec = next(yaml.safe_load_all(compile_pipeline(load("smoke", settings))))
+        return spec["root"]["dag"]["tasks"]
+
+    assert "Rollout" not in tasks()
+    task = tasks("rollout.start=cluster", "rollout.share=0.5")["Rollout"]
+    assert task["inputs"]["artifacts"]["pushed"]["taskOutputArtifact"]["producerTask"] == "Pusher"
+    parameters = task["inputs"]["parameters"]
+    assert parameters["registry"] == {"componentInputParameter": "registry"}
+    assert parameters["namespace"]["runtimeValue"]["constant"] == "catbreeds"
+    assert parameters["share"]["runtimeValue"]["constant"] == 0.5

@@ -1,0 +1,148 @@
+"""What can be known of the images without a Docker engine: their files are there, nobody is root, the steps work."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dockerfile
+import pytest
+
+from pipeline.settings import ROOT
+
+DOCKERFILES = sorted([ROOT / "Dockerfile", *ROOT.glob("serving/*/Dockerfile")])
+HADOLINT = Path(sys.executable).with_name("hadolint")
+
+every_image = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def stages(path: Path) -> list[list[dockerfile.Command]]:
+    """Instructions of each stage, which begin with its FROM; the first list holds what comes before the first."""
+    found: list[list[dockerfile.Command]] = [[]]
+    for command in dockerfile.parse_file(str(path)):
+        if command.cmd == "FROM":
+            found.append([])
+        found[-1].append(command)
+    return found
+
+
+def sent_to_docker() -> list[str]:
+    """Paths at the root that .dockerignore lets through, all that an image can copy."""
+    lines = (ROOT / ".dockerignore").read_text().split("\n")
+    assert "*" in lines
+    return [line[1:] for line in lines if line.startswith("!")]
+
+
+@every_image
+def test_hadolint_has_no_complaint(path):
+    done = subprocess.run([HADOLINT, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@every_image
+def test_each_copied_file_is_there_and_reaches_docker(path):
+    copied = [c for stage in stages(path) for c in stage if c.cmd == "COPY" and not c.flags]
+    sources = [source for command in copied for source in command.value[:-1]]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    assert [source for source in sources if source.split("/")[0] not in sent_to_docker()] == []
+
+
+@every_image
+def test_the_image_is_run_by_somebody_who_is_not_root(path):
+    users = [command.value[0] for command in stages(path)[-1] if command.cmd == "USER"]
+    # A number: Kubernetes cannot tell whether a name is root.
+    assert re.fullmatch("[1-9][0-9]*:[1-9][0-9]*", users[-1])
+
+
+@every_image
+def test_each_base_image_has_a_version(path):
+    before, *rest = stages(path)
+    defaults = dict(command.value[0].split("=") for command in before)
+    names = {stage[0].value[2] for stage in rest if len(stage[0].value) > 1} | {"scratch"}
+    for stage in rest:
+        base = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], stage[0].value[0])
+        assert base in names or re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", base), base
+
+
+@every_image
+def test_the_last_stage_installs_nothing(path):
+    runs = " ".join(command.value[0] for command in stages(path)[-1] if command.cmd == "RUN")
+    assert not re.search(r"\b(apt-get|apt|pip|uv|gcc|build-essential)\b", runs)
+
+
+class Replay:
+    """Does what a Dockerfile says below a folder instead of "/"; the Python there stands for that of the base image."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.workdir = "/"
+        self.variables = {"PATH": "$PATH"}
+        subprocess.run([sys.executable, "-m", "venv", folder / "usr" / "local"], check=True)
+
+    def run(self, command: str, **variables: str) -> subprocess.CompletedProcess:
+        """Runs a shell command; each path that the image would have leads into the folder."""
+        tools = f"{self.folder / 'usr' / 'local' / 'bin'}:{os.environ['PATH']}"
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        for name, value in (self.variables | variables).items():
+            environment[name] = self.here(value).replace("$PATH", tools)
+        return subprocess.run(
+            ["sh", "-c", self.here(command)],
+            cwd=self.here(self.workdir),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def here(self, text: str) -> str:
+        return re.sub(r"(?<![\w./-])/(?=(app|build|venv|tmp|weights)\b|$)", f"{self.folder}/", text)
+
+    def copy(self, sources: list[str], target: str) -> None:
+        for source in sources:
+            place = Path(self.here(self.workdir), self.here(target))
+            place = place / Path(source).name if target.endswith("/") else place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / source).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / source, place, dirs_exist_ok=True, ignore=ignored)
+            else:
+                shutil.copyfile(ROOT / source, place)
+
+    def instruction(self, command: dockerfile.Command) -> None:
+        match command.cmd:
+            case "ARG" if "=" in command.value[0]:
+                name, value = command.value[0].split("=", 1)
+                self.variables[name] = value
+            case "ENV":
+                self.variables |= zip(command.value[::2], command.value[1::2], strict=True)
+            case "WORKDIR":
+                self.workdir = command.value[0]
+                Path(self.here(self.workdir)).mkdir(parents=True, exist_ok=True)
+            case "COPY" if not command.flags:
+                self.copy(list(command.value[:-1]), command.value[-1])
+            case "RUN" if "tensorflow_model_server" not in command.value[0]:  # cannot be had here
+                done = self.run(command.value[0], UV_NO_CACHE="0", UV_COMPILE_BYTECODE="0")
+                assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_pipeline_s_image_work_and_its_commands_start(tmp_path):
+    image = Replay(tmp_path / "image")
+    (tmp_path / "image" / "tmp").mkdir()
+    *_, packages, last = stages(ROOT / "Dockerfile")
+    for command in [*packages, *last]:
+        image.instruction(command)
+    for command in (
+        "catbreeds run --profile demo --print-config",
+        "catbreeds submit --help",
+        "python -m serving.model_server --help",
+        # All that TFX and Beam import: the lock has it.
+        "python -c 'import pipeline.graph, pipeline.kubeflow_entrypoint'",
+    ):
+        done = image.run(command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    where = image.run("python -c 'import pipeline; print(pipeline.__path__[0])'").stdout.strip()
+    assert where == image.here("/app/pipeline")
