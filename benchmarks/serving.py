@@ -40,7 +40,7 @@ from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
 from serving.photo import normalise
 from serving.processes import Program, Programs
-from serving.rollout.plan import CONFIG_FILE, Plan
+from serving.rollout.plan import CONFIG_FILE, TRAFFIC_FILE, Plan
 
 IMAGE_SIZE = 224
 # As the photos of public data sets are: half a megapixel at most, compressed for the web.
@@ -210,14 +210,15 @@ async def take_turn(
 def servers(folder: Path) -> Iterator[dict[str, int]]:
     """Model server, gateway and the seed's backend, each a process; their ports by way."""
     grpc, rest, gateway, seed = (free_port() for _ in range(4))
-    config = folder / "models.config"
-    config.write_text(Plan((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name))[CONFIG_FILE])
+    for name, text in Plan((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name)).items():
+        (folder / name).write_text(text)
+    config, traffic = folder / CONFIG_FILE, folder / TRAFFIC_FILE
     rest_url, seed_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, seed)
     ready = f"{rest_url}/v1/models/{MODEL.name}/labels/{MODEL.label}/metadata"
     backend = [sys.executable, __file__, "--child", "seed", str(seed), str(grpc)]
     with Programs() as programs:
         programs.start(stack.model_server(config, ready, grpc, rest, folder / "model_server.log"))
-        programs.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, folder / "gateway.log"))
+        programs.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, traffic, folder / "gateway.log"))
         programs.start(Program("seed's backend", backend, f"{seed_url}/healthz", log=folder / "seed.log"))
         yield {"grpc": grpc, "gateway": gateway, "seed": seed}
 

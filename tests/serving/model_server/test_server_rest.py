@@ -55,6 +55,11 @@ def test_b64_carries_bytes_in_both_formats(server):
     assert [row["height"] for row in by_row] == by_column["height"] == [5, 9]
 
 
+def test_b64_carries_bytes_whatever_the_input_is_called(server):
+    answer = server.rest_predict("toys", signature_name="spell", instances=[b64("Mäuschen".encode()), "Katze"])
+    assert [row["text"] for row in answer[1]["predictions"]] == ["Mäuschen", "Katze"]
+
+
 def test_outputs_named_bytes_come_back_as_b64_and_others_as_text(server):
     answer = server.rest_predict("toys", signature_name="spell", instances=["Mäuschen"])
     assert answer == (200, {"predictions": [{"text": "Mäuschen", "copy_bytes": b64("Mäuschen".encode())}]})

@@ -1,5 +1,6 @@
 """What the page says: to a photo, without one, and when something behind it is missing."""
 
+import html
 import json
 import os
 import subprocess
@@ -8,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from serving.page.text import plain
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import DEADLINE, free_port
@@ -167,3 +170,8 @@ def test_the_page_brings_neither_tensorflow_nor_the_pipeline():
     command = [sys.executable, "-c", program + "print(*sys.modules)"]
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert not {"tensorflow", "grpc", "pipeline", "components"} & loaded
+
+
+@pytest.mark.parametrize("name", ["*Maine* Coon", "short_hair_", "a [link](x)", "$5$ :cat: <b>`~^", "Norwegian – Ål"])
+def test_a_name_is_shown_as_it_is(name):
+    assert MarkdownIt("js-default").render(plain(name)) == f"<p>{html.escape(name)}</p>\n"
