@@ -13,7 +13,8 @@ from serving.registry import Registry
 from tests.kfp.backend import ROOT, Backend, Run, StoredArtifact, TaskFailed
 from tests.running import catbreeds
 
-pytestmark = pytest.mark.slow
+# Each task starts TensorFlow anew, and a test may wait for 33 of them.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 BACKBONES = ("xception", "resnet50", "efficientnetb7")
 BEFORE_RETRAINING = {
