@@ -29,6 +29,9 @@ class Predictor:
     def __init__(self, settings: Settings, metrics: Metrics):
         self._settings, self._metrics = settings, metrics
         self._routing = Routing(settings)
+        stable = self._routing.stable.label or "default"
+        for series in (metrics.model_server_seconds, metrics.model_server_failures):
+            series.labels(stable)  # there from the start, so that its rates begin at 0
         self._client = AsyncGrpcClient(settings.model_server)
         self._decoders = ThreadPoolExecutor(settings.decoders, "decoder")
         self._in_flight = 0

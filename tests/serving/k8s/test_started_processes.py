@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 
@@ -11,9 +10,12 @@ import httpx
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from pipeline.settings import Rollout
+from serving.rollout.cluster import CONFIG_MAP
+from serving.rollout.plan import CONFIG_FILE, Plan
 from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.k8s.promises import LIVE_CONFIG
-from tests.serving.k8s.variants import ROOT, Variant
+from tests.serving.k8s.variants import Variant
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 
@@ -69,11 +71,11 @@ def test_connections_end_so_that_gateways_look_for_pods_again(server):
     eventually(lambda: grpc.ChannelConnectivity.IDLE in states)
 
 
-def test_the_documented_configuration_makes_the_first_version_stable(container):
-    document = (ROOT / "docs" / "kubernetes.md").read_text()
-    name, key, text = re.search(r"create configmap (\S+) --from-literal=(\S+)='(.*?)'", document, re.DOTALL).groups()
-    assert (name, key) == LIVE_CONFIG
-    (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
-    assert (list(model.model_version_policy.specific.versions), dict(model.version_labels)) == ([1], {"stable": 1})
+def test_what_rollout_writes_is_what_pods_read(container):
+    files = Plan((1,), {"stable": 1}).files("catbreeds", f"{Rollout().models}/catbreeds")
+    assert (CONFIG_MAP, files.keys()) == LIVE_CONFIG
+    config = text_format.Parse(files[CONFIG_FILE], model_server_config_pb2.ModelServerConfig())
+    (model,) = config.model_config_list.config
     assert f"/v1/models/{model.name}/labels/stable/" in container["readinessProbe"]["httpGet"]["path"]
-    assert model.base_path.startswith("/models/")
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert any(model.base_path.startswith(f"{mount}/") for mount in mounts)
