@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.pop(0)  # this folder, where serving.py would be taken for the package
+
 SIZE = (640, 480)
 
 

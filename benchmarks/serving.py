@@ -29,8 +29,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# This file is named as a package of ours is, and Python would look beside the file first.
-sys.path.pop(0)
+sys.path.pop(0)  # this folder, where serving.py would be taken for the package
 
 from PIL import Image, ImageChops
 

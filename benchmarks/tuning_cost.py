@@ -30,6 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.pop(0)  # this folder, where serving.py would be taken for the package
+
 import numpy as np
 import tensorflow as tf
 from tfx.types.standard_component_specs import TUNER_RESULTS_KEY
