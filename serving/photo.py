@@ -21,10 +21,15 @@ _JPEG_QUALITY = 95
 _RESIZABLE = ("L", "LA", "RGB", "RGBA", "CMYK")
 _BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|....ftyp(hei|hev|mif|msf)", re.DOTALL)
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xc2\xc4\xda\xdb\xdd\xe0-\xef\xfe])(..)", re.DOTALL)
+_JPEG_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_DIRECTORIES = re.compile(rb"(\xff[\xe1\xe2]..)(Exif\0\0|MPF\0)", re.DOTALL)
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
+# A photo of 64 MB in pieces of 8 kB needs fewer. Pillow's time may grow with the square of the number of pieces.
+_MOST_READS = 30_000
+# Each costs time for all pixels, however few bytes it has; cameras and editors write about ten.
+_MOST_SCANS = 100
 _PNG_CHUNKS = re.compile(rb"IHDR([a-z][A-Za-z]{3})*(IDAT)+([a-z][A-Za-z]{3})*IEND")
 
 pillow_heif.register_heif_opener()
@@ -129,11 +134,28 @@ def _upright_rgb(image: Image.Image, max_side: int) -> Image.Image:
     return _opaque(ImageOps.exif_transpose(image))
 
 
+class _File(io.BytesIO):
+    """A file that can be read only so often, so that one of very many tiny pieces does not keep Pillow busy."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise PhotoError("damaged", "the image is in too many pieces")
+        return super().read(size)
+
+
 def _open(data: bytes) -> Image.Image:
     # Pillow reads all that these directories claim, as soon as it opens a JPEG: many times the size of the file.
-    data = _JPEG_DIRECTORIES.sub(lambda found: found[1] + bytes(len(found[2])), data) if _is_jpeg(data) else data
+    if _is_jpeg(data):
+        if len(_JPEG_SCAN.findall(data)) > _MOST_SCANS:
+            raise PhotoError("damaged", f"the image has more than {_MOST_SCANS} scans")
+        data = _JPEG_DIRECTORIES.sub(lambda found: found[1] + bytes(len(found[2])), data)
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(_File(data), formats=_FORMATS)
+    except PhotoError:
+        raise
     except Image.DecompressionBombError as error:
         raise PhotoError("too_large", f"too many pixels: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError):
@@ -218,7 +240,9 @@ def _opaque(image: Image.Image) -> Image.Image:
 def _is_whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
     """Whether segment follows segment without a gap, up to the end mark."""
     at = 2
-    while not data.startswith(b"\xff\xd9", at):
+    for _ in range(_MOST_READS):
+        if data.startswith(b"\xff\xd9", at):
+            return True
         segment = _JPEG_SEGMENT.match(data, at)
         if segment is None:
             return False
@@ -227,7 +251,7 @@ def _is_whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
         if kind == b"\xda":  # coded pixels follow
             marker = _JPEG_MARKER.search(data, at)
             at = marker.start() if marker else len(data)
-    return True
+    return False
 
 
 def _is_whole_png(data: bytes, size: tuple[int, int]) -> bool:

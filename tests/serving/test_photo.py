@@ -475,6 +475,48 @@ def test_metadata_whose_entries_all_claim_the_whole_of_it_take_no_memory(kind):
     assert peak < 10 * length
 
 
+def in_pieces(kind: str, number: int) -> bytes:
+    """A photo with so many comments, or so many scans, that say nothing."""
+    data = encode(gradient(), "PNG" if kind == "PNG" else kind.split()[0], progressive=kind.endswith("scans"))
+    match kind:
+        case "GIF":
+            at = 13 + 3 * 2 ** ((data[10] & 7) + 1)
+            return data[:at] + b"\x21\xfe" + (b"\xff" + bytes(255)) * number + b"\0" + data[at:]
+        case "PNG":
+            return data[:33] + chunk(b"abCd", b"") * number + data[33:]
+        case "JPEG comments":
+            return data[:2] + b"\xff\xfe\0\2" * number + data[2:]
+        case "JPEG comments between scans":
+            at = data.rindex(b"\xff\xda")
+            return data[:at] + b"\xff\xfe\0\2" * number + data[at:]
+    at = data.rindex(b"\xff\xda")
+    return data[:at] + data[at:-2] * number + data[-2:]
+
+
+PIECES = ["GIF", "PNG", "JPEG comments", "JPEG scans"]
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_photo_in_a_few_pieces_too_many_is_taken(kind):
+    assert difference(normalise(in_pieces(kind, 50)), gradient()) < 5
+
+
+# Each would keep a processor busy for minutes; what is refused at once says so before it has looked at all.
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_photo_in_millions_of_pieces_is_refused(kind):
+    data = in_pieces(kind, photo.MAX_BYTES // 300)
+    with pytest.raises(PhotoError, match=r"too many pieces|more than 100 scans") as raised:
+        normalise(data)
+    assert raised.value.kind == "damaged"
+
+
+@pytest.mark.timeout(60)
+def test_a_jpeg_of_very_many_segments_is_encoded_anew():
+    data = in_pieces("JPEG comments between scans", photo.MAX_BYTES // 5)
+    assert len(normalise(data).data) < 10_000
+
+
 def test_as_many_bytes_as_allowed_are_taken():
     largest = FILES["jpeg"].ljust(photo.MAX_BYTES, b"\0")
     assert normalise(largest).width == 96
