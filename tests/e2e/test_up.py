@@ -10,11 +10,16 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
 from pipeline.sample_data import BREEDS, draw_photo
+from serving.client.gateway import GatewayClient
+from serving.client.grpc import GrpcClient
+from serving.client.rest import RestClient
 from serving.registry import Registry
 from tests.browser import browser
 from tests.running import CATBREEDS, catbreeds
+from tests.serving.classifier import encoded
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 pytestmark = pytest.mark.slow
@@ -133,6 +138,23 @@ def test_predict_gets_one_answer_whichever_way_it_asks(up, photo):
         assert row["model"] == {"name": "catbreeds", "version": 1}
         answers.append({told["breed"]: told["probability"] for told in row["predictions"]})
     assert all(answer == pytest.approx(answers[0], abs=1e-4) for answer in answers)
+
+
+def test_a_turned_a_large_and_a_small_copy_of_a_photo_get_the_answer_of_the_photo(up):
+    original = draw_photo(BREEDS[1], "copies").resize((1600, 1200))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "turn me clockwise"
+    copies = [
+        encoded(original, quality=90),
+        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=turned.tobytes()),
+        encoded(original.resize((4000, 3000)), quality=90),
+        encoded(original.resize((512, 384)), quality=90),
+    ]
+    for client in (GatewayClient(up.gateway), GrpcClient(up.grpc), RestClient(up.rest)):
+        with client:
+            answers = [{told.breed: told.probability for told in client.predict(copy).predictions} for copy in copies]
+        for answer in answers:
+            assert answer == pytest.approx(answers[0], abs=0.02)
 
 
 def test_predict_tells_why_there_is_no_answer(up, photo, tmp_path):

@@ -1,8 +1,11 @@
 """What the gateway answers to photos."""
 
 import pytest
+from PIL import Image
 
-from tests.serving.classifier import BREEDS
+from serving.client.gateway import GatewayClient
+from serving.client.grpc import GrpcClient
+from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
 
 
@@ -48,3 +51,21 @@ def test_the_plain_address_answers_probability_by_breed(gateway):
     assert answer.keys() == set(BREEDS)
     assert sum(answer.values()) == pytest.approx(1)
     assert problem(gateway.predict(*PHOTOS, path="/predict")) == (422, "invalid_form")
+
+
+def test_a_turned_a_large_and_a_small_copy_of_a_photo_get_the_answer_of_the_photo(gateway, model_server):
+    original = picture(1, 1600, 1200)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "turn me clockwise"
+    copies = [
+        encoded(original),
+        encoded(original.transpose(Image.Transpose.ROTATE_90), exif=turned.tobytes()),
+        encoded(original.resize((4000, 3000))),
+        encoded(original.resize((512, 384))),
+    ]
+    for client in (GatewayClient(gateway.url), GrpcClient(f"localhost:{model_server.port}")):
+        with client:
+            answers = [{told.breed: told.probability for told in client.predict(copy).predictions} for copy in copies]
+        assert max(answers[0], key=answers[0].get) == BREEDS[1]
+        for answer in answers:
+            assert answer == pytest.approx(answers[0], abs=0.02)
