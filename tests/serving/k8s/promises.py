@@ -547,6 +547,8 @@ def a_deploy_does_not_reset_what_was_scaled(variant: Variant) -> Iterator[str]:
     put("NetworkPolicy/page", "spec/egress", [{}]),
     put("NetworkPolicy/gateway", "spec/ingress", []),
     put("NetworkPolicy/scraping", "spec/ingress/0/from", [{"namespaceSelector": {}}]),
+    drop("NetworkPolicy/rollout"),
+    drop("NetworkPolicy/rollout", "spec/ingress/0/from/0/podSelector"),
 )
 def the_network_carries_page_to_gateway_to_model_server_and_little_else(variant: Variant) -> Iterator[str]:
     expected = {
@@ -556,6 +558,8 @@ def the_network_carries_page_to_gateway_to_model_server_and_little_else(variant:
         ("gateway", "dns", 53),
         ("prometheus", "gateway", 8000),
         ("prometheus", "model-server", 8501),
+        ("rollout", "model-server", 8500),
+        ("rollout", "gateway", 8000),
     }
     if variant.of("HTTPRoute"):
         expected |= {(source, *door) for source in _CALLERS for door in (("page", 8080), ("gateway", 8000))}
@@ -571,12 +575,21 @@ _OUR_NAMESPACE = {"kubernetes.io/metadata.name": "catbreeds"}
 _OTHERS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "stranger": ({"kubernetes.io/metadata.name": "default"}, {"app": "stranger"}, "10.0.0.9"),
     "prometheus": ({"kubernetes.io/metadata.name": "monitoring"}, {"app": "prometheus"}, "10.0.0.8"),
+    "rollout": (
+        {"kubernetes.io/metadata.name": "kubeflow"},
+        {"pipelines.kubeflow.org/v2_component": "true"},
+        "10.1.0.1",
+    ),
+    "other of Kubeflow": ({"kubernetes.io/metadata.name": "kubeflow"}, {"app": "ml-pipeline"}, "10.1.0.2"),
     "dns": ({"kubernetes.io/metadata.name": "kube-system"}, {"k8s-app": "kube-dns"}, "10.0.0.7"),
     "metadata": ({}, {}, "169.254.169.254"),
     "world": ({}, {}, "203.0.113.1"),
 }
-_CALLERS = ("stranger", "prometheus", "world")
-_OTHER_PORTS = {"stranger": (80, 443), "prometheus": (9090,), "dns": (53, 443), "metadata": (80,), "world": (80, 443)}
+_CALLERS = ("rollout", "stranger", "other of Kubeflow", "prometheus", "world")
+_OTHER_PORTS = {
+    **dict.fromkeys(("rollout", "stranger", "other of Kubeflow", "world"), (80, 443)),
+    **{"prometheus": (9090,), "dns": (53, 443), "metadata": (80,)},
+}
 
 
 def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
