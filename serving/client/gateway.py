@@ -24,11 +24,13 @@ class GatewayClient(Client):
         url: `http://host:port`.
         api_key: where the gateway wants one.
         timeout: seconds for connecting, sending and each wait for data.
+        request_key: of the person for whom it asks, so that one version of the model answers all of that person's
+            requests while a canary is tried; None: the gateway goes by the address.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT):
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT, request_key: str | None = None):
         self._url = url.rstrip("/")
-        self._http = httpx.Client(timeout=timeout, headers=_headers(api_key))
+        self._http = httpx.Client(timeout=timeout, headers=_headers(api_key, request_key))
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
@@ -55,9 +57,9 @@ class GatewayClient(Client):
 class AsyncGatewayClient(AsyncClient):
     """As GatewayClient, for asyncio."""
 
-    def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT):
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT, request_key: str | None = None):
         self._url = url.rstrip("/")
-        self._http = httpx.AsyncClient(timeout=timeout, headers=_headers(api_key))
+        self._http = httpx.AsyncClient(timeout=timeout, headers=_headers(api_key, request_key))
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See AsyncClient."""
@@ -77,8 +79,9 @@ class AsyncGatewayClient(AsyncClient):
         await self._http.aclose()
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+def _headers(api_key: str | None, request_key: str | None) -> dict[str, str]:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return headers | ({"X-Request-Key": request_key} if request_key else {})
 
 
 def _request(photos: Sequence[PhotoLike], top_k: int | None) -> dict[str, Any]:

@@ -44,6 +44,8 @@ _OPTIONS = [
     # Or a server that comes back would be waited for as long as it was away.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # The default is 30 s, for which a new server behind a headless service would wait for its first request.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", -1),
 ]
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 
 import streamlit as st
 
@@ -14,9 +15,11 @@ from serving.photo import PhotoError
 _LOG = logging.getLogger("serving.page")
 
 
-@st.cache_resource
 def _client(settings: Settings) -> GatewayClient:
-    return GatewayClient(settings.gateway, settings.api_key)
+    """One a visitor, whom the same version of the model answers as long as the page is open."""
+    if "client" not in st.session_state:
+        st.session_state.client = GatewayClient(settings.gateway, settings.api_key, request_key=uuid.uuid4().hex)
+    return st.session_state.client
 
 
 def _show_answer(client: GatewayClient, photo: photos.Chosen) -> None:

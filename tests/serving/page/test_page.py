@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from markdown_it import MarkdownIt
@@ -71,6 +73,31 @@ def test_another_photo_gets_another_answer(visit, gateway):
     page = visit(gateway=gateway.url)
     for photo, breed in zip(PHOTOS, BREEDS, strict=True):
         assert show(page, photo).subheader[0].value.replace("\\", "").startswith(breed)
+
+
+def test_a_visitor_stays_with_a_version_and_another_may_get_the_canary(visit):
+    keys = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            keys.append(self.headers["X-Request-Key"])
+            self.send_error(503)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("localhost", 0), Recorder) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for page in [visit(gateway=f"http://localhost:{server.server_port}") for _ in range(2)]:
+            for photo in PHOTOS[:2]:
+                show(page, photo)
+        server.shutdown()
+    first, second, third, fourth = keys
+    assert first == second
+    assert third == fourth
+    assert first != third
+    assert None not in keys
 
 
 def test_a_model_that_is_unsure_is_said_to_be_and_no_other(visit, gateway):
