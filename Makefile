@@ -6,6 +6,8 @@ LOCK := requirements/dev.lock
 SHIM := requirements/tfx_bsl_sql_shim
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
+# In as many processes as CI has cores; tests/conftest.py says which go together.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
@@ -42,13 +44,13 @@ demo: setup ## the whole pipeline in minutes: photos it draws itself, three back
 	@echo "Now serve it, and ask on a web page: $(CATBREEDS) up --workdir $(DEMO)"
 
 test: setup ## all tests but the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup ## the tests that take minutes each
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 coverage: setup ## the tests of `test`, and how much of the code they run: build/coverage.xml
-	$(BIN)/pytest -m "not slow" --junitxml=build/tests.xml \
+	$(PYTEST) -m "not slow" --junitxml=build/tests.xml \
 	  --cov=pipeline --cov=components --cov=serving --cov-report=term --cov-report=xml:build/coverage.xml
 
 docs: setup ## write the references of settings and commands from the code

@@ -1,4 +1,8 @@
-"""Runs that many tests look at are made once a session, through the command line as a user would."""
+"""Runs that many tests look at are made once a session, through the command line as a user would.
+
+Tests go on in two processes at a time (`make test`): those of a run that is shared in one of them, so that it is made
+but once and none changes what another reads; else those of a file.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.running import SMALL, Run, run_pipeline
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        shared = {"demo", "small"} & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group(min(shared, default=item.path.stem)))
 
 
 @pytest.fixture(scope="session")
