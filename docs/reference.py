@@ -1,5 +1,6 @@
 """Writes the references of settings and commands from the code: `make docs`, or `python docs/reference.py FOLDER`."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.settings import PROFILES, Settings, profiles
+from serving.gateway import settings as gateway
+from serving.page import settings as page
 
 _HERE = Path(__file__).resolve().parent
 _WRITTEN_BY = "<!-- Written by `make docs` from {}; a test compares. Edit those. -->\n\n"
@@ -25,7 +28,7 @@ def configuration() -> str:
     given = {name: yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8")) for name in profiles()}
     return "".join(
         [
-            _WRITTEN_BY.format("`pipeline/settings.py` and `pipeline/profiles/`"),
+            _WRITTEN_BY.format("`pipeline/profiles/` and the modules `settings` of pipeline, gateway and page"),
             "# Settings\n\n"
             "A run takes its settings from a profile, then from environment variables, then from `--set`; the later\n"
             "wins. All three name the same keys:\n\n"
@@ -39,8 +42,27 @@ def configuration() -> str:
             f"The profiles that come with the package are {_listed(f'`{name}`' for name in given)}. A profile sets\n"
             "only what differs from the defaults.\n\n",
             *_section(Settings(), "", given, None),
+            *_variables("gateway", gateway.PREFIX, gateway.Settings.model_fields),
+            *_variables(
+                "page", page.PREFIX, {field.name: _field(field) for field in dataclasses.fields(page.Settings)}
+            ),
         ]
     )
+
+
+def _variables(program: str, prefix: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
+    """The settings of a program that takes them from its environment alone."""
+    yield f"## The {program}\n\nEnvironment variables of `python -m serving.{program}`.\n\n"
+    yield "| variable | default | what it is | allowed |\n|---|---|---|---|\n"
+    for name, field in fields.items():
+        default = _value(field.default or None)
+        yield f"| `{prefix}{name.upper()}` | {default} | {_cell(field.description)} | {_cell(_allowed(field))} |\n"
+    yield "\n"
+
+
+def _field(field: dataclasses.Field) -> FieldInfo:
+    """As pydantic has it, of a dataclass whose annotations hold the descriptions."""
+    return FieldInfo(annotation=field.type.__origin__, default=field.default, description=field.type.__metadata__[0])
 
 
 def _section(defaults: BaseModel, key: str, given: dict[str, dict], described: str | None) -> Iterator[str]:
@@ -83,14 +105,15 @@ def _value(value: object) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
+    kind = _kind(field.annotation)
+    lengths = {"min_length": "not empty"} if kind.startswith("text") else _LENGTHS
     words = [
         form.format(getattr(constraint, name))
         for constraint in field.metadata
-        for name, form in (_BOUNDS | _LENGTHS).items()
+        for name, form in (_BOUNDS | lengths).items()
         if getattr(constraint, name, None) is not None
     ]
     words += [f"matches `{c.pattern}`" for c in field.metadata if getattr(c, "pattern", None)]
-    kind = _kind(field.annotation)
     return f"{kind}; {', '.join(words)}" if words else kind
 
 
@@ -106,11 +129,13 @@ def _kind(annotation: object) -> str:
     if origin is tuple:
         each = [_kind(kind) for kind in inner if kind is not Ellipsis]
         return f"list, each {each[0]}" if Ellipsis in inner else f"list of {len(each)}, each {each[0]}"
+    if origin is list:
+        return f"list with commas between, each {_kind(inner[0])}"
     if origin is dict:
         return f"mapping of {_kind(inner[0])} to {_kind(inner[1])}"
     if _is_section(annotation):
         return f"mapping with {', '.join(f'`{name}`' for name in annotation.model_fields)}"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+    return {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}[annotation]
 
 
 def _listed(words: Iterator[str], last: str = " and ") -> str:

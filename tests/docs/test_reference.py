@@ -29,6 +29,7 @@ def test_every_setting_and_option_is_described(written):
     lines = (written / "configuration.md").read_text().splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| `")]
     assert len(rows) > 30
+    assert {"| `CATBREEDS_GATEWAY_MAX_BYTES`", "| `CATBREEDS_PAGE_SAMPLES`"} <= {row[0] for row in rows}
     assert [row[0] for row in rows if not row[2].strip()] == []
     options = re.findall(r"^\* `([-a-z][^`]*)`(.*)$", (written / "cli.md").read_text(), re.MULTILINE)
     assert len(options) > 40
