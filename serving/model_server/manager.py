@@ -113,17 +113,18 @@ class Manager:
 
         Raises:
             ServingError: INVALID_ARGUMENT, it is no sensible configuration and nothing has changed;
-                UNKNOWN, a new model has no version that can be loaded;
-                FAILED_PRECONDITION, a label points to a version that does not serve: labels have not changed.
+                FAILED_PRECONDITION, a label would move to a version that does not serve: nothing has changed either,
+                    the version is not even loaded;
+                UNKNOWN, a new model has no version that can be loaded.
         """
         configs = _checked(config)
         with self._reloading:
             with self._changed:
+                self._set_labels(configs)
                 new = configs.keys() - self._configs.keys()
                 self._configs = configs
             self._poll()
             self._wait_for(new, awaited)
-            self._set_labels(configs)
 
     def _find(self, spec: model_pb2.ModelSpec) -> Version:
         if not spec.name:
@@ -269,21 +270,20 @@ class Manager:
         return wanted if all(version.error for version in wanted) else []
 
     def _set_labels(self, configs: dict[str, ModelConfig]) -> None:
-        with self._changed:
-            for name, config in configs.items():
-                for label, number in config.version_labels.items():
-                    moved = self._labels.get(name, {}).get(label, number) != number
-                    allowed = self._flags.force_allow_any_version_labels_for_unavailable_models or (
-                        self._flags.allow_version_labels_for_unavailable_models and not moved
+        for name, config in configs.items():
+            for label, number in config.version_labels.items():
+                moved = self._labels.get(name, {}).get(label, number) != number
+                allowed = self._flags.force_allow_any_version_labels_for_unavailable_models or (
+                    self._flags.allow_version_labels_for_unavailable_models and not moved
+                )
+                version = self._versions.get(name, {}).get(number)
+                if not allowed and (version is None or version.state != State.AVAILABLE):
+                    raise ServingError(
+                        Code.FAILED_PRECONDITION,
+                        f"Request to assign label {label} to version {number} of model {name}, which is not "
+                        "currently available for inference",
                     )
-                    version = self._versions[name].get(number)
-                    if not allowed and (version is None or version.state != State.AVAILABLE):
-                        raise ServingError(
-                            Code.FAILED_PRECONDITION,
-                            f"Request to assign label {label} to version {number} of model {name}, which is not "
-                            "currently available for inference",
-                        )
-            self._labels = {name: dict(config.version_labels) for name, config in configs.items()}
+        self._labels = {name: dict(config.version_labels) for name, config in configs.items()}
 
 
 def _id(name: str, version: Version) -> str:

@@ -1,11 +1,16 @@
 """One model server as rollout sees it: it takes a configuration, and tells what became of the versions."""
 
+import contextlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import grpc
 
+from serving.client.errors import is_unknown_label
 from serving.rollout.plan import Plan, model_config
 from serving.wire.model_management_pb2 import (
+    GetModelMetadataRequest,
+    GetModelMetadataResponse,
     GetModelStatusRequest,
     GetModelStatusResponse,
     ModelVersionStatus,
@@ -14,6 +19,9 @@ from serving.wire.model_management_pb2 import (
 )
 
 _SERVICE = "/tensorflow.serving.ModelService"
+_PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
+# The last one is gRPC's when a server has no thread left.
+_TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class Unreachable(OSError):
@@ -21,11 +29,15 @@ class Unreachable(OSError):
 
 
 class Refused(ValueError):
-    """The server wants to serve no such configuration."""
+    """The server wants to serve no such configuration, or does not know what it was asked for."""
 
 
 class NotYet(Refused):
-    """It loads what it was told to, but moves no label before the version that it is moved to serves."""
+    """A label would move to a version that does not serve: nothing of the configuration was taken."""
+
+
+class NotThere(Refused):
+    """It serves no such model, version or label."""
 
 
 class VersionState(NamedTuple):
@@ -55,13 +67,14 @@ class ModelServer:
         self._name = name
         self._timeout = timeout
         self._channel = grpc.insecure_channel(address)
-        self._reload = self._channel.unary_unary(
-            f"{_SERVICE}/HandleReloadConfigRequest",
-            ReloadConfigRequest.SerializeToString,
-            ReloadConfigResponse.FromString,
-        )
-        self._status = self._channel.unary_unary(
-            f"{_SERVICE}/GetModelStatus", GetModelStatusRequest.SerializeToString, GetModelStatusResponse.FromString
+
+        def method(path, request, response):
+            return self._channel.unary_unary(path, request.SerializeToString, response.FromString)
+
+        self._reload = method(f"{_SERVICE}/HandleReloadConfigRequest", ReloadConfigRequest, ReloadConfigResponse)
+        self._status = method(f"{_SERVICE}/GetModelStatus", GetModelStatusRequest, GetModelStatusResponse)
+        self._metadata = method(
+            f"{_PREDICTION_SERVICE}/GetModelMetadata", GetModelMetadataRequest, GetModelMetadataResponse
         )
 
     def __enter__(self) -> "ModelServer":
@@ -74,7 +87,7 @@ class ModelServer:
         """Serves `plan` from now on: versions are loaded and unloaded while it answers.
 
         Raises:
-            NotYet: labels have not moved, because a version does not serve yet.
+            NotYet: a label would move to a version that does not serve.
             Refused: the configuration is bad.
             Unreachable: it does not answer.
         """
@@ -91,18 +104,37 @@ class ModelServer:
         request.model_spec.name = self._name
         try:
             response = self._call(self._status, request)
-        except Refused:  # NOT_FOUND: it has seen none
+        except NotThere:
             return {}
         return {told.version: _state(told) for told in response.model_version_status}
+
+    def labels(self, names: Iterable[str]) -> dict[str, int]:
+        """Label -> version that answers to it, for those of `names` to which one does.
+
+        Raises:
+            Unreachable: it does not answer.
+        """
+        found = {}
+        for label in names:
+            request = GetModelMetadataRequest(metadata_field=["signature_def"])
+            request.model_spec.name, request.model_spec.version_label = self._name, label
+            with contextlib.suppress(NotThere):
+                found[label] = self._call(self._metadata, request).model_spec.version.value
+        return found
 
     def _call(self, method, request):
         try:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise Unreachable(error.details()) from None
-            kind = NotYet if error.code() == grpc.StatusCode.FAILED_PRECONDITION else Refused
-            raise kind(f"{error.code().name}: {error.details()}") from None
+            code, text = error.code(), error.details() or ""
+            if code in _TRY_AGAIN:
+                raise Unreachable(text) from None
+            kind = Refused
+            if code == grpc.StatusCode.FAILED_PRECONDITION:
+                kind = NotYet
+            elif code == grpc.StatusCode.NOT_FOUND or is_unknown_label(text):
+                kind = NotThere
+            raise kind(f"{code.name}: {text}") from None
 
 
 def _state(told: ModelVersionStatus) -> VersionState:

@@ -7,6 +7,7 @@ servers read when they start; a change of it goes at once to every server that r
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -267,7 +268,6 @@ class Rollout:
             spares = [version for version in goal.versions if version in live.versions]
             load = plan_of(live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled)
             steps = [load] if only_load else [load, goal.with_versions(load.versions), goal]
-        labelled: dict[str, set[int]] = {}
         current = live
         for step, following in zip(steps, [*steps[1:], None], strict=True):
             if step == following:
@@ -275,31 +275,29 @@ class Rollout:
             if step != current:
                 revision = self._fleet.write(step, revision)
             try:
-                told = self._tell_all(step, goal.labelled, labelled)
+                told = self._tell_all(step, goal.labelled)
             except CannotLoad:
                 if live:
-                    self._undo(live, step, revision, labelled)
+                    self._undo(live, step, revision)
                 raise
             current = step
         if self._fleet.read()[1] != revision:
             raise Conflict(f"{self._fleet.where}: somebody else has just changed the configuration")
         return told
 
-    def _undo(self, live: Plan, step: Plan, revision: str, labelled: dict[str, set[int]]) -> None:
+    def _undo(self, live: Plan, step: Plan, revision: str) -> None:
         """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
         with contextlib.suppress(FleetError, RolloutError):
             if step != live:
                 self._fleet.write(live, revision)
-            self._tell_all(live, live.labelled, labelled)
+            self._tell_all(live, live.labelled)
 
-    def _tell_all(self, plan: Plan, needed: Collection[int], labelled: dict[str, set[int]]) -> Told:
+    def _tell_all(self, plan: Plan, needed: Collection[int]) -> Told:
         """Brings every server to `plan`, also those that appear meanwhile.
 
         Args:
             plan: is the live configuration by now.
             needed: versions that must serve at the end.
-            labelled: versions that the labels of a server point to, by its key, as far as it was told in this command;
-                brought up to date. After an interruption servers may be behind the live configuration.
         """
         told: dict[str, str] = {}
         deadline = time.monotonic() + self._limits.starting_seconds
@@ -307,7 +305,7 @@ class Rollout:
             addresses = [self._fleet.reach(server) for server in untold]
             with ThreadPoolExecutor(len(untold)) as threads:
                 attempts = [
-                    threads.submit(self._tell, server, address, plan, needed, labelled)
+                    threads.submit(self._tell, server, address, plan, needed)
                     for server, address in zip(untold, addresses, strict=True)
                 ]
             silent = {}
@@ -328,32 +326,29 @@ class Rollout:
                 time.sleep(_LOOK_SECONDS)
         return Told(sorted(told.values()), [], [])
 
-    def _tell(
-        self, server: Server, address: str, plan: Plan, needed: Collection[int], labelled: dict[str, set[int]]
-    ) -> None:
-        """Brings one server to `plan`: it keeps what its labels point to until they have moved."""
+    def _tell(self, server: Server, address: str, plan: Plan, needed: Collection[int]) -> None:
+        """Brings one server to `plan`, whatever it was told before: it may have missed changes.
+
+        It keeps what its labels point to until they have moved.
+        """
         with ModelServer(address, self._fleet.model) as connection:
-            states = connection.states()
-            serving = {version for version, state in states.items() if state.available}
-            if server.key not in labelled and plan.labelled <= serving:
-                # Labels alone, over what is there: now it is known what they point to.
-                connection.push(plan.with_versions(serving), self._fleet.base_path)
-                labelled[server.key] = plan.labelled
-            bridge = plan.with_versions({*plan.versions, *labelled.get(server.key, serving)})
-            pending = [] if bridge == plan else [plan]
+            states, labels = connection.states(), connection.labels({*plan.labels, STABLE, CANARY})
+            awaited = {*needed} & set(plan.versions)
+            bridge = plan.with_versions({*plan.versions, *labels.values()})
             try:
                 connection.push(bridge, self._fleet.base_path)
+                self._await_loaded(server.name, connection, awaited, states)
             except NotYet:
-                pending.insert(0, bridge)
-            self._await_loaded(server.name, connection, {*needed} & set(plan.versions), states)
-            try:
-                for last in pending:
-                    connection.push(last, self._fleet.base_path)
-            except NotYet:
-                if plan.labelled <= set(needed):
-                    raise
-                return  # what a label leaves may be broken: it goes on to where the label moves
-            labelled[server.key] = plan.labelled
+                connection.push(dataclasses.replace(bridge, labels=labels), self._fleet.base_path)
+                self._await_loaded(server.name, connection, awaited, states)
+                try:
+                    connection.push(bridge, self._fleet.base_path)
+                except NotYet:
+                    if plan.labelled <= set(needed):
+                        raise
+                    return  # what a label leaves may be broken: it goes on to where the label moves
+            if bridge != plan:
+                connection.push(plan, self._fleet.base_path)
 
     def _await_loaded(
         self, name: str, server: ModelServer, versions: set[int], old: Mapping[int, VersionState]

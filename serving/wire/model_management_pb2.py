@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from serving.wire import predict_pb2 as serving_dot_wire_dot_predict__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serving/wire/model_management.proto\x12\x0e\x63\x61tbreeds.wire\x1a\x1aserving/wire/predict.proto\"O\n\x11ModelServerConfig\x12:\n\x11model_config_list\x18\x01 \x01(\x0b\x32\x1f.catbreeds.wire.ModelConfigList\">\n\x0fModelConfigList\x12+\n\x06\x63onfig\x18\x01 \x03(\x0b\x32\x1b.catbreeds.wire.ModelConfig\"\x89\x02\n\x0bModelConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_path\x18\x02 \x01(\t\x12\x16\n\x0emodel_platform\x18\x04 \x01(\t\x12\x43\n\x14model_version_policy\x18\x07 \x01(\x0b\x32%.catbreeds.wire.ServableVersionPolicy\x12\x46\n\x0eversion_labels\x18\x08 \x03(\x0b\x32..catbreeds.wire.ModelConfig.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"w\n\x15ServableVersionPolicy\x12@\n\x08specific\x18\x66 \x01(\x0b\x32..catbreeds.wire.ServableVersionPolicy.Specific\x1a\x1c\n\x08Specific\x12\x10\n\x08versions\x18\x01 \x03(\x03\"H\n\x13ReloadConfigRequest\x12\x31\n\x06\x63onfig\x18\x01 \x01(\x0b\x32!.catbreeds.wire.ModelServerConfig\">\n\x14ReloadConfigResponse\x12&\n\x06status\x18\x01 \x01(\x0b\x32\x16.catbreeds.wire.Status\"F\n\x15GetModelStatusRequest\x12-\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x19.catbreeds.wire.ModelSpec\"Z\n\x16GetModelStatusResponse\x12@\n\x14model_version_status\x18\x01 \x03(\x0b\x32\".catbreeds.wire.ModelVersionStatus\"\xdb\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32(.catbreeds.wire.ModelVersionStatus.State\x12&\n\x06status\x18\x03 \x01(\x0b\x32\x16.catbreeds.wire.Status\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"N\n\x06Status\x12-\n\nerror_code\x18\x01 \x01(\x0e\x32\x19.catbreeds.wire.ErrorCode\x12\x15\n\rerror_message\x18\x02 \x01(\t*\x13\n\tErrorCode\x12\x06\n\x02OK\x10\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serving/wire/model_management.proto\x12\x0e\x63\x61tbreeds.wire\x1a\x1aserving/wire/predict.proto\"O\n\x11ModelServerConfig\x12:\n\x11model_config_list\x18\x01 \x01(\x0b\x32\x1f.catbreeds.wire.ModelConfigList\">\n\x0fModelConfigList\x12+\n\x06\x63onfig\x18\x01 \x03(\x0b\x32\x1b.catbreeds.wire.ModelConfig\"\x89\x02\n\x0bModelConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_path\x18\x02 \x01(\t\x12\x16\n\x0emodel_platform\x18\x04 \x01(\t\x12\x43\n\x14model_version_policy\x18\x07 \x01(\x0b\x32%.catbreeds.wire.ServableVersionPolicy\x12\x46\n\x0eversion_labels\x18\x08 \x03(\x0b\x32..catbreeds.wire.ModelConfig.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"w\n\x15ServableVersionPolicy\x12@\n\x08specific\x18\x66 \x01(\x0b\x32..catbreeds.wire.ServableVersionPolicy.Specific\x1a\x1c\n\x08Specific\x12\x10\n\x08versions\x18\x01 \x03(\x03\"H\n\x13ReloadConfigRequest\x12\x31\n\x06\x63onfig\x18\x01 \x01(\x0b\x32!.catbreeds.wire.ModelServerConfig\">\n\x14ReloadConfigResponse\x12&\n\x06status\x18\x01 \x01(\x0b\x32\x16.catbreeds.wire.Status\"`\n\x17GetModelMetadataRequest\x12-\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x19.catbreeds.wire.ModelSpec\x12\x16\n\x0emetadata_field\x18\x02 \x03(\t\"I\n\x18GetModelMetadataResponse\x12-\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x19.catbreeds.wire.ModelSpec\"F\n\x15GetModelStatusRequest\x12-\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x19.catbreeds.wire.ModelSpec\"Z\n\x16GetModelStatusResponse\x12@\n\x14model_version_status\x18\x01 \x03(\x0b\x32\".catbreeds.wire.ModelVersionStatus\"\xdb\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32(.catbreeds.wire.ModelVersionStatus.State\x12&\n\x06status\x18\x03 \x01(\x0b\x32\x16.catbreeds.wire.Status\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"N\n\x06Status\x12-\n\nerror_code\x18\x01 \x01(\x0e\x32\x19.catbreeds.wire.ErrorCode\x12\x15\n\rerror_message\x18\x02 \x01(\t*\x13\n\tErrorCode\x12\x06\n\x02OK\x10\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELCONFIG_VERSIONLABELSENTRY']._loaded_options = None
   _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ERRORCODE']._serialized_start=1221
-  _globals['_ERRORCODE']._serialized_end=1240
+  _globals['_ERRORCODE']._serialized_start=1394
+  _globals['_ERRORCODE']._serialized_end=1413
   _globals['_MODELSERVERCONFIG']._serialized_start=83
   _globals['_MODELSERVERCONFIG']._serialized_end=162
   _globals['_MODELCONFIGLIST']._serialized_start=164
@@ -52,14 +52,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADCONFIGREQUEST']._serialized_end=689
   _globals['_RELOADCONFIGRESPONSE']._serialized_start=691
   _globals['_RELOADCONFIGRESPONSE']._serialized_end=753
-  _globals['_GETMODELSTATUSREQUEST']._serialized_start=755
-  _globals['_GETMODELSTATUSREQUEST']._serialized_end=825
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=827
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=917
-  _globals['_MODELVERSIONSTATUS']._serialized_start=920
-  _globals['_MODELVERSIONSTATUS']._serialized_end=1139
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1056
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1139
-  _globals['_STATUS']._serialized_start=1141
-  _globals['_STATUS']._serialized_end=1219
+  _globals['_GETMODELMETADATAREQUEST']._serialized_start=755
+  _globals['_GETMODELMETADATAREQUEST']._serialized_end=851
+  _globals['_GETMODELMETADATARESPONSE']._serialized_start=853
+  _globals['_GETMODELMETADATARESPONSE']._serialized_end=926
+  _globals['_GETMODELSTATUSREQUEST']._serialized_start=928
+  _globals['_GETMODELSTATUSREQUEST']._serialized_end=998
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1000
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1090
+  _globals['_MODELVERSIONSTATUS']._serialized_start=1093
+  _globals['_MODELVERSIONSTATUS']._serialized_end=1312
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1229
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1312
+  _globals['_STATUS']._serialized_start=1314
+  _globals['_STATUS']._serialized_end=1392
 # @@protoc_insertion_point(module_scope)

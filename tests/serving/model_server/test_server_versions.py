@@ -206,6 +206,19 @@ def test_a_label_does_not_move_to_a_version_that_does_not_serve(server, name, ba
     assert server.added(name, "stable") == 1
 
 
+def test_a_configuration_whose_label_would_move_too_early_does_not_even_load_the_version(server, name, base, adders):
+    server.configure(name, base, "specific { versions: 1 }")
+    server.configure(name, base, "specific { versions: 1 }", {"stable": 1})
+    push(adders / "2", base, 2)
+    both = "specific { versions: 1 versions: 2 }"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "Request to assign label stable to version 2"):
+        server.configure(name, base, both, {"stable": 2})
+    assert server.added(name, "stable") == 1
+    assert available(server, name) == {1}
+    server.configure(name, base, both, {"stable": 1})
+    eventually(lambda: available(server, name) == {1, 2})
+
+
 def test_a_label_that_is_no_longer_listed_is_unknown(server, name, base):
     server.configure(name, base)
     server.configure(name, base, labels={"stable": 1})

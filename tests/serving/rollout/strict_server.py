@@ -6,12 +6,18 @@ Real servers have a moment between unloading and moving labels; here that moment
 from concurrent import futures
 
 import grpc
-from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
 
 State = get_model_status_pb2.ModelVersionStatus
 
 
-class StrictServer(model_service_pb2_grpc.ModelServiceServicer):
+class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_service_pb2_grpc.PredictionServiceServicer):
     """Serves one model; every version loads at once, but those in `broken`.
 
     Attributes:
@@ -32,6 +38,7 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer):
         self._failed: set[int] = set()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
@@ -40,6 +47,10 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer):
 
     def HandleReloadConfigRequest(self, request, context):
         (config,) = request.config.model_config_list.config
+        # As in ServerCore::ReloadConfig, labels come first: one that would move too early, and nothing is loaded.
+        for label, version in config.version_labels.items():
+            if version not in self.loaded and self.labels.get(label, version) != version:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{label}: version {version} is not available")
         wanted = set(config.model_version_policy.specific.versions)
         lost = {label for label, version in self.labels.items() if version not in wanted}
         if lost:
@@ -47,11 +58,16 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer):
         self._failed = wanted & self.broken
         self.loaded = wanted - self.broken
         self.most = max(self.most, len(self.loaded))
-        for label, version in config.version_labels.items():
-            if version not in self.loaded and self.labels.get(label, version) != version:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{label}: version {version} is not available")
         self.labels = dict(config.version_labels)
         return model_management_pb2.ReloadConfigResponse()
+
+    def GetModelMetadata(self, request, context):
+        version = self.labels.get(request.model_spec.version_label)
+        if version not in self.loaded:
+            context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request")
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.version.value = version
+        return response
 
     def GetModelStatus(self, request, context):
         response = get_model_status_pb2.GetModelStatusResponse()
