@@ -168,8 +168,12 @@ class Registry:
             raise RegistryError(f"{self.base}: no version was {label} before; `promote` moves the label anywhere")
         return before
 
-    def rollback(self, label: str = STABLE) -> tuple[int, int]:
+    def rollback(self, label: str = STABLE, target: int | None = None) -> tuple[int, int]:
         """Moves `label` back to the version that had it before and can serve; called again, one further back.
+
+        Args:
+            label: what moves.
+            target: nothing moves unless it leads there; so two who roll back at once go back by one version.
 
         Returns:
             The version that had it, and the one that has it now.
@@ -177,18 +181,21 @@ class Registry:
         Raises:
             RegistryError: there is none to go back to.
         """
-        self.require_before(label)  # also where there is no directory to lock
+        if target is None:
+            self.require_before(label)  # also where there is no directory to lock
         with self._locked():
             state, current = self._read_labels(), self.labels()[label]
-            *earlier, target = self.require_before(label)
+            if target is not None and self.before(label)[-1:] != [target]:
+                return current, current
+            *earlier, previous = self.require_before(label)
             self._write_labels(
                 {
                     **state,
-                    "labels": state["labels"] | {label: target},
+                    "labels": state["labels"] | {label: previous},
                     "replaced": state["replaced"] | {label: earlier},
                 }
             )
-            return current, target
+            return current, previous
 
     def unlabel(self, label: str, why: str) -> int | None:
         """Takes a label, other than stable, from the version that has it.

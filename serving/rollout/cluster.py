@@ -7,6 +7,7 @@ It gets, creates and updates that ConfigMap and lists pods, nothing else. From o
 import os
 import re
 import subprocess
+import threading
 from typing import Any
 
 import kubernetes.client
@@ -135,6 +136,9 @@ class Cluster:
             process.kill()
             _, error = process.communicate()
             raise FleetError(f"{server.name} cannot be reached: kubectl port-forward: {said}{error}".rstrip())
+        # It says a line for each connection, and would stand still once nobody reads them.
+        for stream in (process.stdout, process.stderr):
+            threading.Thread(target=stream.read, daemon=True).start()
         self._forwards[key] = process, forwarding[1]
         return forwarding[1]
 
@@ -163,18 +167,22 @@ class _NotFound(FleetError):
 
 
 def _server(pod: Any, port: str) -> Server | None:
-    """None for a pod whose container has not started: it reads the configuration when it does."""
+    """None for a pod that has no node yet, or has ended: it reads the configuration when it starts, if ever."""
+    if not pod.spec.node_name or pod.status.phase in ("Succeeded", "Failed"):
+        return None
     number, container = next(
         ((one.container_port, of.name) for of in pod.spec.containers for one in of.ports or [] if one.name == port),
         (None, None),
     )
     status = next((one for one in pod.status.container_statuses or [] if one.name == container), None)
-    if status is None or not pod.status.pod_ip or not (status.state and status.state.running):
-        return None
-    ready = any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or [])
+    # One that pulls its image has the configuration mounted already, as it was then.
+    runs = bool(status and status.state and status.state.running and pod.status.pod_ip)
+    ready = runs and any(
+        condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or []
+    )
     # A container that was started again has read the configuration again.
-    key = f"{pod.metadata.uid}-{status.restart_count}"
-    return Server(f"pod {pod.metadata.name}", key, ready, f"{pod.status.pod_ip}:{number}")
+    key = f"{pod.metadata.uid}-{status.restart_count if status else 0}-{runs}"
+    return Server(f"pod {pod.metadata.name}", key, ready, f"{pod.status.pod_ip}:{number}" if runs else "")
 
 
 def _message(error: ApiException) -> str:

@@ -20,7 +20,7 @@ class Server(NamedTuple):
         name: for people.
         key: another process under the same name has another.
         ready: it takes requests; else it is starting.
-        address: host:port of gRPC or, of a gateway, of HTTP; for `Fleet.reach`.
+        address: host:port of gRPC or, of a gateway, of HTTP; for `Fleet.reach`. "" if its container has not started.
     """
 
     name: str

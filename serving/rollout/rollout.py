@@ -114,6 +114,7 @@ class Rollout:
         """Makes the version stable that was it before.
 
         The registry is changed last: interrupted before, the same call again goes to the same version, not one further.
+        A server that does not answer holds up none of the others.
 
         Returns:
             The version that was stable, the one that is it now, and where it is served.
@@ -124,8 +125,8 @@ class Rollout:
         """
         *_, target = self._registry.require_before()
         self._make_room(target, f"version {target} was rolled back to")
-        told = self._serve(lambda: {**self._registry.labels(), STABLE: target})
-        current, now = self._registry.rollback()
+        told = self._serve(lambda: {**self._registry.labels(), STABLE: target}, insist=False)
+        current, now = self._registry.rollback(target=target)
         if now != target:  # somebody else has moved it meanwhile
             told = self.sync()
         return current, now, told
@@ -173,9 +174,9 @@ class Rollout:
         while True:
             totals = {CANARY: Traffic(), STABLE: Traffic()}
             for gateway, seen in self._traffic().items():
+                first = before.setdefault(gateway, seen)  # one that was not there before counts from here
                 for label in totals:
-                    earlier = before.get(gateway, {}).get(label, Traffic())
-                    totals[label] += seen.get(label, Traffic()).since(earlier)
+                    totals[label] += seen.get(label, Traffic()).since(first.get(label, Traffic()))
             verdict = compare(totals[CANARY], totals[STABLE], rules)
             if verdict.outcome is Outcome.BAD:
                 self.stop_canary(verdict.reason)
@@ -185,7 +186,7 @@ class Rollout:
             time.sleep(min(_TRAFFIC_SECONDS, max(0.0, end - time.monotonic())))
 
     def stop_canary(self, reason: str) -> tuple[int | None, Told]:
-        """Takes all requests back from the canary.
+        """Takes all requests back from the canary. A server that does not answer holds up none of the others.
 
         Args:
             reason: is kept in the registry.
@@ -196,7 +197,7 @@ class Rollout:
         Raises:
             RolloutError, FleetError: see `promote`; the same call again finishes.
         """
-        return self._registry.unlabel(CANARY, reason), self.sync()
+        return self._registry.unlabel(CANARY, reason), self.sync(insist=False)
 
     def _make_room(self, version: int, why: str) -> None:
         """Ends a canary that is not `version`: servers have no memory for three versions that are all asked for."""
@@ -218,25 +219,34 @@ class Rollout:
         return len(golden)
 
     def _traffic(self) -> dict[str, dict[str, Traffic]]:
-        """Traffic by label of each gateway."""
-        traffic = {}
+        """Traffic by label of each gateway that answers."""
+        traffic, failure = {}, None
         for gateway in self._fleet.gateways():
             try:
                 traffic[gateway.key] = read_traffic(self._fleet.reach(gateway))
             except OSError as error:
-                raise RolloutError(f"{gateway.name} does not tell its traffic: {error}; try again") from None
+                failure = RolloutError(f"{gateway.name} does not tell its traffic: {error}; try again")
+        if failure and not traffic:
+            raise failure
         return traffic
 
-    def sync(self) -> Told:
+    def sync(self, insist: bool = True) -> Told:
         """Brings the servers to what the registry says.
+
+        Args:
+            insist: a server that does not answer holds up the others; else they go on, and it is told in the end.
 
         Raises:
             CannotLoad, RolloutError, FleetError: see `promote`.
         """
-        return self._serve(self._registry.labels)
+        return self._serve(self._registry.labels, insist=insist)
 
     def _serve(
-        self, labels: Callable[[], Mapping[str, int]], share: float | None = None, only_load: bool = False
+        self,
+        labels: Callable[[], Mapping[str, int]],
+        share: float | None = None,
+        only_load: bool = False,
+        insist: bool = True,
     ) -> Told:
         """Brings the servers to `labels`.
 
@@ -244,13 +254,14 @@ class Rollout:
             labels: is asked again when somebody else has changed the live configuration.
             share: of the canary; None: as it is.
             only_load: loads what `labels` need, and moves none.
+            insist: see `sync`.
         """
         for _ in range(_TRIES):
             # In this order: who changes the registry after this also changes the configuration after it was read.
             live, revision = self._fleet.read()
             goal = self._goal(labels(), share if share is not None else live.canary_share if live else 0.0)
             try:
-                return self._go(live, revision, goal, only_load)
+                return self._go(live, revision, goal, only_load, insist)
             except Conflict:
                 continue
         raise RolloutError(f"{self._fleet.where}: the live configuration changed {_TRIES} times meanwhile; try again")
@@ -261,26 +272,33 @@ class Rollout:
         ways_back = [version for version in reversed(self._registry.before()) if version not in labels.values()]
         return plan_of(labels, ways_back, self._limits.loaded, share)
 
-    def _go(self, live: Plan | None, revision: str | None, goal: Plan, only_load: bool) -> Told:
+    def _go(self, live: Plan | None, revision: str | None, goal: Plan, only_load: bool, insist: bool) -> Told:
         """From `live` to `goal` in steps, each of which every server has taken before the next."""
         steps = [goal]
         if live:
             spares = [version for version in goal.versions if version in live.versions]
             load = plan_of(live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled)
             steps = [load] if only_load else [load, goal.with_versions(load.versions), goal]
-        current = live
+        current, silent = live, {}
         for step, following in zip(steps, [*steps[1:], None], strict=True):
             if step == following:
                 continue
             if step != current:
                 revision = self._fleet.write(step, revision)
+            # Servers that are starting read what was just written: only in the end is it asked whether they did.
+            last = bool(live) and not (only_load or following)
             try:
-                told = self._tell_all(step, goal.labelled)
+                told = self._tell_all(step, goal.labelled, last, silent)
             except CannotLoad:
                 if live:
                     self._undo(live, step, revision)
                 raise
+            if silent and insist:
+                break
             current = step
+        for server, error in silent.items():
+            moved = "nothing more was moved" if insist else "all others have moved"
+            raise RolloutError(f"{server.name} does not answer: {error}; {moved}, try again")
         if self._fleet.read()[1] != revision:
             raise Conflict(f"{self._fleet.where}: somebody else has just changed the configuration")
         return told
@@ -290,39 +308,43 @@ class Rollout:
         with contextlib.suppress(FleetError, RolloutError):
             if step != live:
                 self._fleet.write(live, revision)
-            self._tell_all(live, live.labelled)
+            self._tell_all(live, live.labelled, last=False, silent={})
 
-    def _tell_all(self, plan: Plan, needed: Collection[int]) -> Told:
+    def _tell_all(self, plan: Plan, needed: Collection[int], last: bool, silent: dict[Server, Unreachable]) -> Told:
         """Brings every server to `plan`, also those that appear meanwhile.
 
         Args:
             plan: is the live configuration by now.
             needed: versions that must serve at the end.
+            last: servers that are starting are waited for.
+            silent: servers that are ready and did not answer in time; brought up to date, and not waited for again.
         """
         told: dict[str, str] = {}
+        given_up = {server.key for server in silent}
         deadline = time.monotonic() + self._limits.starting_seconds
         while untold := [server for server in self._fleet.servers() if server.key not in told]:
-            addresses = [self._fleet.reach(server) for server in untold]
+            listening = [server for server in untold if server.address]
+            addresses = [self._fleet.reach(server) for server in listening]
             with ThreadPoolExecutor(len(untold)) as threads:
                 attempts = [
                     threads.submit(self._tell, server, address, plan, needed)
-                    for server, address in zip(untold, addresses, strict=True)
+                    for server, address in zip(listening, addresses, strict=True)
                 ]
-            silent = {}
-            for server, attempt in zip(untold, attempts, strict=True):
+            failed: dict[Server, Unreachable | None] = {server: None for server in untold if not server.address}
+            for server, attempt in zip(listening, attempts, strict=True):
                 try:
                     attempt.result()
                     told[server.key] = server.name
                 except Unreachable as error:
-                    silent[server] = error
+                    failed[server] = error
                 except Refused as error:
                     raise RolloutError(f"{server.name} refuses the configuration: {error}") from None
-            if silent and time.monotonic() > deadline:
-                for server, error in silent.items():
-                    if server.ready:
-                        raise RolloutError(f"{server.name} does not answer: {error}; nothing more was moved, try again")
-                return Told(sorted(told.values()), sorted(server.name for server in silent), [])
-            if silent:
+            waited_for = [server for server in failed if server.key not in given_up and (server.ready or last)]
+            if failed and (not waited_for or time.monotonic() > deadline):
+                silent |= {server: error for server, error in failed.items() if server.ready}
+                starting = [server.name for server in failed if not server.ready]
+                return Told(sorted(told.values()), sorted(starting), [])
+            if failed:
                 time.sleep(_LOOK_SECONDS)
         return Told(sorted(told.values()), [], [])
 
@@ -377,6 +399,8 @@ class Rollout:
         stable = plan.labels[STABLE]
         old = {version for version in versions[: -self._limits.keep] if version < stable} - set(plan.versions)
         for server in self._fleet.servers():
+            if not server.address:
+                return []
             try:
                 with ModelServer(self._fleet.reach(server), self._fleet.model) as asked:
                     old -= {version for version, state in asked.states().items() if not state.gone}

@@ -58,7 +58,10 @@ class KubernetesApi:
         """A pod that is ready."""
         pod = {
             "metadata": {"name": name, "uid": f"uid-{name}", "labels": {"app.kubernetes.io/name": app}},
-            "spec": {"containers": [{"name": app, "ports": [{"name": port_name, "containerPort": port}]}]},
+            "spec": {
+                "nodeName": "node",
+                "containers": [{"name": app, "ports": [{"name": port_name, "containerPort": port}]}],
+            },
             "status": {
                 "podIP": "127.0.0.1",
                 "phase": "Running",

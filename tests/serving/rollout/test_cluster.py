@@ -139,11 +139,14 @@ def test_a_pod_that_is_starting_is_told_too_and_named_if_it_does_not_listen_yet(
     listening["status"]["conditions"][0]["status"] = "False"
     deaf = api.add_pod("model-server-deaf", free_port())
     deaf["status"]["conditions"][0]["status"] = "False"
-    before_start = api.add_pod("model-server-pulling", free_port())  # it reads the configuration when it starts
-    before_start["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    for name in ("pulling", "unscheduled"):
+        pod = api.add_pod(f"model-server-{name}", free_port())
+        pod["status"]["conditions"][0]["status"] = "False"
+        pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    del pod["spec"]["nodeName"]  # only where there is a node the configuration may be mounted already
     _, told = command("promote", 2)
     assert told.servers == ["pod model-server-0", "pod model-server-1"]
-    assert told.starting == ["pod model-server-deaf"]
+    assert told.starting == ["pod model-server-deaf", "pod model-server-pulling"]
     assert stable(registry, pods) == [2, 2]
 
 
@@ -156,6 +159,41 @@ def test_a_ready_pod_that_does_not_answer_stops_the_promotion_before_anything_mo
     assert stable(registry, pods) == [1, 1]
     api.pods.pop()
     command("promote", 2)
+    assert stable(registry, pods) == [2, 2]
+
+
+def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_is_about_going_back(
+    api, pods, registry, command
+):
+    command("promote", 2)
+    api.add_pod("model-server-gone", free_port())
+    with pytest.raises(RolloutError, match=r"pod model-server-gone does not answer: .*; all others have moved, try"):
+        command("rollback")
+    assert stable(registry, pods) == [1, 1]
+    api.pods.pop()
+    command("rollback")
+    assert registry.labels() == {"stable": 1}
+    command("start_canary", 3, 0.1)
+    api.add_pod("model-server-gone", free_port())
+    with pytest.raises(RolloutError, match="all others have moved"):
+        command("stop_canary", "by hand")
+    assert "canary" not in api.config_map["data"][CONFIG_FILE]
+
+
+def test_two_who_roll_back_at_once_go_back_by_one_version(api, pods, registry, command):
+    command("promote", 2)
+    command("promote", 3)
+    fired = []
+
+    def rival() -> None:
+        if not fired:
+            fired.append(True)
+            registry.rollback()
+
+    api.before_write = rival
+    command("rollback")
+    assert fired
+    assert registry.labels() == {"stable": 2}
     assert stable(registry, pods) == [2, 2]
 
 
