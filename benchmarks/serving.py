@@ -11,7 +11,7 @@ Three ways to the same embedded model server and the same model (MobileNet 0.25 
 
 Each client sends its photo again when it has its answer. `bytes` are those of a request to the model server. Clients,
 gateway or backend, and model server share the cores of this machine, and all goes over its loopback. The ways take
-turns; each figure is the median of its turns.
+turns; each figure is the median of its turns. What it printed on 2 cores is in docs/serving.md.
 """
 
 import argparse

@@ -43,12 +43,18 @@ def Rollout(
         share: of the gateways' requests, for the canary.
         loaded, load_seconds: see `serving.rollout.rollout.Limits`.
     """
-    version = read_json(pushed.uri, PUSH_FILE)["version"]
-    versions = Registry(registry)
+    push, versions = read_json(pushed.uri, PUSH_FILE), Registry(registry)
+    version = push["version"] or _left_over(versions, push["already_pushed_as"])
     with _fleet(versions, namespace, models) as fleet:
         limits = driving.Limits(loaded=loaded, load_seconds=load_seconds)
         text = _roll_out(driving.Rollout(versions, fleet, limits), versions, fleet, version, share)
     write_json(outcome.uri, ROLLOUT_FILE, {"version": version, "outcome": text})
+
+
+def _left_over(registry: Registry, version: int | None) -> int | None:
+    """A version that an earlier run pushed, if that run was interrupted before it was canary."""
+    newer = version is not None and version > (registry.stable() or 0)
+    return version if newer and version not in registry.labels().values() and not registry.stopped(version) else None
 
 
 def _roll_out(rollout: driving.Rollout, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:

@@ -123,4 +123,6 @@ class Predictor:
 
 def _key(request: Request) -> str:
     """What tells one asker from another, so that each stays with one version."""
-    return request.headers.get("X-Request-Key") or (request.client.host if request.client else "")
+    # Behind a load balancer the address of the connection is the load balancer's.
+    forwarded = request.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
+    return request.headers.get("X-Request-Key") or forwarded or (request.client.host if request.client else "")

@@ -168,6 +168,11 @@ _SCENARIOS = {
         "15m",
         {"CatbreedsModelServerErrors"},
     ),
+    "a canary ended, and gateways do not know it yet": (
+        {f'{_ANSWERS}{{{_MODEL_SERVER}, status="INVALID_ARGUMENT"}}': "0+60x60"},
+        "15m",
+        set(),
+    ),
     "a version is broken": (
         {f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/2", status="fail"}}': "_x10 3x50"},
         "12m",

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from serving.gateway.metrics import MODEL_SERVER_SECONDS
 from serving.registry import Registry
 from serving.rollout.comparison import Outcome, Rules, Traffic, compare
 from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
@@ -147,3 +148,13 @@ def traffic(answered: int, failed: int = 0, slow: int = 0) -> Traffic:
 )
 def test_a_canary_is_bad_when_it_fails_or_is_slow_beyond_what_chance_explains(canary, stable, outcome):
     assert compare(canary, stable, Rules()).outcome is outcome
+
+
+def test_twice_as_slow_is_seen_whatever_stable_takes():
+    def took(seconds: float) -> Traffic:
+        slower = {bound: 300 if seconds > bound else 0 for bound in (*MODEL_SERVER_SECONDS, float("inf"))}
+        return Traffic(0, 300, slower)
+
+    for usual in (0.011, 0.05, 0.21, 0.9):
+        assert compare(took(2 * usual), took(usual), Rules()).outcome is Outcome.BAD
+        assert compare(took(1.1 * usual), took(usual), Rules()).outcome is Outcome.GOOD

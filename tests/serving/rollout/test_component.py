@@ -16,11 +16,13 @@ from serving.rollout.rollout import Rollout
 def roll_out(tmp_path, registry):
     """Runs the component on a push of `version`; returns its sentence."""
 
-    def roll_out(version: int | None) -> str:
+    def roll_out(version: int | None, already_pushed_as: int | None = None) -> str:
         pushed, outcome = PushRecord(), RolloutRecord()
         pushed.uri, outcome.uri = str(tmp_path / "pushed"), str(tmp_path / "outcome")
         (tmp_path / "pushed").mkdir(exist_ok=True)
-        (tmp_path / "pushed" / "push.json").write_text(json.dumps({"version": version}))
+        (tmp_path / "pushed" / "push.json").write_text(
+            json.dumps({"version": version, "already_pushed_as": already_pushed_as})
+        )
         Component.test_call(
             pushed=pushed,
             outcome=outcome,
@@ -33,7 +35,7 @@ def roll_out(tmp_path, registry):
             load_seconds=60.0,
         )
         document = json.loads((tmp_path / "outcome" / "rollout.json").read_text())
-        assert document["version"] == version
+        assert document["version"] in (version, already_pushed_as)
         return document["outcome"]
 
     return roll_out
@@ -55,6 +57,18 @@ def test_what_was_pushed_becomes_canary_and_what_cannot_be_loaded_does_not(roll_
     assert (server.added(registry.base.name, "stable"), server.added(registry.base.name, "canary")) == (1, 2)
     assert roll_out(4).startswith("stopped: model-server at 127.0.0.1:")
     assert registry.labels() == {"stable": 1}
+
+
+def test_what_an_interrupted_run_has_pushed_the_next_one_rolls_out_but_nothing_that_was_stopped(
+    roll_out, registry, laptop, join
+):
+    join(1)
+    roll_out(1)
+    assert roll_out(None, already_pushed_as=1) == "nothing was pushed"  # it is stable
+    assert roll_out(None, already_pushed_as=2).startswith("version 2 is canary with 25% of the requests")
+    assert roll_out(None, already_pushed_as=2) == "nothing was pushed"  # it is canary already
+    Rollout(registry, laptop).stop_canary("by hand")
+    assert roll_out(None, already_pushed_as=2) == "nothing was pushed"
 
 
 def test_the_version_that_was_canary_becomes_stable_and_the_label_canary_ends(roll_out, registry, laptop, join):
