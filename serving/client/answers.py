@@ -1,5 +1,6 @@
 """What is asked and what is answered, the same for every way."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,12 @@ class Answer:
 
 
 def ranked(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
-    """The `top_k` most probable breeds, all if None; most probable first."""
+    """The `top_k` most probable breeds, all if None; most probable first.
+
+    Raises:
+        ValueError: there are none, or a probability is no number.
+    """
+    if not breeds or not all(map(math.isfinite, probabilities)):
+        raise ValueError("no breeds, or probabilities that are no numbers")
     pairs = sorted(zip(breeds, probabilities, strict=True), key=lambda pair: -pair[1])
     return tuple(Prediction(breed, probability) for breed, probability in pairs[:top_k])
