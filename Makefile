@@ -7,7 +7,7 @@ SHIM := requirements/tfx_bsl_sql_shim
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 # In as many processes as CI has cores; tests/conftest.py says which go together.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help

@@ -1,7 +1,8 @@
 """Runs that many tests look at are made once a session, through the command line as a user would.
 
 Tests go on in two processes at a time (`make test`): those of a run that is shared in one of them, so that it is made
-but once and none changes what another reads; else those of a file.
+but once and none changes what another reads; else those of a file. The longest begin, so that no process is left alone
+with them in the end.
 """
 
 from collections.abc import Callable
@@ -11,12 +12,17 @@ import pytest
 
 from tests.running import SMALL, Run, run_pipeline
 
+LONGEST = ("test_runs", "small", "demo", "test_admission")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def group(item: pytest.Item) -> str:
+        return min({"demo", "small"} & set(item.fixturenames), default=item.path.stem)
+
     for item in items:
-        shared = {"demo", "small"} & set(item.fixturenames)
-        item.add_marker(pytest.mark.xdist_group(min(shared, default=item.path.stem)))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
