@@ -190,8 +190,12 @@ def test_a_damaged_configuration_file_changes_nothing(polling):
     assert polling.added("cats") == 1
 
 
-def test_a_label_in_the_file_moves_when_its_version_serves(polling):
-    polling.configure_by_file('model_version_policy { all {} } version_labels { key: "canary" value: 2 }')
+def test_a_label_in_the_file_moves_when_its_version_serves(polling, adders):
+    polling.configure_by_file("model_version_policy { all {} }")
+    eventually(lambda: polling.added("cats") == 2)
+    polling.configure_by_file('model_version_policy { all {} } version_labels { key: "canary" value: 3 }')
+    eventually(lambda: "Request to assign label canary to version 3" in polling.log.read_text() or REAL)
+    push(adders / "2", polling.config.parent / "model", 3)
 
     def moved():
         try:
