@@ -27,7 +27,9 @@ class Shown:
     def __init__(self, name: str, workdir: Path):
         notebook = read(name)
         client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(FOLDER)}})
-        client.execute(env={**os.environ, "CATBREEDS_WORKDIR": str(workdir), "PYTHONPATH": str(ROOT)})
+        environment = {**os.environ, "CATBREEDS_WORKDIR": str(workdir), "PYTHONPATH": str(ROOT)}
+        environment.pop("MPLBACKEND", None)  # Streamlit sets it where it is imported, and no plot would be shown
+        client.execute(env=environment)
         outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
         data = [output.data for output in outputs if "data" in output]
         self.errors = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stderr")
