@@ -1,12 +1,13 @@
 """A model server that answers as a test says, and remembers how it was asked."""
 
-import time
+import threading
 from concurrent import futures
 from typing import NamedTuple
 
 import grpc
 
 from serving import wire
+from tests.serving.model_server.servers import DEADLINE
 
 HANG = "hang"
 
@@ -53,8 +54,9 @@ class ScriptedServer:
         self.asked.append(Asked(context.time_remaining(), dict(context.invocation_metadata())))
         said = self._script.pop(0) if self._script else answer()
         if said == HANG:
-            while context.is_active():
-                time.sleep(0.01)
+            given_up = threading.Event()  # by the client's deadline
+            if context.add_callback(given_up.set):
+                given_up.wait(DEADLINE)
         if isinstance(said, grpc.StatusCode):
             context.abort(said, "as the script says")
         return said
