@@ -121,22 +121,38 @@ class _Trained(Exception):
     """The Trainer is done: what comes after it is not measured."""
 
 
-def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
-    """Runs the pipeline up to the Trainer: node id -> what became of it."""
-    runs = {}
+class _UntilTrained:
+    """Follows a run and ends it after the Trainer.
 
-    def collect(node: NodeRun) -> None:
-        runs[node.node_id] = node
-        _say(f"{node.node_id}: {node.seconds:.1f} s")
-        if node.node_id == f"Trainer-{BACKBONE}":
+    Attributes:
+        runs: node id -> what became of it.
+    """
+
+    def __init__(self):
+        self.runs: dict[str, NodeRun] = {}
+
+    def on_start(self, node_id: str, total: int) -> None:
+        """See `local_runner.Listener`."""
+
+    def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
+        """See `local_runner.Listener`."""
+
+    def on_finish(self, run: NodeRun) -> None:
+        """See `local_runner.Listener`."""
+        self.runs[run.node_id] = run
+        _say(f"{run.node_id}: {run.seconds:.1f} s")
+        if run.node_id == f"Trainer-{BACKBONE}":
             raise _Trained
 
+
+def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
+    """Runs the pipeline up to the Trainer: node id -> what became of it."""
     config = local_runner.metadata_config(settings.workdir)
+    follower = _UntilTrained()
+    graph = create_pipeline(settings, this_machine(settings, "benchmark"), config)
     with contextlib.suppress(_Trained):
-        local_runner.run(
-            create_pipeline(settings, this_machine(settings, "benchmark"), config), "benchmark", on_finish=collect
-        )
-    return runs
+        local_runner.run(graph, "benchmark", follower, Path(settings.workdir) / "logs", workers=1)
+    return follower.runs
 
 
 def _read_photos(examples: str) -> list[bytes]:

@@ -14,6 +14,7 @@ from tfx.dsl.io import fileio
 from tfx.types.standard_artifacts import Model
 from tfx.utils import path_utils
 
+from components import saved_model
 from components.architectures import ARCHITECTURES, weight_file_names
 from components.documents import write_json
 from components.errors import WeightsError
@@ -146,7 +147,7 @@ def Backbone(
     network = build_network(architecture, weights_source(architecture, weights, weights_dir), image_size, seed)
     module = embedder(network, architecture, image_size)
     path = path_utils.serving_model_dir(model.uri)
-    tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
+    saved_model.save(module, path, {"serving_default": module.embed})
     record = {
         "architecture": architecture,
         "weights": weights,

@@ -1,4 +1,4 @@
-"""BackboneSelector: compares the candidates on eval and hands on the winner."""
+"""BackboneSelector: compares the candidates on eval and assembles the winner: the model to serve."""
 
 from typing import Any, ClassVar
 
@@ -8,13 +8,16 @@ from tfx.dsl.components.base.executor_spec import ExecutorClassSpec
 from tfx.types import Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, ModelRun, TunerResults
-from tfx.utils import io_utils, path_utils
+from tfx.utils import path_utils
 
+from components import progress, saved_model
 from components.architectures import ARCHITECTURES
 from components.artifacts import Comparison, IngestReport
+from components.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
 from components.documents import read_json, write_json
 from components.image_example_gen import REPORT_FILE
 from components.measured import METRICS_FILE
+from components.served_model import ServedModel
 from components.splits import SPLITS
 from components.training_records import (
     TRAINING_FILE,
@@ -27,6 +30,7 @@ from serving.model_record import RECORD_FILE
 
 COMPARISON_FILE = "comparison.json"
 _CANDIDATE_INPUTS = {
+    "backbone": Model,
     "model": Model,
     "evaluation": ModelEvaluation,
     "tuner_results": TunerResults,
@@ -36,7 +40,12 @@ _CANDIDATE_INPUTS = {
 
 
 class _Spec(ComponentSpec):
-    PARAMETERS: ClassVar = {"rule": ExecutionParameter(type=str), "code": ExecutionParameter(type=str)}
+    PARAMETERS: ClassVar = {
+        "rule": ExecutionParameter(type=str),
+        "top_k": ExecutionParameter(type=int),
+        "model_name": ExecutionParameter(type=str),
+        "code": ExecutionParameter(type=str),
+    }
     INPUTS: ClassVar = {
         "report": ChannelParameter(type=IngestReport),
         **{
@@ -49,7 +58,7 @@ class _Spec(ComponentSpec):
 
 
 class Executor(BaseExecutor):
-    """Reads the candidates' measurements, decides, copies the winner."""
+    """Reads the candidates' measurements, decides, assembles the winner and takes the latency of each candidate."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
@@ -61,9 +70,16 @@ class Executor(BaseExecutor):
         candidates = [_candidate(inputs) for inputs in found.values()]
         winner, reason = select(candidates, exec_properties["rule"])
         report = read_json(input_dict["report"][0].uri, REPORT_FILE)
-        model = path_utils.serving_model_path(found[winner]["model"].uri)
         output = output_dict["winner"][0]
-        io_utils.copy_dir(model, path_utils.serving_model_dir(output.uri))
+        counter = progress.Counter("candidates", len(candidates))
+        # The choice is made: latency is only shown. Nothing else runs now that could disturb it, neither in the local
+        # runner, for all branches end here.
+        for row, inputs in zip(candidates, found.values(), strict=True):
+            model = ServedModel([_path(inputs["backbone"])], _path(inputs["model"]), exec_properties["top_k"])
+            if row["backbone"] == winner:
+                model.save(path_utils.serving_model_dir(output.uri), exec_properties["model_name"])
+            row["latency_ms_p50"] = model.latency_ms()
+            counter.add()
         output.set_string_custom_property("backbone", winner)
         write_json(
             output_dict["comparison"][0].uri,
@@ -74,7 +90,7 @@ class Executor(BaseExecutor):
                 "reason": reason,
                 "rule": exec_properties["rule"],
                 "split_sizes": {split: sum(counts[split] for counts in report["breeds"].values()) for split in SPLITS},
-                "breeds": read_json(model, RECORD_FILE)["breeds"],
+                "breeds": read_json(_path(found[winner]["model"]), RECORD_FILE)["breeds"],
             },
         )
 
@@ -83,23 +99,35 @@ class BackboneSelector(BaseComponent):
     """Picks one candidate by its accuracy on eval and its number of parameters.
 
     Args:
-        candidates: backbone -> {model, evaluation, tuner_results, model_run, embeddings} channels.
+        candidates: backbone -> {backbone, model, evaluation, tuner_results, model_run, embeddings} channels.
         report: of ImageExampleGen.
         rule: see `select`.
+        top_k: number of breeds that the signature `top_k` answers.
+        model_name: TF Serving's name for the model.
         code: digest of the modules that it runs.
     """
 
     SPEC_CLASS = _Spec
     EXECUTOR_SPEC = ExecutorClassSpec(Executor)
 
-    def __init__(self, candidates: dict[str, dict[str, Channel]], report: Channel, rule: str, code: str):
+    def __init__(
+        self,
+        candidates: dict[str, dict[str, Channel]],
+        report: Channel,
+        rule: str,
+        top_k: int,
+        model_name: str,
+        code: str,
+    ):
         inputs = {
             f"{key}_{backbone}": channel
             for backbone, channels in candidates.items()
             for key, channel in channels.items()
         }
         outputs = {"winner": Channel(type=Model), "comparison": Channel(type=Comparison)}
-        super().__init__(_Spec(rule=rule, code=code, report=report, **inputs, **outputs))
+        super().__init__(
+            _Spec(rule=rule, top_k=top_k, model_name=model_name, code=code, report=report, **inputs, **outputs)
+        )
 
 
 def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
@@ -135,14 +163,15 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
 
 
 def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One row of comparison.json."""
-    record = read_json(path_utils.serving_model_path(inputs["model"].uri), RECORD_FILE)
+    """One row of comparison.json, but for its latency."""
+    backbone = read_json(_path(inputs["backbone"]), BACKBONE_RECORD_FILE)
+    head = read_json(_path(inputs["model"]), RECORD_FILE)
     overall = read_json(inputs["evaluation"].uri, METRICS_FILE)["overall"]
     training = read_json(inputs["model_run"].uri, TRAINING_FILE)
     trials = read_json(inputs["tuner_results"].uri, TUNER_RESULTS_FILE)
     return {
-        "backbone": record["backbone"]["architecture"],
-        "weights": record["backbone"]["weights"],
+        "backbone": backbone["architecture"],
+        "weights": backbone["weights"],
         "eval_accuracy": overall["accuracy"],
         "eval_accuracy_ci95": overall["accuracy_ci95"],
         "eval_loss": overall["loss"],
@@ -153,8 +182,12 @@ def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
         "embedding_seconds": inputs["embeddings"].get_float_custom_property("seconds"),
         "training_seconds": training["seconds"],
         "training_epochs": training["epochs"],
-        "parameters": record["parameters"],
-        "saved_model_bytes": training["saved_model_bytes"],
-        "latency_ms_p50": training["latency_ms_p50"],
-        "hyperparameters": record["hyperparameters"],
+        "parameters": backbone["parameters"] + head["parameters"],
+        "saved_model_bytes": sum(saved_model.size(_path(inputs[part])) for part in ("backbone", "model")),
+        "hyperparameters": head["hyperparameters"],
     }
+
+
+def _path(model: Model) -> str:
+    """Directory of the SavedModel."""
+    return path_utils.serving_model_path(model.uri)

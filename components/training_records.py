@@ -1,6 +1,6 @@
 """Names by which training tells its costs to those that compare."""
 
-# In the Trainer's model_run artifact: seconds, epochs, best_epoch, history, latency_ms_p50, saved_model_bytes.
+# In the Trainer's model_run artifact: seconds, epochs, best_epoch, history.
 TRAINING_FILE = "training.json"
 
 # In the rows of TFX's tuner results; the last two are Keras Tuner's own.

@@ -214,12 +214,13 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
 def _components(
     config: Settings, run_id: str, log: Path, console: Console, only_ingestion: bool = False
 ) -> dict[str, Any] | Exit:
-    """Runs the components; everything that is not for people goes to the log."""
+    """Runs the components; everything that is not for people goes to logs."""
     import logging
     import traceback
 
     from pipeline.console import RunView
 
+    logs = log.with_suffix("")  # a file for each component
     with RunView(console) as view:
         view.starting("starting TensorFlow and TFX")
         from absl import logging as absl_logging
@@ -227,34 +228,41 @@ def _components(
         absl_logging.set_verbosity(absl_logging.INFO)
         logging.captureWarnings(True)
         from components.errors import DataError, WeightsError
-        from pipeline import local_runner, report
+        from pipeline import local_runner
         from pipeline.graph import create_ingestion, create_pipeline
         from pipeline.target import this_machine
-
-        def on_finish(node: local_runner.NodeRun) -> None:
-            view.on_finish(node)
-            if node.node_id == "ImageExampleGen":  # also where the run stops because of what it found
-                report.write_ingest(Path(config.workdir) / "report", report.read_ingest(node))
 
         try:
             connection = local_runner.metadata_config(config.workdir)
             create = create_ingestion if only_ingestion else create_pipeline
             graph = create(config, this_machine(config, run_id), connection)
-            return local_runner.run(graph, run_id, view.on_start, on_finish)
+            runs = local_runner.run(graph, run_id, view, logs, config.workers)
+            _write_ingest(config, runs)
+            return runs
         except (DataError, WeightsError, RegistryError, SettingsError) as error:
             console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return Exit.WRONG_INPUT
         except local_runner.ComponentError as error:
-            traceback.print_exception(error)
-            cause = error.__cause__
-            message = f"{error.node_id} failed: {_in_short(cause)}"
-            console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-            text = f"Log: {log}. Mend the cause and run again: what is finished is kept."
-            console.print(text, markup=False, soft_wrap=True)
-            return Exit.WRONG_INPUT if isinstance(cause, DataError | WeightsError) else Exit.FAILED
+            _write_ingest(config, error.results)
+            for node_id, cause in error.causes.items():
+                traceback.print_exception(cause)
+                message = f"{node_id} failed: {_in_short(cause)}"
+                console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"Log: {logs / node_id}.log", markup=False, highlight=False, soft_wrap=True)
+            console.print("Fix the cause and rerun; completed components are reused.")
+            wrong_input = all(isinstance(cause, DataError | WeightsError) for cause in error.causes.values())
+            return Exit.WRONG_INPUT if wrong_input else Exit.FAILED
         except KeyboardInterrupt:
-            console.print("Stopped. Run again to go on after the last finished component.")
+            console.print("Stopped. Rerun to continue after the last completed component.")
             return Exit.FAILED
+
+
+def _write_ingest(config: Settings, runs: dict[str, Any]) -> None:
+    """Writes what was found in the photos for people, also where the run stops because of it."""
+    from pipeline import report
+
+    if "ImageExampleGen" in runs:
+        report.write_ingest(Path(config.workdir) / "report", report.read_ingest(runs["ImageExampleGen"]))
 
 
 def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Console) -> Exit:

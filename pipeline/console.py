@@ -21,8 +21,6 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from components import progress
-
 if TYPE_CHECKING:
     from pipeline.local_runner import NodeRun
 
@@ -58,7 +56,10 @@ def noise_to(log: Path) -> Iterator[Console]:
 
 
 class RunView:
-    """Follows a run; its methods are the callbacks of `pipeline.local_runner.run`."""
+    """Shows a run: a line for each component that is done, on a terminal also what is running and how far it is.
+
+    It is the listener of `pipeline.local_runner.run`.
+    """
 
     def __init__(self, console: Console):
         self._console = console
@@ -72,42 +73,43 @@ class RunView:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = None
-        self._number = self._total = 0
+        self._tasks: dict[str, TaskID] = {}
+        self._done = self._total = 0
 
     def __enter__(self) -> "RunView":
         self._live.start()
-        progress.listen(self._advance)
         return self
 
     def __exit__(self, *_) -> None:
-        progress.listen(None)
         self._live.stop()
 
     def starting(self, what: str) -> None:
-        """Shows `what` as under way, without a number."""
-        self._replace(what)
+        """Shows `what` as running until the first component starts."""
+        self._tasks[what] = self._live.add_task(escape(what), total=None, what="")
 
-    def on_start(self, node_id: str, number: int, total: int) -> None:
-        """A component starts."""
-        self._number, self._total = number, total
-        self._replace(f"[{number:>2}/{total}] {node_id}")
+    def on_start(self, node_id: str, total: int) -> None:
+        """A component starts, one of `total`."""
+        if not self._total:
+            self._remove(*self._tasks)
+        self._total = total
+        self._tasks[node_id] = self._live.add_task(escape(node_id), total=None, what="")
+
+    def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
+        """`done` of `total` units of `what` are finished in a component."""
+        self._live.update(self._tasks[node_id], completed=done, total=total, what=what)
 
     def on_finish(self, run: "NodeRun") -> None:
         """A component is done."""
+        self._remove(run.node_id)
+        self._done += 1
         how = "[dim]cached[/]" if run.cached else "run   "
         self._console.print(
-            rf"\[{self._number:>2}/{self._total}] {run.node_id:<28} {how} {run.seconds:>7.1f} s", highlight=False
+            rf"\[{self._done:>2}/{self._total}] {run.node_id:<28} {how} {run.seconds:>7.1f} s", highlight=False
         )
 
-    def _replace(self, description: str) -> None:
-        if self._task is not None:
-            self._live.remove_task(self._task)
-        self._task = self._live.add_task(escape(description), total=None, what="")
-
-    def _advance(self, what: str, done: int, total: int | None) -> None:
-        if self._task is not None:
-            self._live.update(self._task, completed=done, total=total, what=what)
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            self._live.remove_task(self._tasks.pop(name))
 
 
 class TransferView:

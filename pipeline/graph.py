@@ -36,7 +36,7 @@ if StatisticsGen is None:
 SERVING_CHECK_PHOTOS = 4
 _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
 # What decides on a trained head, and what decides on a whole model.
-_HEAD_MODULES = ("components.backbone", "components.embedding_gen", "pipeline.preprocessing", "pipeline.training")
+_HEAD_MODULES = ("components.embedding_gen", "components.served_model", "pipeline.preprocessing", "pipeline.training")
 _MODEL_MODULES = (*_HEAD_MODULES, "components.image_example_gen", "pipeline.tuning", "components.backbone_selector")
 _MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
 _ALWAYS = contextlib.nullcontext()
@@ -62,6 +62,7 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
         branch = _candidate_nodes(settings, target, backbone, examples, data_gate, retrain)
         nodes += branch.values()
         candidates[backbone] = {
+            "backbone": branch["backbone"].outputs["model"],
             "model": branch["trainer"].outputs["model"],
             "evaluation": branch["evaluator"].outputs["evaluation"],
             "tuner_results": branch["tuner"].outputs["tuner_results"],
@@ -72,6 +73,8 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
         candidates,
         report=examples.outputs["report"],
         rule=settings.selection.rule,
+        top_k=settings.top_k,
+        model_name=settings.model_name,
         code=target.code("components.backbone_selector"),
     )
     admission = _admission_nodes(settings, target, selector, examples, statistics, schema, retrain)
@@ -202,13 +205,10 @@ def _candidate_nodes(
     )
     trainer = Trainer(
         run_fn="pipeline.training.run_fn",
-        base_model=network.outputs["model"],
         hyperparameters=tuner.outputs["best_hyperparameters"],
         custom_config={
             "trainer": settings.trainer.model_dump(mode="json"),
             "seed": settings.seed,
-            "top_k": settings.top_k,
-            "model_name": settings.model_name,
             "modules": _HEAD_MODULES,
             "code": target.code(*_HEAD_MODULES),
         },

@@ -229,6 +229,21 @@ class Settings(_Section):
     model_name: str = Field("catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="TF Serving's name for the model")
     data: str | None = Field(None, description="folder or archive of photos, one folder a breed")
     workdir: str = Field("runs", description="everything a run writes lies below it")
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
     backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(
         tuple(ARCHITECTURES), min_length=1, description="pretrained networks to compare"
     )

@@ -23,11 +23,12 @@ def unseen(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
-def candidate(request, demo, tf):
-    """Name, directory and loaded model of each candidate."""
-    path = demo.artifact(f"Trainer-{request.param}", "model") / "Format-Serving"
-    return request.param, path, tf.saved_model.load(str(path))
+@pytest.fixture(scope="module")
+def winner(demo, tf):
+    """Name, directory and loaded model of the winner, as it was pushed."""
+    comparison = json.loads((demo.workdir / "report" / "comparison.json").read_text())
+    path = demo.workdir / "serving" / "catbreeds" / "1"
+    return comparison["winner"], path, tf.saved_model.load(str(path))
 
 
 def embeddings(demo, backbone, tf):
@@ -97,24 +98,41 @@ def test_the_hyperparameters_found_are_the_ones_used(demo):
         assert used == {name: found[name] for name in used}
 
 
-def test_serving_equals_training(candidate, demo, tf):
-    backbone, _, model = candidate
+def test_serving_equals_training(winner, demo, tf):
+    backbone, _, model = winner
+    assert_serving_equals_training(demo, backbone, model.signatures["serving_default"], tf)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_each_backbone_with_its_head_answers_as_they_do_one_after_the_other(demo, backbone, tf):
+    from components.served_model import ServedModel
+
+    paths = [demo.artifact(f"{node}-{backbone}", "model") / "Format-Serving" for node in ("Backbone", "Trainer")]
+    model = ServedModel([str(paths[0])], str(paths[1]), top_k=5)
+    assert_serving_equals_training(demo, backbone, model.endpoints["serving_default"], tf)
+
+
+def assert_serving_equals_training(demo, backbone, serve, tf):
+    """`serve` gives photos the probabilities that the head gives for what EmbeddingGen wrote."""
     learned, images = embeddings(demo, backbone, tf), photos(demo, tf)
     keys = sorted(images)[:8]
-    served = model.signatures["serving_default"](image_bytes=tf.constant([images[key] for key in keys]))
-    by_embedding = model.signatures["classify_embedding"](embedding=tf.constant([learned[key] for key in keys]))
+    head = tf.saved_model.load(str(demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving"))
+    by_embedding = head.signatures["classify_embedding"](embedding=tf.constant([learned[key] for key in keys]))
+    served = serve(image_bytes=tf.constant([images[key] for key in keys]))
+    assert served["breeds"].numpy().tolist() == by_embedding["breeds"].numpy().tolist()
     np.testing.assert_allclose(served["probabilities"], by_embedding["probabilities"], atol=1e-4)
 
 
-def test_each_variable_is_written_once(candidate):
-    _, path, _ = candidate
+def test_each_variable_is_written_once(winner):
+    _, path, _ = winner
     record = json.loads((path / "assets.extra/catbreeds.json").read_text())
     written = sum(file.stat().st_size for file in (path / "variables").iterdir())
     assert 4 * record["parameters"] <= written < 4.2 * record["parameters"]
 
 
-def test_the_model_has_only_core_operations_that_older_servers_know(candidate, tf):
-    _, path, _ = candidate
+def test_the_model_has_only_core_operations_that_older_servers_know(winner, tf):
+    _, path, _ = winner
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     graph = SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
@@ -197,13 +215,23 @@ def test_a_second_run_finds_nothing_new_and_a_third_does_nothing_but_look(demo):
     assert [path.name for path in (demo.workdir / "serving" / "catbreeds").iterdir() if path.name.isdigit()] == ["1"]
 
 
+def test_only_the_winner_is_assembled(demo):
+    heads = [demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving" for backbone in BACKBONES]
+    for head in heads:
+        assert sum(file.stat().st_size for file in head.rglob("*") if file.is_file()) < 5e6
+
+
 @pytest.mark.slow
-def test_another_run_on_the_same_photos_chooses_the_same_backbone_by_the_same_numbers(demo, tmp_path):
+def test_another_run_by_one_worker_chooses_the_same_backbone_by_the_same_numbers(demo, winner, tmp_path, tf):
     def decided(run):
         comparison = json.loads((run.workdir / "report" / "comparison.json").read_text())
         rows = {row["backbone"]: (row["eval_accuracy"], row["hyperparameters"]) for row in comparison["candidates"]}
         return comparison["winner"], comparison["reason"], rows
 
-    again = run_pipeline(demo.photos, tmp_path)
+    again = run_pipeline(demo.photos, tmp_path, "workers=1")
     assert again.process.returncode == 0
     assert decided(again) == decided(demo)
+    model = tf.saved_model.load(str(tmp_path / "serving" / "catbreeds" / "1"))
+    images = tf.constant(list(photos(demo, tf).values()))
+    answers = [m.signatures["serving_default"](image_bytes=images)["probabilities"] for m in (winner[2], model)]
+    np.testing.assert_allclose(*answers, atol=1e-4)
