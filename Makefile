@@ -89,9 +89,9 @@ protos: setup ## generate serving/wire/*_pb2.py from their .proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \
-  --no-emit-index-url --custom-compile-command 'make lock' --quiet
+  --no-emit-index-url --emit-build-options --custom-compile-command 'make lock' --quiet
 lock: setup ## resolve requirements/*.in anew
-	$(COMPILE) requirements/dev.in -o $(LOCK)
+	$(COMPILE) requirements/wheels.txt requirements/dev.in -o $(LOCK)
 	for image in pipeline gateway page; do \
 	  $(COMPILE) -c $(LOCK) requirements/$$image.in -o requirements/$$image.lock || exit 1; done
 
