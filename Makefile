@@ -18,17 +18,8 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## install Python packages into .venv, as locked
 
-# A Python 3.11 by its usual names; else uv brings one; else say what to do.
 $(VENV)/bin/uv:
-	@set -e; \
-	for python in python3.11 python3; do \
-	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
-	    $$python -m venv $(VENV); break; fi; done; \
-	if [ ! -x $(BIN)/python ] && command -v uv >/dev/null; then uv venv --seed --python 3.11 $(VENV); fi; \
-	if [ ! -x $(BIN)/python ]; then \
-	  echo "catbreeds needs Python 3.11, found neither python3.11 nor a python3 of that version." >&2; \
-	  echo "Install it, or install uv (pip install uv), which brings one; then run make again." >&2; exit 1; fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@sh requirements/environment.sh $(VENV)
 
 $(INSTALLED): $(VENV)/bin/uv $(LOCK) setup.py $(wildcard $(SHIM)/*.py)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r $(LOCK)
