@@ -9,12 +9,14 @@ DEMO := runs/demo
 # In as many processes as CI has cores; tests/conftest.py says which go together.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+# Installs a package of Debian's, unless there is a command of its name.
+DEBIAN = command -v $(1) || $(SUDO) apt-get install -y $(1) || { $(SUDO) apt-get update && $(SUDO) apt-get install -y $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint docs browser compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## install Python packages into .venv, as locked
 
@@ -52,8 +54,10 @@ lint: setup ## style and formatting
 	$(BIN)/ruff format --check .
 
 browser: ## Debian's Chromium, which tests of the web page drive
-	@command -v chromium || $(SUDO) apt-get install -y chromium \
-	  || { $(SUDO) apt-get update && $(SUDO) apt-get install -y chromium; }
+	@$(call DEBIAN,chromium)
+
+debootstrap: ## Debian's debootstrap, with which a test makes a fresh machine
+	@$(call DEBIAN,debootstrap)
 
 compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
