@@ -9,26 +9,19 @@ DEMO := runs/demo
 # In as many processes as CI has cores; tests/conftest.py says which go together.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+# Installs a package of Debian's, unless there is a command of its name.
+DEBIAN = command -v $(1) || $(SUDO) apt-get install -y $(1) || { $(SUDO) apt-get update && $(SUDO) apt-get install -y $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint docs browser compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## install Python packages into .venv, as locked
 
-# A Python 3.11 by its usual names; else uv brings one; else say what to do.
 $(VENV)/bin/uv:
-	@set -e; \
-	for python in python3.11 python3; do \
-	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
-	    $$python -m venv $(VENV); break; fi; done; \
-	if [ ! -x $(BIN)/python ] && command -v uv >/dev/null; then uv venv --seed --python 3.11 $(VENV); fi; \
-	if [ ! -x $(BIN)/python ]; then \
-	  echo "catbreeds needs Python 3.11, found neither python3.11 nor a python3 of that version." >&2; \
-	  echo "Install it, or install uv (pip install uv), which brings one; then run make again." >&2; exit 1; fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@sh requirements/environment.sh $(VENV)
 
 $(INSTALLED): $(VENV)/bin/uv $(LOCK) setup.py $(wildcard $(SHIM)/*.py)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r $(LOCK)
@@ -61,8 +54,10 @@ lint: setup ## style and formatting
 	$(BIN)/ruff format --check .
 
 browser: ## Debian's Chromium, which tests of the web page drive
-	@command -v chromium || $(SUDO) apt-get install -y chromium \
-	  || { $(SUDO) apt-get update && $(SUDO) apt-get install -y chromium; }
+	@$(call DEBIAN,chromium)
+
+debootstrap: ## Debian's debootstrap, with which a test makes a fresh machine
+	@$(call DEBIAN,debootstrap)
 
 compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
@@ -89,9 +84,9 @@ protos: setup ## generate serving/wire/*_pb2.py from their .proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \
-  --no-emit-index-url --custom-compile-command 'make lock' --quiet
+  --no-emit-index-url --emit-build-options --custom-compile-command 'make lock' --quiet
 lock: setup ## resolve requirements/*.in anew
-	$(COMPILE) requirements/dev.in -o $(LOCK)
+	$(COMPILE) requirements/wheels.txt requirements/dev.in -o $(LOCK)
 	for image in pipeline gateway page; do \
 	  $(COMPILE) -c $(LOCK) requirements/$$image.in -o requirements/$$image.lock || exit 1; done
 

@@ -76,7 +76,12 @@ def examine(settings: Settings, kubeflow_host: str | None, imports: bool) -> lis
         *(lambda port=port, whose=whose: _port(port, whose) for port, whose in PORTS.items()),
         lambda: _packages("development", ROOT / "requirements" / "dev.lock", "optional"),
         lambda: _program("model server", ("tensorflow_model_server",), "our own takes its place on this machine"),
-        lambda: _program("browser", ("chromium", "chromium-browser", "google-chrome"), "only tests of pages need one"),
+        lambda: _program(
+            "browser",
+            ("chromium", "chromium-browser", "google-chrome"),
+            "only tests of pages need one",
+            "make browser installs Debian's",
+        ),
         _kubectl,
         lambda: _kubeflow(kubeflow_host),
     ]
@@ -223,9 +228,9 @@ def _port(port: int, whose: str) -> Finding:
     return Finding(name, "ok", f"free, for {whose}")
 
 
-def _program(name: str, programs: tuple[str, ...], without: str) -> Finding:
+def _program(name: str, programs: tuple[str, ...], without: str, advice: str = "") -> Finding:
     path = next(filter(None, map(shutil.which, programs)), None)
-    return Finding(name, "ok", path) if path else Finding(name, "optional", f"no {programs[0]}: {without}")
+    return Finding(name, "ok", path) if path else Finding(name, "optional", f"no {programs[0]}: {without}", advice)
 
 
 def _kubectl() -> Finding:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.running import SMALL, Run, run_pipeline
 
-LONGEST = ("test_runs", "small", "demo", "test_admission")
+LONGEST = ("test_fresh_machine", "test_runs", "small", "demo", "test_admission")
 
 
 @pytest.hookimpl(tryfirst=True)

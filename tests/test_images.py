@@ -1,5 +1,6 @@
 """What can be known of the images without a Docker engine: their files are there, nobody is root, the steps work."""
 
+import json
 import os
 import re
 import shutil
@@ -12,10 +13,12 @@ import pytest
 
 from pipeline.settings import ROOT
 
-DOCKERFILES = sorted([ROOT / "Dockerfile", *ROOT.glob("serving/*/Dockerfile")])
+IMAGES = sorted([ROOT / "Dockerfile", *ROOT.glob("serving/*/Dockerfile")])
+CONTAINER = ROOT / ".devcontainer" / "Dockerfile"  # for machines that are no Linux on x86-64
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
-every_image = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: str(path.relative_to(ROOT)))
+every_image = pytest.mark.parametrize("path", IMAGES, ids=lambda path: str(path.relative_to(ROOT)))
+every_dockerfile = pytest.mark.parametrize("path", [*IMAGES, CONTAINER], ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def stages(path: Path) -> list[list[dockerfile.Command]]:
@@ -35,7 +38,7 @@ def sent_to_docker() -> list[str]:
     return [line[1:] for line in lines if line.startswith("!")]
 
 
-@every_image
+@every_dockerfile
 def test_hadolint_has_no_complaint(path):
     done = subprocess.run([HADOLINT, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -50,14 +53,14 @@ def test_each_copied_file_is_there_and_reaches_docker(path):
     assert [source for source in sources if source.split("/")[0] not in sent_to_docker()] == []
 
 
-@every_image
+@every_dockerfile
 def test_the_image_is_run_by_somebody_who_is_not_root(path):
     users = [command.value[0] for command in stages(path)[-1] if command.cmd == "USER"]
     # A number: Kubernetes cannot tell whether a name is root.
     assert re.fullmatch("[1-9][0-9]*:[1-9][0-9]*", users[-1])
 
 
-@every_image
+@every_dockerfile
 def test_each_base_image_has_a_version(path):
     before, *rest = stages(path)
     defaults = dict(command.value[0].split("=") for command in before)
@@ -71,6 +74,32 @@ def test_each_base_image_has_a_version(path):
 def test_the_last_stage_installs_nothing(path):
     runs = " ".join(command.value[0] for command in stages(path)[-1] if command.cmd == "RUN")
     assert not re.search(r"\b(apt-get|apt|pip|uv|gcc|build-essential)\b", runs)
+
+
+@every_image
+def test_packages_come_from_a_lock_alone(path):
+    runs = " ".join(command.value[0] for stage in stages(path) for command in stage if command.cmd == "RUN")
+    for install in re.findall(r"pip (?:--python \S+ )?install [^&]*", runs):
+        # A lock says itself that only wheels may be installed; uv comes as one, and what is ours needs no compiler.
+        assert re.search(r"--require-hashes -r \S+\.lock|uv==|--no-build-isolation /build", install), install
+
+
+def test_the_container_for_other_systems_has_what_the_readme_asks_for():
+    wanted = set(re.search(r"apt-get install (.+)", (ROOT / "README.md").read_text())[1].split())
+    installed = re.search(r"apt-get install -y --no-install-recommends ([^&\\]+)", CONTAINER.read_text())[1].split()
+    assert wanted - {"python3", "python3-venv"} == set(installed)  # its base image has Python
+
+
+def test_editors_and_docker_run_the_same_container():
+    described = json.loads((CONTAINER.parent / "devcontainer.json").read_text())
+    folder = next(command.value[0] for command in stages(CONTAINER)[-1] if command.cmd == "WORKDIR")
+    assert described["build"]["dockerfile"] == CONTAINER.name
+    assert described["build"]["options"] == described["runArgs"] == ["--platform=linux/amd64"]
+    assert described["workspaceFolder"] == folder
+    assert f"target={folder}," in described["workspaceMount"]
+    commands = re.findall(r"docker (?:build|run) --.*", (ROOT / "docs" / "faq.md").read_text())
+    assert commands == re.findall(r"docker (?:build|run) --.*", CONTAINER.read_text())
+    assert f':{folder}"' in commands[1]
 
 
 class Replay:

@@ -47,8 +47,9 @@ def other_tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_where_all_is_well_a_run_can_work_and_what_only_some_need_is_optional(tmp_path):
-    code, found = doctor(*DEMO, "--workdir", tmp_path)
+@pytest.mark.parametrize("programs", [os.environ["PATH"], "/none"])
+def test_where_all_is_well_a_run_can_work_and_what_only_some_need_is_optional(tmp_path, programs):
+    code, found = doctor(*DEMO, "--workdir", tmp_path, PATH=programs)
     assert code == 0
     for name in ("Python", "packages", "TFX's imports", "memory", "disk", "weights"):
         assert found[name]["state"] in ("ok", "warning"), found[name]

@@ -1,0 +1,170 @@
+"""What `make setup` says on a machine that lacks something, and what it installs where nothing is lacking."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import ROOT
+
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+
+# Programs of a machine that has all that is needed; each writes its arguments into ran.txt.
+MACHINE = {
+    "uname": 'case "$1" in -s) echo Linux;; -m) echo x86_64;; esac',
+    "getconf": "echo glibc 2.36",
+    "grep": "exit 0",  # asks whether the CPU has AVX
+    "git": "exit 0",
+    "df": 'echo "Filesystem 1024-blocks Used Available Capacity Mounted on"; echo "/dev/sda1 9 9 90000000 1% /"',
+    "python3": 'if [ "$2" = venv ]; then mkdir -p "$3/bin"; ln -s ../../machine/python "$3/bin/python"; fi',
+    "python": 'echo "PIP_USER=$PIP_USER" >> ran.txt; ln -s ../../machine/locked .venv/bin/uv',
+    "locked": "exit 0",  # the uv of the environment
+}
+OTHER_TOOLS = ("sh", "awk", "id", "ln", "mkdir", "touch")
+
+
+@pytest.fixture
+def make_setup(tmp_path):
+    """Runs `make setup` in a copy of what it reads; its exit code, what it said, and what it called."""
+    (tmp_path / "requirements").mkdir()
+    for name in ("Makefile", "setup.py", "requirements/environment.sh", "requirements/dev.lock"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    for tool in OTHER_TOOLS:
+        (machine / tool).symlink_to(shutil.which(tool))
+
+    def run(without: tuple[str, ...] = (), **programs: str) -> tuple[int, str, str]:
+        for name, script in (MACHINE | programs).items():
+            if name not in without:
+                program = machine / name
+                program.write_text(f'#!/bin/sh\necho "{name} $*" >> ran.txt\n{script}\n')
+                program.chmod(0o755)
+        environment = {"PATH": str(machine), "PIP_USER": "1"}
+        command = [shutil.which("make"), "setup"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr, (tmp_path / "ran.txt").read_text()
+
+    return run
+
+
+def test_on_a_machine_with_all_that_is_needed_the_lock_is_installed(make_setup):
+    code, said, ran = make_setup()
+    assert (code, said) == (0, "")
+    assert "python3 -m venv .venv\n" in ran
+    assert re.search("locked pip install .*--require-hashes .*-r requirements/dev.lock\n", ran)
+    assert re.search("locked pip install .* -e .\n", ran)
+
+
+@pytest.mark.skipif(not os.access("/proc/cpuinfo", os.R_OK), reason="no /proc/cpuinfo here")
+def test_a_cpu_that_names_no_avx_gets_a_warning(make_setup):
+    code, said, _ = make_setup(grep="exit 1")
+    assert code == 0
+    assert re.fullmatch("Warning: .* no AVX; .*\n", said)
+
+
+def test_pip_user_in_the_environment_does_not_lead_pip_astray(make_setup):
+    _, _, ran = make_setup()
+    assert "PIP_USER=0\n" in ran
+
+
+NO_ENSUREPIP = f'case "$*" in *ensurepip*) exit 1;; esac; {MACHINE["python3"]}'
+
+
+@pytest.mark.parametrize(
+    ("without", "programs", "said"),
+    [
+        ((), {"uname": 'case "$1" in -s) echo Darwin;; -m) echo arm64;; esac'}, "Linux on x86-64; .* Darwin on arm64"),
+        ((), {"uname": 'case "$1" in -s) echo Linux;; -m) echo aarch64;; esac'}, "this machine has Linux on aarch64"),
+        ((), {"getconf": "echo glibc 2.27"}, r"need glibc 2\.28 or newer; this machine has glibc 2\.27\."),
+        ((), {"getconf": "exit 1"}, "this machine has none"),
+        (("git",), {}, "git is missing.*apt-get install git"),
+        (("python3",), {}, "needs Python 3.11, found neither"),
+        ((), {"python3": "exit 1"}, "needs Python 3.11, found neither"),
+        ((), {"python3": NO_ENSUREPIP}, "python3 lacks .*apt-get install python3-venv"),
+        ((), {"df": "echo header; echo /dev/sda1 9 9 4900000 1% /"}, "take 5 GB .* 4 GB are free in /"),
+    ],
+)
+def test_what_is_missing_is_said_in_words_before_anything_is_installed(make_setup, tmp_path, without, programs, said):
+    code, error, _ = make_setup(without, **programs)
+    assert code != 0
+    assert re.search(said, error)
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_all_that_is_missing_is_said_at_once(make_setup):
+    _, error, _ = make_setup(without=("git", "python3"), getconf="echo glibc 2.27")
+    for word in ("glibc", "git", "Python 3.11"):
+        assert word in error
+
+
+@pytest.mark.parametrize("python3", ["exit 1", NO_ENSUREPIP])
+def test_uv_makes_the_environment_where_python_cannot(make_setup, python3):
+    uv = 'if [ "$1" = venv ]; then mkdir -p "$5/bin"; ln -s ../../machine/python "$5/bin/python"; fi'
+    code, said, ran = make_setup(python3=python3, uv=uv)
+    assert (code, said) == (0, "")
+    assert "uv venv --seed --python 3.11 .venv\n" in ran
+
+
+def test_the_page_that_another_system_is_sent_to_has_the_words(make_setup):
+    _, error, _ = make_setup(uname="echo Darwin")
+    page, symptom = re.search(r'(docs/\S+) .*"(.+)"', error).groups()
+    assert f"**`{symptom}" in (ROOT / page).read_text()
+
+
+# --- Packages are installed from wheels
+
+
+@pytest.fixture(scope="module")
+def source_only(tmp_path_factory):
+    """A folder with two packages that have no wheel; one is among those that may come as source."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("needs-a-compiler", "rouge-score"):
+        project = folder / f"{name.replace('-', '_')}-1.0"
+        project.mkdir()
+        (project / "PKG-INFO").write_text(f"Metadata-Version: 2.2\nName: {name}\nVersion: 1.0\n")
+        (project / "pyproject.toml").write_text(
+            f'[build-system]\nrequires = ["setuptools"]\n[project]\nname = "{name}"\nversion = "1.0"\n'
+        )
+        with tarfile.open(folder / f"{project.name}.tar.gz", "w:gz") as archive:
+            archive.add(project, project.name)
+    return folder
+
+
+def rules(lock: Path) -> list[str]:
+    return [line for line in lock.read_text().splitlines() if line.startswith("--")]
+
+
+def resolve(package: str, lock: Path, folder: Path, tmp_path: Path, *installer: object) -> subprocess.CompletedProcess:
+    """What an installer does with a package in place of those of the lock."""
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("\n".join([*rules(lock), f"{package}==1.0\n"]))
+    command = [*installer, "--dry-run", "--no-deps", "--no-index", "--find-links", folder, "-r", wanted]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+UV = (Path(sys.executable).with_name("uv"), "pip", "install", "--python", sys.executable)
+PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check")
+
+
+@pytest.mark.parametrize("installer", [UV, PIP], ids=["uv", "pip"])
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_a_package_that_would_have_to_be_compiled_is_refused(source_only, tmp_path, lock, installer):
+    done = resolve("needs-a-compiler", lock, source_only, tmp_path, *installer)
+    assert done.returncode != 0
+    assert re.search("needs-a-compiler==1.0 has no usable wheels|No matching .* for needs-a-compiler==1.0", done.stderr)
+
+
+def test_a_package_of_pure_python_may_come_as_source(source_only, tmp_path):
+    done = resolve("rouge-score", ROOT / "requirements" / "pipeline.lock", source_only, tmp_path, *UV)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_locks_have_the_rules_of_wheels_txt():
+    rule = sorted(rules(ROOT / "requirements" / "wheels.txt"))
+    assert {lock.name: sorted(rules(lock)) for lock in LOCKS} == {lock.name: rule for lock in LOCKS}
