@@ -36,6 +36,7 @@ setup(
         "psutil",
         "psutil",
         "psutil",
+        "psutil",
         "pydantic>=2",
         "python-multipart",
         "pyyaml",

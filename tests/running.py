@@ -8,6 +8,8 @@ import termios
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import fork_server
+
 CATBREEDS = Path(sys.executable).parent / "catbreeds"
 
 # One backbone, few trials: a run in well under a minute.
@@ -58,9 +60,8 @@ class Run:
 
 def catbreeds(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Runs the console script."""
-    command = [str(CATBREEDS), *map(str, arguments)]
     environment = {**os.environ, **options.pop("env", {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+    return fork_server.run([str(CATBREEDS), *map(str, arguments)], env=environment, **options)
 
 
 def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int, str]:
@@ -69,7 +70,7 @@ def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int
     termios.tcsetwinsize(theirs, (40, columns))
     foreign = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [str(CATBREEDS), *map(str, arguments)],
         stdin=theirs,
         stdout=theirs,
