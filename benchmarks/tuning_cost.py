@@ -137,6 +137,9 @@ class _UntilTrained:
     def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
         """See `local_runner.Listener`."""
 
+    def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
+        """See `local_runner.Listener`."""
+
     def on_finish(self, run: NodeRun) -> None:
         """See `local_runner.Listener`."""
         self.runs[run.node_id] = run

@@ -111,7 +111,7 @@ def embedder(network: keras.Model, architecture: str, image_size: int) -> tf.Mod
     module.weights = [variable.value for variable in network.variables]
     preprocess = _module(architecture).preprocess_input
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def embed(image_bytes):
         return {"embedding": network(preprocess(decode_photos(image_bytes, image_size)), training=False)}
 

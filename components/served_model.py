@@ -57,7 +57,7 @@ class ServedModel(tf.Module):
             )
         breeds = len(head_record["breeds"])
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
         def serve(image_bytes):
             embeddings = [
                 backbone.signatures["serving_default"](image_bytes=image_bytes)["embedding"]
@@ -65,17 +65,17 @@ class ServedModel(tf.Module):
             ]
             return classify(embedding=tf.concat(embeddings, axis=1))
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
         def serve_top_k(image_bytes):
             answer = serve(image_bytes)
             values, indices = tf.math.top_k(answer["probabilities"], k=min(top_k, breeds))
             return {"probabilities": values, "breeds": tf.gather(answer["breeds"], indices, batch_dims=1)}
 
-        @tf.function(input_signature=[tf.TensorSpec([None, embedding_size], tf.float32, "embedding")])
+        @tf.function(input_signature=[tf.TensorSpec([None, embedding_size], tf.float32, "embedding")], autograph=False)
         def classify_embedding(embedding):
             return classify(embedding=embedding)
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")])
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
         def transform_labels(breed):
             return label(breed=breed)
 
@@ -88,7 +88,7 @@ class ServedModel(tf.Module):
 
     def save(self, path: str, model_name: str) -> None:
         """Writes the SavedModel, its record (see `serving.model_record`) and warmup requests for TF Serving."""
-        saved_model.save(self, path, self.endpoints)
+        saved_model.save(self, path, self.endpoints, for_servers=True)
         write_json(path, RECORD_FILE, self._record)
         with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
             for signature in ("serving_default", "top_k"):

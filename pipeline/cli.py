@@ -1,6 +1,7 @@
 """The `catbreeds` command. TensorFlow is imported by the commands that need it, so that the others answer at once."""
 
 import datetime
+import gc
 import re
 import sys
 import tempfile
@@ -216,13 +217,13 @@ def _components(
 ) -> dict[str, Any] | Exit:
     """Runs the components; everything that is not for people goes to logs."""
     import logging
-    import traceback
 
     from pipeline.console import RunView
 
     logs = log.with_suffix("")  # a file for each component
-    with RunView(console) as view:
+    with RunView(console, logs) as view:
         view.starting("starting TensorFlow and TFX")
+        gc.disable()  # what is imported is never garbage, and looking for some takes a quarter of the time
         from absl import logging as absl_logging
 
         absl_logging.set_verbosity(absl_logging.INFO)
@@ -232,6 +233,8 @@ def _components(
         from pipeline.graph import create_ingestion, create_pipeline
         from pipeline.target import this_machine
 
+        gc.freeze()
+        gc.enable()
         try:
             connection = local_runner.metadata_config(config.workdir)
             create = create_ingestion if only_ingestion else create_pipeline
@@ -244,11 +247,6 @@ def _components(
             return Exit.WRONG_INPUT
         except local_runner.ComponentError as error:
             _write_ingest(config, error.results)
-            for node_id, cause in error.causes.items():
-                traceback.print_exception(cause)
-                message = f"{node_id} failed: {_in_short(cause)}"
-                console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-                console.print(f"Log: {logs / node_id}.log", markup=False, highlight=False, soft_wrap=True)
             console.print("Fix the cause and rerun; completed components are reused.")
             wrong_input = all(isinstance(cause, DataError | WeightsError) for cause in error.causes.values())
             return Exit.WRONG_INPUT if wrong_input else Exit.FAILED
@@ -280,13 +278,3 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
         console.print(f"Rollout: {outcome}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     return Exit.REFUSED if documents["gate"]["outcome"] == "refused" else Exit.DONE
-
-
-def _in_short(error: BaseException) -> str:
-    """An error for people: ours in full, anybody else's by its kind and first lines."""
-    from components.errors import DataError, WeightsError
-
-    if isinstance(error, DataError | WeightsError):
-        return str(error)
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: " + "\n".join(lines[:3])

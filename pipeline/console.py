@@ -59,10 +59,14 @@ class RunView:
     """Shows a run: a line for each component that is done, on a terminal also what is running and how far it is.
 
     It is the listener of `pipeline.local_runner.run`.
+
+    Args:
+        console: where to show it.
+        logs: folder of the components' logs.
     """
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, logs: Path):
+        self._console, self._logs = console, logs
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -107,9 +111,30 @@ class RunView:
             rf"\[{self._done:>2}/{self._total}] {run.node_id:<28} {how} {run.seconds:>7.1f} s", highlight=False
         )
 
+    def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
+        """A component failed; those in `running` are completed before the run ends."""
+        self._remove(node_id)
+        self._say(f"{node_id} failed: {_in_short(cause)}", style="red")
+        self._say(f"Log: {self._logs / node_id}.log")
+        if running:
+            self._say(f"Waiting for {', '.join(running)} to complete.")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     def _remove(self, *names: str) -> None:
         for name in names:
             self._live.remove_task(self._tasks.pop(name))
+
+
+def _in_short(error: BaseException) -> str:
+    """An error for people: ours in full, anybody else's by its kind and first lines."""
+    from components.errors import DataError, WeightsError
+
+    if isinstance(error, DataError | WeightsError):
+        return str(error)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + "\n".join(lines[:3])
 
 
 class TransferView:

@@ -134,8 +134,8 @@ def _serve(requests: socket.socket, modules: Iterable[str]) -> None:
     for module in modules:
         importlib.import_module(module)
     # What is imported is never garbage: without this the collector would visit, and so copy, all of it in each child.
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and little garbage
     while True:
         _, descriptors, _, _ = socket.recv_fds(requests, 16, 1)
         if not descriptors:

@@ -176,9 +176,11 @@ def _candidate_nodes(
         batch=settings.beam.embedding_batch,
         code=target.code("components.embedding_gen"),
     )
-    # Wrong data leaves no embedding, and costs no backbone.
-    network.add_upstream_node(data_gate)
+    # Wrong data leaves no embedding. On a cluster it also costs no backbone; on one machine there is nothing else to do
+    # while the data is checked.
     embeddings.add_upstream_node(data_gate)
+    if target.in_cluster:
+        network.add_upstream_node(data_gate)
     transform = Transform(
         examples=embeddings.outputs["embeddings"],
         schema=embeddings.outputs["schema"],

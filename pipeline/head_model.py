@@ -32,14 +32,17 @@ class HeadModel(tf.Module):
         self._head_weights = [variable.value for variable in head.variables]
         self._breeds = tf.constant(breeds)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, head.input_shape[-1]], tf.float32, "embedding")])
+        # Without autograph, which would convert the code of Keras; nothing here branches.
+        @tf.function(
+            input_signature=[tf.TensorSpec([None, head.input_shape[-1]], tf.float32, "embedding")], autograph=False
+        )
         def classify_embedding(embedding):
             # Transform's layer is a tf_keras model: it may only be called inside a tf.function.
             probabilities = head(self._transform({"embedding": embedding})["embedding"], training=False)
             names = tf.broadcast_to(self._breeds, tf.shape(probabilities))
             return {"probabilities": probabilities, "breeds": names}
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")])
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
         def transform_labels(breed):
             return {"label": tf.reshape(self._transform({"breed": breed[:, tf.newaxis]})["label"], [-1])}
 

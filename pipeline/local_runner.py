@@ -82,6 +82,9 @@ class Listener(Protocol):
     def on_finish(self, run: NodeRun) -> None:
         """A component is done."""
 
+    def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
+        """A component failed; those in `running` are completed before the run ends."""
+
 
 def default_workers() -> int:
     """As many as cores, but no more than there is memory for."""
@@ -92,7 +95,7 @@ def default_workers() -> int:
 def run(
     pipeline: Pipeline, run_id: str, listener: Listener, logs: Path, workers: int | None = None
 ) -> dict[str, NodeRun]:
-    """Runs the components: each as soon as what it reads is there and a worker is free.
+    """Runs each component as soon as its inputs are there and a worker is free, the most urgent first.
 
     Args:
         pipeline: see `pipeline.graph.create_pipeline`.
@@ -113,17 +116,19 @@ def run(
     causes: dict[str, Exception] = {}
     with ThreadPoolExecutor(workers) as threads, ExecutorProcesses(_EXECUTOR_MODULES) as processes:
         graph = _Graph(pipeline, run_id, listener, logs, processes)
-        waiting, running = graph.nodes(), {}
+        waiting, running = graph.nodes_by_urgency(), {}
+        total = len(waiting)
         while running or (waiting and not causes):
             ready = [node for node in waiting if results.keys() >= set(node.upstream_nodes)]
             for node in ready[: 0 if causes else workers - len(running)]:
                 waiting.remove(node)
-                listener.on_start(node.node_info.id, len(graph.nodes()))
+                listener.on_start(node.node_info.id, total)
                 running[threads.submit(graph.launch, node)] = node.node_info.id
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 node_id = running.pop(done)
                 if error := done.exception():
                     causes[node_id] = error
+                    listener.on_failure(node_id, error, sorted(running.values()))
                 else:
                     results[node_id] = done.result()
                     listener.on_finish(done.result())
@@ -145,9 +150,13 @@ class _Graph:
         self._listener, self._logs, self._processes = listener, logs, processes
         self._metadata_lock = threading.Lock()
 
-    def nodes(self) -> list[PipelineNode]:
-        """In topological order."""
-        return [node.pipeline_node for node in self._ir.nodes]
+    def nodes_by_urgency(self) -> list[PipelineNode]:
+        """Those with the longest chain of components after them first."""
+        nodes = [node.pipeline_node for node in self._ir.nodes]  # in topological order
+        heights: dict[str, int] = {}
+        for node in reversed(nodes):
+            heights[node.node_info.id] = 1 + max((heights[other] for other in node.downstream_nodes), default=0)
+        return sorted(nodes, key=lambda node: -heights[node.node_info.id])
 
     def launch(self, node: PipelineNode) -> NodeRun:
         """Runs a node, or finds its result in the cache."""

@@ -26,7 +26,7 @@ class Follower:
     """Remembers what it is told."""
 
     def __init__(self):
-        self.started, self.finished, self.progress = [], [], []
+        self.started, self.finished, self.progress, self.failed = [], [], [], []
 
     def on_start(self, node_id, total):
         self.started.append((node_id, total))
@@ -36,6 +36,9 @@ class Follower:
 
     def on_finish(self, run):
         self.finished.append(run.node_id)
+
+    def on_failure(self, node_id, cause, running):
+        self.failed.append((node_id, running))
 
 
 def toy_pipeline(folder, left="end", right="end"):
@@ -136,6 +139,7 @@ def test_after_a_failure_what_is_running_is_completed_and_kept_and_nothing_is_st
     assert list(caught.value.causes) == ["left"]
     assert type(caught.value.causes["left"]) is kind
     assert words in str(caught.value.causes["left"])
+    assert follower.failed == [("left", ["right"])]
     assert follower.finished == ["Source", "right"]
     assert caught.value.results.keys() == {"Source", "right"}
     again = run(tmp_path, run_id="again")
