@@ -5,6 +5,7 @@ but once and none changes what another reads; else those of a file. The longest 
 with them in the end.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,19 @@ def demo(tmp_path_factory, draw_photos) -> Run:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory, draw_photos) -> Run:
-    """A run of one backbone with a tiny search; later tests add runs to its workdir."""
+    """A run of one backbone with a tiny search; tests that add runs do so in a copy of its workdir."""
     run = run_pipeline(draw_photos(breeds=3, photos=25), tmp_path_factory.mktemp("small"), *SMALL)
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def copy_small(small, tmp_path_factory) -> Callable[[], Path]:
+    """Copies the workdir of `small`: a run in the copy finds everything in the cache."""
+
+    def copy() -> Path:
+        workdir = tmp_path_factory.mktemp("copy") / "work"
+        shutil.copytree(small.workdir, workdir)
+        return workdir
+
+    return copy

@@ -182,6 +182,8 @@ def _fork(connection: socket.socket) -> int:
 def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
     """What the interpreter does with a command; gives its exit code."""
     os.chdir(cwd)
+    tempfile.tempdir = None  # it depends on the environment
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # though the tests run in the background
     os.environ.clear()
     os.environ.update(env)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)

@@ -4,7 +4,11 @@ import json
 import shutil
 
 import pytest
+from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 
+from components.artifacts import GateDecision, Metrics
+from components.champion_model import ChampionModel, stable_identity
+from components.model_gate import ModelGate
 from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 
@@ -13,12 +17,11 @@ OPEN_GATE = ("gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
 
 
 @pytest.fixture(scope="module")
-def pushed(tmp_path_factory, draw_photos) -> Run:
+def pushed(small, copy_small) -> Run:
     """A workdir with two versions; the first is stable."""
-    photos, workdir = draw_photos(breeds=3, photos=25), tmp_path_factory.mktemp("pushed")
-    first = run_pipeline(photos, workdir, *SMALL, *OPEN_GATE)
-    assert first.process.returncode == 0, first.process.stdout
-    second = run_pipeline(photos, workdir, *SMALL[:-1], "trainer.epochs=3", *OPEN_GATE)
+    workdir = copy_small()
+    settings = [setting for setting in SMALL if "trainer.epochs" not in setting]
+    second = run_pipeline(small.photos, workdir, *settings, "trainer.epochs=3", *OPEN_GATE)
     assert second.process.returncode == 0, second.process.stdout
     assert "Admitted: pushed as version 2." in second.process.stdout
     return second
@@ -187,44 +190,92 @@ def test_a_model_card_goes_with_each_version(pushed):
     assert "http" not in page
 
 
-def test_a_degraded_challenger_is_refused_and_what_serves_stays(pushed):
-    before = registry(pushed).labels(), registry(pushed).versions()
-    settings = [s for s in SMALL if "epochs" not in s]
-    slow = ("tuner.learning_rate=[1e-9, 2e-9]", "tuner.max_epochs=2", "trainer.epochs=1")
-    degraded = run_pipeline(pushed.photos, pushed.workdir, *settings, *slow, "gate.min_accuracy=0")
-    assert degraded.process.returncode == 3
-    assert "Refused: no model was pushed, what is in service stays." in degraded.process.stdout
-    assert "fails gate.policy=not_worse against version 1" in degraded.process.stdout
-    assert (registry(pushed).labels(), registry(pushed).versions()) == before
-    assert gate_document(pushed)["comparison"]["only_champion_right"] > 0
+class Admission:
+    """Decides on the candidate of a run again, against a registry that a test changes."""
+
+    def __init__(self, run: Run, folder):
+        self.run, self.folder = run, folder
+        self.registry = Registry(folder / "serving" / "catbreeds")
+        shutil.copytree(registry(run).base, self.registry.base)
+        self.candidate = self._artifact(Model, run.artifact("BackboneSelector", "winner"))
+        self.evaluation = folder / "evaluation"
+        shutil.copytree(run.artifact("Evaluator-gate", "evaluation"), self.evaluation)
+
+    def _artifact(self, kind, uri):
+        artifact = kind()
+        artifact.uri = str(uri)
+        return artifact
+
+    def _written(self, kind, name):
+        (self.folder / name).mkdir()
+        return self._artifact(kind, self.folder / name)
+
+    def champion(self) -> dict:
+        """What ChampionModel says of the version in service."""
+        self.model = self._written(Model, "champion")
+        identity = stable_identity(self.registry)
+        ChampionModel.test_call(
+            candidate=self.candidate, champion=self.model, registry=str(self.registry.base), code="", stable=identity
+        )
+        return json.loads((self.folder / "champion" / "champion.json").read_text())
+
+    def decide(self, champion_evaluation=None, **rules) -> dict:
+        """What ModelGate decides."""
+        if champion_evaluation is None:
+            (self.folder / "none").mkdir()
+            (self.folder / "none" / "metrics.json").write_text("null")
+        rules = {"min_accuracy": 0.0, "min_test_photos": 1, "policy": "not_worse", "margin": 0.02, **rules}
+        ModelGate.test_call(
+            candidate=self.candidate,
+            candidate_evaluation=self._artifact(ModelEvaluation, self.evaluation),
+            champion=self.model,
+            champion_evaluation=self._artifact(ModelEvaluation, champion_evaluation or self.folder / "none"),
+            blessing=self._written(ModelBlessing, "blessing"),
+            decision=self._written(GateDecision, "decision"),
+            metrics=self._written(Metrics, "metrics"),
+            min_slice=20,
+            max_slice_drop=1.0,
+            code="",
+            **rules,
+        )
+        return json.loads((self.folder / "decision" / "gate.json").read_text())
 
 
-def test_an_unreadable_champion_is_said_and_the_absolute_thresholds_decide(pushed, tmp_path):
-    base = registry(pushed).base
-    shutil.copy(base / "1" / "saved_model.pb", tmp_path)
-    (base / "1" / "saved_model.pb").write_bytes(b"damaged")
-    settings = [s for s in SMALL if "epochs=8" not in s]
-    try:
-        run = run_pipeline(pushed.photos, pushed.workdir, *settings, "trainer.epochs=4", *OPEN_GATE)
-    finally:
-        shutil.copy(tmp_path / "saved_model.pb", base / "1")
-    assert run.process.returncode == 0
-    assert "version 1 in service cannot be read" in run.process.stdout
-    assert "only the absolute thresholds count" in run.process.stdout
-    assert (gate_document(pushed)["comparison"], registry(pushed).versions()) == (None, [1, 2, 3])
+@pytest.fixture
+def admission(pushed, tmp_path) -> Admission:
+    return Admission(pushed, tmp_path)
 
 
-def test_another_set_of_breeds_is_said_and_the_absolute_thresholds_decide(pushed, draw_photos, tmp_path):
-    photos = tmp_path / "photos"
-    shutil.copytree(pushed.photos, photos)
-    gone, *_ = sorted(photos.iterdir())
-    shutil.rmtree(gone)
-    more = draw_photos(breeds=4, photos=25)
-    (new,) = {path.name for path in more.iterdir()} - {path.name for path in pushed.photos.iterdir()}
-    shutil.copytree(more / new, photos / new)
-    run = run_pipeline(photos, pushed.workdir, *SMALL, *OPEN_GATE, "gate.min_test_photos=1")
-    assert run.process.returncode == 0
-    assert f"new {new}, gone {gone.name}; only the absolute thresholds count" in run.process.stdout.replace("\n", " ")
-    assert gate_document(pushed)["comparison"] is None
-    learned = as_json(pushed, "lineage", gate_document(pushed)["pushed_version"], "--photos")
-    assert {row["breed"] for row in learned} == {path.name for path in photos.iterdir()}
+def test_a_degraded_challenger_is_refused(pushed, admission):
+    champion = admission.champion()
+    assert (champion["version"], champion["unreadable"], champion["is_candidate"]) == (1, None, False)
+    assert (admission.folder / "champion" / "Format-Serving" / "saved_model.pb").is_file()
+    path = admission.evaluation / "outcomes.jsonl"
+    outcomes = [json.loads(line) | {"correct": False} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, outcomes)))
+    gate = admission.decide(pushed.artifact("Evaluator-champion", "evaluation"))
+    assert (gate["outcome"], gate["blessed"]) == ("refused", False)
+    assert any("fails gate.policy=not_worse against version 1" in reason for reason in gate["reasons"])
+    assert gate["comparison"]["only_champion_right"] > 0
+
+
+def test_an_unreadable_champion_is_said_and_the_absolute_thresholds_decide(admission):
+    (admission.registry.base / "1" / "saved_model.pb").write_bytes(b"damaged")
+    assert admission.champion()["unreadable"]
+    gate = admission.decide()
+    assert (gate["blessed"], gate["comparison"]) == (True, None)
+    reasons = " ".join(gate["reasons"])
+    assert "version 1 in service cannot be read" in reasons
+    assert "only the absolute thresholds count" in reasons
+
+
+def test_another_set_of_breeds_is_said_and_the_absolute_thresholds_decide(admission):
+    path = admission.registry.base / "1" / "assets.extra" / "catbreeds.json"
+    record = json.loads(path.read_text())
+    gone, *others = record["breeds"]
+    path.write_text(json.dumps(record | {"breeds": [*others, "Bengal"]}))
+    assert admission.champion()["unreadable"] is None
+    assert not (admission.folder / "champion" / "Format-Serving").exists()
+    gate = admission.decide()
+    assert (gate["blessed"], gate["comparison"]) == (True, None)
+    assert f"new {gone}, gone Bengal; only the absolute thresholds count" in " ".join(gate["reasons"])

@@ -1,20 +1,16 @@
 """What re-runs, and what a run that was killed does when it is started again."""
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from serving.registry import Registry
+from tests import fork_server
 from tests.running import CATBREEDS, SMALL, run_pipeline
 
-ROOT = Path(__file__).parents[2]
-ADMISSION = {"ChampionModel", "Evaluator-gate", "Evaluator-champion", "ModelGate", "ServingCheck", "Pusher"}
 DATA = {"ImageExampleGen", "StatisticsGen", "ExampleValidator"}
 LEARNING = {f"{node}-resnet50" for node in ("EmbeddingGen", "Transform", "Tuner", "Trainer", "Evaluator")}
 
@@ -24,77 +20,42 @@ def record(run):
     return registry.record(registry.stable())
 
 
-def test_another_setting_of_the_trainer_re_runs_the_trainer_and_what_comes_after(small):
+@pytest.fixture(scope="module")
+def refused(small, copy_small):
+    """A second run, with another setting of the Trainer and a gate that lets nothing in."""
     settings = [s for s in small.settings if "epochs=8" not in s]
-    again = run_pipeline(small.photos, small.workdir, *settings, "trainer.epochs=7")
-    assert again.process.returncode in (0, 3)
-    assert {"Trainer-resnet50", "Evaluator-resnet50", "BackboneSelector"} <= again.ran
-    assert again.cached >= DATA | {"Backbone-resnet50", "EmbeddingGen-resnet50", "Tuner-resnet50"}
+    return run_pipeline(small.photos, copy_small(), *settings, "trainer.epochs=7", "gate.min_accuracy=1.0")
 
 
-def test_another_source_of_a_module_re_runs_what_runs_it(small, tmp_path):
-    copy = tmp_path / "source"
-    for package in ("pipeline", "components", "serving", "schemas"):
-        shutil.copytree(ROOT / package, copy / package)
-    gate = copy / "components" / "model_gate.py"
-    gate.write_text(gate.read_text() + "\n# another version\n")
-    process = subprocess.run(
-        [
-            *(sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--profile", "demo"),
-            *("--data", small.photos, "--workdir", small.workdir),
-            *("--set", f"photos_schema={ROOT / 'schemas' / 'photos'}"),
-            *(part for setting in small.settings for part in ("--set", setting)),
-        ],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    again = type(small)(small.workdir, small.photos, process)
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert "ModelGate" in again.ran
-    assert again.cached >= DATA | LEARNING | {"Backbone-resnet50", "BackboneSelector", "Evaluator-gate"}
+def test_another_setting_of_the_trainer_re_runs_the_trainer_and_what_comes_after(refused):
+    assert {"Trainer-resnet50", "Evaluator-resnet50", "BackboneSelector"} <= refused.ran
+    assert refused.cached >= DATA | {"Backbone-resnet50", "EmbeddingGen-resnet50", "Tuner-resnet50"}
 
 
-def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, draw_photos, tmp_path):
+def test_a_refused_candidate_ends_with_3_and_leaves_what_is_in_service(refused):
+    assert refused.process.returncode == 3
+    assert "Refused" in refused.process.stdout
+    registry = Registry(refused.workdir / "serving" / "catbreeds")
+    assert (registry.stable(), registry.versions()) == (1, [1])
+
+
+def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, copy_small, draw_photos, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(small.photos, photos)
-    workdir = tmp_path / "work"
-    first = run_pipeline(photos, workdir, *SMALL)
     more = draw_photos(breeds=3, photos=25, first=100)
     shutil.copytree(more / "Mosscoat", photos / "Mosscoat", dirs_exist_ok=True)
-    again = run_pipeline(photos, workdir, *SMALL)
-    assert first.process.returncode == 0
-    assert "Warning" not in first.process.stdout
+    again = run_pipeline(photos, copy_small(), *SMALL)
+    assert "Warning" not in small.process.stdout
     assert again.process.returncode in (0, 3)
     assert again.ran >= DATA | LEARNING | {"DataGate"}
     assert again.cached == {"ImportSchemaGen", "Backbone-resnet50"}
     assert "Warning: breed differs from the photos that the model in service learned from" in again.process.stdout
 
 
-def test_other_weights_in_the_file_re_run_what_that_backbone_computes(small, tmp_path):
-    import keras
-
-    def write_weights(seed):
-        keras.utils.set_random_seed(seed)
-        keras.applications.ResNet50(include_top=False, weights=None).save_weights(weights / "resnet50_notop.weights.h5")
-
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    settings = (*small.settings, "weights=imagenet", f"weights_dir={weights}", "gate.min_accuracy=0")
-    for seed in (1, 2):
-        write_weights(seed)
-        run = run_pipeline(small.photos, tmp_path / "work", *settings)
-        assert run.process.returncode in (0, 3), run.process.stdout + run.process.stderr
-    assert run.ran >= LEARNING | {"Backbone-resnet50", "BackboneSelector"}
-    assert run.cached == DATA | {"ImportSchemaGen"}
-
-
 def test_a_killed_run_goes_on_after_the_last_finished_component_and_ends_with_the_same_model(small, tmp_path):
     command = [CATBREEDS, "run", "--profile", "demo", "--data", small.photos, "--workdir", tmp_path]
     overrides = [part for setting in small.settings for part in ("--set", setting)]
-    process = subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL)
+    process = fork_server.Popen([*command, *overrides], stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(tmp_path.glob("artifacts/Tuner-resnet50/**/trial_*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)  # in the middle of the search
@@ -114,13 +75,6 @@ def predictions(run):
     answer = model.signatures["serving_default"](image_bytes=tf.constant(photos))
     order = answer["breeds"].numpy()[0].argsort()
     return answer["probabilities"].numpy()[:, order].ravel()
-
-
-def test_a_refused_candidate_ends_with_3_and_leaves_what_is_in_service(small):
-    again = run_pipeline(small.photos, small.workdir, *small.settings, "split.seed=5", "gate.min_accuracy=1.0")
-    assert again.process.returncode == 3
-    assert "Refused" in again.process.stdout
-    assert record(again) == record(small)
 
 
 def test_a_failing_component_is_named_with_cause_and_log_and_no_traceback(small, tmp_path):

@@ -49,14 +49,14 @@ def test_real_photos_are_learned(tmp_path):
     scores = []
     for seed in range(5):
         process = catbreeds(
-            *("run", "--data", REAL[0], "--workdir", tmp_path / str(seed), "--set", "backbones=[xception]"),
+            *("run", "--data", REAL[0], "--workdir", tmp_path, "--set", "backbones=[xception]"),
             *("--set", f"weights_dir={REAL[1]}", "--set", f"split.seed={seed}", "--set", "gate.min_accuracy=0"),
             # Of 84 photos a split may leave very few for test.
             *("--set", "gate.min_test_photos=1"),
         )
-        assert process.returncode == 0, process.stdout + process.stderr
-        right, photos = accuracy(Run(tmp_path / str(seed), REAL[0], process))
+        assert process.returncode in (0, 3), process.stdout + process.stderr  # another split, another decision
+        right, photos = accuracy(Run(tmp_path, REAL[0], process))
         scores.append(right / photos)
-    breeds = json.loads((tmp_path / "0" / "report" / "comparison.json").read_text())["breeds"]
+    breeds = json.loads((tmp_path / "report" / "comparison.json").read_text())["breeds"]
     assert sorted(breeds) == sorted(path.name for path in REAL[0].iterdir())
     assert sum(scores) / len(scores) >= 0.55, scores

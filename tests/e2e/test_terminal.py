@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests import fork_server
 from tests.running import CATBREEDS, SMALL, catbreeds, on_terminal
 
 DEADLINE = 600  # seconds; generous, for it decides no test
@@ -71,7 +72,7 @@ def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_aw
 
     with ThreadPoolExecutor() as pool:
         on_screen = pool.submit(on_terminal, 60, *arguments(first), NO_COLOR="1")
-        beside = subprocess.Popen([CATBREEDS, *arguments(second)], stdout=subprocess.PIPE, text=True)
+        beside = fork_server.Popen([CATBREEDS, *arguments(second)], stdout=subprocess.PIPE, text=True)
         end = time.monotonic() + DEADLINE
         while not list(first.glob("logs/*.log")):
             assert time.monotonic() < end

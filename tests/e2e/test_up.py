@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from serving.client.gateway import GatewayClient
 from serving.client.grpc import GrpcClient
 from serving.client.rest import RestClient
 from serving.registry import Registry
+from tests import fork_server
 from tests.browser import browser
 from tests.running import CATBREEDS, catbreeds
 from tests.serving.classifier import encoded
@@ -35,7 +35,7 @@ class Up:
         self.ports = {flag: free_port() for flag in FLAGS}
         with self.log.open("wb") as log:
             command = [CATBREEDS, "up", "--workdir", workdir, *self.arguments()]
-            self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+            self.process = fork_server.Popen(command, stdout=log, stderr=log)
         eventually(self.ready)
         self.page = f"http://127.0.0.1:{self.ports['--page-port']}"
         self.gateway = f"http://127.0.0.1:{self.ports['--gateway-port']}"

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import uuid
@@ -27,6 +26,8 @@ from typing import Any
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
+
+from tests import fork_server
 
 ROOT = Path(__file__).parents[2]
 PIPELINE_ROOT = "minio://mlpipeline/v2/artifacts"
@@ -434,11 +435,9 @@ def _execute(pod: Path, container: dict[str, Any], invocation: dict[str, Any], n
     }
     log = _local(pod, invocation["outputs"]["artifacts"]["executor-logs"]["artifacts"][0]["uri"])
     with log.open("wb") as file:
-        done = subprocess.run(
-            arguments, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode:
-        raise TaskFailed(f"{name}: exit code {done.returncode}\n{log.read_text(errors='replace')[-6000:]}")
+        task = fork_server.Popen(arguments, cwd=folder, env=environment, stdout=file, stderr=file)
+    if code := task.wait():
+        raise TaskFailed(f"{name}: exit code {code}\n{log.read_text(errors='replace')[-6000:]}")
 
 
 def _read_output(path: Path, name: str) -> dict[str, Any]:

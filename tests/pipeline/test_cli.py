@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.settings import load
+from tests import fork_server
 
 COMMAND = Path(sys.executable).with_name("catbreeds")
 
@@ -16,15 +17,8 @@ COMMAND = Path(sys.executable).with_name("catbreeds")
 def catbreeds(tmp_path):
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CATBREEDS_")}
-        return subprocess.run(
-            [COMMAND, *arguments],
-            cwd=tmp_path,
-            env={**environment, "COLUMNS": "200", "NO_COLOR": "1", **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        environment |= {"COLUMNS": "200", "NO_COLOR": "1", **variables}
+        return fork_server.run([COMMAND, *arguments], cwd=tmp_path, env=environment, timeout=60)
 
     return call
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.registry import Registry
+from tests import fork_server
 from tests.running import CATBREEDS, catbreeds
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
@@ -55,7 +55,7 @@ class Serve:
         command = [CATBREEDS, "serve", "--workdir", self.workdir, *(p for pair in self.ports.items() for p in pair)]
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
+            self.process = fork_server.Popen(command, env=environment, stdout=log, stderr=log)
         eventually(lambda: self.says("gRPC"))
 
     def answer(self, document: dict) -> None:

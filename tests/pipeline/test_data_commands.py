@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.pipeline.flaky_server import (
     another_range,
     behave,
@@ -92,7 +93,7 @@ def oxford(server, tmp_path, environment):
         return [str(CATBREEDS), "data", "oxford", str(tmp_path / "some cats"), *map(str, arguments)]
 
     def call(*options: object) -> subprocess.CompletedProcess:
-        return subprocess.run(command(*options), capture_output=True, text=True, env=environment, check=False)
+        return fork_server.run(command(*options), env=environment)
 
     call.command, call.out, call.environment = command, tmp_path / "some cats", environment
     return call
@@ -125,13 +126,8 @@ def kaggle(server, tmp_path, environment):
 
     def call(*options: str, token: str | None = "a token", **variables: str) -> subprocess.CompletedProcess:
         credentials = {"KAGGLE_API_TOKEN": token} if token else {}
-        return subprocess.run(
-            [CATBREEDS, "data", "kaggle", tmp_path / "kaggle cats", *options],
-            env=environment | proxy | credentials | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [CATBREEDS, "data", "kaggle", tmp_path / "kaggle cats", *options]
+        return fork_server.run(command, env=environment | proxy | credentials | variables)
 
     call.out = tmp_path / "kaggle cats"
     return call

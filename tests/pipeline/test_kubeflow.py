@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.settings import ROOT
+from tests import fork_server
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
 from tests.running import CATBREEDS, catbreeds
 
@@ -233,10 +234,8 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
 
 def test_who_stops_watching_is_told_that_the_run_goes_on(server, url, spec):
     server.script = [("RUNNING", {"Tuner": "RUNNING"})]
-    # Whoever started the tests in the background has SIGINT ignored, also here.
-    listening = ["env", "--default-signal=INT"]
-    command = [*listening, CATBREEDS, "submit", spec, "--host", url, "--poll", "0.01"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+    command = [CATBREEDS, "submit", spec, "--host", url, "--poll", "0.01"]
+    with fork_server.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         try:
             while "Tuner" not in watching.stdout.readline():
                 assert watching.poll() is None

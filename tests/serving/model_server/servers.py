@@ -26,9 +26,12 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
+from tests import fork_server
+
 # Path of a tensorflow_model_server that is tested instead of ours.
 REAL = os.environ.get("CATBREEDS_TEST_MODEL_SERVER")
 COMMAND = [REAL] if REAL else [sys.executable, "-m", "serving.model_server"]
+Popen = subprocess.Popen if REAL else fork_server.Popen
 DEADLINE = 120  # seconds; generous, for it decides no test
 
 only_ours = pytest.mark.skipif(REAL is not None, reason="a promise of the embedded server alone")
@@ -67,7 +70,7 @@ class ModelServer:
         self.output = folder / f"server-{self.port}.out"
         ports = [f"--port={self.port}", f"--rest_api_port={self.rest_port}"]
         with self.log.open("wb") as log, self.output.open("wb") as output:
-            self.process = subprocess.Popen([*COMMAND, *ports, *flags], stdout=output, stderr=log)
+            self.process = Popen([*COMMAND, *ports, *flags], stdout=output, stderr=log)
         eventually(self.listens)
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self.channel = grpc.insecure_channel(f"localhost:{self.port}", options)

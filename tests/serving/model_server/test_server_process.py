@@ -10,11 +10,13 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests import fork_server
 from tests.serving.model_server.servers import (
     COMMAND,
     DEADLINE,
     REAL,
     ModelServer,
+    Popen,
     eventually,
     only_ours,
     predict_request,
@@ -24,9 +26,10 @@ from tests.serving.model_server.toys import jpeg, push
 
 
 def start(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=DEADLINE, check=False
-    )
+    command = [*COMMAND, *map(str, arguments)]
+    if REAL:
+        return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    return fork_server.run(command, timeout=DEADLINE)
 
 
 @only_ours
@@ -267,7 +270,7 @@ def test_a_server_that_waits_for_a_model_can_be_stopped(tmp_path):
     (tmp_path / "empty").mkdir()
     log = tmp_path / "log"
     with log.open("w") as stderr:
-        process = subprocess.Popen(
+        process = Popen(
             [*COMMAND, "--port=0", "--rest_api_port=1", f"--model_base_path={tmp_path / 'empty'}"], stderr=stderr
         )
     eventually(lambda: "No versions of servable default found" in log.read_text())
