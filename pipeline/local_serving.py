@@ -1,6 +1,7 @@
 """Serves the registry of a workdir on this machine: what `catbreeds serve` and `catbreeds up` do."""
 
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,11 +142,15 @@ def _write_config(config: Settings) -> tuple[Laptop, Rollout, dict[str, int]]:
 
 
 def _catch_up(rollout: Rollout) -> None:
-    """What was promoted while the server started, and nobody could tell it."""
-    try:
-        rollout.sync()
-    except RolloutError as error:  # a canary, perhaps; stable serves
-        _say(str(error))
+    """Tells the server what was promoted while it started. In the background: it may take a minute, and signals count."""
+
+    def work() -> None:
+        try:
+            rollout.sync()
+        except RolloutError as error:  # a canary, perhaps; stable serves
+            _say(str(error))
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def _ready(config: Settings, ports: Ports) -> str:
