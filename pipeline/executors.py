@@ -2,12 +2,11 @@
 
 Importing TFX and TensorFlow takes longer than most components work. So the process that enters `ExecutorProcesses`
 imports first; a fork of it, the server, waits for requests and forks once more for each executor. Each starts in
-the same state, and its memory is freed when it ends. The kernel ends the server and its children with the process that
-started them, however that ends (Linux only: PR_SET_PDEATHSIG).
+the same state, and its memory is freed when it ends. The kernel kills the server and its children with the process that
+started them, however that ends.
 """
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -29,9 +28,9 @@ from tfx.proto.orchestration.executable_spec_pb2 import BeamExecutableSpec, Pyth
 from tfx.proto.orchestration.execution_result_pb2 import ExecutorOutput
 
 from components import progress
+from serving.processes import die_with
 
 _OPERATORS = {PythonClassExecutableSpec: PythonExecutorOperator, BeamExecutableSpec: BeamExecutorOperator}
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ExecutorDiedError(RuntimeError):
@@ -111,9 +110,8 @@ def _fork(work: Callable[[], None]) -> int:
     if pid := os.fork():
         return pid
     try:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:  # else it ended before the call above
-            work()
+        die_with(parent)
+        work()
     except BaseException:
         traceback.print_exc()
     _exit()

@@ -142,7 +142,7 @@ def _write_config(config: Settings) -> tuple[Laptop, Rollout, dict[str, int]]:
 
 
 def _catch_up(rollout: Rollout) -> None:
-    """Tells the server what was promoted while it started. In the background: it may take a minute, and signals count."""
+    """Tells the server what was promoted while it started, in the background: it may take a minute."""
 
     def work() -> None:
         try:

@@ -112,9 +112,7 @@ class Programs:
         parent, mask = os.getpid(), self._mask
 
         def bind() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it was gone before that
-                os._exit(1)
+            die_with(parent)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
         if program.log:
@@ -130,6 +128,13 @@ class Programs:
                 preexec_fn=bind,  # safe: there are no threads
                 **output,
             )
+
+
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when its parent process, `parent`, ends, however that ends (Linux)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call above
+        os._exit(1)
 
 
 def _answers(url: str) -> bool:
