@@ -21,7 +21,7 @@ from pipeline.cli import app
 from pipeline.settings import ROOT
 from tests import fork_server
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
-from tests.running import CATBREEDS, catbreeds
+from tests.running import CATBREEDS
 
 TASKS = ("DataGate", "Tuner", "ModelGate", "Admitted")
 PARAMETERS = {
@@ -85,7 +85,10 @@ def call_by_kubectl(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     def call(config: dict, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"
         file.write_text(yaml.safe_dump(config))
-        return catbreeds(*arguments, env={"KF_PIPELINES_ENDPOINT": "", "KUBECONFIG": str(file)}, timeout=120)
+        command = [str(CATBREEDS), *map(str, arguments)]
+        environment = {**os.environ, "KF_PIPELINES_ENDPOINT": "", "KUBECONFIG": str(file)}
+        # A process of its own: the Kubernetes client reads KUBECONFIG while it is imported.
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     return call
 
