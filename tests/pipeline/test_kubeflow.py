@@ -1,6 +1,7 @@
 """`catbreeds submit` and `catbreeds schedule` against a server that checks each request by the official models."""
 
 import datetime
+import os
 import re
 import shlex
 import signal
