@@ -50,6 +50,7 @@ setup(
         "psutil",
         "psutil",
         "psutil",
+        "psutil",
         "pydantic>=2",
         "python-multipart",
         "pyyaml",
