@@ -197,12 +197,14 @@ class Registry:
             )
             return current, previous
 
-    def unlabel(self, label: str, why: str) -> int | None:
+    def unlabel(self, label: str, why: str, version: int | None = None) -> int | None:
         """Takes a label, other than stable, from the version that has it.
 
         Args:
             label: nothing is done if no version has it.
             why: is kept, see `stopped`.
+            version: it is taken from no other one, and `why` is kept for this one whether it has the label or not;
+                None: whichever has it.
 
         Returns:
             The version that had it.
@@ -213,12 +215,15 @@ class Registry:
             return None
         with self._locked():
             state = self._read_labels()
-            version = state["labels"].get(label)
-            if version is not None:
-                labels = {other: number for other, number in state["labels"].items() if other != label}
-                stopped = {**state["stopped"], str(version): why} if why else state["stopped"]
+            had = state["labels"].get(label)
+            if version is not None and had != version:
+                had = None
+            labels = {other: number for other, number in state["labels"].items() if had is None or other != label}
+            concerned = had if version is None else version
+            stopped = {**state["stopped"], str(concerned): why} if why and concerned else state["stopped"]
+            if (labels, stopped) != (state["labels"], state["stopped"]):
                 self._write_labels({**state, "labels": labels, "stopped": stopped})
-            return version
+            return had
 
     def stopped(self, version: int) -> str:
         """Why `version` lost a label; "" if it did not."""
