@@ -81,6 +81,19 @@ def test_in_a_cluster_its_pods_follow_and_what_is_wrong_is_a_sentence(typed, api
     assert (done.returncode, done.stderr.count("\n"), "does not answer" in done.stderr) == (1, 1, True)
 
 
+def test_a_workdir_that_cannot_be_written_is_named_in_a_sentence(typed, registry):
+    lock = registry.base.parent.parent / "serve" / ".lock"
+    lock.mkdir(parents=True)
+    done = typed("promote", 2)
+    assert (done.returncode, done.stderr) == (1, f"catbreeds: {lock}: cannot be written: Is a directory\n")
+    (registry.base / ".lock").unlink()
+    (registry.base / ".lock").mkdir()
+    lock.rmdir()
+    done = typed("promote", 2)
+    assert done.returncode == 2
+    assert done.stderr == f"catbreeds: {registry.base / '.lock'}: cannot be written: Is a directory\n"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_command_that_is_ended_leaves_no_forwarded_port_behind(api, registry, tmp_path, number, code):
     api.add_pod("model-server-0", 1)
