@@ -265,9 +265,8 @@ class Registry:
     ) -> int:
         """Copies the SavedModel `model` byte for byte to a new version; labels stay, but the first version is stable.
 
-        A version appears whole or not at all: it is renamed into place when it is complete. Who may write to the folder
-        above a new one may write to the new one, too: so those who share a volume, such as pods and a user of the
-        machine, can all push and move labels.
+        A version appears whole or not at all: it is renamed into place when it is complete. A new folder gets the write
+        permissions of the folder above, so that users who share a volume can all push and move labels.
 
         Args:
             model: directory of the SavedModel.
@@ -369,7 +368,7 @@ class Registry:
 
 
 def _make_folder(folder: Path) -> None:
-    """As `mkdir --parents`; who may write to the folder above may write to a new one."""
+    """As `mkdir --parents`; a new folder gets the write permissions of the one above."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -385,6 +384,6 @@ def _share(folder: Path, above: Path) -> None:
 
 
 def _shared(folder: Path) -> int:
-    """Whether its group and others may write to a folder, as bits of a mode."""
+    """Write permissions of a folder's group and of others, as bits of a mode; none for a folder like /tmp."""
     mode = folder.stat().st_mode
-    return 0 if mode & stat.S_ISVTX else mode & (stat.S_IWGRP | stat.S_IWOTH)  # in /tmp each has only what is his
+    return 0 if mode & stat.S_ISVTX else mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -354,7 +354,7 @@ class Rollout:
             silent: servers that are ready and did not answer in time; brought up to date, and not waited for again.
 
         Raises:
-            Overtaken: the live configuration is another one by now.
+            Overtaken: somebody has changed the live configuration meanwhile.
             CannotLoad, RolloutError: see `promote`.
         """
         told: dict[str, str] = {}
@@ -391,7 +391,7 @@ class Rollout:
                     if self._is_overtaken(revision):
                         raise self._overtaken()
             finally:
-                ended.set()  # however this ends, nobody waits for a server any more
+                ended.set()  # no thread waits for its server any longer
         results: dict[Server, Unreachable | None] = {}
         for server, attempt in zip(servers, attempts, strict=True):
             try:
@@ -407,7 +407,7 @@ class Rollout:
         return results
 
     def _is_overtaken(self, revision: str) -> bool:
-        """Whether the live configuration is another one by now. While it cannot be read, nobody knows: False."""
+        """Whether somebody has changed the live configuration since `revision`; False while it cannot be read."""
         try:
             return self._fleet.read()[1] != revision
         except FleetError:
