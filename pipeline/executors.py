@@ -28,7 +28,7 @@ from tfx.proto.orchestration.executable_spec_pb2 import BeamExecutableSpec, Pyth
 from tfx.proto.orchestration.execution_result_pb2 import ExecutorOutput
 
 from components import progress
-from serving.processes import die_with
+from serving.bound_process import die_with
 
 _OPERATORS = {PythonClassExecutableSpec: PythonExecutorOperator, BeamExecutableSpec: BeamExecutorOperator}
 
