@@ -232,63 +232,6 @@ class Settings(_Section):
     workers: int | None = Field(
         None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
     )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
-    workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
-    )
     backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(
         tuple(ARCHITECTURES), min_length=1, description="pretrained networks to compare"
     )
