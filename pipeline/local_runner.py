@@ -30,7 +30,7 @@ from pipeline.executors import ExecutorProcesses
 
 # What executors import only when they start.
 _EXECUTOR_MODULES = ("pipeline.preprocessing", "pipeline.training", "pipeline.tuning")
-_WORKER_BYTES = 3e9  # memory that a component takes at most in the standard profile
+_WORKER_BYTES = 3e9  # EfficientNetB7 at 224 px takes 1.6 GB in batches of 16, and a component may start a process
 
 
 class ComponentError(Exception):
