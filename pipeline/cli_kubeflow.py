@@ -1,11 +1,12 @@
 """The commands about a cluster: run a compiled pipeline there, now or on a schedule."""
 
+import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +16,8 @@ from pipeline.compiled_spec import CompiledSpec, SpecError, read_spec, run_param
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
-    from pipeline.kubeflow_client import Kubeflow
+    from pipeline.argo_workflow import Workflow
+    from pipeline.kubeflow_client import Kubeflow, KubeflowError
 
 SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline; `catbreeds compile` writes it.")]
 ParamOption = Annotated[
@@ -47,11 +49,13 @@ UiOption = Annotated[
     str | None, typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the UI, for links. Default: the host.")
 ]
 DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
-# Tasks of the pipeline: the server skips the second when the first refuses.
-_GATE, _ADMITTED = "ModelGate", "Admitted"
-_NOT_STARTED = (None, "PENDING", "RUNTIME_STATE_UNSPECIFIED")  # the last: what follows a skipped task
+# Task of the pipeline that is skipped when the gate refuses, and omitted when nothing is new.
+_ADMITTED = "Admitted"
+_NOT_STARTED = (None, "PENDING", "OMITTED", "RUNTIME_STATE_UNSPECIFIED")
 _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _MOST_LOST_LOOKS = 60
+_LOOKS_UNTIL_STILL = 6  # without a change; then the Workflow is read, which can be megabytes
+_MOST_LOOKS_AT_OUTCOME = 5
 _FINAL = (401, 403, 404)  # asking again would not help
 
 app = typer.Typer()
@@ -171,12 +175,12 @@ def _upload(kubeflow: "Kubeflow", spec: CompiledSpec) -> tuple[str, str]:
     return tuple(version)
 
 
-def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Iterable[str], poll: float) -> Exit:
+def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Collection[str], poll: float) -> Exit:
     """Prints what changes, until the run has ended."""
     from pipeline.kubeflow_client import KubeflowError
 
     seen: dict[str, str] = {}
-    lost = 0
+    lost = unchanged = 0
     while True:
         try:
             run, lost = kubeflow.run(run_id), 0
@@ -187,35 +191,105 @@ def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Iterable[str], poll: float
             if lost == 1:
                 print(f"catbreeds: {error}; trying again", file=sys.stderr)
         else:
-            _show_changes(run, tasks, seen)
+            details = (run.run_details and run.run_details.task_details) or ()
+            changed = _show_changes(details, "display_name", "start_time", "end_time", tasks, seen)
             if run.state in _ENDED:
-                return _end(run, seen)
+                return _end(kubeflow, run, tasks, seen, poll)
+            unchanged = 0 if changed else unchanged + 1
+            if unchanged == _LOOKS_UNTIL_STILL:
+                unchanged = 0
+                with contextlib.suppress(KubeflowError):  # the end of the run says so, if it still fails
+                    _show_workflow(kubeflow.workflow(run_id), tasks, seen)
         time.sleep(poll)
 
 
-def _show_changes(run: "V2beta1Run", tasks: Iterable[str], seen: dict[str, str]) -> None:
-    """A line for each task that is in another state than before; `seen` remembers task -> state."""
-    # The server also reports drivers, executors and tries, under names that no task has.
-    details = [task for task in (run.run_details and run.run_details.task_details) or () if task.display_name in tasks]
-    for task in sorted(details, key=lambda task: (str(task.end_time or task.create_time), task.display_name)):
-        if task.state in (*_NOT_STARTED, seen.get(task.display_name)):
-            continue
-        seen[task.display_name] = task.state
+def _show_workflow(workflow: "Workflow", tasks: Collection[str], seen: dict[str, str]) -> None:
+    _show_changes(workflow.tasks().values(), "name", "start", "end", tasks, seen)
+
+
+def _show_changes(
+    found: Iterable[Any], name: str, start: str, end: str, tasks: Collection[str], seen: dict[str, str]
+) -> bool:
+    """A line for each task that is in another state than before; `seen` remembers task -> state.
+
+    Args:
+        found: what the server reports of tasks, and of drivers, executors and tries under names that no task has.
+        name, start, end: attributes in which it says so.
+        tasks: names of the tasks.
+        seen: task -> the state that was shown last.
+
+    Returns:
+        Whether there was a line.
+    """
+    rows = [(getattr(one, name), one.state, getattr(one, start), getattr(one, end)) for one in found]
+    # A state that ended is final; a later look at another source may be at an older one.
+    changed = [
+        row
+        for row in rows
+        if row[0] in tasks and row[1] not in (*_NOT_STARTED, seen.get(row[0])) and seen.get(row[0]) not in _ENDED
+    ]
+    # The server gives a task that goes on an end in the year 1.
+    for task, state, started, ended in sorted(
+        changed, key=lambda row: (str(row[3] if row[1] in _ENDED else row[2]), row[0])
+    ):
+        seen[task] = state
         done = sum(state in _ENDED for state in seen.values())
-        line = f"[{done:>2}/{len(tasks)}] {task.display_name:<28} {task.state.lower()}"
-        if task.state == "SUCCEEDED" and task.start_time and task.end_time:
-            line += f"{(task.end_time - task.start_time).total_seconds():>8.0f} s"
+        line = f"[{done:>2}/{len(tasks)}] {task:<28} {state.lower()}"
+        if state == "SUCCEEDED" and started and ended:
+            line += f"{(ended - started).total_seconds():>8.0f} s"
         print(line, flush=True)
-        if task.error and task.error.message:
-            print(f"        {task.error.message}", flush=True)
+    return bool(changed)
 
 
-def _end(run: "V2beta1Run", states: dict[str, str]) -> Exit:
-    if run.state == "SUCCEEDED" and states.get(_GATE) == "SUCCEEDED" and states.get(_ADMITTED) == "SKIPPED":
-        print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
-        return Exit.REFUSED
-    print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
-    return Exit.DONE if run.state == "SUCCEEDED" else Exit.FAILED
+def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float) -> Exit:
+    """Says how a run ended; what the gate decided is read from the Workflow, because the tasks of `run` may be old."""
+    from pipeline.kubeflow_client import KubeflowError
+
+    workflow, unread = None, None
+    for _ in range(_MOST_LOOKS_AT_OUTCOME):
+        try:
+            workflow = kubeflow.workflow(run.run_id)
+            break
+        except KubeflowError as error:
+            unread = error
+            if error.status in _FINAL:
+                break
+        time.sleep(poll)
+    if workflow:
+        _show_workflow(workflow, tasks, seen)
+    if run.state != "SUCCEEDED":
+        print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
+        if run.state == "FAILED":
+            _show_failures(run, workflow, unread)
+        return Exit.FAILED
+    if _ADMITTED in tasks:
+        admitted = (
+            workflow.tasks()[_ADMITTED].state if workflow and _ADMITTED in workflow.tasks() else seen.get(_ADMITTED)
+        )
+        if admitted == "SKIPPED":
+            print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
+            return Exit.REFUSED
+        if admitted not in ("SUCCEEDED", "OMITTED"):  # the latter: nothing was new
+            why = unread or f"the server's Workflow does not say how {_ADMITTED} ended"
+            message = f"the run succeeded, but whether a model was pushed cannot be read: {why}"
+            raise fail(f"{message}\nSee {_ADMITTED} in the UI, or `catbreeds models`.", Exit.FAILED)
+    print("The run succeeded.")
+    return Exit.DONE
+
+
+def _show_failures(run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None") -> None:
+    """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
+    if workflow:
+        for node in workflow.failures():
+            what = f"the driver of {node.task}" if node.name.endswith("-driver") else node.task
+            print(f"{what} failed{': ' + node.message if node.message else ''}")
+            print(f"    kubectl logs -n {workflow.namespace} {node.pod} -c main")
+        return
+    print(f"Why it failed cannot be read: {unread}")
+    for task in (run.run_details and run.run_details.task_details) or ():
+        if task.state == "FAILED":
+            pods = " ".join(child.pod_name for child in task.child_tasks or () if child.pod_name)
+            print(f"{task.display_name} failed{': pods ' + pods if pods else ''}")
 
 
 def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import kfp_server_api as api
 import urllib3.exceptions
 
+from pipeline.argo_workflow import Workflow, WorkflowError, read_workflow
 from pipeline.compiled_spec import CompiledSpec
 
 INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
@@ -163,6 +164,25 @@ class Kubeflow:
     def run(self, run_id: str) -> api.V2beta1Run:
         """A run as it stands."""
         return self._call(self._runs.run_service_get_run, run_id=run_id)
+
+    def workflow(self, run_id: str) -> Workflow:
+        """What Argo Workflows recorded of a run.
+
+        API v2beta1 does not decompress the status of large Workflows: the tasks in its runs stay as they were when the
+        status grew beyond 1 MiB. The Workflow itself is only in API v1beta1.
+        """
+        answer = self._call(
+            self._client.call_api,
+            resource_path=f"/apis/v1beta1/runs/{run_id}",
+            method="GET",
+            response_type="object",
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+        )
+        try:
+            return read_workflow((answer.get("pipeline_runtime") or {}).get("workflow_manifest") or "")
+        except WorkflowError as error:
+            raise KubeflowError(f"{self._host}: run {run_id}: {error}") from None
 
     def schedules(self, experiment_id: str, name: str | None = None) -> list[api.V2beta1RecurringRun]:
         """Schedules in an experiment, of one name or all."""

@@ -1,6 +1,7 @@
 """`catbreeds submit` and `catbreeds schedule` against a server that checks each request by the official models."""
 
 import datetime
+import os
 import re
 import shlex
 import signal
@@ -21,7 +22,7 @@ from pipeline.cli import app
 from pipeline.settings import ROOT
 from tests import fork_server
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
-from tests.running import CATBREEDS, catbreeds
+from tests.running import CATBREEDS
 
 TASKS = ("DataGate", "Tuner", "ModelGate", "Admitted")
 PARAMETERS = {
@@ -85,7 +86,10 @@ def call_by_kubectl(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     def call(config: dict, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"
         file.write_text(yaml.safe_dump(config))
-        return catbreeds(*arguments, env={"KF_PIPELINES_ENDPOINT": "", "KUBECONFIG": str(file)}, timeout=120)
+        # No fork: Kubernetes' client reads KUBECONFIG when it is imported.
+        environment = {**os.environ, "KF_PIPELINES_ENDPOINT": "", "KUBECONFIG": str(file)}
+        command = [CATBREEDS, *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     return call
 
@@ -133,25 +137,85 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
     assert lines[-1] == "The run succeeded."
 
 
+REFUSED = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED", "ModelGate": "SUCCEEDED", "Admitted": "SKIPPED"}
+NOTHING_NEW = {"DataGate": "SUCCEEDED", "Tuner": "SKIPPED", "ModelGate": "OMITTED", "Admitted": "OMITTED"}
+LARGE = 100_000  # bytes of a node's status, of which 11 are more than the server reads
+
+
+@pytest.mark.parametrize("node_bytes", [1000, LARGE])
 @pytest.mark.parametrize(
     ("state", "tasks", "code", "told"),
     [
-        ("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Admitted": "SKIPPED"}, 3, "The gate refused"),
-        (
-            "SUCCEEDED",
-            {"Tuner": "SKIPPED", **dict.fromkeys(TASKS[2:], "RUNTIME_STATE_UNSPECIFIED")},
-            0,
-            "The run succeeded.",
-        ),
-        ("FAILED", {"Tuner": "FAILED"}, 1, "[ 1/4] Tuner                        failed\n        OOMKilled"),
+        ("SUCCEEDED", dict.fromkeys(TASKS, "SUCCEEDED"), 0, "The run succeeded."),
+        ("SUCCEEDED", REFUSED, 3, "The gate refused"),
+        ("SUCCEEDED", NOTHING_NEW, 0, "The run succeeded."),
+        ("FAILED", {"Tuner": "FAILED"}, 1, "[ 1/4] Tuner                        failed\nThe run failed."),
         ("CANCELED", {}, 1, "The run canceled."),
     ],
 )
-def test_the_exit_code_tells_how_the_run_ended(call, server, spec, state, tasks, code, told):
-    server.script = [(state, tasks)]
+def test_the_exit_code_tells_how_the_run_ended(call, server, spec, state, tasks, code, told, node_bytes):
+    server.script = [("RUNNING", {"DataGate": "RUNNING"}), (state, tasks)]
+    server.node_bytes = node_bytes
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr) == (code, "")
     assert told in done.stdout
+
+
+def test_progress_of_a_run_with_a_large_status_goes_on(call, server, spec):
+    server.node_bytes = LARGE
+    done = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED"}
+    running = ("RUNNING", {**done, "ModelGate": "RUNNING", "Admitted": "PENDING"})
+    server.script = [("RUNNING", {"DataGate": "RUNNING"}), *[running] * 7, ("RUNNING", {}), 401]
+    shown = call("submit", spec, "--poll", "0.01").stdout
+    assert [" ".join(line.split()) for line in shown.splitlines() if line.startswith("[")] == [
+        "[ 0/4] DataGate running",
+        "[ 1/4] DataGate succeeded 0 s",
+        "[ 1/4] ModelGate running",
+        "[ 2/4] Tuner succeeded 0 s",
+    ]
+
+
+@pytest.mark.parametrize("tasks", [REFUSED, dict.fromkeys(TASKS, "SUCCEEDED")])
+def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, tasks):
+    server.v1beta1, server.node_bytes = False, LARGE
+    server.script = [("RUNNING", {"DataGate": "RUNNING"}), ("SUCCEEDED", tasks)]
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    assert "whether a model was pushed cannot be read" in done.stderr
+    assert "succeeded" not in done.stdout
+
+
+def test_an_outcome_that_the_server_reports_itself_needs_no_workflow(call, server, spec):
+    server.v1beta1 = False
+    for tasks, code in [(REFUSED, 3), (dict.fromkeys(TASKS, "SUCCEEDED"), 0)]:
+        server.script = [("SUCCEEDED", tasks)]
+        assert call("submit", spec, "--poll", "0.01").exit_code == code
+
+
+@pytest.mark.parametrize(("node", "told"), [("Tuner", "Tuner"), ("Tuner-driver", "the driver of Tuner")])
+@pytest.mark.parametrize("node_bytes", [1000, LARGE])
+def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log(
+    call, server, spec, node, told, node_bytes
+):
+    server.node_bytes = node_bytes
+    server.messages = {"Tuner-driver": "Error (exit code 1)", "executor(0)": "OOMKilled (exit code 137)"}
+    server.script = [("FAILED", {**dict.fromkeys(["DataGate", "ModelGate", "Admitted"], "OMITTED"), node: "FAILED"})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    reason = server.messages["executor(0)" if node == "Tuner" else node]
+    template = "retry-system-container-impl" if node == "Tuner" else "system-container-driver"
+    *_, failed, log = done.stdout.splitlines()
+    assert failed == f"{told} failed: {reason}"
+    assert re.fullmatch(rf"    kubectl logs -n cats catbreeds-x7k2p-{template}-\d+ -c main", log)
+
+
+def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec):
+    server.v1beta1 = False
+    server.script = [("FAILED", {"Tuner-driver": "FAILED"})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    assert "Why it failed cannot be read" in done.stdout
+    assert re.search(r"^Tuner-driver failed: pods catbreeds-x7k2p-\d+$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kfp_specs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -183,7 +247,7 @@ def test_no_wait_leaves_the_run_alone(call, server, spec):
 
 
 def test_a_connection_that_breaks_does_not_end_the_watch(call, server, spec):
-    server.script = [("RUNNING", {}), 503, 503, ("SUCCEEDED", {})]
+    server.script = [("RUNNING", {}), 503, 503, ("SUCCEEDED", dict.fromkeys(TASKS, "SUCCEEDED"))]
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr.count("trying again")) == (0, 1)
 
