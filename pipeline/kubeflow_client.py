@@ -20,7 +20,7 @@ from pipeline.compiled_spec import CompiledSpec
 INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
 PORT_FORWARD = f"kubectl port-forward -n {INSTALLED_IN} svc/ml-pipeline-ui 8080:80"
 FORWARDED = "http://localhost:8080"
-SCHEDULED_TIME = "[[ScheduledTime]]"  # the server puts in the UTC time as 20261130030000
+SCHEDULED_TIME = "[[ScheduledTime]]"  # Pusher replaces it; Kubeflow Pipelines 2 does not
 _TIMEOUTS = (10, 60)  # seconds to connect, and to wait for an answer
 _PAGE = 100
 

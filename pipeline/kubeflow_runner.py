@@ -21,14 +21,18 @@ from pipeline.target import Target, photos_schema
 ENTRYPOINT = ("python", "-m", "pipeline.kubeflow_entrypoint")
 # The backend puts the run's id in its place; Vertex AI as well.
 _RUN_ID = "{{$.pipeline_job_uuid}}"
+# The time of the schedule, or, in a run that somebody started, when it was created. Replaced as a constant of a task, not
+# in the parameters of a run.
+_SCHEDULE_TIME = "{{$.pipeline_job_schedule_time_utc}}"
 # A task that has one of these reads or writes outside of the pipeline's artifacts: it wants the volumes, and what it
 # did yesterday says nothing about today.
 _OUTSIDE = {"data", "weights_dir", "registry"}
 # They refuse what is wrong with the data; it will be as wrong the next time.
 _NEVER_RETRIED = {"DataGate"}
+_RETRY_WINDOW = "86400s"  # from the first attempt; after it Argo starts no further one
 _DESCRIPTIONS = {
     "data": "folder or archive of photos, one folder a breed",
-    "run_date": "for which date the run was scheduled; empty for a run that somebody started",
+    "run_date": "date that the run is for; [[ScheduledTime]]: the time of the schedule",
     "weights_dir": "folder with ImageNet weights; empty: as the profile's `weights` says",
     "registry": "base path of the pushed models, of which TensorFlow Serving reads the versions",
 }
@@ -83,6 +87,7 @@ def _target(settings: Settings) -> Target:
         code=lambda *modules: "",
         run_id=_RUN_ID,
         run_date=given["run_date"],
+        schedule_time=_SCHEDULE_TIME,
         settings=to_yaml(settings),
         in_cluster=True,
     )
@@ -114,6 +119,8 @@ def _complete_tasks(spec: dict[str, Any], config: Kubeflow, outside: set[str]) -
                 "maxRetryCount": config.retries,
                 "backoffDuration": "60s",
                 "backoffFactor": 2.0,
+                # Without it the backend tells Argo a maximum of 0, and Argo never retries.
+                "backoffMaxDuration": _RETRY_WINDOW,
             }
 
 
