@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli_common import Exit, fail
-from pipeline.compiled_spec import CompiledSpec, SpecError, read_spec, run_parameters
+from pipeline.compiled_spec import CompiledSpec, SpecError, check_pipeline_root, read_spec, run_parameters
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1RecurringRun, V2beta1Run
@@ -87,6 +87,7 @@ def submit(
     try:
         compiled = read_spec(spec)
         parameters = run_parameters(compiled, param or ())
+        check_pipeline_root(pipeline_root)
         kubeflow = Kubeflow(access)
         version = _upload(kubeflow, compiled)
         experiment_id = kubeflow.experiment(experiment or compiled.name, make=True)
@@ -114,7 +115,9 @@ def schedule(
         typer.Option(metavar="CRON", help='Run then: "0 3 * * 1" is Mondays at 3. Replaces the schedule there is.'),
     ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Stop it for now; with --cron: make it, asleep.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after --pause.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after --pause; a missed time starts one run at once.")
+    ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the schedules of the experiment.")] = False,
     param: ParamOption = None,
@@ -128,9 +131,10 @@ def schedule(
     namespace: NamespaceOption = None,
     ui: UiOption = None,
 ) -> None:
-    """Run a compiled pipeline on a schedule: one run at a time, and none made up for that was missed.
+    """Run a compiled pipeline on a schedule, one run at a time.
 
-    A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise.
+    A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise. Of the times that
+    it misses, because it is paused, a run still goes on or the server is down, it makes up for the latest only.
     """
     from pipeline.cron import CronError, to_kubeflow
     from pipeline.kubeflow_client import SCHEDULED_TIME, Access, Kubeflow, KubeflowError
@@ -152,11 +156,13 @@ def schedule(
                 _change(kubeflow, experiment_id, compiled.name, kubeflow.pause, "paused")
             elif resume:
                 _change(kubeflow, experiment_id, compiled.name, kubeflow.resume, "active again", only_one=True)
+                print("If it was paused over a time of the schedule, one run starts now, for the latest time.")
             else:
                 _change(kubeflow, experiment_id, compiled.name, kubeflow.delete, "deleted")
             return
         six = to_kubeflow(cron)
         parameters = run_parameters(compiled, param or (), SCHEDULED_TIME)
+        check_pipeline_root(pipeline_root)
         kubeflow = Kubeflow(access)
         version = _upload(kubeflow, compiled)
         experiment_id = kubeflow.experiment(name, make=True)

@@ -6,6 +6,7 @@ takes a login page for an empty answer, and keeps a file in the home directory.
 
 import http
 import json
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,7 +264,9 @@ class Kubeflow:
 
     def _named(self, listing: Callable, field: str, name: str, **arguments: Any) -> list[Any]:
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-        return list(self._all(listing, field, filter=json.dumps({"predicates": [predicate]}), **arguments))
+        # The server unescapes a filter once more than other arguments.
+        quoted = urllib.parse.quote(json.dumps({"predicates": [predicate]}))
+        return list(self._all(listing, field, filter=quoted, **arguments))
 
     def _all(self, listing: Callable, field: str, **arguments: Any) -> Iterator[Any]:
         token = ""
@@ -359,7 +362,8 @@ def _said(error: api.ApiException) -> str:
     """The first line of what the server says; it adds its call stack."""
     try:
         body = json.loads(error.body)
-        said = body.get("message") or body.get("error") or ""
+        # The last is what uploads answer.
+        said = body.get("message") or body.get("error") or body.get("error_message") or ""
     except (ValueError, TypeError, AttributeError):
         said = ""
     return str(said).strip().partition("\n")[0] or error.reason

@@ -21,8 +21,8 @@ from pipeline.target import Target, photos_schema
 ENTRYPOINT = ("python", "-m", "pipeline.kubeflow_entrypoint")
 # The backend puts the run's id in its place; Vertex AI as well.
 _RUN_ID = "{{$.pipeline_job_uuid}}"
-# The time of the schedule, or, in a run that somebody started, when it was created. Replaced as a constant of a task, not
-# in the parameters of a run.
+# The time of the schedule, or, in a run that somebody started, when it was created. The backend replaces it in
+# constants of a task, not in parameters of a run.
 _SCHEDULE_TIME = "{{$.pipeline_job_schedule_time_utc}}"
 # A task that has one of these reads or writes outside of the pipeline's artifacts: it wants the volumes, and what it
 # did yesterday says nothing about today.

@@ -71,6 +71,7 @@ class KubeflowServer:
         node_bytes: size of a node's status in Argo's Workflow. When all nodes together have more than 1 MiB, Argo
             compresses them, and the tasks of a run stay as they were.
         messages: node -> why it failed, as Argo says it.
+        refuses_uploads: why it refuses each pipeline, if it does.
         v1beta1: whether the server has that API, in which the Workflow of a run is.
         login: answers everything with a login page.
         root: where the API is, below the address; "" as usual.
@@ -84,6 +85,7 @@ class KubeflowServer:
         self.script: list = [("SUCCEEDED", {})]
         self.node_bytes = 1000
         self.messages: dict[str, str] = {}
+        self.refuses_uploads = ""
         self.v1beta1 = True
         self.login = False
         self.root = ""
@@ -134,6 +136,8 @@ class KubeflowServer:
 
     def upload_version(self, request: Request) -> dict:
         name, pipeline_id = request.query["name"], request.query["pipelineid"]
+        if self.refuses_uploads:
+            raise Refusal(400, self.refuses_uploads)
         documents = list(yaml.safe_load_all(request.file()))
         spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         for platform in documents[1:]:
@@ -249,7 +253,7 @@ class KubeflowServer:
 
     def _list(self, field: str, items: dict[str, dict], query: dict[str, str]) -> dict:
         wanted = list(items.values())
-        for predicate in json.loads(query.get("filter") or "{}").get("predicates", ()):
+        for predicate in json.loads(_unescaped(query.get("filter") or "{}")).get("predicates", ()):
             assert predicate["operation"] == "EQUALS", predicate
             wanted = [item for item in wanted if item[predicate["key"]] == predicate["stringValue"]]
         start = int(query.get("page_token") or 0)
@@ -294,6 +298,8 @@ def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator
                 status, answer = 200, server.answer(self.command, url.path, Request(query, self.headers, body))
             except Refusal as refusal:
                 status, answer = refusal.status, {"error": str(refusal), "code": 3, "message": str(refusal)}
+                if "upload" in url.path:  # a handler of its own
+                    answer = {"error_message": str(refusal), "error_details": f"{refusal}\nat stack"}
             return self._send(status, "application/json", json.dumps(answer).encode())
 
         do_POST = do_DELETE = do_GET
@@ -325,6 +331,13 @@ def _of(items: dict[str, dict], key: str) -> dict:
     if key not in items:
         raise Refusal(404, f"{key} not found")
     return items[key]
+
+
+def _unescaped(text: str) -> str:
+    """As Go's url.QueryUnescape, which the server applies to filters though they are unescaped already."""
+    if re.search("%(?![0-9a-fA-F]{2})", text):
+        raise Refusal(400, f"failed to parse valid filter from {text}: invalid URL escape")
+    return urllib.parse.unquote_plus(text)
 
 
 def _keep(items: dict[str, dict], key: str, item: dict) -> dict:

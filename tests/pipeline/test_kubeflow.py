@@ -240,6 +240,33 @@ def test_an_unchanged_pipeline_makes_no_new_version_and_a_changed_one_does(call,
     assert (len(server.pipelines), len(server.versions), len(server.experiments)) == (1, 2, 2)
 
 
+@pytest.mark.parametrize("experiment", ["A+B", "100 %", "50%25", 'Größe "7" & more'])
+def test_an_experiment_of_any_name_is_found_again(call, server, spec, experiment):
+    for _ in range(2):
+        done = call("submit", spec, "--no-wait", "--experiment", experiment)
+        assert (done.exit_code, done.stderr) == (0, "")
+    assert only(server.experiments)["display_name"] == experiment
+    assert call("schedule", spec, "--cron", "@daily", "--experiment", experiment).exit_code == 0
+    assert "catbreeds  active" in call("schedule", spec, "--list", "--experiment", experiment).stdout
+
+
+def test_why_an_upload_is_refused_is_told(call, server, spec):
+    server.refuses_uploads = "Failed to create a pipeline version: resolver not implemented yet"
+    done = call("submit", spec)
+    assert_refused(done, "400: Failed to create a pipeline version: resolver not implemented yet")
+    assert "at stack" not in done.stderr
+
+
+@pytest.mark.parametrize("root", ["ftp://x/y", "/runs", "s3://", "s3:/bucket/runs", "S3://bucket", "minio:///runs"])
+@pytest.mark.parametrize("command", [["submit"], ["schedule", "--cron", "@daily"]])
+def test_a_pipeline_root_that_the_server_cannot_use_is_refused_before_anything_is_sent(
+    call, server, spec, command, root
+):
+    done = call(command[0], spec, *command[1:], "--pipeline-root", root)
+    assert_refused(done, f"--pipeline-root {root}: write s3://BUCKET/PATH, minio://BUCKET/PATH or gs://BUCKET/PATH")
+    assert server.requests == []
+
+
 def test_no_wait_leaves_the_run_alone(call, server, spec):
     assert call("submit", spec, "--no-wait", "--pipeline-root", "minio://cats/runs").exit_code == 0
     assert not [request for request in server.requests if request.startswith("GET /runs")]
@@ -454,7 +481,9 @@ def test_a_schedule_is_replaced_paused_resumed_listed_and_deleted(call, server, 
     shown = call("schedule", spec, "--list").stdout
     assert "catbreeds  paused  '30 4 * * *', next " in shown
     assert "run_date=[[ScheduledTime]]" in shown
-    assert call("schedule", spec, "--resume").exit_code == 0
+    resumed = call("schedule", spec, "--resume")
+    assert resumed.exit_code == 0
+    assert "one run starts now, for the latest time" in resumed.stdout
     assert server.active() == [only(server.schedules)]
     assert "catbreeds  active" in call("schedule", spec, "--list").stdout
     assert call("schedule", spec, "--cron", "@daily", "--pause").exit_code == 0
