@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,7 @@ class Node:
     Attributes:
         name: as Argo displays it: TASK, TASK-driver, executor(0).
         task: the task that it belongs to; "root" is the pipeline, "" the Workflow.
+        is_driver: whether it belongs to the driver of the task.
         state: PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED or OMITTED.
         message: why it failed; "" where Argo does not say.
         pod: name of its pod; "" for a node without one.
@@ -40,6 +42,7 @@ class Node:
 
     name: str
     task: str
+    is_driver: bool
     state: str
     message: str
     pod: str
@@ -99,13 +102,15 @@ def read_workflow(manifest: str) -> Workflow:
 
 
 def _node(metadata: dict[str, Any], node: dict[str, Any]) -> Node:
-    # WORKFLOW.root.TASK.executor(0), WORKFLOW.root.TASK-driver, WORKFLOW.root-driver
-    path = node["name"].split(".")[1:]
-    task = path[1 if len(path) > 1 else 0].removesuffix(_DRIVER) if path else ""
+    # WORKFLOW.root.TASK.executor(0), WORKFLOW.root.TASK-driver, WORKFLOW.root-driver; where Argo retries everything,
+    # WORKFLOW(0).root(0).TASK(0).executor(0), WORKFLOW(0).root(0).TASK-driver(0).
+    path = re.sub(r"\(\d+\)", "", node["name"]).split(".")[1:]
+    name = path[1 if len(path) > 1 else 0] if path else ""
     identity = node["id"].rpartition("-")[2]
     return Node(
         name=node.get("displayName", ""),
-        task=task,
+        task=name.removesuffix(_DRIVER),
+        is_driver=name.endswith(_DRIVER),
         state=_STATES.get(node.get("phase", ""), "PENDING"),
         message=node.get("message", ""),
         pod=f"{metadata['name']}-{node['templateName']}-{identity}" if node.get("type") == "Pod" else "",

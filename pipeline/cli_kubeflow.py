@@ -287,7 +287,7 @@ def _show_failures(run: "V2beta1Run", workflow: "Workflow | None", unread: "Kube
     """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
     if workflow:
         for node in workflow.failures():
-            what = f"the driver of {node.task}" if node.name.endswith("-driver") else node.task
+            what = f"the driver of {node.task}" if node.is_driver else node.task
             print(f"{what} failed{': ' + node.message if node.message else ''}")
             print(f"    kubectl logs -n {workflow.namespace} {node.pod} -c main")
         return

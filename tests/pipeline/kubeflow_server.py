@@ -70,6 +70,7 @@ class KubeflowServer:
         script: what each further look at a run shows: (state, {task: state}), or an HTTP status; the last one stays.
         node_bytes: size of a node's status in Argo's Workflow. When all nodes together have more than 1 MiB, Argo
             compresses them, and the tasks of a run stay as they were.
+        default_retries: Argo retries whatever it runs, as in the default installation of 2.17.
         messages: node -> why it failed, as Argo says it.
         refuses_uploads: why it refuses each pipeline, if it does.
         v1beta1: whether the server has that API, in which the Workflow of a run is.
@@ -84,6 +85,7 @@ class KubeflowServer:
         self.token: str | None = None
         self.script: list = [("SUCCEEDED", {})]
         self.node_bytes = 1000
+        self.default_retries = False
         self.messages: dict[str, str] = {}
         self.refuses_uploads = ""
         self.v1beta1 = True
@@ -175,7 +177,7 @@ class KubeflowServer:
         if isinstance(step, int):
             raise Refusal(step, "upstream connect error")
         state, tasks = step
-        workflow = _workflow(tasks, self.messages, self.node_bytes)
+        workflow = _workflow(tasks, self.messages, self.node_bytes, self.default_retries)
         run.update(state=state, workflow=json.dumps(workflow))
         if "nodes" in workflow["status"]:
             run["tasks"] = [_task(node) for node in workflow["status"]["nodes"].values()]
@@ -346,7 +348,7 @@ def _keep(items: dict[str, dict], key: str, item: dict) -> dict:
     return items[identity]
 
 
-def _workflow(tasks: dict[str, str], messages: dict[str, str], node_bytes: int) -> dict:
+def _workflow(tasks: dict[str, str], messages: dict[str, str], node_bytes: int, default_retries: bool) -> dict:
     """Argo's Workflow of a run: for each task its driver, itself, its executor, and the pod of that."""
     name = "catbreeds-x7k2p"
     states = {"root": "RUNNING", "root-driver": "SUCCEEDED"}
@@ -357,14 +359,20 @@ def _workflow(tasks: dict[str, str], messages: dict[str, str], node_bytes: int) 
         states.setdefault(f"root.{task}-driver", "OMITTED" if state == "OMITTED" else "SUCCEEDED")
         if state not in ("SKIPPED", "OMITTED", "PENDING"):
             states[f"root.{task}.executor"] = states[f"root.{task}.executor(0)"] = state
+    if default_retries:
+        several = {re.sub(r"(?<!\))(?=\.)", "(0)", path): state for path, state in states.items()}
+        ran = {
+            path: state for path, state in several.items() if state not in ("SKIPPED", "OMITTED") and path[-1] != ")"
+        }
+        states = several | {f"{path}(0)": state for path, state in ran.items()}
     nodes = {}
     for number, (path, state) in enumerate(states.items()):
-        display, driver = path.split(".")[-1], path.endswith("-driver")
-        pod = driver or path.endswith("(0)")
+        display, driver = path.split(".")[-1], "-driver" in path
+        pod = display.endswith("(0)") and (driver or "executor" in display) if default_retries or not driver else True
         identity = f"{name}-{1000 + number}"
         nodes[identity] = {
             "id": identity,
-            "name": f"{name}.{path}",
+            "name": f"{name}{'(0)' if default_retries else ''}.{path}",
             "displayName": display,
             "type": "Pod" if pod and state != "OMITTED" else "Retry" if display == "executor" else "DAG",
             "templateName": "system-container-driver" if driver else "retry-system-container-impl",
@@ -372,7 +380,11 @@ def _workflow(tasks: dict[str, str], messages: dict[str, str], node_bytes: int) 
             "startedAt": NOW,
             "finishedAt": NOW if state in ("SUCCEEDED", "FAILED", "SKIPPED", "OMITTED") else None,
             "inputs": {"parameters": [{"name": "pod-spec-patch", "value": "x" * node_bytes}]},
-            **({"message": messages[display]} if display in messages else {}),
+            **(
+                {"message": messages.get(display) or messages[display.removesuffix("(0)")]}
+                if display.removesuffix("(0)") in messages or display in messages
+                else {}
+            ),
         }
     status: dict = {"phase": "Running"}
     text = json.dumps(nodes)

@@ -142,7 +142,7 @@ NOTHING_NEW = {"DataGate": "SUCCEEDED", "Tuner": "SKIPPED", "ModelGate": "OMITTE
 LARGE = 100_000  # bytes of a node's status, of which 11 are more than the server reads
 
 
-@pytest.mark.parametrize("node_bytes", [1000, LARGE])
+@pytest.mark.parametrize(("node_bytes", "default_retries"), [(1000, False), (1000, True), (LARGE, True)])
 @pytest.mark.parametrize(
     ("state", "tasks", "code", "told"),
     [
@@ -153,9 +153,11 @@ LARGE = 100_000  # bytes of a node's status, of which 11 are more than the serve
         ("CANCELED", {}, 1, "The run canceled."),
     ],
 )
-def test_the_exit_code_tells_how_the_run_ended(call, server, spec, state, tasks, code, told, node_bytes):
+def test_the_exit_code_tells_how_the_run_ended(
+    call, server, spec, state, tasks, code, told, node_bytes, default_retries
+):
     server.script = [("RUNNING", {"DataGate": "RUNNING"}), (state, tasks)]
-    server.node_bytes = node_bytes
+    server.node_bytes, server.default_retries = node_bytes, default_retries
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr) == (code, "")
     assert told in done.stdout
@@ -194,10 +196,11 @@ def test_an_outcome_that_the_server_reports_itself_needs_no_workflow(call, serve
 
 @pytest.mark.parametrize(("node", "told"), [("Tuner", "Tuner"), ("Tuner-driver", "the driver of Tuner")])
 @pytest.mark.parametrize("node_bytes", [1000, LARGE])
+@pytest.mark.parametrize("default_retries", [False, True])
 def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log(
-    call, server, spec, node, told, node_bytes
+    call, server, spec, node, told, node_bytes, default_retries
 ):
-    server.node_bytes = node_bytes
+    server.node_bytes, server.default_retries = node_bytes, default_retries
     server.messages = {"Tuner-driver": "Error (exit code 1)", "executor(0)": "OOMKilled (exit code 137)"}
     server.script = [("FAILED", {**dict.fromkeys(["DataGate", "ModelGate", "Admitted"], "OMITTED"), node: "FAILED"})]
     done = call("submit", spec, "--poll", "0.01")
