@@ -222,7 +222,8 @@ class Kubeflow(_Section):
         le=10,
         description="how often a task that failed is retried, within a day of its first attempt. The default "
         "installation of Kubeflow Pipelines 2.17 retries lost pods, no task that exits with an error: an operator "
-        "changes `retryPolicy: OnError` to `Always` under `workflowDefaults` in the ConfigMap `workflow-controller-configmap`",
+        "changes `retryPolicy: OnError` to `Always` under `workflowDefaults` in the ConfigMap "
+        "`workflow-controller-configmap`",
     )
     gpu_type: str = Field("nvidia.com/gpu", description="resource name of a GPU; on Vertex AI as NVIDIA_TESLA_T4")
     embedding: Resources = Field(Resources(cpu=4, memory=12), description="of EmbeddingGen and Evaluator")
@@ -236,6 +237,18 @@ class Settings(_Section):
     model_name: str = Field("catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="TF Serving's name for the model")
     data: str | None = Field(None, description="folder or archive of photos, one folder a breed")
     workdir: str = Field("runs", description="everything a run writes lies below it")
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+    )
     workers: int | None = Field(
         None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
     )
