@@ -96,7 +96,8 @@ def read_workflow(manifest: str) -> Workflow:
             raise
         raise WorkflowError(f"the server's Workflow cannot be read ({type(error).__name__}: {error})") from None
     if not found:
-        raise WorkflowError("the server's Workflow has no status of its nodes")
+        why = status.get("message", "")
+        raise WorkflowError(f"the server's Workflow has no status of its nodes{': ' + why if why else ''}")
     found.sort(key=lambda node: (node.start is None, node.start and node.start.timestamp(), node.name))
     return Workflow(metadata.get("namespace", ""), tuple(found))
 

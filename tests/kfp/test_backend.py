@@ -77,6 +77,21 @@ def test_the_default_installation_of_2_17_does_not_retry_a_task_that_exits_with_
         backend.Backend(tmp_path, retry_policy="OnError").run(text, parameters)
 
 
+def test_only_tasks_with_caching_are_stored_and_another_volume_claim_is_another_task(tmp_path):
+    spec = yaml.safe_load(small("TellsParameters", marker=TEXT))
+    cluster, parameters = backend.Backend(tmp_path), {"marker": str(tmp_path / "told")}
+
+    def state(caching: bool, claim: str) -> str:
+        spec["root"]["dag"]["tasks"]["Task"]["cachingOptions"] = {"enableCache": caching}
+        mount = {"mountPath": "/cats", "pvcNameParameter": {"runtimeValue": {"constant": claim}}}
+        executors = {"Task": {"pvcMount": [mount]}}
+        platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": executors}}}}
+        return cluster.run(yaml.safe_dump_all([spec, platform]), parameters).states["Task"]
+
+    assert [state(False, "cats"), state(True, "cats")] == ["SUCCEEDED", "SUCCEEDED"]
+    assert [state(True, "cats"), state(True, "dogs")] == ["CACHED", "SUCCEEDED"]
+
+
 def test_an_output_that_is_missing_fails_in_the_task_because_the_launcher_only_warns(tmp_path):
     with pytest.raises(backend.TaskFailed, match="nothing for its outputs page"):
         backend.Backend(tmp_path).run(small("WritesNoPage", outputs=("model", "page")), {})

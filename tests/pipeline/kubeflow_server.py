@@ -70,6 +70,7 @@ class KubeflowServer:
         script: what each further look at a run shows: (state, {task: state}), or an HTTP status; the last one stays.
         node_bytes: size of a node's status in Argo's Workflow. When all nodes together have more than 1 MiB, Argo
             compresses them, and the tasks of a run stay as they were.
+        invalid: why Argo does not even start the Workflow, if it does not.
         default_retries: Argo retries whatever it runs, as in the default installation of 2.17.
         messages: node -> why it failed, as Argo says it.
         refuses_uploads: why it refuses each pipeline, if it does.
@@ -86,6 +87,7 @@ class KubeflowServer:
         self.script: list = [("SUCCEEDED", {})]
         self.node_bytes = 1000
         self.default_retries = False
+        self.invalid = ""
         self.messages: dict[str, str] = {}
         self.refuses_uploads = ""
         self.v1beta1 = True
@@ -178,6 +180,8 @@ class KubeflowServer:
             raise Refusal(step, "upstream connect error")
         state, tasks = step
         workflow = _workflow(tasks, self.messages, self.node_bytes, self.default_retries)
+        if self.invalid:
+            workflow["status"] = {"phase": "Failed", "message": self.invalid}
         run.update(state=state, workflow=json.dumps(workflow))
         if "nodes" in workflow["status"]:
             run["tasks"] = [_task(node) for node in workflow["status"]["nodes"].values()]

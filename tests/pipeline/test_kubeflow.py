@@ -212,6 +212,14 @@ def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log
     assert re.fullmatch(rf"    kubectl logs -n cats catbreeds-x7k2p-{template}-\d+ -c main", log)
 
 
+def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server, spec):
+    server.invalid = "invalid spec: templates.root.tasks.Tuner failed to resolve"
+    server.script = [("FAILED", {})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert "no status of its nodes: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
+
+
 def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec):
     server.v1beta1 = False
     server.script = [("FAILED", {"Tuner-driver": "FAILED"})]
