@@ -25,7 +25,7 @@ class Exit(enum.IntEnum):
     REFUSED = 3
 
 
-def fail(message: object, code: Exit = Exit.WRONG_INPUT) -> typer.Exit:
+def fail(message: object, code: int = Exit.WRONG_INPUT) -> typer.Exit:
     """Says what is wrong on stderr; raise what it gives."""
     print(f"catbreeds: {message}", file=sys.stderr)
     return typer.Exit(code)

@@ -1,6 +1,7 @@
 """The commands that decide which version users get: on this machine, or in a cluster."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,6 +110,8 @@ def _driving(config: Settings, namespace: str | None, context: str | None) -> "I
     if context and not namespace:
         raise fail("--context needs --namespace")
     registry = Registry(config.registry)
+    # Unwinds, and so closes forwarded ports; CI systems cancel a job by SIGTERM.
+    signal.signal(signal.SIGTERM, _stop)
     try:
         with _fleet(config, namespace, context) as fleet:
             yield Rollout(registry, fleet, Limits(**config.rollout.limits()))
@@ -118,6 +121,10 @@ def _driving(config: Settings, namespace: str | None, context: str | None) -> "I
         raise fail(error, Exit.REFUSED) from None
     except (RolloutError, FleetError) as error:
         raise fail(error, Exit.FAILED) from None
+
+
+def _stop(number: int, _: object) -> None:
+    raise fail("stopped; the same command again finishes", 128 + number)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from tfx.proto.orchestration.executable_spec_pb2 import BeamExecutableSpec, Pyth
 from tfx.proto.orchestration.execution_result_pb2 import ExecutorOutput
 
 from components import progress
-from serving.processes import die_with
+from serving.bound_process import die_with
 
 _OPERATORS = {PythonClassExecutableSpec: PythonExecutorOperator, BeamExecutableSpec: BeamExecutorOperator}
 
@@ -128,9 +128,9 @@ def _exit() -> NoReturn:
 def _serve(requests: socket.socket, modules: Iterable[str]) -> None:
     """Forks a process for each request, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that asks; it ends this one
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     for module in modules:
         importlib.import_module(module)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     # What is imported is never garbage: without this the collector would visit, and so copy, all of it in each child.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and little garbage

@@ -3,7 +3,6 @@
 None of them outlives this process, however it ends: the kernel kills them when it is gone (Linux).
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,14 +15,13 @@ from typing import Self
 
 import httpx
 
+from serving.bound_process import die_with
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOG_LINES = 20
 _LOOK_SECONDS = 0.2
 _READY_SECONDS = 600  # a large model on a slow disk
 _GRACE_SECONDS = 40  # the servers give requests in flight 30 s
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProgramError(RuntimeError):
@@ -128,13 +126,6 @@ class Programs:
                 preexec_fn=bind,  # safe: there are no threads
                 **output,
             )
-
-
-def die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent process, `parent`, ends, however that ends (Linux)."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call above
-        os._exit(1)
 
 
 def _answers(url: str) -> bool:

@@ -4,13 +4,15 @@ Whoever drives it, here or in a cluster, moves labels by `promote` and `rollback
 what is complete, under a lock: two processes cannot mix theirs, and an interrupted one has happened or has not.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,18 @@ class Registry:
         self.base = Path(base)
 
     def versions(self) -> list[int]:
-        """Pushed versions, oldest first."""
-        if not self.base.is_dir():
+        """Pushed versions, oldest first.
+
+        Raises:
+            RegistryError: the directory cannot be read.
+        """
+        try:
+            found = list(self.base.iterdir())
+            return sorted(int(path.name) for path in found if _VERSION.fullmatch(path.name) and path.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(path.name) for path in self.base.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
+        except OSError as error:
+            raise RegistryError(f"{self.base}: cannot be read: {error.strerror}") from None
 
     def path(self, version: int) -> Path:
         """Directory of the SavedModel of `version`."""
@@ -197,12 +207,14 @@ class Registry:
             )
             return current, previous
 
-    def unlabel(self, label: str, why: str) -> int | None:
+    def unlabel(self, label: str, why: str, version: int | None = None) -> int | None:
         """Takes a label, other than stable, from the version that has it.
 
         Args:
             label: nothing is done if no version has it.
             why: is kept, see `stopped`.
+            version: it is taken from no other one, and `why` is kept for this one whether it has the label or not;
+                None: whichever has it.
 
         Returns:
             The version that had it.
@@ -213,12 +225,15 @@ class Registry:
             return None
         with self._locked():
             state = self._read_labels()
-            version = state["labels"].get(label)
-            if version is not None:
-                labels = {other: number for other, number in state["labels"].items() if other != label}
-                stopped = {**state["stopped"], str(version): why} if why else state["stopped"]
+            had = state["labels"].get(label)
+            if version is not None and had != version:
+                had = None
+            labels = {other: number for other, number in state["labels"].items() if had is None or other != label}
+            concerned = had if version is None else version
+            stopped = {**state["stopped"], str(concerned): why} if why and concerned else state["stopped"]
+            if (labels, stopped) != (state["labels"], state["stopped"]):
                 self._write_labels({**state, "labels": labels, "stopped": stopped})
-            return version
+            return had
 
     def stopped(self, version: int) -> str:
         """Why `version` lost a label; "" if it did not."""
@@ -250,7 +265,8 @@ class Registry:
     ) -> int:
         """Copies the SavedModel `model` byte for byte to a new version; labels stay, but the first version is stable.
 
-        A version appears whole or not at all: it is renamed into place when it is complete.
+        A version appears whole or not at all: it is renamed into place when it is complete. A new folder gets the write
+        permissions of the folder above, so that users who share a volume can all push and move labels.
 
         Args:
             model: directory of the SavedModel.
@@ -260,8 +276,12 @@ class Registry:
 
         Returns:
             The new version.
+
+        Raises:
+            RegistryError: it cannot be written.
         """
-        self.base.mkdir(parents=True, exist_ok=True)
+        with self._failures():
+            _make_folder(self.base)
         with self._locked():
             for leftover in self.base.glob(f".*{_STAGED}"):  # of pushes and removals that were killed
                 shutil.rmtree(leftover)
@@ -278,6 +298,8 @@ class Registry:
                 for name, text in {ADMISSION_FILE: json.dumps(admission, indent=1), **texts(version)}.items():
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     (staged / name).write_text(text, encoding="utf-8")
+                for folder, _, _ in os.walk(staged):
+                    _share(Path(folder), self.base)
                 os.rename(staged, self.path(version))
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -292,8 +314,28 @@ class Registry:
             return False
         return True
 
-    def _locked(self) -> FileLock:
-        return FileLock(self.base / ".lock")
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else changes the registry inside the block.
+
+        Raises:
+            RegistryError: the lock, or what the block does, is not possible here.
+        """
+        with self._failures(), FileLock(self.base / ".lock", mode=0o644 | _shared(self.base)):
+            yield
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            place = error.filename or self.base
+            raise RegistryError(
+                f"{place}: this user (id {os.geteuid()}) may not write there; as its owner: chmod -R a+rwX {self.base}"
+            ) from None
+        except OSError as error:
+            place = error.filename or self.base
+            raise RegistryError(f"{place}: cannot be written: {error.strerror or error}") from None
 
     def _read_labels(self) -> dict[str, Any]:
         """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given;
@@ -308,15 +350,40 @@ class Registry:
             return state
         except FileNotFoundError:
             return {"labels": {}, "replaced": {}, "highest": 0, "stopped": {}}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise RegistryError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(
                 f"{path}: damaged ({error}); remove it and promote the version that shall serve"
             ) from None
 
     def _write_labels(self, state: dict[str, dict]) -> None:
         temporary = self.base / f".{_LABELS_FILE}"
+        temporary.unlink(missing_ok=True)  # of somebody who was killed, and may be another user
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(state, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.base / _LABELS_FILE)
+
+
+def _make_folder(folder: Path) -> None:
+    """As `mkdir --parents`; a new folder gets the write permissions of the one above."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        folder.mkdir()
+        _share(folder, folder.parent)
+
+
+def _share(folder: Path, above: Path) -> None:
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode | _shared(above) != mode:
+        folder.chmod(mode | _shared(above))
+
+
+def _shared(folder: Path) -> int:
+    """Write permissions of a folder's group and of others, as bits of a mode; none for a folder like /tmp."""
+    mode = folder.stat().st_mode
+    return 0 if mode & stat.S_ISVTX else mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -15,6 +15,8 @@ _FLAGS = {
     "server.fileWatcherType": "none",
     "server.maxUploadSize": _MAX_MEGABYTES,
     "browser.gatherUsageStats": "false",
+    # To print its addresses Streamlit asks a server on the internet for its external one.
+    "logger.hideWelcomeMessage": "true",
     "client.toolbarMode": "minimal",
     # A fault of ours is for the log, not for strangers.
     "client.showErrorDetails": "none",

@@ -1,13 +1,16 @@
 """The fleet of a Kubernetes namespace: a ConfigMap that rollout owns, and the pods that read it when they start.
 
 It gets, creates and updates that ConfigMap and lists pods, nothing else. From outside of the cluster it reaches pods by
-`kubectl port-forward`, whose user may create pods/portforward.
+`kubectl port-forward`, which gets the pod, and gets or creates its pods/portforward.
 """
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import kubernetes.client
@@ -15,14 +18,16 @@ import kubernetes.config
 import urllib3.exceptions
 from kubernetes.client import ApiException
 
-from serving.rollout.fleet import Conflict, FleetError, Server
+from serving.bound_process import bound
+from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
 from serving.rollout.plan import Plan, PlanError, read_plan
 
 CONFIG_MAP = "model-config"
 _MODEL_SERVERS = "app.kubernetes.io/name=model-server"
 _GATEWAYS = "app.kubernetes.io/name=gateway"
 _FORWARDING = re.compile(r"Forwarding from (127\.0\.0\.1:\d+)")
-_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS = 30  # for an answer of the API
+_FORWARDING_SECONDS = 15  # for kubectl to reach a pod; that of a dead node may never be reached
 
 
 class Cluster:
@@ -45,7 +50,9 @@ class Cluster:
         self._namespace = namespace
         self._kubectl = ["kubectl", "--namespace", namespace, *(["--context", context] if context else [])]
         self._inside = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
-        self._forwards: dict[tuple[str, str], tuple[subprocess.Popen, str]] = {}
+        self._forwards: dict[tuple[str, str], _Forward] = {}
+        # The kernel ends a forwarding with the thread that started it: this one lives until `close`.
+        self._starting = ThreadPoolExecutor(1)
         # The object as it was read, of each revision: what others put beside our files stays.
         self._objects: dict[str, Any] = {}
         try:
@@ -66,9 +73,9 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, _ in self._forwards.values():
-            process.terminate()
-            process.wait()
+        for forward in self._forwards.values():
+            forward.close()
+        self._starting.shutdown()
         self._client.close()
 
     def read(self) -> tuple[Plan | None, str | None]:
@@ -118,29 +125,15 @@ class Cluster:
         """See `Fleet`. From outside of the cluster it is a forwarded port, which ends when this is closed."""
         if self._inside:
             return server.address
+        if not shutil.which("kubectl"):
+            raise FleetError("kubectl is not installed; outside of the cluster pods are reached through it")
         key = (server.key, server.address)
-        if key in self._forwards and self._forwards[key][0].poll() is None:
-            return self._forwards[key][1]
-        command = [
-            *self._kubectl,
-            "port-forward",
-            server.name.replace(" ", "/"),
-            f":{server.address.rpartition(':')[2]}",
-        ]
-        try:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        except FileNotFoundError:
-            raise FleetError("kubectl is not installed; outside of the cluster pods are reached through it") from None
-        said = process.stdout.readline()
-        if not (forwarding := _FORWARDING.search(said)):
-            process.kill()
-            _, error = process.communicate()
-            raise FleetError(f"{server.name} cannot be reached: kubectl port-forward: {said}{error}".rstrip())
-        # It says a line for each connection, and would stand still once nobody reads them.
-        for stream in (process.stdout, process.stderr):
-            threading.Thread(target=stream.read, daemon=True).start()
-        self._forwards[key] = process, forwarding[1]
-        return forwarding[1]
+        forward = self._forwards.get(key)
+        if forward is None or forward.ended:
+            port = server.address.rpartition(":")[2]
+            command = [*self._kubectl, "port-forward", server.name.replace(" ", "/"), f":{port}"]
+            forward = self._forwards[key] = self._starting.submit(_Forward, command).result()
+        return forward.address()
 
     def _pods(self, selector: str, port: str) -> list[Server]:
         found = self._call(self._api.list_namespaced_pod, self._namespace, label_selector=selector)
@@ -155,8 +148,10 @@ class Cluster:
                 raise _NotFound(f"{self.where}: not found") from None
             if error.status == 409:
                 raise Conflict(f"{self.where}: somebody else has just changed the ConfigMap {CONFIG_MAP}") from None
-            if error.status in (401, 403):
-                raise FleetError(f"{self.where}: not allowed: {_message(error)}") from None
+            if error.status == 401:
+                raise FleetError(f"{self.where}: not signed in: {_message(error)}; sign in again") from None
+            if error.status == 403:
+                raise FleetError(f"{self.where}: not allowed: {_message(error)}; docs/rollout.md has a Role") from None
             raise FleetError(f"{self.where}: Kubernetes answers {error.status}: {_message(error)}; try again") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise FleetError(f"{self.where}: Kubernetes does not answer: {error}; try again") from None
@@ -164,6 +159,56 @@ class Cluster:
 
 class _NotFound(FleetError):
     pass
+
+
+class _Forward:
+    """A port of this machine that `kubectl port-forward` leads to one of a pod, until it is closed.
+
+    Args:
+        command: of kubectl.
+    """
+
+    def __init__(self, command: list[str]):
+        self._process = subprocess.Popen(
+            bound(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._address: Future[str] = Future()
+        # It writes a line for each connection, and would stop once nobody reads them.
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it leads nowhere any more."""
+        return self._process.poll() is not None
+
+    def address(self) -> str:
+        """host:port on this machine.
+
+        Raises:
+            Unreachable: kubectl does not reach the pod.
+        """
+        try:
+            return self._address.result(_FORWARDING_SECONDS)
+        except TimeoutError:
+            self.close()
+            raise Unreachable(f"kubectl port-forward did not reach it in {_FORWARDING_SECONDS:g} s") from None
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> None:
+        said = []
+        for line in self._process.stdout:
+            if self._address.done():
+                continue
+            if found := _FORWARDING.search(line):
+                self._address.set_result(found[1])
+            else:
+                said.append(line.strip())
+        if not self._address.done():
+            self._address.set_exception(Unreachable(f"kubectl port-forward: {' '.join(said) or 'ended'}"))
 
 
 def _server(pod: Any, port: str) -> Server | None:
@@ -186,4 +231,9 @@ def _server(pod: Any, port: str) -> Server | None:
 
 
 def _message(error: ApiException) -> str:
-    return (error.body or error.reason or "").strip()[:500]
+    """What Kubernetes says, for people; proxies before it answer with something else than its Status object."""
+    text = (error.body or "").strip()
+    try:
+        return json.loads(text)["message"]
+    except (ValueError, KeyError, TypeError):
+        return text[:500] or error.reason or "no reason given"

@@ -13,6 +13,10 @@ class Conflict(FleetError):
     """The live configuration is not the one that was read: somebody else has changed it."""
 
 
+class Unreachable(OSError):
+    """A process of the fleet does not answer, or cannot be reached from here; the others may."""
+
+
 class Server(NamedTuple):
     """A process of the fleet.
 
@@ -64,4 +68,9 @@ class Fleet(Protocol):
         """Gateways that are ready."""
 
     def reach(self, server: Server) -> str:
-        """host:port under which `server` can be reached from here."""
+        """host:port under which `server` can be reached from here. May be called by several threads at once.
+
+        Raises:
+            Unreachable: there is no way to this server at the moment.
+            FleetError: there is no way to any.
+        """

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.client import ClientError, ModelChoice
+from serving.client import ModelChoice
 from serving.client.grpc import GrpcClient
+from serving.registry import RegistryError
 
 # TF Serving leaves assets.extra alone.
 GOLDEN_FILE = "assets.extra/golden.json"
@@ -42,7 +43,7 @@ def read_golden(model: str | Path) -> list[Golden]:
     """The golden requests of the SavedModel in the directory `model`; none if nobody gave it some.
 
     Raises:
-        WrongAnswer: the file is damaged.
+        RegistryError: the file cannot be read, or is damaged.
     """
     path = Path(model) / GOLDEN_FILE
     try:
@@ -51,7 +52,7 @@ def read_golden(model: str | Path) -> list[Golden]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongAnswer(f"{path}: damaged: {error!r}") from None
+        raise RegistryError(f"{path}: cannot be read, or damaged: {error!r}; push the model again") from None
 
 
 def ask_golden(address: str, name: str, version: int, requests: list[Golden]) -> None:
@@ -64,13 +65,11 @@ def ask_golden(address: str, name: str, version: int, requests: list[Golden]) ->
         requests: at least one.
 
     Raises:
-        WrongAnswer: it does not answer as expected, or not at all.
+        WrongAnswer: it answers something else.
+        ClientError: it does not answer.
     """
-    try:
-        with GrpcClient(address, ModelChoice(name, version)) as client:
-            answers = client.predict_many([request.photo for request in requests])
-    except ClientError as error:
-        raise WrongAnswer(str(error)) from None
+    with GrpcClient(address, ModelChoice(name, version)) as client:
+        answers = client.predict_many([request.photo for request in requests])
     for number, (request, answer) in enumerate(zip(requests, answers, strict=True), 1):
         probabilities = {prediction.breed: prediction.probability for prediction in answer.predictions}
         if abs(probabilities.get(request.breed, 0.0) - request.probability) > _TOLERANCE:

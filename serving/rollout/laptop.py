@@ -52,6 +52,14 @@ class Laptop:
 
     def write(self, plan: Plan, revision: str | None) -> str:
         """See `Fleet`."""
+        try:
+            return self._write(plan, revision)
+        except OSError as error:
+            raise FleetError(
+                f"{error.filename or self._folder}: cannot be written: {error.strerror or error}"
+            ) from None
+
+    def _write(self, plan: Plan, revision: str | None) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / ".lock"):
             if self.read()[1] != revision:

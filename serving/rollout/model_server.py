@@ -7,6 +7,7 @@ from typing import NamedTuple
 import grpc
 
 from serving.client.errors import is_unknown_label
+from serving.rollout.fleet import Unreachable
 from serving.rollout.plan import Plan, model_config
 from serving.wire.model_management_pb2 import (
     GetModelMetadataRequest,
@@ -22,10 +23,6 @@ _SERVICE = "/tensorflow.serving.ModelService"
 _PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
 # The last one is gRPC's when a server has no thread left.
 _TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-
-
-class Unreachable(OSError):
-    """Nothing that speaks TensorFlow Serving's API answers at an address."""
 
 
 class Refused(ValueError):

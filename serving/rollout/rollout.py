@@ -8,20 +8,23 @@ servers read when they start; a change of it goes at once to every server that r
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+from serving.client import ClientError
 from serving.registry import STABLE, Registry
 from serving.rollout.comparison import Outcome, Rules, Traffic, Verdict, compare, read_traffic
-from serving.rollout.fleet import Conflict, Fleet, FleetError, Server
+from serving.rollout.fleet import Conflict, Fleet, FleetError, Server, Unreachable
 from serving.rollout.golden import WrongAnswer, ask_golden, read_golden
-from serving.rollout.model_server import ModelServer, NotYet, Refused, Unreachable, VersionState
+from serving.rollout.model_server import ModelServer, NotYet, Refused, VersionState
 from serving.rollout.plan import CANARY, Plan, plan_of
 
 _TRIES = 10
 _LOOK_SECONDS = 0.1
+_LIVE_SECONDS = 1.0  # between two looks at the live configuration
 _TRAFFIC_SECONDS = 1.0
 
 
@@ -35,6 +38,10 @@ class CannotLoad(RolloutError):
 
 class CanaryStopped(RolloutError):
     """A canary was worse than stable, and gets no requests any more."""
+
+
+class Overtaken(Conflict):
+    """What was written is not the live configuration any more."""
 
 
 class Limits(NamedTuple):
@@ -108,6 +115,7 @@ class Rollout:
             if before != version and self._registry.stable() == version:
                 self._registry.rollback()
             raise
+        self._require_label(STABLE, version)
         return before, told._replace(removed=self._remove_old())
 
     def rollback(self) -> tuple[int, int, Told]:
@@ -139,16 +147,18 @@ class Rollout:
 
         Raises:
             CanaryStopped: a server answers a golden request wrong; no user has seen it.
-            RegistryError, CannotLoad, RolloutError, FleetError: see `promote`.
+            RegistryError, CannotLoad, RolloutError, FleetError: see `promote`. The version can become canary later.
         """
         self._registry.require_servable(version)
         if version == self._registry.stable():
             raise RolloutError(f"version {version} is stable already")
         self._make_room(version, f"version {version} became canary")
         self._serve(lambda: {**self._registry.labels(), CANARY: version}, only_load=True)
-        self._registry.promote(version, CANARY)
         golden = self._ask_golden(version)
-        return golden, self._serve(self._registry.labels, share)
+        self._registry.promote(version, CANARY)
+        told = self._serve(self._registry.labels, share)
+        self._require_label(CANARY, version)
+        return golden, told
 
     def check_canary(self, seconds: float, rules: Rules = Rules()) -> tuple[int, Verdict]:  # noqa: B008
         """Compares the canary with stable by golden requests, and by what the gateways measure from now on.
@@ -162,7 +172,7 @@ class Rollout:
 
         Raises:
             CanaryStopped: it is worse; stable gets all requests again.
-            RolloutError: there is no canary, or a gateway does not answer.
+            RolloutError: there is no canary, or a server or a gateway does not answer.
         """
         version = self._registry.labels().get(CANARY)
         if version is None:
@@ -179,17 +189,18 @@ class Rollout:
                     totals[label] += seen.get(label, Traffic()).since(first.get(label, Traffic()))
             verdict = compare(totals[CANARY], totals[STABLE], rules)
             if verdict.outcome is Outcome.BAD:
-                self.stop_canary(verdict.reason)
+                self.stop_canary(verdict.reason, version)
                 raise CanaryStopped(f"version {version} is not canary any more: {verdict.reason}")
             if verdict.outcome is Outcome.GOOD or time.monotonic() >= end:
                 return version, verdict
             time.sleep(min(_TRAFFIC_SECONDS, max(0.0, end - time.monotonic())))
 
-    def stop_canary(self, reason: str) -> tuple[int | None, Told]:
+    def stop_canary(self, reason: str, version: int | None = None) -> tuple[int | None, Told]:
         """Takes all requests back from the canary. A server that does not answer holds up none of the others.
 
         Args:
             reason: is kept in the registry.
+            version: another canary goes on; None: whichever it is.
 
         Returns:
             The version that was it, if there was one, and where what is left is served.
@@ -197,25 +208,36 @@ class Rollout:
         Raises:
             RolloutError, FleetError: see `promote`; the same call again finishes.
         """
-        return self._registry.unlabel(CANARY, reason), self.sync(insist=False)
+        return self._registry.unlabel(CANARY, reason, version), self.sync(insist=False)
 
     def _make_room(self, version: int, why: str) -> None:
         """Ends a canary that is not `version`: servers have no memory for three versions that are all asked for."""
-        if self._registry.labels().get(CANARY, version) != version:
-            self.stop_canary(why)
+        canary = self._registry.labels().get(CANARY, version)
+        if canary != version:
+            self.stop_canary(why, canary)
+
+    def _require_label(self, label: str, version: int) -> None:
+        """Fails if somebody else has moved `label` from `version` while the servers were told."""
+        now = self._registry.labels().get(label)
+        if now != version:
+            why = self._registry.stopped(version) or (f"version {now} is it now" if now else "the label was removed")
+            raise RolloutError(f"version {version} is not {label} any more: {why}; `catbreeds models` shows the labels")
 
     def _ask_golden(self, version: int) -> int:
-        try:
-            golden = read_golden(self._registry.path(version))
-            for server in self._fleet.servers() if golden else []:
-                if server.ready:
-                    try:
-                        ask_golden(self._fleet.reach(server), self._fleet.model, version, golden)
-                    except WrongAnswer as error:
-                        raise WrongAnswer(f"{server.name}: {error}") from None
-        except WrongAnswer as error:
-            self.stop_canary(str(error))
-            raise CanaryStopped(f"version {version} is not canary any more: {error}") from None
+        """Asks each server that is ready. A wrong answer stops the canary; that a server gives none stops nothing."""
+        golden = read_golden(self._registry.path(version))
+        for server in self._fleet.servers() if golden else []:
+            if not server.ready:
+                continue
+            try:
+                ask_golden(self._fleet.reach(server), self._fleet.model, version, golden)
+            except WrongAnswer as error:
+                self.stop_canary(f"{server.name}: {error}", version)
+                raise CanaryStopped(f"version {version} cannot be canary: {server.name}: {error}") from None
+            except (ClientError, Unreachable) as error:
+                raise RolloutError(
+                    f"{server.name} does not answer a golden request for version {version}: {error}; try again"
+                ) from None
         return len(golden)
 
     def _traffic(self) -> dict[str, dict[str, Traffic]]:
@@ -262,6 +284,15 @@ class Rollout:
             goal = self._goal(labels(), share if share is not None else live.canary_share if live else 0.0)
             try:
                 return self._go(live, revision, goal, only_load, insist)
+            except Overtaken:
+                # Two who only load would take each other's version away again and again: the first one ends.
+                live, _ = self._fleet.read()
+                taken = goal.labelled - set(live.versions if live else goal.versions)
+                if only_load and taken:
+                    raise RolloutError(
+                        f"{self._fleet.where}: somebody else is rolling out, and took version {min(taken)} from the "
+                        "servers; no label was moved, try again when that has ended"
+                    ) from None
             except Conflict:
                 continue
         raise RolloutError(f"{self._fleet.where}: the live configuration changed {_TRIES} times meanwhile; try again")
@@ -288,7 +319,7 @@ class Rollout:
             # Servers that are starting read what was just written: only in the end is it asked whether they did.
             last = bool(live) and not (only_load or following)
             try:
-                told = self._tell_all(step, goal.labelled, last, silent)
+                told = self._tell_all(step, revision, goal.labelled, last, silent)
             except CannotLoad:
                 if live:
                     self._undo(live, step, revision)
@@ -300,45 +331,43 @@ class Rollout:
             moved = "nothing more was moved" if insist else "all others have moved"
             raise RolloutError(f"{server.name} does not answer: {error}; {moved}, try again")
         if self._fleet.read()[1] != revision:
-            raise Conflict(f"{self._fleet.where}: somebody else has just changed the configuration")
+            raise self._overtaken()
         return told
 
     def _undo(self, live: Plan, step: Plan, revision: str) -> None:
         """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
         with contextlib.suppress(FleetError, RolloutError):
             if step != live:
-                self._fleet.write(live, revision)
-            self._tell_all(live, live.labelled, last=False, silent={})
+                revision = self._fleet.write(live, revision)
+            self._tell_all(live, revision, live.labelled, last=False, silent={})
 
-    def _tell_all(self, plan: Plan, needed: Collection[int], last: bool, silent: dict[Server, Unreachable]) -> Told:
+    def _tell_all(
+        self, plan: Plan, revision: str, needed: Collection[int], last: bool, silent: dict[Server, Unreachable]
+    ) -> Told:
         """Brings every server to `plan`, also those that appear meanwhile.
 
         Args:
             plan: is the live configuration by now.
+            revision: of it.
             needed: versions that must serve at the end.
             last: servers that are starting are waited for.
             silent: servers that are ready and did not answer in time; brought up to date, and not waited for again.
+
+        Raises:
+            Overtaken: somebody has changed the live configuration meanwhile.
+            CannotLoad, RolloutError: see `promote`.
         """
         told: dict[str, str] = {}
         given_up = {server.key for server in silent}
         deadline = time.monotonic() + self._limits.starting_seconds
         while untold := [server for server in self._fleet.servers() if server.key not in told]:
             listening = [server for server in untold if server.address]
-            addresses = [self._fleet.reach(server) for server in listening]
-            with ThreadPoolExecutor(len(untold)) as threads:
-                attempts = [
-                    threads.submit(self._tell, server, address, plan, needed)
-                    for server, address in zip(listening, addresses, strict=True)
-                ]
             failed: dict[Server, Unreachable | None] = {server: None for server in untold if not server.address}
-            for server, attempt in zip(listening, attempts, strict=True):
-                try:
-                    attempt.result()
-                    told[server.key] = server.name
-                except Unreachable as error:
+            for server, error in self._tell_these(listening, plan, revision, needed).items():
+                if error:
                     failed[server] = error
-                except Refused as error:
-                    raise RolloutError(f"{server.name} refuses the configuration: {error}") from None
+                else:
+                    told[server.key] = server.name
             waited_for = [server for server in failed if server.key not in given_up and (server.ready or last)]
             if failed and (not waited_for or time.monotonic() > deadline):
                 silent |= {server: error for server, error in failed.items() if server.ready}
@@ -348,21 +377,60 @@ class Rollout:
                 time.sleep(_LOOK_SECONDS)
         return Told(sorted(told.values()), [], [])
 
-    def _tell(self, server: Server, address: str, plan: Plan, needed: Collection[int]) -> None:
+    def _tell_these(
+        self, servers: list[Server], plan: Plan, revision: str, needed: Collection[int]
+    ) -> dict[Server, Unreachable | None]:
+        """Brings servers to `plan`, all at the same time; None for those that have taken it. See `_tell_all`."""
+        if not servers:
+            return {}
+        ended = threading.Event()
+        with ThreadPoolExecutor(len(servers)) as threads:
+            try:
+                attempts = [threads.submit(self._tell, server, plan, needed, ended) for server in servers]
+                while wait(attempts, _LIVE_SECONDS).not_done:
+                    if self._is_overtaken(revision):
+                        raise self._overtaken()
+            finally:
+                ended.set()  # no thread waits for its server any longer
+        results: dict[Server, Unreachable | None] = {}
+        for server, attempt in zip(servers, attempts, strict=True):
+            try:
+                results[server] = attempt.result()
+            except Unreachable as error:
+                results[server] = error
+            except (Refused, CannotLoad) as error:
+                if self._is_overtaken(revision):  # then that is why
+                    raise self._overtaken() from None
+                if isinstance(error, CannotLoad):
+                    raise
+                raise RolloutError(f"{server.name} refuses the configuration: {error}") from None
+        return results
+
+    def _is_overtaken(self, revision: str) -> bool:
+        """Whether somebody has changed the live configuration since `revision`; False while it cannot be read."""
+        try:
+            return self._fleet.read()[1] != revision
+        except FleetError:
+            return False
+
+    def _overtaken(self) -> Overtaken:
+        return Overtaken(f"{self._fleet.where}: somebody else has just changed the configuration")
+
+    def _tell(self, server: Server, plan: Plan, needed: Collection[int], ended: threading.Event) -> None:
         """Brings one server to `plan`, whatever it was told before: it may have missed changes.
 
-        It keeps what its labels point to until they have moved.
+        It keeps what its labels point to until they have moved. When `ended` is set, it is not waited for any more.
         """
-        with ModelServer(address, self._fleet.model) as connection:
+        with ModelServer(self._fleet.reach(server), self._fleet.model) as connection:
             states, labels = connection.states(), connection.labels({*plan.labels, STABLE, CANARY})
             awaited = {*needed} & set(plan.versions)
             bridge = plan.with_versions({*plan.versions, *labels.values()})
             try:
                 connection.push(bridge, self._fleet.base_path)
-                self._await_loaded(server.name, connection, awaited, states)
+                self._await_loaded(server.name, connection, awaited, states, ended)
             except NotYet:
                 connection.push(dataclasses.replace(bridge, labels=labels), self._fleet.base_path)
-                self._await_loaded(server.name, connection, awaited, states)
+                self._await_loaded(server.name, connection, awaited, states, ended)
                 try:
                     connection.push(bridge, self._fleet.base_path)
                 except NotYet:
@@ -373,22 +441,48 @@ class Rollout:
                 connection.push(plan, self._fleet.base_path)
 
     def _await_loaded(
-        self, name: str, server: ModelServer, versions: set[int], old: Mapping[int, VersionState]
+        self,
+        name: str,
+        server: ModelServer,
+        versions: set[int],
+        old: Mapping[int, VersionState],
+        ended: threading.Event,
     ) -> None:
+        """Waits until a server has loaded `versions`.
+
+        Args:
+            name: of the server.
+            server: the connection to it.
+            versions: to wait for.
+            old: their states before they were asked for.
+            ended: when it is set, there is nothing to wait for any more.
+
+        Raises:
+            CannotLoad: it cannot, or takes too long.
+            Overtaken: somebody else has told it to unload one, or `ended` is set.
+        """
         started = time.monotonic()
+        present: set[int] = set()
         while True:
             states = server.states()
             waiting = [version for version in versions if version not in states or not states[version].available]
             if not waiting:
                 return
             waited = time.monotonic() - started
+            present |= {version for version, state in states.items() if not state.gone}
             for version in waiting:
-                error = states[version].error if version in states else ""
-                if error and (version not in old or old[version].error != error or waited > self._limits.poll_seconds):
+                if version not in states or not states[version].gone:
+                    continue
+                late = waited > self._limits.poll_seconds  # before, the state may be that of an earlier configuration
+                error = states[version].error
+                if error and (version not in old or old[version].error != error or late):
                     raise CannotLoad(f"{name} cannot load version {version}: {error}")
+                if not error and (version in present or late):
+                    raise Overtaken(f"{name}: version {version} was taken away, somebody else configures the server")
+            if ended.wait(_LOOK_SECONDS):
+                raise self._overtaken()
             if waited > self._limits.load_seconds:
                 raise CannotLoad(f"{name} has not loaded version {waiting[0]} in {self._limits.load_seconds:g} s")
-            time.sleep(_LOOK_SECONDS)
 
     def _remove_old(self) -> list[int]:
         """Removes versions beyond `keep` that nothing points to and no server has; where one does not say, none."""

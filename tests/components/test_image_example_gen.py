@@ -172,6 +172,7 @@ def test_data_without_one_good_photo_is_reported_like_any_other(tmp_path):
     assert report["breeds"] == {"Manx": {"train": 0, "eval": 0, "test": 0}}
 
 
+@pytest.mark.slow
 def test_a_thousand_good_photos_are_kept_and_two_hundred_bad_ones_named_also_when_others_come(tmp_path):
     data = tmp_path / "photos"
     photos = write_sample_data(data, breeds=5, photos=200)

@@ -86,9 +86,9 @@ def call_by_kubectl(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     def call(config: dict, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"
         file.write_text(yaml.safe_dump(config))
-        # No fork: Kubernetes' client reads KUBECONFIG when it is imported.
+        command = [str(CATBREEDS), *map(str, arguments)]
         environment = {**os.environ, "KF_PIPELINES_ENDPOINT": "", "KUBECONFIG": str(file)}
-        command = [CATBREEDS, *map(str, arguments)]
+        # A process of its own: the Kubernetes client reads KUBECONFIG while it is imported.
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     return call

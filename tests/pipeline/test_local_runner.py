@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,9 +16,8 @@ from tfx.orchestration.pipeline import Pipeline
 from components.errors import DataError
 from pipeline import local_runner
 from pipeline.executors import ExecutorDiedError
+from tests import fork_server
 from tests.pipeline.toy_components import DEADLINE, Branch, Join, Source, wait_for
-
-ROOT = Path(__file__).parents[2]
 
 
 class Follower:
@@ -165,10 +163,7 @@ def test_the_traceback_of_a_failure_is_in_the_log_of_the_component(tmp_path):
 
 
 def test_components_die_with_the_process_that_was_killed_and_a_rerun_continues(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from tests.pipeline.test_local_runner import run;run(Path(sys.argv[1]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    process = fork_server.Popen([sys.executable, "-m", "tests.pipeline.toy_run", tmp_path])
     for name in ("left", "right"):
         wait_for(tmp_path / f"{name}.there")
     pids = [int((tmp_path / f"{name}.there").read_text()) for name in ("left", "right")]

@@ -2,13 +2,16 @@
 
 import json
 import multiprocessing
+import os
 import random
 import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -211,7 +214,7 @@ def test_a_push_is_numbered_past_the_highest_version_even_when_some_were_removed
 
 def test_a_first_push_that_is_interrupted_leaves_nothing_visible(registry, model, break_copy):
     break_copy()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RegistryError, match="cannot be written: No space left"):
         registry.push(model, {})
     assert registry.versions() == []
     assert registry.stable() is None
@@ -224,7 +227,7 @@ def test_a_later_push_that_is_interrupted_changes_nothing_and_the_next_one_goes_
     registry.push(model, {})
     before = contents(registry.base)
     break_copy()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RegistryError, match="cannot be written: No space left"):
         registry.push(model, {})
     assert contents(registry.base) == before
     monkeypatch.undo()
@@ -454,7 +457,7 @@ def test_damaged_labels_are_named_and_left_alone_until_they_are_removed(pushed, 
 def test_labels_that_cannot_be_written_stay_as_they_are(pushed):
     pushed.promote(2)
     for move in [lambda: pushed.promote(3), lambda: pushed.promote(4, CANARY), pushed.rollback]:
-        with full_disk(), pytest.raises(OSError, match="File too large"):
+        with full_disk(), pytest.raises(RegistryError, match="cannot be written: File too large"):
             move()
         assert pushed.labels() == {STABLE: 2}
     assert pushed.promote(3) == 2
@@ -600,3 +603,84 @@ def test_a_damaged_version_is_neither_promoted_nor_gone_back_to(registry, model,
     with pytest.raises(RegistryError, match=rf"^{registry.path(2)}"):
         registry.promote(2)
     assert registry.rollback() == (3, 1)
+
+
+def others_may_write(path: Path) -> bool:
+    return bool(path.stat().st_mode & stat.S_IWOTH)
+
+
+@pytest.mark.parametrize(("mode", "shared"), [(0o777, True), (0o755, False), (0o1777, False)])
+def test_who_may_write_to_the_volume_may_write_to_what_a_push_makes_in_it(tmp_path, model, mode, shared):
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume").chmod(mode)
+    registry = Registry(tmp_path / "volume" / "serving" / "catbreeds")
+    before = os.umask(0o022)
+    try:
+        registry.push(model, {})
+    finally:
+        os.umask(before)
+    made = [registry.base.parent, registry.base, registry.base / ".lock", registry.path(1)]
+    made += [path for path in registry.path(1).rglob("*") if path.is_dir()]
+    assert [others_may_write(path) for path in made] == [shared] * len(made)
+
+
+def push_promote_and_remove(user: int, base: Path, model: Path) -> list[int] | str:
+    """What the user of this id does; the versions that were removed, or why not."""
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+    os.umask(0o022)
+    registry = Registry(base)
+    try:
+        for _ in range(2):
+            registry.push(model, {})
+        registry.promote(max(registry.versions()))
+        return registry.remove(registry.versions()[:1])
+    except RegistryError as error:
+        return str(error)
+
+
+@pytest.fixture
+def volume():
+    """A folder that everybody may write to, and read the model beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        make_model(Path(folder) / "model")
+        (Path(folder) / "volume").mkdir()
+        (Path(folder) / "volume").chmod(0o777)
+        yield Path(folder) / "volume"
+
+
+def work_as(user: int, volume: Path) -> list[int] | str:
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
+        work = process.submit(push_promote_and_remove, user, volume / "serving" / "catbreeds", volume.parent / "model")
+        return work.result()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
+def test_pods_and_a_user_of_the_machine_work_in_one_registry(volume):
+    assert work_as(10001, volume) == [1]
+    assert work_as(1000, volume) == [2]
+    assert work_as(10001, volume) == [3]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
+def test_a_user_who_may_not_write_is_told_what_to_do(volume):
+    work_as(10001, volume)
+    base = volume / "serving" / "catbreeds"
+    (base / ".lock").chmod(0o644)
+    expected = f"{base / '.lock'}: this user (id 1000) may not write there; as its owner: chmod -R a+rwX {base}"
+    assert work_as(1000, volume) == expected
+
+
+def test_what_cannot_be_locked_or_read_is_told_in_a_sentence(pushed):
+    (pushed.base / ".lock").unlink()
+    (pushed.base / ".lock").mkdir()
+    for move in [lambda: pushed.promote(2), lambda: pushed.unlabel(CANARY, "no"), lambda: pushed.remove([2])]:
+        with pytest.raises(RegistryError, match=r"\.lock: cannot be written: Is a directory$"):
+            move()
+    (pushed.base / "labels.json").unlink()
+    (pushed.base / "labels.json").mkdir()
+    with pytest.raises(RegistryError, match=r"labels\.json: cannot be read: Is a directory$"):
+        pushed.labels()

@@ -417,6 +417,27 @@ def nothing_is_reachable_from_outside_unless_an_overlay_asks(variant: Variant) -
         yield "a load balancer that nobody asked for"
 
 
+@promise(
+    drop("HealthCheckPolicy/gateway", "spec/default/config/httpHealthCheck/portSpecification"),
+    put("HealthCheckPolicy/page", "spec/default/config/httpHealthCheck/portSpecification", "USE_FIXED_PORT"),
+    put("HealthCheckPolicy/page", "spec/default/config/httpHealthCheck/requestPath", "/"),
+    put("HealthCheckPolicy/page", "spec/targetRef/name", "gateway"),
+)
+def the_load_balancer_asks_a_service_what_its_readiness_probe_asks(variant: Variant) -> Iterator[str]:
+    paths = {name: container["readinessProbe"]["httpGet"]["path"] for name, _, container in variant.containers()}
+    policies = variant.of("HealthCheckPolicy")
+    for policy in policies:
+        name, check = policy["spec"]["targetRef"]["name"], policy["spec"]["default"]["config"]["httpHealthCheck"]
+        # A rule of Google's CustomResourceDefinition reads portSpecification, and fails where there is none.
+        if check.get("portSpecification") != "USE_SERVING_PORT":
+            yield f"HealthCheckPolicy {policy['metadata']['name']}: portSpecification of {check}"
+        if check["requestPath"] != paths[name]:
+            yield f"HealthCheckPolicy {policy['metadata']['name']}: asks {check['requestPath']}, ready is {paths[name]}"
+    targets = [policy["spec"]["targetRef"]["name"] for policy in policies]
+    if policies and sorted(targets) != ["gateway", "page"]:
+        yield f"Services with a health check: {targets}"
+
+
 # --- how they run
 
 

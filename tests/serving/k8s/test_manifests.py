@@ -6,6 +6,7 @@ import json
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from tests.serving.k8s.promises import PROMISES, changed
 from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, switches
@@ -66,3 +67,25 @@ def test_a_broken_manifest_is_noticed(rendered, name, number):
         with contextlib.suppress(LookupError):  # it has not the object that is changed
             noticed += PROMISES[name].check(changed(variant, PROMISES[name].changes[number]))
     assert noticed
+
+
+def rights(role: dict) -> set[tuple[str, str, str]]:
+    """Resource, verb and name of what a Role allows."""
+    assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {""}
+    return {
+        (resource, verb, name)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames", ["*"])
+    }
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_the_role_for_people_outside_of_the_cluster_adds_what_kubectl_port_forward_asks_for(rendered, version):
+    outside = yaml.safe_load((K8S / "rollout-from-outside.yaml").read_text())
+    assert invalid(json.dumps(outside), version) is None
+    inside = rights(rendered["local"][0].find("Role", "rollout"))
+    forwarding = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/portforward", "create", "*")}
+    assert rights(outside) == inside | forwarding
+    assert all(variant.find("Role", "rollout-from-outside") is None for variant in rendered["gke"])

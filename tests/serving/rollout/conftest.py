@@ -20,9 +20,29 @@ from tests.serving.rollout.kubernetes_api import KubernetesApi
 
 FLAGS = ("--max_num_load_retries=0", "--allow_version_labels_for_unavailable_models=true")
 
-# Pods are on this machine under ports of their own: forwarding has nothing to do.
+# Pods are on this machine under ports of their own: forwarding has nothing to do. A file beside it, named as a pod,
+# says the way in which it fails: what kubectl says and does then.
 KUBECTL = """#!/bin/sh
-for last; do :; done
+for last; do
+    case $last in pod/*) pod=${last#pod/};; esac
+done
+folder=$(dirname "$0")
+echo $$ >> "$folder/processes"
+case $(cat "$folder/$pod" 2>/dev/null) in
+    forbidden)
+        echo 'Error from server (Forbidden): pods "'$pod'" is forbidden: User "jane" cannot get resource "pods"' >&2
+        exit 1;;
+    "not running")
+        echo "error: unable to forward port because pod is not running. Current status=Pending" >&2
+        exit 1;;
+    "dead node")
+        trap "" TERM
+        exec sleep 600;;
+    "lost")
+        echo "Forwarding from 127.0.0.1$last -> ${last#:}"
+        echo "error: lost connection to pod" >&2
+        exit 1;;
+esac
 echo "Forwarding from 127.0.0.1$last -> ${last#:}"
 exec sleep 600
 """

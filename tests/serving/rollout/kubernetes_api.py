@@ -23,8 +23,8 @@ class KubernetesApi:
         history: `data` of each state that it had.
         pods: what a list of them shows.
         calls: method and path of each call.
-        fault: (number of the call from now on, starting at 1; kind), or None. Kinds: "reset" and "500", before the call
-            is worked on; "reset after" and "500 after"; "409".
+        fault: (number of the call from now on, starting at 1; kind), or None. Kinds: "reset", "401", "403" and "500",
+            before the call is worked on; "reset after" and "500 after"; "409".
         before_write: is called before a ConfigMap is changed; a rival can change it first.
     """
 
@@ -92,7 +92,7 @@ class KubernetesApi:
                 kind = kind if number == 1 else ""
             if kind == "409" and method == "GET":
                 kind = ""
-            if kind in ("reset", "500", "409"):
+            if kind in ("reset", "401", "403", "409", "500"):
                 return _fault(kind)
             answer = self._work(method, urlsplit(url), body)
             return _fault(kind.removesuffix(" after")) if kind else answer

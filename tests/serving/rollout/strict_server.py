@@ -27,6 +27,9 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         most: versions that were ever loaded at a time.
         faults: configurations that unloaded what a label pointed to.
         broken: versions that cannot be loaded.
+        slow: versions that are loading for as long as they are in it.
+        wanted: versions of the latest configuration.
+        refusal: code of every answer to Predict.
     """
 
     def __init__(self, broken: frozenset[int] = frozenset()):
@@ -35,6 +38,10 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         self.most = 0
         self.faults: list[str] = []
         self.broken = broken
+        self.slow: set[int] = set()
+        self.wanted: set[int] = set()
+        self.refusal = grpc.StatusCode.UNAVAILABLE
+        self._seen: set[int] = set()
         self._failed: set[int] = set()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
@@ -56,7 +63,12 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         if lost:
             self.faults.append(f"{self.labels} -> {sorted(wanted)} {dict(config.version_labels)}")
         self._failed = wanted & self.broken
-        self.loaded = wanted - self.broken
+        # What is loaded already is not loaded again.
+        self.loaded = {
+            version for version in wanted - self.broken if version in self.loaded or version not in self.slow
+        }
+        self.wanted = wanted
+        self._seen |= wanted
         self.most = max(self.most, len(self.loaded))
         self.labels = dict(config.version_labels)
         return model_management_pb2.ReloadConfigResponse()
@@ -69,11 +81,19 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         response.model_spec.version.value = version
         return response
 
+    def Predict(self, request, context):
+        context.abort(self.refusal, "no answer")
+
     def GetModelStatus(self, request, context):
+        self.loaded |= self.wanted - self.slow - self.broken
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in self.loaded:
             response.model_version_status.add(version=version, state=State.AVAILABLE)
+        for version in self.wanted - self.loaded - self._failed:
+            response.model_version_status.add(version=version, state=State.LOADING)
         for version in self._failed:
             failed = response.model_version_status.add(version=version, state=State.END)
             failed.status.error_code, failed.status.error_message = 13, "broken"
+        for version in self._seen - self.wanted:  # unloaded: no error
+            response.model_version_status.add(version=version, state=State.END)
         return response

@@ -1,12 +1,22 @@
 """In a cluster: an API that enforces resource versions, pods that are embedded servers, faults at every call."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
 import pytest
 
+from serving.registry import RegistryError
+from serving.rollout import cluster as cluster_module
 from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import FleetError
+from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
 from serving.rollout.plan import CONFIG_FILE, read_plan
-from serving.rollout.rollout import CannotLoad, Limits, Rollout, RolloutError
-from tests.serving.model_server.servers import free_port
+from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
+from serving.traffic import CANARY
+from tests.serving.classifier import BREEDS
+from tests.serving.gateway.gateways import PHOTOS
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 from tests.serving.rollout.kubernetes_api import NAMESPACE
 from tests.serving.rollout.strict_server import StrictServer
 
@@ -25,7 +35,7 @@ def command(registry):
     """Runs one command: a connection of its own to the API, as the command line has it."""
 
     def command(name: str, *arguments: object):
-        limits = Limits(loaded=2, starting_seconds=0.5, poll_seconds=1)
+        limits = Limits(loaded=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
         # The pods see this machine's disk.
         with Cluster(NAMESPACE, registry.base.name, str(registry.base.parent)) as cluster:
             return getattr(Rollout(registry, cluster, limits), name)(*arguments)
@@ -79,6 +89,152 @@ def test_a_fault_at_any_call_leaves_stable_served_and_the_same_command_again_end
     assert max(server.most for server in strict) == 2
     for data in api.history:
         read_plan(data, registry.base.name)  # a label to what is not loaded raises
+
+
+def test_of_two_promotions_at_once_one_succeeds_and_the_other_ends_at_once_and_says_why(api, strict, registry, command):
+    command("promote", 2)
+    for server in strict:
+        server.slow.add(3)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(command, "promote", 3)
+        eventually(lambda: all(3 in server.wanted for server in strict))
+        before, told = command("promote", 4)
+        assert (before, len(told.servers)) == (2, 2)
+        with pytest.raises(
+            RolloutError, match=r"^namespace shop: somebody else is rolling out, and took version 3 from"
+        ):
+            first.result(DEADLINE)
+    assert registry.labels() == {"stable": 4}
+    assert [server.labels for server in strict] == [{"stable": 4}] * 2
+    for server in strict:
+        server.slow.clear()
+    assert command("promote", 3)[0] == 4
+    assert [server.faults for server in strict] == [[], []]
+
+
+def test_a_rollback_loads_its_version_again_when_a_promotion_took_it_away(api, strict, registry, command):
+    command("promote", 2)
+    for server in strict:
+        server.slow.add(1)
+        server.loaded.discard(1)
+    with ThreadPoolExecutor(1) as thread:
+        rollback = thread.submit(command, "rollback")
+        # It has looked at the servers, and waits for version 1.
+        eventually(lambda: api.calls[-1].endswith("configmaps/model-config") and api.calls[-2] == api.calls[-1])
+        data = dict(api.config_map["data"])
+        data[CONFIG_FILE] = data[CONFIG_FILE].replace("versions: 1", "versions: 3")
+        api.change({**api.config_map, "data": data})
+        for server in strict:
+            server.slow.clear()
+            server.wanted, server.loaded = {2, 3}, {2, 3}
+        rollback.result(DEADLINE)
+    assert registry.labels() == {"stable": 1}
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+
+
+def test_a_version_that_a_late_configuration_takes_from_a_server_is_asked_for_again(api, strict, registry, command):
+    command("promote", 2)
+    strict[0].slow.add(3)
+    with ThreadPoolExecutor(1) as thread:
+        promotion = thread.submit(command, "promote", 3)
+        eventually(lambda: 3 in strict[0].wanted)
+        strict[0].wanted = {1, 2}
+        strict[0].slow.clear()
+        promotion.result(DEADLINE)
+    assert [server.labels for server in strict] == [{"stable": 3}] * 2
+
+
+def test_a_command_whose_label_somebody_else_has_moved_says_so(api, strict, registry, command):
+    command("promote", 2)
+
+    def promote() -> None:
+        if registry.labels() == {"stable": 3}:
+            registry.promote(1)
+
+    api.before_write = promote
+    with pytest.raises(RolloutError, match="version 3 is not stable any more: version 1 is it now"):
+        command("promote", 3)
+
+    def stop() -> None:
+        registry.unlabel(CANARY, "version 1 was promoted")
+
+    api.before_write = stop
+    with pytest.raises(RolloutError, match="version 3 is not canary any more: version 1 was promoted"):
+        command("start_canary", 3, 0.1)
+
+
+@pytest.mark.parametrize("code", ["NOT_FOUND", "UNAVAILABLE", "INTERNAL", "INVALID_ARGUMENT"])
+def test_a_server_that_does_not_answer_golden_requests_stops_no_canary(api, strict, registry, command, code):
+    requests = [Golden(PHOTOS[0], BREEDS[0], 0.5)]
+    (registry.path(3) / GOLDEN_FILE).write_text(json.dumps(golden_document(requests)))
+    command("sync")
+    for server in strict:
+        server.refusal = grpc.StatusCode[code]
+    expected = r"^pod model-server-0 does not answer a golden request for version 3: .*; try again$"
+    with pytest.raises(RolloutError, match=expected) as error:
+        command("start_canary", 3, 0.1)
+    assert not isinstance(error.value, CanaryStopped)
+    assert (registry.labels(), registry.stopped(3)) == ({"stable": 1}, "")
+    registry.promote(3, CANARY)
+    with pytest.raises(RolloutError, match=expected):
+        command("check_canary", 0)
+    assert (registry.labels(), registry.stopped(3)) == ({"stable": 1, CANARY: 3}, "")
+
+
+def test_golden_requests_that_cannot_be_read_stop_no_canary(api, strict, registry, command):
+    (registry.path(3) / GOLDEN_FILE).write_text("[")
+    with pytest.raises(RegistryError, match=r"golden\.json: cannot be read, or damaged"):
+        command("start_canary", 3, 0.1)
+    assert (registry.labels(), registry.stopped(3)) == ({"stable": 1}, "")
+
+
+@pytest.mark.parametrize("way", ["forbidden", "not running", "dead node", "lost"])
+def test_a_pod_that_kubectl_does_not_reach_is_named_and_keeps_no_other_from_going_back(
+    api, strict, registry, command, tmp_path, monkeypatch, way
+):
+    command("promote", 2)
+    monkeypatch.setattr(cluster_module, "_FORWARDING_SECONDS", 3)
+    api.add_pod("model-server-away", free_port())
+    (tmp_path / "bin" / "model-server-away").write_text(way)
+    said = {
+        "forbidden": "kubectl port-forward: Error from server .Forbidden.: .* cannot get resource",
+        "not running": "kubectl port-forward: error: unable to forward port because pod is not running",
+        "dead node": "kubectl port-forward did not reach it in 3 s",
+        "lost": "",  # gRPC says what became of the connection
+    }[way]
+    with pytest.raises(
+        RolloutError, match=rf"^pod model-server-away does not answer: {said}.*; nothing more was moved"
+    ):
+        command("promote", 3)
+    assert registry.labels() == {"stable": 2}
+    with pytest.raises(RolloutError, match=rf"^pod model-server-away does not answer: {said}.*; all others have moved"):
+        command("rollback")
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+    api.pods.pop()
+    command("rollback")
+    assert registry.labels() == {"stable": 1}
+
+
+def test_without_kubectl_that_is_said_and_no_pod_is_named(api, strict, command, monkeypatch, tmp_path):
+    (tmp_path / "bin" / "kubectl").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(FleetError, match=r"^kubectl is not installed"):
+        command("sync")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("401", "not signed in: the double says 401; sign in again"),
+        ("403", "not allowed: the double says 403; docs/rollout.md has a Role"),
+        ("500", "Kubernetes answers 500: the double says 500; try again"),
+    ],
+)
+def test_what_kubernetes_says_is_shown_as_a_sentence(api, command, kind, says):
+    api.fault = (1, kind)
+    with pytest.raises(FleetError) as error:
+        command("sync")
+    assert str(error.value) == f"namespace {NAMESPACE}: {says}"
 
 
 def test_what_cannot_be_loaded_any_more_keeps_nobody_from_leaving_it(api, strict, registry, command):

@@ -1,9 +1,15 @@
 """`catbreeds promote`, `canary`, `rollback` and `models` as people type them, on this machine and in a cluster."""
 
+import os
+import signal
+import subprocess
+
+import psutil
 import pytest
 
 from serving.registry import Registry
-from tests.running import catbreeds
+from tests.running import CATBREEDS, catbreeds
+from tests.serving.model_server.servers import DEADLINE, eventually
 from tests.serving.rollout.kubernetes_api import NAMESPACE
 
 MODEL = "typed"
@@ -73,3 +79,39 @@ def test_in_a_cluster_its_pods_follow_and_what_is_wrong_is_a_sentence(typed, api
     api.close()
     done = typed("promote", 2, where=where)
     assert (done.returncode, done.stderr.count("\n"), "does not answer" in done.stderr) == (1, 1, True)
+
+
+def test_a_workdir_that_cannot_be_written_is_named_in_a_sentence(typed, registry):
+    lock = registry.base.parent.parent / "serve" / ".lock"
+    lock.mkdir(parents=True)
+    done = typed("promote", 2)
+    assert (done.returncode, done.stderr) == (1, f"catbreeds: {lock}: cannot be written: Is a directory\n")
+    (registry.base / ".lock").unlink()
+    (registry.base / ".lock").mkdir()
+    lock.rmdir()
+    done = typed("promote", 2)
+    assert done.returncode == 2
+    assert done.stderr == f"catbreeds: {registry.base / '.lock'}: cannot be written: Is a directory\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_command_that_is_ended_leaves_no_forwarded_port_behind(api, registry, tmp_path, number, code):
+    api.add_pod("model-server-0", 1)
+    (tmp_path / "bin" / "model-server-0").write_text("dead node")
+    options = ("--workdir", registry.base.parent.parent, "--set", f"model_name={MODEL}", "--namespace", NAMESPACE)
+    command = subprocess.Popen([CATBREEDS, "promote", "2", *options], env=os.environ, stderr=subprocess.PIPE, text=True)
+    processes = tmp_path / "bin" / "processes"
+    eventually(lambda: processes.is_file() and processes.read_text().endswith("\n"))
+    command.send_signal(number)
+    _, errors = command.communicate(timeout=DEADLINE)
+    assert command.returncode == code
+    if number == signal.SIGTERM:
+        assert errors == "catbreeds: stopped; the same command again finishes\n"
+    eventually(lambda: not any(_runs(int(line)) for line in processes.read_text().split()))
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
