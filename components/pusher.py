@@ -24,6 +24,26 @@ from serving.registry import Registry
 from serving.rollout.golden import GOLDEN_FILE
 
 PUSH_FILE = "push.json"
+_PLACEHOLDERS = ("[[", "{{")
+
+
+def date_of_run(run_date: str, schedule_time: str) -> str:
+    """For which date a run is; "" where nobody says it.
+
+    Args:
+        run_date: the date itself, "" for a run that somebody started, or `[[ScheduledTime]]` for a scheduled run.
+        schedule_time: of a scheduled run, as the server says it. For a run that somebody started, the server says when.
+    """
+    if not run_date.startswith(_PLACEHOLDERS):
+        return run_date
+    if not schedule_time or schedule_time.startswith(_PLACEHOLDERS):
+        print(
+            f"run_date is recorded as empty: this server does not replace {run_date}, nor {schedule_time!r}; "
+            "Kubeflow Pipelines does after version 2.15.0",
+            flush=True,
+        )
+        return ""
+    return schedule_time
 
 
 @component
@@ -38,6 +58,7 @@ def Pusher(
     registry: Parameter[str],
     run_id: Parameter[str],
     run_date: Parameter[str],
+    schedule_time: Parameter[str],
     settings: Parameter[str],
     data: Parameter[str],
     weights_dir: Parameter[str],
@@ -56,7 +77,7 @@ def Pusher(
     Args:
         registry: base path of the pushed models.
         run_id: differs in each run, so that a push is never taken from the cache.
-        run_date: for which date the run was scheduled; "" for one that somebody started.
+        run_date, schedule_time: see `date_of_run`.
         settings: in YAML; what a run can be given instead, it is given in `data`, `weights_dir` and the gate's rules.
         model_name, data_source, data_licence, contact: for the model card.
         retrain: what the model was made from, where the run has looked; later runs compare with it.
@@ -69,7 +90,7 @@ def Pusher(
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,
-            "run_date": run_date,
+            "run_date": date_of_run(run_date, schedule_time),
             "origin_digest": retrain and read_json(retrain.uri, RETRAIN_FILE)["origin_digest"],
             "commit": git_commit() or "",
             "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),

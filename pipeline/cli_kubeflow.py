@@ -1,21 +1,23 @@
 """The commands about a cluster: run a compiled pipeline there, now or on a schedule."""
 
+import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli_common import Exit, fail
-from pipeline.compiled_spec import CompiledSpec, SpecError, read_spec, run_parameters
+from pipeline.compiled_spec import CompiledSpec, SpecError, check_pipeline_root, read_spec, run_parameters
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
-    from pipeline.kubeflow_client import Kubeflow
+    from pipeline.argo_workflow import Workflow
+    from pipeline.kubeflow_client import Kubeflow, KubeflowError
 
 SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline; `catbreeds compile` writes it.")]
 ParamOption = Annotated[
@@ -47,11 +49,13 @@ UiOption = Annotated[
     str | None, typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the UI, for links. Default: the host.")
 ]
 DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
-# Tasks of the pipeline: the server skips the second when the first refuses.
-_GATE, _ADMITTED = "ModelGate", "Admitted"
-_NOT_STARTED = (None, "PENDING", "RUNTIME_STATE_UNSPECIFIED")  # the last: what follows a skipped task
+# Task of the pipeline that is skipped when the gate refuses, and omitted when nothing is new.
+_ADMITTED = "Admitted"
+_NOT_STARTED = (None, "PENDING", "OMITTED", "RUNTIME_STATE_UNSPECIFIED")
 _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _MOST_LOST_LOOKS = 60
+_LOOKS_UNTIL_STILL = 6  # without a change; then the Workflow is read, which can be megabytes
+_MOST_LOOKS_AT_OUTCOME = 5
 _FINAL = (401, 403, 404)  # asking again would not help
 
 app = typer.Typer()
@@ -83,6 +87,7 @@ def submit(
     try:
         compiled = read_spec(spec)
         parameters = run_parameters(compiled, param or ())
+        check_pipeline_root(pipeline_root)
         kubeflow = Kubeflow(access)
         version = _upload(kubeflow, compiled)
         experiment_id = kubeflow.experiment(experiment or compiled.name, make=True)
@@ -110,7 +115,9 @@ def schedule(
         typer.Option(metavar="CRON", help='Run then: "0 3 * * 1" is Mondays at 3. Replaces the schedule there is.'),
     ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Stop it for now; with --cron: make it, asleep.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after --pause.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after --pause; a missed time starts one run at once.")
+    ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the schedules of the experiment.")] = False,
     param: ParamOption = None,
@@ -124,9 +131,10 @@ def schedule(
     namespace: NamespaceOption = None,
     ui: UiOption = None,
 ) -> None:
-    """Run a compiled pipeline on a schedule: one run at a time, and none made up for that was missed.
+    """Run a compiled pipeline on a schedule, one run at a time.
 
-    A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise.
+    A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise. Of the times that
+    it misses, because it is paused, a run still goes on or the server is down, it makes up for the latest only.
     """
     from pipeline.cron import CronError, to_kubeflow
     from pipeline.kubeflow_client import SCHEDULED_TIME, Access, Kubeflow, KubeflowError
@@ -148,11 +156,13 @@ def schedule(
                 _change(kubeflow, experiment_id, compiled.name, kubeflow.pause, "paused")
             elif resume:
                 _change(kubeflow, experiment_id, compiled.name, kubeflow.resume, "active again", only_one=True)
+                print("If it was paused over a time of the schedule, one run starts now, for the latest time.")
             else:
                 _change(kubeflow, experiment_id, compiled.name, kubeflow.delete, "deleted")
             return
         six = to_kubeflow(cron)
         parameters = run_parameters(compiled, param or (), SCHEDULED_TIME)
+        check_pipeline_root(pipeline_root)
         kubeflow = Kubeflow(access)
         version = _upload(kubeflow, compiled)
         experiment_id = kubeflow.experiment(name, make=True)
@@ -171,12 +181,12 @@ def _upload(kubeflow: "Kubeflow", spec: CompiledSpec) -> tuple[str, str]:
     return tuple(version)
 
 
-def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Iterable[str], poll: float) -> Exit:
+def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Collection[str], poll: float) -> Exit:
     """Prints what changes, until the run has ended."""
     from pipeline.kubeflow_client import KubeflowError
 
     seen: dict[str, str] = {}
-    lost = 0
+    lost = unchanged = 0
     while True:
         try:
             run, lost = kubeflow.run(run_id), 0
@@ -187,35 +197,105 @@ def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Iterable[str], poll: float
             if lost == 1:
                 print(f"catbreeds: {error}; trying again", file=sys.stderr)
         else:
-            _show_changes(run, tasks, seen)
+            details = (run.run_details and run.run_details.task_details) or ()
+            changed = _show_changes(details, "display_name", "start_time", "end_time", tasks, seen)
             if run.state in _ENDED:
-                return _end(run, seen)
+                return _end(kubeflow, run, tasks, seen, poll)
+            unchanged = 0 if changed else unchanged + 1
+            if unchanged == _LOOKS_UNTIL_STILL:
+                unchanged = 0
+                with contextlib.suppress(KubeflowError):  # the end of the run says so, if it still fails
+                    _show_workflow(kubeflow.workflow(run_id), tasks, seen)
         time.sleep(poll)
 
 
-def _show_changes(run: "V2beta1Run", tasks: Iterable[str], seen: dict[str, str]) -> None:
-    """A line for each task that is in another state than before; `seen` remembers task -> state."""
-    # The server also reports drivers, executors and tries, under names that no task has.
-    details = [task for task in (run.run_details and run.run_details.task_details) or () if task.display_name in tasks]
-    for task in sorted(details, key=lambda task: (str(task.end_time or task.create_time), task.display_name)):
-        if task.state in (*_NOT_STARTED, seen.get(task.display_name)):
-            continue
-        seen[task.display_name] = task.state
+def _show_workflow(workflow: "Workflow", tasks: Collection[str], seen: dict[str, str]) -> None:
+    _show_changes(workflow.tasks().values(), "name", "start", "end", tasks, seen)
+
+
+def _show_changes(
+    found: Iterable[Any], name: str, start: str, end: str, tasks: Collection[str], seen: dict[str, str]
+) -> bool:
+    """A line for each task that is in another state than before; `seen` remembers task -> state.
+
+    Args:
+        found: what the server reports of tasks, and of drivers, executors and tries under names that no task has.
+        name, start, end: attributes in which it says so.
+        tasks: names of the tasks.
+        seen: task -> the state that was shown last.
+
+    Returns:
+        Whether there was a line.
+    """
+    rows = [(getattr(one, name), one.state, getattr(one, start), getattr(one, end)) for one in found]
+    # A state that ended is final; a later look at another source may be at an older one.
+    changed = [
+        row
+        for row in rows
+        if row[0] in tasks and row[1] not in (*_NOT_STARTED, seen.get(row[0])) and seen.get(row[0]) not in _ENDED
+    ]
+    # The server gives a task that goes on an end in the year 1.
+    for task, state, started, ended in sorted(
+        changed, key=lambda row: (str(row[3] if row[1] in _ENDED else row[2]), row[0])
+    ):
+        seen[task] = state
         done = sum(state in _ENDED for state in seen.values())
-        line = f"[{done:>2}/{len(tasks)}] {task.display_name:<28} {task.state.lower()}"
-        if task.state == "SUCCEEDED" and task.start_time and task.end_time:
-            line += f"{(task.end_time - task.start_time).total_seconds():>8.0f} s"
+        line = f"[{done:>2}/{len(tasks)}] {task:<28} {state.lower()}"
+        if state == "SUCCEEDED" and started and ended:
+            line += f"{(ended - started).total_seconds():>8.0f} s"
         print(line, flush=True)
-        if task.error and task.error.message:
-            print(f"        {task.error.message}", flush=True)
+    return bool(changed)
 
 
-def _end(run: "V2beta1Run", states: dict[str, str]) -> Exit:
-    if run.state == "SUCCEEDED" and states.get(_GATE) == "SUCCEEDED" and states.get(_ADMITTED) == "SKIPPED":
-        print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
-        return Exit.REFUSED
-    print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
-    return Exit.DONE if run.state == "SUCCEEDED" else Exit.FAILED
+def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float) -> Exit:
+    """Says how a run ended; what the gate decided is read from the Workflow, because the tasks of `run` may be old."""
+    from pipeline.kubeflow_client import KubeflowError
+
+    workflow, unread = None, None
+    for _ in range(_MOST_LOOKS_AT_OUTCOME):
+        try:
+            workflow = kubeflow.workflow(run.run_id)
+            break
+        except KubeflowError as error:
+            unread = error
+            if error.status in _FINAL:
+                break
+        time.sleep(poll)
+    if workflow:
+        _show_workflow(workflow, tasks, seen)
+    if run.state != "SUCCEEDED":
+        print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
+        if run.state == "FAILED":
+            _show_failures(run, workflow, unread)
+        return Exit.FAILED
+    if _ADMITTED in tasks:
+        admitted = (
+            workflow.tasks()[_ADMITTED].state if workflow and _ADMITTED in workflow.tasks() else seen.get(_ADMITTED)
+        )
+        if admitted == "SKIPPED":
+            print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
+            return Exit.REFUSED
+        if admitted not in ("SUCCEEDED", "OMITTED"):  # the latter: nothing was new
+            why = unread or f"the server's Workflow does not say how {_ADMITTED} ended"
+            message = f"the run succeeded, but whether a model was pushed cannot be read: {why}"
+            raise fail(f"{message}\nSee {_ADMITTED} in the UI, or `catbreeds models`.", Exit.FAILED)
+    print("The run succeeded.")
+    return Exit.DONE
+
+
+def _show_failures(run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None") -> None:
+    """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
+    if workflow:
+        for node in workflow.failures():
+            what = f"the driver of {node.task}" if node.is_driver else node.task
+            print(f"{what} failed{': ' + node.message if node.message else ''}")
+            print(f"    kubectl logs -n {workflow.namespace} {node.pod} -c main")
+        return
+    print(f"Why it failed cannot be read: {unread}")
+    for task in (run.run_details and run.run_details.task_details) or ():
+        if task.state == "FAILED":
+            pods = " ".join(child.pod_name for child in task.child_tasks or () if child.pod_name)
+            print(f"{task.display_name} failed{': pods ' + pods if pods else ''}")
 
 
 def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 SCHEMA_VERSION = "2.1.0"
+_PIPELINE_ROOT = re.compile("(s3|minio|gs)://[^/].*")
 _MOST_PARAMETER_BYTES = 10_000  # older servers refuse more
 
 
@@ -96,6 +98,16 @@ def run_parameters(spec: CompiledSpec, given: Iterable[str], run_date: str | Non
     if (size := len(json.dumps(parameters).encode())) > _MOST_PARAMETER_BYTES:
         raise SpecError(f"the parameters take {size:,} bytes; Kubeflow Pipelines takes {_MOST_PARAMETER_BYTES:,}")
     return parameters
+
+
+def check_pipeline_root(root: str | None) -> None:
+    """Checks where the artifacts of a run go; the server takes anything, and its first task fails without a reason.
+
+    Raises:
+        SpecError: it is no URI of an object store that Kubeflow Pipelines can use.
+    """
+    if root is not None and not _PIPELINE_ROOT.fullmatch(root):
+        raise SpecError(f"--pipeline-root {root}: write s3://BUCKET/PATH, minio://BUCKET/PATH or gs://BUCKET/PATH")
 
 
 def _value(pair: str, text: str, kind: str) -> Any:

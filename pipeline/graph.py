@@ -291,6 +291,7 @@ def _admission_nodes(
         registry=target.registry,
         run_id=target.run_id,
         run_date=target.run_date,
+        schedule_time=target.schedule_time,
         settings=target.settings,
         data=target.data,
         weights_dir=target.weights_dir,

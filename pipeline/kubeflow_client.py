@@ -6,6 +6,7 @@ takes a login page for an empty answer, and keeps a file in the home directory.
 
 import http
 import json
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import kfp_server_api as api
 import urllib3.exceptions
 
+from pipeline.argo_workflow import Workflow, WorkflowError, read_workflow
 from pipeline.compiled_spec import CompiledSpec
 
 INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
 PORT_FORWARD = f"kubectl port-forward -n {INSTALLED_IN} svc/ml-pipeline-ui 8080:80"
 FORWARDED = "http://localhost:8080"
-SCHEDULED_TIME = "[[ScheduledTime]]"  # the server puts in the UTC time as 20261130030000
+SCHEDULED_TIME = "[[ScheduledTime]]"  # Pusher replaces it; Kubeflow Pipelines 2 does not
 _TIMEOUTS = (10, 60)  # seconds to connect, and to wait for an answer
 _PAGE = 100
 
@@ -164,6 +166,25 @@ class Kubeflow:
         """A run as it stands."""
         return self._call(self._runs.run_service_get_run, run_id=run_id)
 
+    def workflow(self, run_id: str) -> Workflow:
+        """What Argo Workflows recorded of a run.
+
+        API v2beta1 does not decompress the status of large Workflows: the tasks in its runs stay as they were when the
+        status grew beyond 1 MiB. The Workflow itself is only in API v1beta1.
+        """
+        answer = self._call(
+            self._client.call_api,
+            resource_path=f"/apis/v1beta1/runs/{run_id}",
+            method="GET",
+            response_type="object",
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+        )
+        try:
+            return read_workflow((answer.get("pipeline_runtime") or {}).get("workflow_manifest") or "")
+        except WorkflowError as error:
+            raise KubeflowError(f"{self._host}: run {run_id}: {error}") from None
+
     def schedules(self, experiment_id: str, name: str | None = None) -> list[api.V2beta1RecurringRun]:
         """Schedules in an experiment, of one name or all."""
         listing = self._schedules.recurring_run_service_list_recurring_runs
@@ -243,7 +264,9 @@ class Kubeflow:
 
     def _named(self, listing: Callable, field: str, name: str, **arguments: Any) -> list[Any]:
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-        return list(self._all(listing, field, filter=json.dumps({"predicates": [predicate]}), **arguments))
+        # The server unescapes a filter once more than other arguments.
+        quoted = urllib.parse.quote(json.dumps({"predicates": [predicate]}))
+        return list(self._all(listing, field, filter=quoted, **arguments))
 
     def _all(self, listing: Callable, field: str, **arguments: Any) -> Iterator[Any]:
         token = ""
@@ -339,7 +362,8 @@ def _said(error: api.ApiException) -> str:
     """The first line of what the server says; it adds its call stack."""
     try:
         body = json.loads(error.body)
-        said = body.get("message") or body.get("error") or ""
+        # The last is what uploads answer.
+        said = body.get("message") or body.get("error") or body.get("error_message") or ""
     except (ValueError, TypeError, AttributeError):
         said = ""
     return str(said).strip().partition("\n")[0] or error.reason

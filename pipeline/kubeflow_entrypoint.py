@@ -1,4 +1,9 @@
-"""The command of every container of a compiled pipeline: `python -m pipeline.kubeflow_entrypoint`.
+"""The command of every container of a compiled pipeline.
+
+    python -m pipeline.kubeflow_entrypoint EXECUTOR INVOCATION INPUTS [BEAM...]
+
+EXECUTOR is a Python class, INVOCATION an ExecutorInput in JSON, INPUTS see `input_types`, BEAM are flags of Beam. They
+are short because Argo keeps them several times in the status of a run.
 
 TFX's own entry point was written for Vertex AI, where artifacts are opened at their remote URIs. On open-source
 Kubeflow Pipelines v2 a launcher downloads and uploads them around the command. Here the one is translated to the other,
@@ -14,6 +19,7 @@ from typing import Any
 
 import yaml
 from absl import app
+from absl.flags import argparse_flags
 from tfx.orchestration.kubeflow.v2 import compiler_utils
 from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as tfx_entrypoint
 
@@ -30,6 +36,7 @@ _FILE_TYPES = {"system.HTML", "system.Markdown"} | {
 }
 # What the backend adds to what a component declares.
 _ADDED_OUTPUT = "executor-logs"
+_INTEGER = "int"
 _ADDED_METADATA = {"display_name", "store_session_info"}
 
 
@@ -41,20 +48,23 @@ def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
     """Runs one component.
 
     Args:
-        parsed: TFX's flags, and those of Beam.
+        parsed: EXECUTOR, INVOCATION and INPUTS, and the flags of Beam.
 
     Raises:
         MissingOutputError: the component has left out an output.
     """
     args, beam_args = parsed
+    titles, integers = _parsed_types(args.inputs)
     compiler_utils.TITLE_TO_CLASS_PATH.update(_SYSTEM_TYPES)
+    # What is left of TFX's own specification of the inputs: without it, whole numbers arrive as floats.
+    kinds = {name: {"parameterType": "NUMBER_INTEGER"} for name in integers}
+    args.json_serialized_inputs_spec_args = json.dumps({"parameters": kinds})
     if _VERTEX_VARIABLE in os.environ:
         tfx_entrypoint._run_executor(args, beam_args)
         return
     given = json.loads(args.json_serialized_invocation_args)
-    spec = json.loads(args.json_serialized_inputs_spec_args)
     locations = local_paths(given, Path(os.environ.get(ROOT_VARIABLE, "/")))
-    translated = localise(given, spec, locations)
+    translated = localise(given, titles, locations)
     make_folders(translated)
     args.json_serialized_invocation_args = json.dumps(translated)
     tfx_entrypoint._run_executor(args, beam_args)
@@ -62,6 +72,45 @@ def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
     output = Path(translated["outputs"]["outputFile"])
     written = globalise(json.loads(output.read_text(encoding="utf-8")), translated, locations)
     output.write_text(json.dumps(written), encoding="utf-8")
+
+
+def schema(title: str) -> str:
+    """The schema of an artifact type, in YAML."""
+    return f"title: {title}\ntype: object\n"
+
+
+def input_types(inputs: dict[str, Any]) -> str:
+    """Of the inputs that a component declares, what its container has to know: `examples=tfx.Examples photos=int`.
+
+    Args:
+        inputs: the component's ComponentInputsSpec in JSON.
+    """
+    artifacts = {
+        key: yaml.safe_load(value["artifactType"]["instanceSchema"])["title"]
+        for key, value in inputs.get("artifacts", {}).items()
+        if key[0] != "_"  # the artifact that a condition asks for
+    }
+    integers = {
+        name: _INTEGER
+        for name, value in inputs.get("parameters", {}).items()
+        if value["parameterType"] == "NUMBER_INTEGER"
+    }
+    return " ".join(f"{name}={kind}" for found in (artifacts, integers) for name, kind in sorted(found.items()))
+
+
+def _parsed_types(text: str) -> tuple[dict[str, str], list[str]]:
+    """The titles of input artifacts, and the names of parameters that are whole numbers; see `input_types`."""
+    kinds = [pair.partition("=")[::2] for pair in text.split()]
+    return {key: kind for key, kind in kinds if kind != _INTEGER}, [name for name, kind in kinds if kind == _INTEGER]
+
+
+def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """EXECUTOR, INVOCATION and INPUTS, the first two under the names of TFX's entry point, and Beam's flags."""
+    parser = argparse_flags.ArgumentParser()
+    parser.add_argument("executor_class_path", metavar="EXECUTOR")
+    parser.add_argument("json_serialized_invocation_args", metavar="INVOCATION")
+    parser.add_argument("inputs", metavar="INPUTS")
+    return parser.parse_known_args(argv[1:])
 
 
 def local_paths(invocation: dict[str, Any], root: Path) -> dict[str, str]:
@@ -78,29 +127,27 @@ def local_paths(invocation: dict[str, Any], root: Path) -> dict[str, str]:
     }
 
 
-def localise(invocation: dict[str, Any], spec: dict[str, Any], locations: dict[str, str]) -> dict[str, Any]:
+def localise(invocation: dict[str, Any], titles: dict[str, str], locations: dict[str, str]) -> dict[str, Any]:
     """The ExecutorInput as TFX wants it: local URIs, the types of inputs, and nothing that TFX did not declare.
 
     Args:
         invocation: ExecutorInput in JSON.
-        spec: the component's ComponentInputsSpec in JSON.
+        titles: input artifact -> title of its type.
         locations: see `local_paths`.
     """
     inputs, outputs = invocation.get("inputs", {}), invocation["outputs"]
-    # A condition adds the artifact that it asks as an input of its own, whose name begins with "_".
-    types = {key: value["artifactType"] for key, value in spec.get("artifacts", {}).items() if key[0] != "_"}
     artifacts = {
         key: [
             artifact
             | {
-                "type": types[key],
+                "type": {"instanceSchema": schema(titles[key])},
                 "uri": locations.get(artifact["uri"], artifact["uri"]),
                 "metadata": _plain_metadata(artifact.get("metadata", {})),
             }
             for artifact in found.get("artifacts", [])
         ]
         for key, found in inputs.get("artifacts", {}).items()
-        if key in types
+        if key in titles
     }
     made = {
         key: [artifact | {"uri": locations.get(artifact["uri"], artifact["uri"])} for artifact in found["artifacts"]]
@@ -191,4 +238,4 @@ def _mapped(value: Any, function: Callable[[str], str]) -> Any:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=tfx_entrypoint._parse_flags)
+    app.run(main, flags_parser=parse_flags)

@@ -11,9 +11,13 @@ from typing import Any
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.orchestration.data_types import RuntimeParameter
+from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as tfx_entrypoint
 from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import KubeflowV2DagRunner, KubeflowV2DagRunnerConfig
+from tfx.utils import import_utils
 
+from pipeline import kubeflow_entrypoint
 from pipeline.graph import create_pipeline
 from pipeline.settings import ROOT, Kubeflow, Resources, Settings, to_yaml
 from pipeline.target import Target, photos_schema
@@ -21,14 +25,18 @@ from pipeline.target import Target, photos_schema
 ENTRYPOINT = ("python", "-m", "pipeline.kubeflow_entrypoint")
 # The backend puts the run's id in its place; Vertex AI as well.
 _RUN_ID = "{{$.pipeline_job_uuid}}"
+# The time of the schedule, or, in a run that somebody started, when it was created. The backend replaces it in
+# constants of a task, not in parameters of a run.
+_SCHEDULE_TIME = "{{$.pipeline_job_schedule_time_utc}}"
 # A task that has one of these reads or writes outside of the pipeline's artifacts: it wants the volumes, and what it
 # did yesterday says nothing about today.
 _OUTSIDE = {"data", "weights_dir", "registry"}
 # They refuse what is wrong with the data; it will be as wrong the next time.
 _NEVER_RETRIED = {"DataGate"}
+_RETRY_WINDOW = "86400s"  # from the first attempt; after it Argo starts no further one
 _DESCRIPTIONS = {
     "data": "folder or archive of photos, one folder a breed",
-    "run_date": "for which date the run was scheduled; empty for a run that somebody started",
+    "run_date": "date that the run is for; [[ScheduledTime]]: the time of the schedule",
     "weights_dir": "folder with ImageNet weights; empty: as the profile's `weights` says",
     "registry": "base path of the pushed models, of which TensorFlow Serving reads the versions",
 }
@@ -57,6 +65,7 @@ def compile_pipeline(settings: Settings) -> str:
     pipeline = create_pipeline(settings, _target(settings))
     spec = KubeflowV2DagRunner(config).run(pipeline, write_out=False)["pipelineSpec"]
     outside = {name for name, task in spec["root"]["dag"]["tasks"].items() if _reads_outside(task)}
+    _shorten_types(spec)
     _complete_parameters(spec, settings)
     _complete_tasks(spec, settings.kubeflow, outside)
     _complete_executors(spec, settings.kubeflow)
@@ -83,6 +92,7 @@ def _target(settings: Settings) -> Target:
         code=lambda *modules: "",
         run_id=_RUN_ID,
         run_date=given["run_date"],
+        schedule_time=_SCHEDULE_TIME,
         settings=to_yaml(settings),
         in_cluster=True,
     )
@@ -114,14 +124,42 @@ def _complete_tasks(spec: dict[str, Any], config: Kubeflow, outside: set[str]) -
                 "maxRetryCount": config.retries,
                 "backoffDuration": "60s",
                 "backoffFactor": 2.0,
+                # Without it the backend tells Argo a maximum of 0, and Argo never retries.
+                "backoffMaxDuration": _RETRY_WINDOW,
             }
 
 
+def _shorten_types(spec: dict[str, Any]) -> None:
+    """Leaves of the schema of each artifact its title, the only part that anything reads.
+
+    Argo keeps the specification of a component up to eight times in the status of a run, which must stay small.
+    """
+    for component in spec["components"].values():
+        for side in ("inputDefinitions", "outputDefinitions"):
+            for artifact in component.get(side, {}).get("artifacts", {}).values():
+                kind = artifact["artifactType"]
+                kind["instanceSchema"] = kubeflow_entrypoint.schema(yaml.safe_load(kind["instanceSchema"])["title"])
+
+
 def _complete_executors(spec: dict[str, Any], config: Kubeflow) -> None:
+    components = {component["executorLabel"]: component for component in spec["components"].values()}
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
+        container["args"] = _arguments(container["args"], components[label])
         container["env"] = [{"name": name, "value": value} for name, value in sorted(config.env.items())]
         container["resources"] = _resources(_resources_of(label, config), config.gpu_type)
+
+
+def _arguments(given: list[str], component: dict[str, Any]) -> list[str]:
+    """The arguments of `pipeline.kubeflow_entrypoint` for those of TFX's entry point."""
+    known, beam = tfx_entrypoint._parse_flags(["", *given])
+    uses_beam = issubclass(import_utils.import_class_by_path(known.executor_class_path), BaseBeamExecutor)
+    return [
+        known.executor_class_path,
+        known.json_serialized_invocation_args,
+        kubeflow_entrypoint.input_types(component.get("inputDefinitions", {})),
+        *(beam[1:] if uses_beam else ()),
+    ]
 
 
 def _resources_of(label: str, config: Kubeflow) -> Resources:

@@ -216,7 +216,15 @@ class Kubeflow(_Section):
     env: dict[str, str] = Field(
         {"HOME": "/tmp", "TF_CPP_MIN_LOG_LEVEL": "2"}, description="environment variables of every task"
     )
-    retries: int = Field(2, ge=0, le=10, description="how often a task that failed is tried again")
+    retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="how often a task that failed is retried, within a day of its first attempt. The default "
+        "installation of Kubeflow Pipelines 2.17 retries lost pods, no task that exits with an error: an operator "
+        "changes `retryPolicy: OnError` to `Always` under `workflowDefaults` in the ConfigMap "
+        "`workflow-controller-configmap`",
+    )
     gpu_type: str = Field("nvidia.com/gpu", description="resource name of a GPU; on Vertex AI as NVIDIA_TESLA_T4")
     embedding: Resources = Field(Resources(cpu=4, memory=12), description="of EmbeddingGen and Evaluator")
     learning: Resources = Field(Resources(cpu=2, memory=8), description="of Tuner and Trainer")

@@ -30,7 +30,7 @@ class Target:
         gate: the rules of the gate.
         code: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
         run_id: differs in each run.
-        run_date: for which date the run was scheduled; "" for a run that somebody started.
+        run_date, schedule_time: see `components.pusher.date_of_run`.
         settings: the settings in YAML, for the record.
         in_cluster: a run ends early when nothing is new, and reports by itself; on this machine the cache makes that
             quick, and the command line reports.
@@ -47,6 +47,7 @@ class Target:
     code: Callable[..., str]
     run_id: str
     run_date: str | RuntimeParameter
+    schedule_time: str
     settings: str
     in_cluster: bool
 
@@ -88,6 +89,7 @@ def this_machine(settings: Settings, run_id: str) -> Target:
         code=code_digest,
         run_id=run_id,
         run_date="",
+        schedule_time="",
         settings=to_yaml(settings),
         in_cluster=False,
     )

@@ -2,12 +2,11 @@
 
 It copies what the API server, the driver and the launcher do to a specification and to the files of its tasks, so that
 what they would refuse, rewrite or lose is refused, rewritten or lost here. Each task is a process of its own, started
-from the specification's command; object store and pods are folders. Where the backend only warns that an output is
-missing, this fails.
+from the specification's command; object store and pods are folders.
 
 What it does not prove: that the image can be built and pulled, holds what the tasks need and may write where they do;
 that requests for CPU, memory, GPUs, volumes and secrets can be met, and that a task lives within them; that the API
-server's and Argo's own validation has nothing more to say; object stores, permissions, retries, timeouts, network.
+server's and Argo's own validation has nothing more to say; object stores, permissions, timeouts, network.
 """
 
 import concurrent.futures
@@ -37,6 +36,8 @@ _PIPELINE_NAME = re.compile("[a-z0-9][a-z0-9-]{0,127}")
 _MOST_PARAMETERS = 10_000  # bytes, of all parameters of a run together
 _LONGEST_ARGUMENT = 128 * 1024
 _LARGEST_WORKFLOW = 1_500_000
+# Above this Argo compresses the status of a Workflow's nodes, and the API server no longer reads it.
+LARGEST_NODE_STATUS = 2**20
 _CONDITION = re.compile(
     r"\(inputs\.artifacts\['(?P<key>[^']+)'\]\.artifacts\[0\]\.metadata\['(?P<name>[^']+)'\] == (?P<value>-?[0-9.]+)\)"
 )
@@ -86,15 +87,19 @@ class Run:
 
     Attributes:
         id: of the run.
+        scheduled: time of the schedule, or when it was created, as 2026-11-29T03:00:00Z.
         states: task -> SUCCEEDED, CACHED, SKIPPED (its condition was false), OMITTED (rests on one that was).
         artifacts: task -> output key -> artifact.
         inputs: task -> the ExecutorInput it was given, in JSON.
+        warnings: of the launcher.
     """
 
     id: str
+    scheduled: str = "2026-11-28T10:00:00Z"
     states: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, dict[str, StoredArtifact]] = field(default_factory=dict)
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def tasks(self, state: str) -> set[str]:
         return {task for task, found in self.states.items() if found == state}
@@ -201,25 +206,34 @@ class Backend:
     Args:
         folder: where it keeps its files.
         workers: tasks that run at a time.
+        whole_folders: a download takes what is below the artifact's URI; False: whatever begins with it, as in 2.15.
+        retry_policy: of Argo. With OnError, which the default installation of 2.17 sets, a task that exits with an
+            error is not retried.
     """
 
-    def __init__(self, folder: Path, workers: int = 2):
+    def __init__(self, folder: Path, workers: int = 2, *, whole_folders: bool = True, retry_policy: str = "OnFailure"):
         self._folder, self._workers = folder, workers
+        self._whole_folders, self._retry_policy = whole_folders, retry_policy
         self._bucket = folder / "bucket"
         self._cache: dict[str, dict[str, StoredArtifact]] = {}
         self._artifacts = 0
         self._lock = threading.Lock()
 
-    def run(self, text: str, parameters: dict[str, Any]) -> Run:
+    def run(self, text: str, parameters: dict[str, Any], scheduled: str | None = None) -> Run:
         """Runs a specification to its end.
+
+        Args:
+            text: of the specification.
+            parameters: of the run.
+            scheduled: time of the schedule that starts it; None: somebody does.
 
         Raises:
             Rejected: the server would not take it, or the parameters.
             TaskFailed: a task failed.
         """
-        spec, _ = load(text)
+        spec, platform = load(text)
         values = _runtime_parameters(spec, parameters)
-        run = Run(str(uuid.uuid4()))
+        run = Run(str(uuid.uuid4()), **({"scheduled": scheduled} if scheduled else {}))
         tasks = spec["root"]["dag"]["tasks"]
         todo, running = _order(tasks), {}
         with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
@@ -229,7 +243,7 @@ class Backend:
                     if any(run.states[task] in ("SKIPPED", "OMITTED") for task in _upstream(tasks[name])):
                         run.states[name] = "OMITTED"  # Argo's condition is that each has succeeded
                     else:
-                        running[pool.submit(self._task, spec, values, run, name)] = name
+                        running[pool.submit(self._task, spec, platform, values, run, name)] = name
                 finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in finished:
                     name = running.pop(future)
@@ -240,8 +254,10 @@ class Backend:
                         raise
         return run
 
-    def _task(self, spec: dict, values: dict, run: Run, name: str) -> tuple[str, dict[str, StoredArtifact]]:
-        """Driver, then launcher."""
+    def _task(
+        self, spec: dict, platform: dict, values: dict, run: Run, name: str
+    ) -> tuple[str, dict[str, StoredArtifact]]:
+        """Driver, then launcher, which Argo retries."""
         task = spec["root"]["dag"]["tasks"][name]
         component = spec["components"][task["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
@@ -254,60 +270,68 @@ class Backend:
         if condition and not _holds(condition, inputs["artifacts"]):
             return "SKIPPED", {}
         declared = component.get("outputDefinitions", {}).get("artifacts", {})
-        cache_key = _cache_key(inputs, declared, container)
-        if task.get("cachingOptions", {}).get("enableCache") and cache_key in self._cache:
+        caching = task.get("cachingOptions", {}).get("enableCache")
+        cache_key = _cache_key(inputs, declared, container, _claims(platform, component["executorLabel"]))
+        if caching and cache_key in self._cache:
             return "CACHED", self._cache[cache_key]
-        pod = self._folder / "pods" / f"{name}-{uuid.uuid4().hex[:8]}"
-        base = f"{PIPELINE_ROOT}/{spec['pipelineInfo']['name']}/{run.id}"
+        base = f"{PIPELINE_ROOT}/pipeline/{spec['pipelineInfo']['name']}/{run.id}"
         folder = f"{base}/{name}/{uuid.uuid4()}"
-        logs = {"executor-logs": {"artifactType": {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}}}
-        outputs = {
-            "artifacts": {
-                key: {"artifacts": [{"uri": f"{folder}/{key}", "type": value["artifactType"], "metadata": {}}]}
-                for key, value in {**declared, **logs}.items()
-            },
-            "outputFile": str(pod / "kfp_outputs" / "output_metadata.json"),
-        }
-        invocation = {"inputs": inputs, "outputs": outputs}
-        run.inputs[name] = invocation
-        self._download(pod, inputs["artifacts"])
-        _prepare(pod, outputs)
-        _execute(pod, container, invocation, name)
-        found = self._upload(pod, base, name, outputs)
+        attempts = 1 + self._retries(task)
+        for attempt in range(attempts):
+            pod = self._folder / "pods" / f"{name}-{uuid.uuid4().hex[:8]}"
+            invocation = {"inputs": inputs, "outputs": _outputs(declared, folder, attempt)}
+            # The path of the output file is one in the pod.
+            invocation["outputs"]["outputFile"] = str(_local(pod, f"{folder}/output_metadata.json"))
+            run.inputs[name] = invocation
+            self._download(pod, inputs["artifacts"])
+            _prepare(pod, invocation["outputs"])
+            try:
+                _execute(pod, container, invocation, name)
+                break
+            except TaskFailed:
+                if attempt + 1 == attempts:
+                    raise
+        found = self._upload(pod, base, name, invocation["outputs"], run)
         shutil.rmtree(pod)
-        self._cache[cache_key] = found
+        if caching:
+            self._cache[cache_key] = found
         return "SUCCEEDED", found
 
+    def _retries(self, task: dict[str, Any]) -> int:
+        """How often Argo starts a task anew that exits with an error."""
+        policy = task.get("retryPolicy", {})
+        # Without a maximum, the server gives Argo a maximum of 0 seconds.
+        within = float(policy.get("backoffMaxDuration", "0s").removesuffix("s")) > 0
+        return policy.get("maxRetryCount", 0) if within and self._retry_policy != "OnError" else 0
+
     def _download(self, pod: Path, artifacts: dict[str, Any]) -> None:
-        """Each object whose key begins with that of the artifact, also where the artifact's name ends later."""
+        """The object at each artifact's URI, and those below it; before 2.17 each one whose key begins with it."""
         for found in artifacts.values():
             uri = found["artifacts"][0]["uri"]
             source, target = self._object(uri), _local(pod, uri)
-            for path in source.parent.glob(f"{source.name}*"):
+            for path in [source] if self._whole_folders else source.parent.glob(f"{source.name}*"):
                 for file in [path] if path.is_file() else path.rglob("*"):
                     if file.is_file():
                         place = Path(os.path.normpath(target / os.path.relpath(file, source)))
                         place.parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(file, place)
 
-    def _upload(self, pod: Path, base: str, name: str, outputs: dict[str, Any]) -> dict[str, StoredArtifact]:
+    def _upload(self, pod: Path, base: str, name: str, outputs: dict[str, Any], run: Run) -> dict[str, StoredArtifact]:
         written = _read_output(Path(outputs["outputFile"]), name)
         stored = {}
         for key, found in outputs["artifacts"].items():
             artifact = found["artifacts"][0]
             reported = written.get("artifacts", {}).get(key, {}).get("artifacts", [{}])[0]
             uri = reported.get("uri") or artifact["uri"]
-            metadata = artifact["metadata"] | reported.get("metadata", {})
-            if not uri.startswith(f"{base}/"):
-                raise TaskFailed(f"{name}: {key} is at {uri}: outside of the run, the backend would not upload it")
+            metadata = artifact.get("metadata", {}) | reported.get("metadata", {})
+            if uri.partition("://")[0] in _FOLDERS and not uri.startswith(f"{base}/"):
+                raise TaskFailed(f"{name}: {key} is at {uri}: outside of the run")
             source, target = _local(pod, uri), self._object(uri)
             if not source.exists():
-                raise TaskFailed(f"{name}: has not written its output {key}")
+                run.warnings.append(f"{name}: output {key} is not at {uri}: nothing is uploaded")
             files = [source] if source.is_file() else [path for path in source.rglob("*") if not path.is_dir()]
             if any(path.is_symlink() and path.is_dir() for path in source.rglob("*")):
                 raise TaskFailed(f"{name}: {key} holds a link to a directory")
-            if not files:
-                raise TaskFailed(f"{name}: its output {key} is an empty directory, which an object store cannot hold")
             for file in files:  # empty directories get lost
                 place = target if file == source else target / file.relative_to(source)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -338,39 +362,82 @@ def _runtime_parameters(spec: dict[str, Any], given: dict[str, Any]) -> dict[str
             values[name] = parameter["defaultValue"]
         else:
             _require(parameter.get("isOptional"), f"parameter {name} is not given and has no default")
+            values[name] = None
             continue
-        values[name] = _typed(values[name], parameter["parameterType"], name)
+        _require(_fits(values[name], parameter["parameterType"]), _no(name, values[name], parameter["parameterType"]))
     size = len(json.dumps(values).encode())
     _require(size < _MOST_PARAMETERS, f"the parameters take {size} bytes, more than {_MOST_PARAMETERS}")
     return values
 
 
-def _typed(value: Any, kind: str, name: str) -> Any:
-    if kind == "STRING" and not isinstance(value, str):
-        return json.dumps(value)
-    fits = isinstance(value, _PYTHON_TYPES[kind]) and not (isinstance(value, bool) and kind != "BOOLEAN")
-    _require(fits, f"parameter {name}: {value!r} is no {kind}")
-    return value
+def _fits(value: Any, kind: str) -> bool:
+    return isinstance(value, _PYTHON_TYPES[kind]) and not (isinstance(value, bool) and kind != "BOOLEAN")
+
+
+def _no(name: str, value: Any, kind: str) -> str:
+    return f"parameter {name}: {value!r} is no {kind}"
 
 
 def _task_parameters(task: dict, component: dict, values: dict[str, Any], run: Run) -> dict[str, Any]:
-    kinds = component.get("inputDefinitions", {}).get("parameters", {})
+    known = {"{{$.pipeline_job_uuid}}": run.id, "{{$.pipeline_job_schedule_time_utc}}": run.scheduled}
+    definitions = component.get("inputDefinitions", {}).get("parameters", {})
     found = {}
     for name, source in task.get("inputs", {}).get("parameters", {}).items():
         if "componentInputParameter" in source:
-            if source["componentInputParameter"] not in values:
-                continue
             value = values[source["componentInputParameter"]]
+            if value is None:
+                if definitions[name].get("isOptional"):
+                    continue
+                raise TaskFailed(f"the resolved input parameter is null: {name}")
         else:
             value = source["runtimeValue"]["constant"]
-            value = {"{{$.pipeline_job_uuid}}": run.id}.get(value, value) if isinstance(value, str) else value
-        found[name] = _typed(value, kinds[name]["parameterType"], name)
+            value = known.get(value, value) if isinstance(value, str) else value
+        kind = definitions[name]["parameterType"]
+        # Between tasks the driver turns what is given for a text into one.
+        value = json.dumps(value) if kind == "STRING" and not isinstance(value, str) else value
+        if not _fits(value, kind):
+            raise TaskFailed(_no(name, value, kind))
+        found[name] = value
     return found
+
+
+def _outputs(declared: dict[str, Any], folder: str, attempt: int) -> dict[str, Any]:
+    """The outputs of an ExecutorInput, with the log that the backend adds; the launcher numbers it by the attempt."""
+    kinds = {key: value["artifactType"] for key, value in declared.items()}
+    kinds["executor-logs"] = {"schemaTitle": "system.Artifact"}
+    suffixes = {"executor-logs": f"-{attempt}"}
+    return {
+        "artifacts": {
+            key: {"artifacts": [{"name": key, "uri": f"{folder}/{key}{suffixes.get(key, '')}", "type": kind}]}
+            for key, kind in kinds.items()
+        }
+    }
+
+
+def _claims(platform: dict[str, Any], label: str) -> list[str]:
+    """Names of the volume claims of an executor."""
+    kubernetes = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+    mounts = kubernetes.get(label, {}).get("pvcMount", [])
+    return sorted(mount["pvcNameParameter"]["runtimeValue"]["constant"] for mount in mounts)
+
+
+_SESSION = {
+    "Provider": "minio",
+    "Params": {
+        "accessKeyKey": "accesskey",
+        "disableSSL": "true",
+        "endpoint": "seaweedfs.kubeflow:9000",
+        "fromEnv": "false",
+        "region": "minio",
+        "secretKeyKey": "secretkey",
+        "secretName": "mlpipeline-minio-artifact",
+    },
+}
 
 
 def _runtime_artifact(artifact: StoredArtifact) -> dict[str, Any]:
     """How an artifact of the metadata store comes to the task that reads it: its type is lost."""
-    added = {"display_name": Path(artifact.uri).name, "store_session_info": json.dumps({"Provider": "minio"})}
+    added = {"display_name": Path(artifact.uri).name, "store_session_info": _json(_SESSION)}
     return {
         "name": artifact.name,
         "type": {"instanceSchema": ""},
@@ -395,17 +462,17 @@ def _holds(condition: str, artifacts: dict[str, Any]) -> bool:
     return artifacts[match["key"]]["artifacts"][0]["metadata"][match["name"]] == float(match["value"])
 
 
-def _cache_key(inputs: dict, outputs: dict, container: dict) -> str:
-    """What the backend takes for the same: not the content of what is read, and of the image only its name."""
+def _cache_key(inputs: dict, outputs: dict, container: dict, claims: list[str]) -> str:
+    """What the backend takes for the same: not the content of what is read, and of image and volumes only the names."""
     names = {key: found["artifacts"][0]["name"] for key, found in inputs["artifacts"].items()}
     command = [*container["command"], *container["args"]]
-    key = [names, inputs["parameterValues"], outputs, container["image"], command]
+    key = [names, inputs["parameterValues"], outputs, container["image"], command, claims]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def _local(pod: Path, uri: str) -> Path:
     scheme, _, rest = uri.partition("://")
-    return pod / _FOLDERS[scheme] / rest
+    return pod / _FOLDERS[scheme] / rest if scheme in _FOLDERS else Path(uri)
 
 
 def _prepare(pod: Path, outputs: dict[str, Any]) -> None:
@@ -449,3 +516,114 @@ def _read_output(path: Path, name: str) -> dict[str, Any]:
     except json_format.ParseError as error:
         raise TaskFailed(f"{name}: its output file cannot be read: {error}") from None
     return json_format.MessageToDict(output)
+
+
+def node_status(text: str, default_retries: bool, inputs: dict[str, dict[str, Any]] | None = None) -> int:
+    """Bytes of the status of a Workflow's nodes when each task has succeeded at its first attempt.
+
+    A task has four nodes: its driver, with the specifications of task, component and container as inputs and a patch
+    of the pod as output; itself, its retries and its pod, each with that patch as input. In the patch are the
+    ExecutorInput, the component's specification again, and the command.
+
+    Args:
+        text: the specification.
+        default_retries: the default installation of 2.17 retries whatever Argo runs, so that drivers and tasks have a
+            node for their retries, too.
+        inputs: task -> ExecutorInput, of a run; default: as in a run whose artifacts have no properties.
+    """
+    spec, platform = load(text)
+    kubernetes = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+    values = {name: p.get("defaultValue") for name, p in spec["root"]["inputDefinitions"]["parameters"].items()}
+    run, nodes = Run(str(uuid.UUID(int=0))), {}
+    for name, task in spec["root"]["dag"]["tasks"].items():
+        component = spec["components"][task["componentRef"]["name"]]
+        container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+        executor_input = (inputs or {}).get(name) or _bare_input(spec, task, component, values, run)
+        patch = _json(
+            {
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": container["image"],
+                        "command": _launcher(executor_input, component, spec["pipelineInfo"]["name"], run.id),
+                        "args": [*container["command"], *container["args"]],
+                        "env": container.get("env", []),
+                        "resources": container.get("resources", {}),
+                    }
+                ]
+            }
+        )
+        given = {"component": component, "task": task, "container": container}
+        if component["executorLabel"] in kubernetes:
+            given["kubernetes-config"] = kubernetes[component["executorLabel"]]
+        retry = {"retry-max-count": "2", "retry-backoff-duration": "60", "retry-backoff-factor": "2"}
+        executor = {"pod-spec-patch": patch, **(retry | {"retry-backoff-max-duration": "86400"})}
+        driver = {key: _json(value) for key, value in given.items()} | {"task-name": name, "parent-dag-id": "1234"}
+        outputs = {"pod-spec-patch": patch, "cached-decision": "false", "condition": "true"}
+        for attempt in ("", "(0)") if default_retries else ("",):
+            nodes[f"{name}-driver{attempt}"] = _argo_node(f"{name}-driver{attempt}", driver, outputs)
+            nodes[f"{name}{attempt}"] = _argo_node(f"{name}{attempt}", {**executor, "cached-decision": "false"}, {})
+        nodes |= {
+            f"{name}.executor": _argo_node(f"{name}.executor", executor, {}),
+            f"{name}.executor(0)": _argo_node(f"{name}.executor(0)", executor, {}),
+        }
+    return len(_json(nodes).encode())
+
+
+def _bare_input(spec: dict, task: dict, component: dict, values: dict[str, Any], run: Run) -> dict[str, Any]:
+    base = f"{PIPELINE_ROOT}/pipeline/{spec['pipelineInfo']['name']}/{run.id}"
+    artifacts = {}
+    for key, source in task.get("inputs", {}).get("artifacts", {}).items():
+        origin = source["taskOutputArtifact"]
+        uri = f"{base}/{origin['producerTask']}/{run.id}/{origin['outputArtifactKey']}"
+        artifacts[key] = {"artifacts": [_runtime_artifact(StoredArtifact("123", "", uri, {}, Path()))]}
+    folder = f"{base}/{task['taskInfo']['name']}/{run.id}"
+    outputs = _outputs(component.get("outputDefinitions", {}).get("artifacts", {}), folder, 0)
+    outputs["outputFile"] = str(_local(Path("/"), f"{folder}/output_metadata.json"))
+    parameters = _task_parameters(task, component, values, run)
+    return {"inputs": {"parameterValues": parameters, "artifacts": artifacts}, "outputs": outputs}
+
+
+def _launcher(executor_input: dict, component: dict, pipeline: str, run: str) -> list[str]:
+    options = {
+        "executor_type": "container",
+        "pipeline_name": pipeline,
+        "run_id": run,
+        "execution_id": "1234",
+        "executor_input": _json(executor_input),
+        "component_spec": _json(component),
+        "pod_name": "$(KFP_POD_NAME)",
+        "pod_uid": "$(KFP_POD_UID)",
+        "ml_pipeline_server_address": "ml-pipeline.kubeflow",
+        "ml_pipeline_server_port": "8887",
+        "mlmd_server_address": "metadata-grpc-service.kubeflow",
+        "mlmd_server_port": "8080",
+        "publish_logs": "true",
+        "log_level": "1",
+    }
+    return ["/kfp-launcher/launch", *(part for key, value in options.items() for part in (f"--{key}", value)), "--"]
+
+
+def _argo_node(name: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, Any]:
+    return {
+        "id": "catbreeds-x7k2p-1234567890",
+        "name": f"catbreeds-x7k2p.root.{name}",
+        "displayName": name,
+        "type": "Pod",
+        "templateName": "retry-system-container-impl",
+        "templateScope": "local/catbreeds-x7k2p",
+        "phase": "Succeeded",
+        "boundaryID": "catbreeds-x7k2p-1234567890",
+        "startedAt": "2026-11-28T10:00:00Z",
+        "finishedAt": "2026-11-28T10:01:00Z",
+        "progress": "1/1",
+        "resourcesDuration": {"cpu": 10, "memory": 100},
+        "inputs": {"parameters": [{"name": key, "value": value} for key, value in inputs.items()]},
+        "outputs": {"parameters": [{"name": key, "value": value} for key, value in outputs.items()], "exitCode": "0"},
+        "children": ["catbreeds-x7k2p-1234567890"],
+        "hostNodeName": "kind-control-plane",
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -37,3 +37,20 @@ class Fails(BaseExecutor):
 
     def Do(self, input_dict, output_dict, exec_properties):
         raise ValueError("the photos are wrong")
+
+
+class FailsOnce(BaseExecutor):
+    """Fails at its first attempt, as its parameter `marker`, a file, remembers."""
+
+    def Do(self, input_dict, output_dict, exec_properties):
+        marker = Path(exec_properties["marker"])
+        if not marker.exists():
+            marker.touch()
+            raise ConnectionError("the node went away")
+
+
+class TellsParameters(BaseExecutor):
+    """Writes which parameters it was given into the file that `marker` names."""
+
+    def Do(self, input_dict, output_dict, exec_properties):
+        Path(exec_properties["marker"]).write_text(" ".join(sorted(exec_properties)))

@@ -5,12 +5,11 @@ import json
 import os
 
 import pytest
-from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor
 
 from pipeline import kubeflow_entrypoint
 from tests.kfp import executors
 
-RUN = "minio://mlpipeline/v2/artifacts/catbreeds/3f2c"
+RUN = "minio://mlpipeline/v2/artifacts/pipeline/catbreeds/3f2c"
 SESSION = '{"Provider":"minio","Params":{"endpoint":"minio-service.kubeflow:9000"}}'
 
 
@@ -18,18 +17,8 @@ def schema(title: str) -> dict:
     return {"instanceSchema": f"title: {title}\ntype: object\n"}
 
 
-EXAMPLES = {
-    "instanceSchema": "title: tfx.Examples\ntype: object\nproperties:\n  span:\n    type: integer\n  version:\n"
-    "    type: integer\n  split_names:\n    type: string\n"
-}
-SPEC = {
-    "artifacts": {
-        "examples": {"artifactType": EXAMPLES},
-        "report": {"artifactType": schema("components.IngestReport")},
-        "_RetrainGate.decision": {"artifactType": schema("components.RetrainDecision")},
-    },
-    "parameters": {"photos": {"parameterType": "NUMBER_INTEGER"}, "data": {"parameterType": "STRING"}},
-}
+# As a compiled pipeline has it: the types of the artifacts that it reads, and which parameters are whole numbers.
+INPUTS = "examples=tfx.Examples report=components.IngestReport photos=int"
 INVOCATION = {
     "inputs": {
         "parameterValues": {"photos": 4, "data": "/photos/größe 😺"},
@@ -68,16 +57,27 @@ INVOCATION = {
     },
     "outputs": {
         "artifacts": {
-            key: {"artifacts": [{"uri": f"{RUN}/Trainer/5b/{key}", "type": kind, "metadata": {}}]}
+            key: {"artifacts": [{"name": key, "uri": f"{RUN}/Trainer/5b/{key}", "type": kind}]}
             for key, kind in {
                 "model": schema("tfx.Model"),
                 "model_run": schema("tfx.ModelRun"),
                 "metrics": schema("system.Metrics"),
                 "page": schema("system.HTML"),
-                "executor-logs": {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"},
             }.items()
+        }
+        | {
+            # What the backend adds; the launcher numbers it by the attempt.
+            "executor-logs": {
+                "artifacts": [
+                    {
+                        "name": "executor-logs",
+                        "uri": f"{RUN}/Trainer/5b/executor-logs-0",
+                        "type": {"schemaTitle": "system.Artifact"},
+                    }
+                ]
+            }
         },
-        "outputFile": "/tmp/kfp_outputs/output_metadata.json",
+        "outputFile": "/minio/mlpipeline/v2/artifacts/pipeline/catbreeds/3f2c/Trainer/5b/output_metadata.json",
     },
 }
 
@@ -90,13 +90,10 @@ def call(tmp_path, monkeypatch):
 
     def run(executor: str, invocation: dict = INVOCATION) -> dict:
         invocation = copy.deepcopy(invocation)
-        invocation["outputs"]["outputFile"] = str(tmp_path / "kfp_outputs" / "output_metadata.json")
-        arguments = [
-            *("kubeflow_entrypoint", "--executor_class_path", f"tests.kfp.executors.{executor}"),
-            *("--json_serialized_invocation_args", json.dumps(invocation)),
-            *("--json_serialized_inputs_spec_args", json.dumps(SPEC)),
-        ]
-        kubeflow_entrypoint.main(kubeflow_v2_run_executor._parse_flags(arguments))
+        place = INVOCATION["outputs"]["outputFile"].lstrip("/")
+        invocation["outputs"]["outputFile"] = str(tmp_path / place)
+        arguments = ["kubeflow_entrypoint", f"tests.kfp.executors.{executor}", json.dumps(invocation), INPUTS]
+        kubeflow_entrypoint.main(kubeflow_entrypoint.parse_flags(arguments))
         with open(invocation["outputs"]["outputFile"], encoding="utf-8") as file:
             return json.load(file)
 
@@ -199,7 +196,7 @@ def test_an_output_that_is_an_empty_folder_fails_the_task_by_name(call):
 def test_an_error_of_the_component_is_the_error_of_the_task(call, tmp_path):
     with pytest.raises(ValueError, match="the photos are wrong"):
         call("Fails")
-    assert not (tmp_path / "kfp_outputs" / "output_metadata.json").exists()
+    assert not list(tmp_path.rglob("output_metadata.json"))
 
 
 def test_on_vertex_ai_nothing_is_translated(call, monkeypatch, tmp_path):

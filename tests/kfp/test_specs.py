@@ -133,6 +133,7 @@ def test_image_resources_retries_secrets_and_environment_come_from_the_settings(
     retries = {name: task.get("retryPolicy") for name, task in spec["root"]["dag"]["tasks"].items()}
     assert retries.pop("DataGate") is None
     assert {policy["maxRetryCount"] for policy in retries.values()} == {4}
+    assert {policy["backoffMaxDuration"] for policy in retries.values()} == {"86400s"}
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     secret = {
         "secretNameParameter": {"runtimeValue": {"constant": "keys"}},
@@ -152,6 +153,31 @@ def test_other_breeds_in_the_schema_are_another_specification(tmp_path):
 def test_a_schema_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SettingsError, match=f"photos_schema: {tmp_path}/schema.pbtxt: no such file"):
         compiled(f"photos_schema={tmp_path}")
+
+
+def test_the_page_says_how_large_the_status_of_a_run_is():
+    from pipeline.kubeflow_runner import compile_pipeline
+
+    page = (ROOT / "docs" / "kubeflow.md").read_text(encoding="utf-8")
+    given = settings("smoke", ())
+    for backbones in (3, 4, 5):
+        more = tuple(f"backbone{number}" for number in range(3, backbones))
+        text = compile_pipeline(given.model_copy(update={"backbones": (*given.backbones, *more)}))
+        tasks = len(backend.load(text)[0]["root"]["dag"]["tasks"])
+        plain, retried = (backend.node_status(text, default_retries) / 1e6 for default_retries in (False, True))
+        assert f"| {backbones} | {tasks} | {plain:.1f} | {retried:.1f} |" in page
+
+
+def test_only_what_uses_beam_is_given_its_flags(smoke):
+    arguments = {
+        name.removesuffix("_executor"): executor["container"]["args"]
+        for name, executor in smoke["deploymentSpec"]["executors"].items()
+    }
+    assert {len(given) for given in arguments.values()} == {3, 6}
+    assert {name.partition("-")[0] for name, given in arguments.items() if len(given) == 6} >= {
+        *("StatisticsGen", "Transform", "EmbeddingGen", "ImageExampleGen")
+    }
+    assert len(arguments["Pusher"]) == len(arguments["Trainer-resnet50"]) == 3
 
 
 def spoil_resolver(spec):
@@ -226,6 +252,7 @@ def test_the_executor_of_these_tests_takes_nothing_that_a_cluster_would_not(smok
     ("parameters", "words"),
     [
         ({"folder": "/photos"}, "unknown parameters: {'folder'}"),
+        ({"data": 7}, "parameter data: 7 is no STRING"),
         ({"gate_margin": "much"}, "parameter gate_margin: 'much' is no NUMBER_DOUBLE"),
         ({"data": "x" * 10_000}, "the parameters take"),
     ],

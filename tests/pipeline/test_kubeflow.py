@@ -137,25 +137,96 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
     assert lines[-1] == "The run succeeded."
 
 
+REFUSED = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED", "ModelGate": "SUCCEEDED", "Admitted": "SKIPPED"}
+NOTHING_NEW = {"DataGate": "SUCCEEDED", "Tuner": "SKIPPED", "ModelGate": "OMITTED", "Admitted": "OMITTED"}
+LARGE = 100_000  # bytes of a node's status, of which 11 are more than the server reads
+
+
+@pytest.mark.parametrize(("node_bytes", "default_retries"), [(1000, False), (1000, True), (LARGE, True)])
 @pytest.mark.parametrize(
     ("state", "tasks", "code", "told"),
     [
-        ("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Admitted": "SKIPPED"}, 3, "The gate refused"),
-        (
-            "SUCCEEDED",
-            {"Tuner": "SKIPPED", **dict.fromkeys(TASKS[2:], "RUNTIME_STATE_UNSPECIFIED")},
-            0,
-            "The run succeeded.",
-        ),
-        ("FAILED", {"Tuner": "FAILED"}, 1, "[ 1/4] Tuner                        failed\n        OOMKilled"),
+        ("SUCCEEDED", dict.fromkeys(TASKS, "SUCCEEDED"), 0, "The run succeeded."),
+        ("SUCCEEDED", REFUSED, 3, "The gate refused"),
+        ("SUCCEEDED", NOTHING_NEW, 0, "The run succeeded."),
+        ("FAILED", {"Tuner": "FAILED"}, 1, "[ 1/4] Tuner                        failed\nThe run failed."),
         ("CANCELED", {}, 1, "The run canceled."),
     ],
 )
-def test_the_exit_code_tells_how_the_run_ended(call, server, spec, state, tasks, code, told):
-    server.script = [(state, tasks)]
+def test_the_exit_code_tells_how_the_run_ended(
+    call, server, spec, state, tasks, code, told, node_bytes, default_retries
+):
+    server.script = [("RUNNING", {"DataGate": "RUNNING"}), (state, tasks)]
+    server.node_bytes, server.default_retries = node_bytes, default_retries
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr) == (code, "")
     assert told in done.stdout
+
+
+def test_progress_of_a_run_with_a_large_status_goes_on(call, server, spec):
+    server.node_bytes = LARGE
+    done = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED"}
+    running = ("RUNNING", {**done, "ModelGate": "RUNNING", "Admitted": "PENDING"})
+    server.script = [("RUNNING", {"DataGate": "RUNNING"}), *[running] * 7, ("RUNNING", {}), 401]
+    shown = call("submit", spec, "--poll", "0.01").stdout
+    assert [" ".join(line.split()) for line in shown.splitlines() if line.startswith("[")] == [
+        "[ 0/4] DataGate running",
+        "[ 1/4] DataGate succeeded 0 s",
+        "[ 1/4] ModelGate running",
+        "[ 2/4] Tuner succeeded 0 s",
+    ]
+
+
+@pytest.mark.parametrize("tasks", [REFUSED, dict.fromkeys(TASKS, "SUCCEEDED")])
+def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, tasks):
+    server.v1beta1, server.node_bytes = False, LARGE
+    server.script = [("RUNNING", {"DataGate": "RUNNING"}), ("SUCCEEDED", tasks)]
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    assert "whether a model was pushed cannot be read" in done.stderr
+    assert "succeeded" not in done.stdout
+
+
+def test_an_outcome_that_the_server_reports_itself_needs_no_workflow(call, server, spec):
+    server.v1beta1 = False
+    for tasks, code in [(REFUSED, 3), (dict.fromkeys(TASKS, "SUCCEEDED"), 0)]:
+        server.script = [("SUCCEEDED", tasks)]
+        assert call("submit", spec, "--poll", "0.01").exit_code == code
+
+
+@pytest.mark.parametrize(("node", "told"), [("Tuner", "Tuner"), ("Tuner-driver", "the driver of Tuner")])
+@pytest.mark.parametrize("node_bytes", [1000, LARGE])
+@pytest.mark.parametrize("default_retries", [False, True])
+def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log(
+    call, server, spec, node, told, node_bytes, default_retries
+):
+    server.node_bytes, server.default_retries = node_bytes, default_retries
+    server.messages = {"Tuner-driver": "Error (exit code 1)", "executor(0)": "OOMKilled (exit code 137)"}
+    server.script = [("FAILED", {**dict.fromkeys(["DataGate", "ModelGate", "Admitted"], "OMITTED"), node: "FAILED"})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    reason = server.messages["executor(0)" if node == "Tuner" else node]
+    template = "retry-system-container-impl" if node == "Tuner" else "system-container-driver"
+    *_, failed, log = done.stdout.splitlines()
+    assert failed == f"{told} failed: {reason}"
+    assert re.fullmatch(rf"    kubectl logs -n cats catbreeds-x7k2p-{template}-\d+ -c main", log)
+
+
+def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server, spec):
+    server.invalid = "invalid spec: templates.root.tasks.Tuner failed to resolve"
+    server.script = [("FAILED", {})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert "no status of its nodes: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
+
+
+def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec):
+    server.v1beta1 = False
+    server.script = [("FAILED", {"Tuner-driver": "FAILED"})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    assert "Why it failed cannot be read" in done.stdout
+    assert re.search(r"^Tuner-driver failed: pods catbreeds-x7k2p-\d+$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kfp_specs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -180,6 +251,33 @@ def test_an_unchanged_pipeline_makes_no_new_version_and_a_changed_one_does(call,
     assert (len(server.pipelines), len(server.versions), len(server.experiments)) == (1, 2, 2)
 
 
+@pytest.mark.parametrize("experiment", ["A+B", "100 %", "50%25", 'Größe "7" & more'])
+def test_an_experiment_of_any_name_is_found_again(call, server, spec, experiment):
+    for _ in range(2):
+        done = call("submit", spec, "--no-wait", "--experiment", experiment)
+        assert (done.exit_code, done.stderr) == (0, "")
+    assert only(server.experiments)["display_name"] == experiment
+    assert call("schedule", spec, "--cron", "@daily", "--experiment", experiment).exit_code == 0
+    assert "catbreeds  active" in call("schedule", spec, "--list", "--experiment", experiment).stdout
+
+
+def test_why_an_upload_is_refused_is_told(call, server, spec):
+    server.refuses_uploads = "Failed to create a pipeline version: resolver not implemented yet"
+    done = call("submit", spec)
+    assert_refused(done, "400: Failed to create a pipeline version: resolver not implemented yet")
+    assert "at stack" not in done.stderr
+
+
+@pytest.mark.parametrize("root", ["ftp://x/y", "/runs", "s3://", "s3:/bucket/runs", "S3://bucket", "minio:///runs"])
+@pytest.mark.parametrize("command", [["submit"], ["schedule", "--cron", "@daily"]])
+def test_a_pipeline_root_that_the_server_cannot_use_is_refused_before_anything_is_sent(
+    call, server, spec, command, root
+):
+    done = call(command[0], spec, *command[1:], "--pipeline-root", root)
+    assert_refused(done, f"--pipeline-root {root}: write s3://BUCKET/PATH, minio://BUCKET/PATH or gs://BUCKET/PATH")
+    assert server.requests == []
+
+
 def test_no_wait_leaves_the_run_alone(call, server, spec):
     assert call("submit", spec, "--no-wait", "--pipeline-root", "minio://cats/runs").exit_code == 0
     assert not [request for request in server.requests if request.startswith("GET /runs")]
@@ -187,7 +285,7 @@ def test_no_wait_leaves_the_run_alone(call, server, spec):
 
 
 def test_a_connection_that_breaks_does_not_end_the_watch(call, server, spec):
-    server.script = [("RUNNING", {}), 503, 503, ("SUCCEEDED", {})]
+    server.script = [("RUNNING", {}), 503, 503, ("SUCCEEDED", dict.fromkeys(TASKS, "SUCCEEDED"))]
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr.count("trying again")) == (0, 1)
 
@@ -394,7 +492,9 @@ def test_a_schedule_is_replaced_paused_resumed_listed_and_deleted(call, server, 
     shown = call("schedule", spec, "--list").stdout
     assert "catbreeds  paused  '30 4 * * *', next " in shown
     assert "run_date=[[ScheduledTime]]" in shown
-    assert call("schedule", spec, "--resume").exit_code == 0
+    resumed = call("schedule", spec, "--resume")
+    assert resumed.exit_code == 0
+    assert "one run starts now, for the latest time" in resumed.stdout
     assert server.active() == [only(server.schedules)]
     assert "catbreeds  active" in call("schedule", spec, "--list").stdout
     assert call("schedule", spec, "--cron", "@daily", "--pause").exit_code == 0
