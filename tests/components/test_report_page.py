@@ -416,6 +416,10 @@ def no_test_photo_of_a_breed(found):
     found["gate"]["slices"].pop()
 
 
+def champion_learned_all_test_photos_of_a_breed(found):
+    found["gate"]["slices"].pop()
+
+
 def no_breed_large_enough(found):
     found["gate"]["slices"][0]["enforced"] = False
 
@@ -458,6 +462,7 @@ def random_weights_and_a_warning(found):
         (no_finite_loss, ["no finite value"], []),
         (accuracy_as_objective, ["Best of 5: val_accuracy 0.740", "more is better"], ["less is better"]),
         (nothing_wrong, ["None: every test photo was recognised"], ["Most surely wrong on test called"]),
+        (champion_learned_all_test_photos_of_a_breed, ["learned all of these photos"], []),
         (no_test_photo_of_a_breed, ["Sphynx 0 no test photo: nothing is measured"], []),
         (no_breed_large_enough, ["no breed has 10 test photos"], ["largest loss"]),
         (no_checkout, ["The code did not come from a Git checkout"], ["git checkout", "commit None"]),
