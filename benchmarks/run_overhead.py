@@ -56,13 +56,14 @@ class Costs(NamedTuple):
         return self.passes + self.trials
 
 
-def measure(photos: int) -> Costs:
+def measure(photos: int, backbones: list[str]) -> Costs:
     """Runs the pipeline on so many photos, then its forward passes alone."""
     with tempfile.TemporaryDirectory() as folder:
         data, workdir = Path(folder) / "photos", Path(folder) / "runs"
         _say(f"{photos} photos: drawing them")
         write_sample_data(data, breeds=BREEDS, photos=photos // BREEDS)
         command = [CATBREEDS, "run", "--profile", "demo", "--data", data, "--workdir", workdir]
+        command += ["--set", f"backbones=[{','.join(backbones)}]"]
         started = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         seconds = time.perf_counter() - started
@@ -116,7 +117,9 @@ def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=int, nargs="+", default=[240, 2400], help="numbers of photos to draw")
-    costs = [measure(photos) for photos in sorted(parser.parse_args().photos)]
+    parser.add_argument("--backbones", nargs="+", default=list(load("demo").backbones), help="the demo's by default")
+    arguments = parser.parse_args()
+    costs = [measure(photos, arguments.backbones) for photos in sorted(arguments.photos)]
     print(_table(costs))
     for cost in costs:
         print(f"\nseconds of each component, {cost.photos} photos:")
