@@ -125,7 +125,8 @@ def test_after_a_failure_what_is_running_is_completed_and_kept_and_nothing_is_st
     follower = Follower()
 
     def let_right_go():
-        while "left" not in failed_nodes(tmp_path):
+        end = time.monotonic() + DEADLINE
+        while "left" not in failed_nodes(tmp_path) and time.monotonic() < end:
             time.sleep(0.01)
         (tmp_path / "right.go").touch()
 
@@ -187,14 +188,18 @@ def _alive(pid):
 
 def test_an_interrupted_run_leaves_no_component_behind(tmp_path):
     class Interrupter(Follower):
-        def on_finish(self, run):
-            raise KeyboardInterrupt
+        def on_start(self, node_id, total):
+            if node_id == "right":
+                wait_for(tmp_path / "left.there")
+                raise KeyboardInterrupt
 
-    thread = release(tmp_path, after=())
-    thread.join()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Interrupter())
-    assert not (tmp_path / "left.there").exists()
+    pid = int((tmp_path / "left.there").read_text())
+    end = time.monotonic() + DEADLINE
+    while _alive(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_as_many_workers_as_cores_and_memory_allow(monkeypatch):
