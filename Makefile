@@ -36,8 +36,8 @@ demo: setup ## the whole pipeline in minutes: photos it draws itself, three back
 	$(CATBREEDS) predict $(DEMO)/unseen/Emberling/*.jpg --workdir $(DEMO)
 	@echo "Now serve it, and ask on a web page: $(CATBREEDS) up --workdir $(DEMO)"
 
-test: setup ## all tests but the slow ones
-	$(PYTEST) -m "not slow"
+test: setup ## all tests but the slow ones; SLOW=1: those too, in the same session, so that they share its runs
+	$(PYTEST) $(if $(SLOW),,-m "not slow")
 
 test-slow: setup ## the tests that take minutes each
 	$(PYTEST) -m slow
