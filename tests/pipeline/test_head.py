@@ -137,7 +137,7 @@ def test_search_is_repeatable_and_times_each_trial(search):
 @pytest.mark.parametrize(
     "cause", [ValueError("shapes differ"), MemoryError("8 GB"), KeyError("seconds"), FailedTrialError("no")]
 )
-def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cause(search, monkeypatch, failing, cause):
+def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cause(search, monkeypatch, cause):
     build, built = tuning.HeadModel.build, []
 
     def build_or_fail(self, hp):
