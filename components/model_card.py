@@ -66,9 +66,15 @@ def model_card(
             "breeds": breeds,
             "left_out": dict(sorted(Counter(row["kind"] for row in ingest["left_out"]).items())),
         },
-        "metrics": {"split": "test", **{key: metrics[key] for key in ("overall", "breeds", "calibration")}},
-        "limits": _limits(record, metrics, gate["rules"]["min_slice"]),
-        "admission": {key: gate[key] for key in ("reasons", "rules", "comparison", "champion")},
+        "metrics": {
+            "split": "test",
+            **{key: metrics[key] for key in ("overall", "breeds", "calibration")},
+            "balanced_accuracy": gate["candidate"]["balanced_accuracy"],
+        },
+        "limits": _limits(record, metrics, gate),
+        "admission": {
+            key: gate[key] for key in ("reasons", "rules", "majority", "comparison", "not_compared", "champion")
+        },
         "lineage": {
             "run": admission["run_id"],
             "commit": admission["commit"],
@@ -93,8 +99,8 @@ def _weights_licence(backbone: dict[str, Any]) -> str:
     )
 
 
-def _limits(record: dict[str, Any], metrics: dict[str, Any], min_slice: int) -> list[str]:
-    breeds = sorted(record["breeds"])
+def _limits(record: dict[str, Any], metrics: dict[str, Any], gate: dict[str, Any]) -> list[str]:
+    breeds, min_slice = sorted(record["breeds"]), gate["rules"]["min_slice"]
     limits = [
         f"It knows {len(breeds)} breeds and answers one of them for any photo, also of a cat of another breed, of "
         "several cats, or of no cat at all.",
@@ -103,6 +109,8 @@ def _limits(record: dict[str, Any], metrics: dict[str, Any], min_slice: int) -> 
     if record["backbone"]["weights"] == "random":
         limits.insert(0, "Its backbone has random weights: it is for show, not for use.")
     tested = {breed: metrics["breeds"][breed]["photos"] if breed in metrics["breeds"] else 0 for breed in breeds}
+    if never := [f"{breed} (0 of {photos})" for breed, photos in gate["candidate"]["never_recognised"].items()]:
+        limits.append(f"Breeds that it did not recognise on any test photo: {', '.join(never)}.")
     few = [f"{breed} ({photos})" for breed, photos in tested.items() if photos < min_slice]
     if few:
         limits.append(f"Breeds with fewer than {min_slice} test photos, whose accuracy is uncertain: {', '.join(few)}.")

@@ -27,6 +27,8 @@ def read_images(examples: str, split: str, wanted: Collection[str]) -> dict[str,
         content_hash = features["content_hash"].bytes_list.value[0].decode()
         if content_hash in wanted:
             found[content_hash] = features["image_bytes"].bytes_list.value[0]
+        if len(found) == len(wanted):
+            break
     return {content_hash: found[content_hash] for content_hash in wanted if content_hash in found}
 
 

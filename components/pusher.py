@@ -87,11 +87,14 @@ def Pusher(
     version, existing = None, models.find(gate["candidate"]["recipe_digest"])
     if gate["champion"] and gate["champion"]["unreadable"] and gate["champion"]["version"] == existing:
         existing = None  # what was pushed is damaged: it is pushed anew
+    origin = retrain and read_json(retrain.uri, RETRAIN_FILE)["origin_digest"]
+    if existing is not None and origin:
+        models.add_origin(existing, origin)  # or the next scheduled run would train the same model again
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,
             "run_date": date_of_run(run_date, schedule_time),
-            "origin_digest": retrain and read_json(retrain.uri, RETRAIN_FILE)["origin_digest"],
+            "origin_digest": origin,
             "commit": git_commit() or "",
             "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

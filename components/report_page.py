@@ -72,13 +72,14 @@ def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
     low, high = candidate["test_accuracy_ci95"]
     enforced = [row for row in gate["slices"] if row["enforced"]]
     if gate["comparison"] is None:
-        paired = slices = f"not compared: {_why_not_compared(gate['champion'])}"
+        paired = slices = f"not compared: {gate['not_compared']}"
     else:
         paired = (
-            "difference {accuracy_difference:+.3f}, 95 % interval from {accuracy_difference_lower95:+.3f}; of {photos} "
-            "photos {only_candidate_right} won, {only_champion_right} lost; exact McNemar p {mcnemar_p:.4f}"
+            "difference {accuracy_difference:+.3f}, 95 % interval from {accuracy_difference_lower95:+.3f} (bootstrap) "
+            "or {accuracy_difference_score_lower95:+.3f} (score interval); of {photos} photos {only_candidate_right} "
+            "won, {only_champion_right} lost; exact McNemar p {mcnemar_p:.4f}"
         ).format(**gate["comparison"])
-        slices = f"no breed has {rules['min_slice']} test photos"
+        slices = f"no breed has {rules['min_slice']} such photos"
     if enforced:
         worst = max(enforced, key=lambda row: row["champion"] - row["candidate"])
         slices = (
@@ -92,6 +93,7 @@ def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"accuracy on test of at least {rules['min_accuracy']:g}",
             f"{candidate['test_accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})",
         ),
+        ("above_majority", _majority_rule(gate), _majority_measured(gate["majority"])),
         ("policy, margin", _POLICIES[rules["policy"]].format(**rules), paired),
         (
             "min_slice, max_slice_drop",
@@ -102,14 +104,20 @@ def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _why_not_compared(champion: dict[str, Any] | None) -> str:
-    if champion is None:
-        return "no model was in service"
-    if champion["unreadable"]:
-        return f"version {champion['version']} in service cannot be read"
-    if champion["is_candidate"]:
-        return f"the candidate is version {champion['version']}, which is in service"
-    return f"version {champion['version']} in service knows other breeds"
+def _majority_rule(gate: dict[str, Any]) -> str:
+    if not gate["rules"]["above_majority"]:
+        return "nothing: the rule is switched off"
+    return (
+        f"better than always answering {gate['majority']['breed']}, the largest breed of train: one-sided exact "
+        f"McNemar p below {SIGNIFICANCE:g}"
+    )
+
+
+def _majority_measured(majority: dict[str, Any]) -> str:
+    return (
+        "always answering it is right on {accuracy:.3f} of the test photos; of {photos} photos "
+        "{only_candidate_right} won, {only_majority_right} lost; p {sign_test_p:.4f}"
+    ).format(**majority)
 
 
 def _confusions(confusion: dict[str, Any]) -> list[dict[str, Any]]:

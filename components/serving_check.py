@@ -13,19 +13,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 
-import tensorflow as tf
 from tfx.components.evaluator import constants
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
-from tfx.utils import io_utils, path_utils
+from tfx.utils import path_utils
 
 from components.artifacts import ServingReport
 from components.documents import write_json
 from components.measured import read_outcomes
+from components.photo_examples import read_images
+from serving.photo import PhotoError, normalise
 from serving.rollout.golden import Golden, golden_document
 
 SERVING_FILE = "serving_check.json"
@@ -34,6 +35,7 @@ ANSWERS_FILE = "golden.json"
 MODEL_SERVER = "tensorflow_model_server"
 _TOLERANCE = 1e-3
 _GOLDEN_BYTES = 500_000  # the photos travel with the model
+_GOLDEN_SIDES = (1024, 512, 256)  # pixels, for larger ones; at 256 no JPEG has more bytes than that
 _DEADLINE_SECONDS = 300
 
 
@@ -53,7 +55,8 @@ def ServingCheck(
 ):
     """Asks for test photos and expects what the Evaluator measured for them; a model that was refused is not asked.
 
-    The photos and their answers are kept: rollout asks every server for them before users do.
+    The photos, of as many breeds as possible, and their answers are kept: rollout asks every server for them before
+    users do. A photo of many bytes is kept smaller, with the answer that the server gave for it.
 
     The server is `tensorflow_model_server` where it is on PATH, else TensorFlow in a process of its own.
 
@@ -69,34 +72,52 @@ def ServingCheck(
         return
     path = path_utils.serving_model_path(model.uri)
     server = MODEL_SERVER if shutil.which(MODEL_SERVER) else "tensorflow"
-    expected = {row["content_hash"]: row for row in read_outcomes(evaluation.uri)}
-    sample = _read_photos(examples, photos)
+    expected = {row["content_hash"]: row for row in _sample(read_outcomes(evaluation.uri), photos)}
+    sample = read_images(examples.uri, "test", list(expected))
+    kept = [small for photo in sample.values() if (small := _small(photo)) is not None]
+    asked = list(dict.fromkeys([*sample.values(), *kept]))
     ask = _ask_model_server if server == MODEL_SERVER else _ask_tensorflow
-    answers = ask(path, {"instances": [{"image_bytes": {"b64": base64.b64encode(d).decode()}} for _, d in sample]})
-    if len(answers) != len(sample):
-        raise ServingError(f"the model server answers {len(answers)} photos, it was asked for {len(sample)}")
-    for (content_hash, _), answer in zip(sample, answers, strict=True):
-        _compare(expected[content_hash], answer)
-    golden = [
-        Golden(photo, expected[content_hash]["predicted"], expected[content_hash]["confidence"])
-        for content_hash, photo in sample
-        if len(photo) <= _GOLDEN_BYTES
-    ]
+    given = ask(path, {"instances": [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in asked]})
+    if len(given) != len(asked):
+        raise ServingError(f"the model server answers {len(given)} photos, it was asked for {len(asked)}")
+    answers = dict(zip(asked, given, strict=True))
+    for content_hash, photo in sample.items():
+        _compare(expected[content_hash], answers[photo])
+    golden = [Golden(photo, *_best(answers[photo])) for photo in kept]
     write_json(report.uri, ANSWERS_FILE, golden_document(golden))
     write_json(report.uri, SERVING_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 
-def _read_photos(examples: Examples, count: int) -> list[tuple[str, bytes]]:
-    """Content hash and bytes of the first `count` test photos."""
-    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], "test"))
-    records = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(pattern))).take(count)
-    features = [tf.train.Example.FromString(record).features.feature for record in records.as_numpy_iterator()]
-    return [(f["content_hash"].bytes_list.value[0].decode(), f["image_bytes"].bytes_list.value[0]) for f in features]
+def _sample(outcomes: list[dict], count: int) -> list[dict]:
+    """`count` of the outcomes, of as many breeds as possible."""
+    of_breed = Counter()
+    ranked = []
+    for row in sorted(outcomes, key=lambda row: row["content_hash"]):
+        ranked.append((of_breed[row["breed"]], row["breed"], row))
+        of_breed[row["breed"]] += 1
+    return [row for *_, row in sorted(ranked, key=lambda found: found[:2])[:count]]
+
+
+def _small(photo: bytes) -> bytes | None:
+    """A photo in few enough bytes to travel with the model; None where it is too narrow to be made smaller."""
+    for side in _GOLDEN_SIDES:
+        if len(photo) <= _GOLDEN_BYTES:
+            break
+        try:
+            photo = normalise(photo, side).data
+        except PhotoError:  # no client could send it, either
+            return None
+    return photo
+
+
+def _best(answer: dict) -> tuple[str, float]:
+    """The most probable breed of an answer and its probability."""
+    return max(zip(answer["breeds"], answer["probabilities"], strict=True), key=lambda pair: pair[1])
 
 
 def _compare(expected: dict, answer: dict) -> None:
     probabilities = dict(zip(answer["breeds"], answer["probabilities"], strict=True))
-    breed, confidence = max(probabilities.items(), key=lambda pair: pair[1])
+    breed, confidence = _best(answer)
     measured = probabilities.get(expected["predicted"], 0)
     if abs(measured - expected["confidence"]) > _TOLERANCE or abs(sum(probabilities.values()) - 1) > _TOLERANCE:
         raise ServingError(

@@ -2,8 +2,10 @@
 
 import math
 
+_Z = 1.959964  # of 95 %
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson_interval(successes: int, trials: int, z: float = _Z) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson, 1927); (0, 1) when nothing was tried."""
     if not trials:
         return 0.0, 1.0
@@ -21,9 +23,37 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
         only_a: photos that A alone has right.
         only_b: photos that B alone has right.
     """
-    discordant = only_a + only_b
-    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1)) / 2**discordant
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * sign_test(max(only_a, only_b), min(only_a, only_b)))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """One-sided p-value that wins are no more likely than losses (exact sign test); 1 without any."""
+    total = wins + losses
+    return sum(math.comb(total, k) for k in range(losses + 1)) / 2**total
+
+
+def paired_score_bound(wins: int, losses: int, photos: int) -> float:
+    """Lower end of the 95 % score interval of the share of wins minus that of losses (Newcombe, 1998).
+
+    It stays wide where few photos were compared, also if none of them was won or lost; a bootstrap interval does not.
+
+    Args:
+        wins: photos that the candidate alone has right.
+        losses: photos that the champion alone has right.
+        photos: compared, at least 1.
+    """
+    won, lost = wins / photos, losses / photos
+    least_won, most_lost = wilson_interval(wins, photos)[0], wilson_interval(losses, photos)[1]
+    return won - lost - math.hypot(won - least_won, most_lost - lost)
+
+
+def photos_to_exclude(loss: float) -> float:
+    """Photos of which none may be lost before the 95 % interval of the share of losses ends at `loss` or below.
+
+    Args:
+        loss: share of photos, 0 to 1; for 0 no number is enough: infinite.
+    """
+    return math.ceil(_Z**2 * (1 - loss) / loss) if loss else math.inf
 
 
 def paired_lower_bound(differences: list[int], resamples: int = 10_000, seed: int = 0) -> float:

@@ -31,8 +31,8 @@ def _whole() -> Column:
 
 
 def console_on(stream: TextIO) -> Console:
-    """A console; piped output has no width of its own, and wrapping would break paths."""
-    return Console(file=stream, width=None if stream.isatty() else 120)
+    """A console; piped output has no width of its own, and wrapping would break paths. `:cat:` stays a name."""
+    return Console(file=stream, width=None if stream.isatty() else 120, emoji=False)
 
 
 @contextlib.contextmanager

@@ -270,6 +270,7 @@ def _admission_nodes(
         candidate_evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         champion=champion.outputs["champion"],
         champion_evaluation=measures["Evaluator-champion"].outputs["evaluation"],
+        ingest=examples.outputs["report"],
         code=target.code("components.model_gate"),
         **target.gate,
     )

@@ -5,6 +5,7 @@ line of a component.
 """
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ def compile_pipeline(settings: Settings) -> str:
 
 def _target(settings: Settings) -> Target:
     """Everything that lies outside of the pipeline is a parameter of the run, and looked at in the run alone."""
-    given = {name: RuntimeParameter(name, type(value)) for name, value in parameters(settings).items()}
+    given = {
+        name: RuntimeParameter(name, int if isinstance(value, bool) else type(value))
+        for name, value in parameters(settings).items()
+    }
     schema = photos_schema(settings)
     return Target(
         data=given["data"],
@@ -104,7 +108,7 @@ def _reads_outside(task: dict[str, Any]) -> bool:
 
 
 def _complete_parameters(spec: dict[str, Any], settings: Settings) -> None:
-    """TFX drops the defaults of parameters."""
+    """TFX drops the defaults of parameters, and takes truth values for whole numbers."""
     declared = spec["root"]["inputDefinitions"]["parameters"]
     for name, default in parameters(settings).items():
         declared[name] |= {"defaultValue": default, "isOptional": True}
@@ -113,6 +117,18 @@ def _complete_parameters(spec: dict[str, Any], settings: Settings) -> None:
         )
         if description:
             declared[name]["description"] = description
+        if isinstance(default, bool):
+            declared[name]["parameterType"] = "BOOLEAN"
+            for parameter in _readers(spec, name):
+                parameter["parameterType"] = "BOOLEAN"
+
+
+def _readers(spec: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """The definitions of the components' parameters that a parameter of the run sets."""
+    for task in spec["root"]["dag"]["tasks"].values():
+        for key, source in task.get("inputs", {}).get("parameters", {}).items():
+            if source.get("componentInputParameter") == name:
+                yield spec["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"][key]
 
 
 def _complete_tasks(spec: dict[str, Any], config: Kubeflow, outside: set[str]) -> None:

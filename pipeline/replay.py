@@ -1,7 +1,7 @@
 """A decision of ModelGate taken again by other rules, from what was measured then: nothing is trained or pushed."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from components.documents import read_json
 from components.gate_rules import Rules, judge
@@ -26,12 +26,13 @@ def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, 
     run = run or history.last_run("ModelGate")
     gate = history.execution(run, "ModelGate")
     uris = {key: artifacts[0].uri for key, artifacts in gate.inputs.items()}
-    known = {name: gate.properties[name] for name in Rules.__annotations__}
+    known = {name: kind(gate.properties[name]) for name, kind in get_type_hints(Rules).items()}
     document = judge(
         Rules(**(known | changes)),
         read_record(Path(uris["candidate"]) / "Format-Serving"),
         read_measured(uris["candidate_evaluation"]),
         read_json(uris["champion"], "champion.json"),
         read_measured(uris["champion_evaluation"]),
+        read_json(uris["ingest"], "report.json"),
     )
     return {"run": run, **document}

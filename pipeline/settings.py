@@ -128,6 +128,11 @@ class Gate(_Section):
 
     min_accuracy: Fraction = Field(0.5, description="least accuracy on test")
     min_test_photos: int = Field(10, ge=1, description="with fewer test photos nothing is admitted")
+    above_majority: bool = Field(
+        True,
+        description="test photos must show that the model is better than always answering the largest breed: one-sided "
+        "exact McNemar p < 0.05",
+    )
     policy: Literal["not_worse", "better", "significantly_better"] = Field(
         "not_worse",
         description="not_worse: the 95 % interval of the paired difference begins at -margin or above; better: more "

@@ -27,7 +27,7 @@ class Target:
         registry: base path of the pushed models.
         stable: see `components.champion_model.stable_identity`; None where the run has to look.
         schema_file: where the schema of the photos came from, for people.
-        gate: the rules of the gate.
+        gate: the rules of the gate; truth values as 1 and 0, for TFX's parameters of a run have none.
         code: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
         run_id: differs in each run.
         run_date, schedule_time: see `components.pusher.date_of_run`.
@@ -85,7 +85,7 @@ def this_machine(settings: Settings, run_id: str) -> Target:
         registry=str(settings.registry),
         stable=stable_identity(Registry(settings.registry)),
         schema_file=str(photos_schema(settings)),
-        gate=settings.gate.model_dump(),
+        gate={name: int(rule) if isinstance(rule, bool) else rule for name, rule in settings.gate.model_dump().items()},
         code=code_digest,
         run_id=run_id,
         run_date="",

@@ -6,6 +6,7 @@ import time
 import keras
 import keras_tuner as kt
 import tensorflow_transform as tft
+from keras_tuner.errors import FatalError
 from keras_tuner.src.tuners.hyperband import HyperbandOracle
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
@@ -110,6 +111,10 @@ class _VariableDropout(keras.layers.Layer):
         return keras.ops.where(kept, inputs / (1 - self.rate), 0.0)
 
 
+class TrialError(FatalError):
+    """A trial of the search failed; the message names its hyperparameters and the cause."""
+
+
 class HeadHyperband(kt.Hyperband):
     """Hyperband that records what each trial cost and reports how far the search is."""
 
@@ -121,9 +126,18 @@ class HeadHyperband(kt.Hyperband):
         self.oracle.max_trials = total  # TFX asks for the best `max_trials`; Hyperband leaves it None
 
     def run_trial(self, trial, *args, **kwargs):
-        """Runs one trial and takes its time."""
+        """Runs one trial and takes its time.
+
+        Raises:
+            TrialError: the trial failed, and so does the search; Keras Tuner would go on without it and not say why.
+        """
         started = time.monotonic()
-        result = super().run_trial(trial, *args, **kwargs)
+        try:
+            result = super().run_trial(trial, *args, **kwargs)
+        except Exception as error:
+            tried = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
+            described = ", ".join(f"{name}={value:g}" for name, value in tried.items())
+            raise TrialError(f"trial {trial.trial_id} ({described}) failed: {type(error).__name__}: {error}") from error
         self._seconds[trial.trial_id] = time.monotonic() - started
         self._counter.add()
         return result

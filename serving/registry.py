@@ -115,23 +115,37 @@ class Registry:
             )
 
     def find(self, recipe_digest: str) -> int | None:
-        """The newest version that was made by this recipe."""
-        for version in reversed(self.versions()):
-            try:
-                if self.record(version)["recipe_digest"] == recipe_digest:
-                    return version
-            except (RegistryError, KeyError):
-                continue  # a damaged version is nobody's recipe
-        return None
+        """The newest undamaged version that was made by this recipe."""
+        return self._newest(lambda version: self.record(version)["recipe_digest"] == recipe_digest)
 
     def find_origin(self, origin_digest: str) -> int | None:
-        """The newest version that can serve and was made from this data, code, weights and settings."""
+        """The newest undamaged version that was made from this data, code, weights and settings."""
+        known = self._read_labels()["origins"].get(origin_digest)
+        return self._newest(
+            lambda version: version == known or self.admission(version).get("origin_digest") == origin_digest
+        )
+
+    def add_origin(self, version: int, origin_digest: str) -> None:
+        """Records that this data, code, weights and settings give `version` as well; see `find_origin`."""
+        if self.find_origin(origin_digest) is None:
+            with self._locked():
+                state = self._read_labels()
+                self._write_labels({**state, "origins": state["origins"] | {origin_digest: version}})
+
+    def _newest(self, matches: Callable[[int], bool]) -> int | None:
+        """The newest of the undamaged versions that match.
+
+        All searches pass over the same versions: if only one of them took a damaged version for whole, scheduled runs
+        would retrain each time and push nothing.
+        """
         for version in reversed(self.versions()):
             try:
-                if self.admission(version).get("origin_digest") == origin_digest and self._is_servable(version):
+                self.require_servable(version)
+                self.admission(version)
+                if matches(version):
                     return version
             except RegistryError:
-                continue  # a damaged version is no reason not to make a new one
+                continue
         return None
 
     def promote(self, version: int, label: str = STABLE) -> int | None:
@@ -339,17 +353,18 @@ class Registry:
 
     def _read_labels(self) -> dict[str, Any]:
         """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given;
-        `stopped`: version -> why it lost a label.
+        `stopped`: version -> why it lost a label; `origins`: digest -> version, see `add_origin`.
         """
         path = self.base / _LABELS_FILE
         try:
-            state = {"highest": 0, "stopped": {}, **json.loads(path.read_text(encoding="utf-8"))}
+            state = {"highest": 0, "stopped": {}, "origins": {}, **json.loads(path.read_text(encoding="utf-8"))}
             numbers = [state["highest"], *state["labels"].values(), *itertools.chain(*state["replaced"].values())]
+            numbers += state["origins"].values()
             if not all(isinstance(number, int) for number in numbers):
                 raise TypeError("a version is no number")
             return state
         except FileNotFoundError:
-            return {"labels": {}, "replaced": {}, "highest": 0, "stopped": {}}
+            return {"labels": {}, "replaced": {}, "highest": 0, "stopped": {}, "origins": {}}
         except OSError as error:
             raise RegistryError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,15 +2,30 @@
 
 import pytest
 
-from components.gate_rules import Rules, decide
+from components import gate_rules
+from components.gate_rules import Decision, Rules
 
-RULES = Rules(min_accuracy=0.5, min_test_photos=1, policy="not_worse", margin=0.02, min_slice=20, max_slice_drop=0.1)
+# Without the comparison with the largest breed, which has tests of its own.
+RULES = Rules(
+    min_accuracy=0.5,
+    min_test_photos=1,
+    above_majority=False,
+    policy="not_worse",
+    margin=0.02,
+    min_slice=20,
+    max_slice_drop=0.1,
+)
 BREEDS = ["Birman", "Sphynx"]
+TRAIN = {"Birman": 40, "Sphynx": 30}
 CHAMPION = {"version": 3, "is_candidate": False, "breeds": BREEDS, "learned": [], "unreadable": None}
 
 
 def rules(**changes) -> Rules:
     return Rules(**{**vars(RULES), **changes})
+
+
+def decide(rules, candidate, champion, breeds, champion_info, train=TRAIN) -> Decision:
+    return gate_rules.decide(rules, candidate, champion, breeds, champion_info, train)
 
 
 def outcomes(right: dict[str, str]) -> list[dict]:
@@ -34,7 +49,7 @@ def test_the_first_model_is_blessed_when_it_is_accurate_enough():
     assert decision.outcome == "blessed"
     assert decision.comparison is None
     assert decision.slices == []
-    assert "accuracy 0.750 on 4 test photos (95 % interval 0.301 to 0.954)" in decision.reasons[0]
+    assert "accuracy 0.750 on 4 test photos (95 % interval 0.301 to 0.954; balanced" in decision.reasons[0]
     assert "no model is in service" in decision.reasons[1]
 
 
@@ -146,7 +161,8 @@ def test_photos_that_the_champion_learned_from_are_not_compared_on_and_that_is_s
     decision = decide(RULES, candidate, champion, BREEDS, {**CHAMPION, "learned": learned})
     assert decision.outcome == "blessed"
     assert decision.comparison["photos"] == 20
-    assert any(reason.startswith("5 of the test photos are ones that version 3") for reason in decision.reasons)
+    said = "version 3 in service learned from 5 of the 25 test photos: the comparison is on the 20 that remain"
+    assert said in decision.reasons
 
 
 def test_where_the_champion_knows_nearly_all_test_photos_the_absolute_thresholds_decide():
@@ -154,13 +170,17 @@ def test_where_the_champion_knows_nearly_all_test_photos_the_absolute_thresholds
     learned = [row["content_hash"] for row in candidate[3:]]
     decision = decide(rules(min_test_photos=10), candidate, champion, BREEDS, {**CHAMPION, "learned": learned})
     assert (decision.outcome, decision.comparison) == ("blessed", None)
-    assert "the 3 others are too few to compare on: only the absolute thresholds count" in decision.reasons[-1]
+    assert decision.reasons[-1] == decision.not_compared
+    assert decision.not_compared == (
+        "version 3 in service learned from 22 of the 25 test photos: 3 remain, too few for a comparison by "
+        "gate.min_test_photos=10; only the absolute thresholds count"
+    )
 
 
 def test_that_no_photo_is_lost_of_few_is_told_with_how_many_might_be():
     decision = against(both=33, won=0, lost=0)
     assert decision.comparison["lost_share_upper95"] == pytest.approx(0.104, abs=5e-4)
-    assert "0 lost of 33, at most 10.4% at 95 % confidence" in decision.reasons[-1]
+    assert "0 lost of 33, at most 10.4% at 95 % confidence" in decision.reasons[-2]
 
 
 def test_without_a_test_photo_the_decision_is_that_they_are_too_few():
@@ -217,4 +237,141 @@ def test_all_reasons_against_a_candidate_are_said_and_none_for_it():
     candidate = outcomes({"Birman": "-" * 30, "Sphynx": "+" * 25 + "-" * 5})
     champion = outcomes({"Birman": "+" * 30, "Sphynx": "+" * 30})
     decision = decide(RULES, candidate, champion, BREEDS, CHAMPION)
-    assert [reason.split()[0] for reason in decision.reasons] == ["accuracy", "fails", "breed", "breed"]
+    assert [reason.split()[0] for reason in decision.reasons] == ["accuracy", "never", "fails", "breed", "breed"]
+
+
+LEARNED = {**CHAMPION, "learned": [f"Birman-{number}" for number in range(5)]}
+
+
+@pytest.mark.parametrize(
+    ("champion", "fact"),
+    [
+        (None, "no model is in service: there is nothing to compare with"),
+        (
+            {"version": 3, "unreadable": "/models/3: OSError"},
+            "version 3 in service cannot be read (/models/3: OSError)",
+        ),
+        ({**CHAMPION, "breeds": ["Birman", "Manx"]}, "the breeds are not those of version 3 in service: new Sphynx"),
+        (LEARNED, "version 3 in service learned from 5 of the 30 test photos: "),
+        (
+            {**CHAMPION, "learned": [f"Birman-{number}" for number in range(29)]},
+            "version 3 in service learned from 29 of the 30 test photos: 1 remain, too few",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "refusing",
+    [
+        {},
+        {"min_accuracy": 0.99},
+        {"min_test_photos": 5, "policy": "better"},
+        {"above_majority": True},
+        {"min_test_photos": 31, "min_accuracy": 1.0, "above_majority": True, "policy": "significantly_better"},
+    ],
+    ids=str,
+)
+def test_what_a_decision_rests_on_is_said_whether_it_admits_or_refuses(champion, fact, refusing):
+    rows = outcomes({"Birman": "+" * 28 + "--"})
+    enough = {"min_test_photos": 5, **refusing}
+    decision = decide(rules(**enough), rows, rows, BREEDS, champion)
+    assert any(reason.startswith(fact) for reason in decision.reasons), decision.reasons
+    assert (decision.not_compared is None) == (decision.comparison is not None)
+    assert decision.not_compared is None or decision.not_compared in decision.reasons
+
+
+@pytest.mark.parametrize("breed", ["Birman", "Sphynx"])
+def test_a_model_that_answers_the_largest_breed_to_everything_is_refused_however_accurate(breed):
+    right = {name: ("+" if name == breed else "-") * (120 if name == breed else 9) for name in BREEDS}
+    train = {name: len(letters) for name, letters in right.items()}
+    decision = decide(rules(above_majority=True), outcomes(right), [], BREEDS, None, train)
+    assert decision.outcome == "refused"
+    assert decision.majority["breed"] == breed
+    assert decision.majority["accuracy"] == pytest.approx(120 / 129)
+    (reason,) = (reason for reason in decision.reasons if "above_majority" in reason)
+    assert reason.startswith(
+        f"not shown to be better than always answering '{breed}', the largest breed of train: that"
+    )
+    assert "right on 0.930 of the test photos; 0 photos won, 0 lost of 129" in reason
+    other = next(name for name in BREEDS if name != breed)
+    assert f"never recognised on test: {other} (0 of 9)" in decision.reasons
+    assert decide(RULES, outcomes(right), [], BREEDS, None, train).outcome == "blessed"
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "outcome"),
+    # One-sided exact p-values: 0.0313, 0.0625, 0.0352, 0.0547, 0.5, 0.0193, 1.
+    [
+        (5, 0, "blessed"),
+        (4, 0, "refused"),
+        (7, 1, "blessed"),
+        (8, 2, "refused"),
+        (20, 19, "refused"),
+        (11, 2, "blessed"),
+        (0, 9, "refused"),
+    ],
+)
+def test_better_than_the_largest_breed_takes_more_than_luck(won, lost, outcome):
+    rows = outcomes({"Birman": "+" * (60 - lost) + "-" * lost, "Sphynx": "+" * won + "-" * (40 - won)})
+    decision = decide(rules(above_majority=True), rows, [], BREEDS, None)
+    assert decision.outcome == outcome
+    assert decision.majority["sign_test_p"] < 0.05 or outcome == "refused"
+    assert any(f"{won} photos won, {lost} lost of 100" in reason for reason in decision.reasons)
+
+
+def test_the_largest_breed_is_that_of_train_and_of_equals_that_of_test():
+    rows = outcomes({"Birman": "+" * 10, "Sphynx": "+" * 20})
+    assert decide(RULES, rows, [], BREEDS, None, {"Birman": 9, "Sphynx": 8}).majority["breed"] == "Birman"
+    assert decide(RULES, rows, [], BREEDS, None, {"Birman": 9, "Sphynx": 9}).majority["breed"] == "Sphynx"
+    assert decide(RULES, outcomes({"Sphynx": "+"}), [], BREEDS, None, {"Birman": 9, "Sphynx": 9, "Manx": 9})
+
+
+def test_where_no_model_could_be_shown_to_be_better_the_reason_says_what_is_missing():
+    rows = outcomes({"Birman": "+" * 18, "Sphynx": "++"})  # all right
+    (reason, _) = decide(rules(above_majority=True), rows, [], BREEDS, None).reasons
+    assert reason.startswith("cannot be shown to be better than always answering 'Birman'")
+    assert reason.endswith(
+        "Only 2 of the test photos are of other breeds, and it takes 5: add photos of them or give split.test a "
+        "larger share"
+    )
+
+
+def test_balanced_accuracy_counts_each_breed_alike():
+    found = gate_rules.by_breed(outcomes({"Birman": "+" * 90 + "-" * 10, "Sphynx": "+" * 3 + "-" * 7, "Manx": "--"}))
+    assert found == {"balanced_accuracy": pytest.approx((0.9 + 0.3 + 0) / 3), "never_recognised": {"Manx": 2}}
+
+
+@pytest.mark.parametrize(
+    ("photos", "changes", "doubt"),
+    [
+        # 0 lost of 10 says no more than at most 27.8 %; 0 of 188 at most 2.003 %, 0 of 189 at most 1.992 %.
+        (10, {}, "10 photos cannot exclude a loss larger than gate.margin=0.02"),
+        (188, {}, "188 photos cannot exclude a loss larger than gate.margin=0.02"),
+        (189, {}, None),
+        (10, {"margin": 0.27}, "10 photos cannot exclude a loss larger than gate.margin=0.27"),
+        (10, {"margin": 0.28}, None),
+        (10_000, {"margin": 0.0}, "10000 photos cannot exclude a loss larger than gate.margin=0"),
+    ],
+)
+def test_where_few_photos_meet_the_margin_only_because_none_differs_that_is_said(photos, changes, doubt):
+    decision = against(both=photos, won=0, lost=0, **changes)
+    assert decision.outcome == "blessed"
+    said = [reason for reason in decision.reasons if "cannot exclude" in reason]
+    assert [reason.startswith(doubt or "") for reason in said] == ([True] if doubt else [])
+
+
+def test_the_doubt_says_which_loss_is_possible_and_how_many_photos_it_takes():
+    reason = against(both=10, won=0, lost=0).reasons[-1]
+    assert reason.endswith("a score interval (Newcombe) begins at -0.278; it takes at least 189 photos")
+    assert "photos to" not in against(both=10, won=0, lost=0, margin=0.0).reasons[-1]
+
+
+def test_a_doubt_about_a_rule_that_is_met_is_not_said_of_one_that_is_refused():
+    reasons = against(both=10, won=0, lost=0, min_accuracy=1.0, neither=1).reasons
+    assert not any("cannot exclude" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(("won", "lost", "doubtful"), [(1, 0, True), (5, 0, True), (6, 0, False), (20, 19, True)])
+def test_better_by_so_few_photos_that_it_may_be_luck_is_said(won, lost, doubtful):
+    decision = against(both=100, won=won, lost=lost, policy="better")
+    assert decision.outcome == "blessed"
+    assert any("photos cannot show that it is better" in reason for reason in decision.reasons) == doubtful

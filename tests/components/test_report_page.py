@@ -65,7 +65,7 @@ def training(epochs: int) -> dict:
 def documents() -> dict:
     """A run of two backbones whose winner, resnet50, is pushed as version 2 beside version 1, which serves."""
     model = {"backbone": "resnet50", "test_accuracy": 0.8, "test_accuracy_ci95": [0.6, 0.9], "test_loss": 0.8}
-    model |= {"test_photos": TEST}
+    model |= {"test_photos": TEST, "balanced_accuracy": 0.815, "never_recognised": {}}
     return {
         "run_id": "run-7",
         "verdict": "Admitted: pushed as version 2.",
@@ -83,6 +83,7 @@ def documents() -> dict:
             "rules": {
                 "min_accuracy": 0.4,
                 "min_test_photos": 12,
+                "above_majority": True,
                 "policy": "not_worse",
                 "margin": 0.03,
                 "min_slice": 10,
@@ -91,13 +92,25 @@ def documents() -> dict:
             "measured_on": {"split": "test", "photos": TEST, "digest": "t" * 64},
             "candidate": {**model, "weights": "imagenet", "recipe_digest": "e" * 64},
             "champion": {**model, "version": 1, "unreadable": None, "is_candidate": False, "breeds": list(BREEDS)},
+            "majority": {
+                "breed": "Birman",
+                "photos": TEST,
+                "photos_of_breed": 12,
+                "accuracy": 0.6,
+                "only_candidate_right": 7,
+                "only_majority_right": 3,
+                "sign_test_p": 0.1719,
+            },
+            "not_compared": None,
             "comparison": {
                 "policy": "not_worse",
                 "photos": TEST,
+                "champion_accuracy": 0.75,
                 "only_candidate_right": 3,
                 "only_champion_right": 2,
                 "accuracy_difference": 0.05,
                 "accuracy_difference_lower95": -0.021,
+                "accuracy_difference_score_lower95": -0.187,
                 "lost_share_upper95": 0.301,
                 "mcnemar_p": 0.6875,
             },
@@ -232,6 +245,11 @@ def page() -> Page:
         ("On which photos?", ["111 of the 111 files in photos of cats", "70 photos", "21 (eval)", "20 (test)"]),
         ("By which rule?", ["most accurate on eval; of equals", "accuracy 0.4 on at least 12 test photos"]),
         ("By which rule?", ["no worse", "begins at -0.03 or above", "no breed with at least 10 test photos may"]),
+        (
+            "How sure are we?",
+            ["mean of the breeds: 0.815. Always answering Birman", "largest breed of train, would give 0.600"],
+        ),
+        ("By which rule?", ["12 test photos, is better than always answering the largest breed and is no worse"]),
         ("How sure are we?", ["0.714, 95 % interval 0.564 to 0.834 (21 photos, which", "0.700 to 0.900 (20 photos)"]),
         (
             "How sure are we?",
@@ -251,13 +269,18 @@ def test_the_page_begins_with_the_answers_to_a_reviewers_questions(page, questio
     "row",
     [
         ["resnet50", "", "0.714", "0.56 to 0.83", "1.234", "0.951", "31.5", "12.6", "7.7", "23.7", "96", "22"],
-        ["all breeds", "20", "", "0.80", "0.70 to 0.90", "0.97", "0.81", "0.80", "+0.05", ""],
+        ["all breeds", "20", "", "0.80", "0.70 to 0.90", "0.97", "0.81", "0.75", "+0.05", ""],
         ["Birman", "12", "", "0.75", "0.65 to 0.85", "0.97", "0.81", "0.90", "-0.15", "yes"],
         ["Sphynx", "8", "", "0.88", "0.78 to 0.98", "0.97", "0.81", "0.50", "+0.38", "too few"],
         ["Birman", "9", "3"],
         ["Birman", "35", "10", "10"],
         ["0.730", "0.0001", "50", "0.5", "0.01", "2", "0.3"],
         ["min_test_photos", "at least 12 test photos", "20"],
+        [
+            "above_majority",
+            "better than always answering Birman, the largest breed of train: one-sided exact McNemar p below 0.05",
+            "always answering it is right on 0.600 of the test photos; of 20 photos 7 won, 3 lost; p 0.1719",
+        ],
         ["version 1 (resnet50)", "", "0.800", "0.600 to 0.900", "0.800", "20"],
         ["digest: recipe", "e" * 64],
         ["digest: data", "d" * 64],
@@ -274,7 +297,7 @@ def test_the_tables_have_the_numbers(page, row):
 def test_the_gates_paired_comparison_and_its_worst_breed_are_told(page):
     measured = {row[0]: row[2] for row in page.rows if row and row[0].startswith(("policy", "min_slice"))}
     assert (
-        "+0.050, 95 % interval from -0.021; of 20 photos 3 won, 2 lost; exact McNemar p 0.6875"
+        "+0.050, 95 % interval from -0.021 (bootstrap) or -0.187 (score interval); of 20 photos 3 won, 2 lost; exact"
         in (measured["policy, margin"])
     )
     assert "1 of 2 breeds have as many; the largest loss is 0.150 (Birman)" in measured["min_slice, max_slice_drop"]
@@ -347,31 +370,32 @@ def test_names_and_paths_are_text_whatever_they_hold():
     assert f"{ODD}, called {ODD}" in page.values("alt")
 
 
-def without_champion(found: dict, champion: dict | None) -> None:
-    found["gate"].update(champion=champion, comparison=None, slices=[])
+def not_compared(found: dict, champion: dict | None, why: str) -> None:
+    found["gate"].update(champion=champion, comparison=None, not_compared=why, slices=[])
 
 
 def first_push(found):
-    without_champion(found, None)
+    not_compared(found, None, "no model is in service: there is nothing to compare with")
     found["gate"] |= {"pushed_version": 1, "serving": {"stable": 1}}
 
 
 def refused_with_nothing_in_service(found):
-    without_champion(found, None)
+    not_compared(found, None, "no model is in service: there is nothing to compare with")
     found["verdict"] = "Refused: no model was pushed, what is in service stays."
     found["gate"] |= {"outcome": "refused", "pushed_version": None, "serving": {}}
 
 
 def unreadable_champion(found):
-    without_champion(found, {"version": 1, "unreadable": "/models/1: OSError: gone"})
+    champion = {"version": 1, "unreadable": "/models/1: OSError: gone"}
+    not_compared(found, champion, "version 1 in service cannot be read (/models/1: OSError: gone)")
 
 
 def champion_of_other_breeds(found):
-    without_champion(found, found["gate"]["champion"])
+    not_compared(found, found["gate"]["champion"], "the breeds are not those of version 1 in service: new Manx")
 
 
 def nothing_new(found):
-    without_champion(found, found["gate"]["champion"] | {"is_candidate": True})
+    not_compared(found, found["gate"]["champion"] | {"is_candidate": True}, "the candidate is version 1, in service")
     found["gate"] |= {"outcome": "nothing_new", "pushed_version": None}
 
 
@@ -418,6 +442,21 @@ def no_test_photo_of_a_breed(found):
 
 def champion_learned_all_test_photos_of_a_breed(found):
     found["gate"]["slices"].pop()
+    found["gate"]["comparison"]["photos"] = 12
+
+
+def champion_learned_nearly_all_test_photos(found):
+    not_compared(
+        found, found["gate"]["champion"], "version 1 in service learned from 17 of the 20 test photos: 3 remain"
+    )
+
+
+def majority_rule_switched_off(found):
+    found["gate"]["rules"]["above_majority"] = False
+
+
+def a_breed_was_never_recognised(found):
+    found["gate"]["candidate"]["never_recognised"] = {"Sphynx": 8}
 
 
 def no_breed_large_enough(found):
@@ -442,14 +481,21 @@ def random_weights_and_a_warning(found):
     [
         (
             first_push,
-            ["No model was in service", "Version 1 (label stable), pushed by this run"],
+            [
+                "not compared with a model in service: no model is in service",
+                "Version 1 (label stable), pushed by this run",
+            ],
             ["waits", "promote"],
         ),
-        (first_push, ["not compared: no model was in service"], ["version 1 (resnet50)"]),
+        (first_push, ["not compared: no model is in service"], ["version 1 (resnet50)"]),
         (refused_with_nothing_in_service, ["the gate refused resnet50", "Nothing: no model was pushed so far"], []),
-        (unreadable_champion, ["Version 1 in service cannot be read (/models/1: OSError: gone)"], ["won, "]),
-        (champion_of_other_breeds, ["Version 1 in service knows other breeds", "version 1 (resnet50)"], ["won, "]),
-        (nothing_new, ["nothing is new about resnet50", "The winner is version 1, which is in service"], ["promote"]),
+        (unreadable_champion, ["version 1 in service cannot be read (/models/1: OSError: gone)"], ["3 won, 2"]),
+        (
+            champion_of_other_breeds,
+            ["not compared: the breeds are not those of version 1", "version 1 (resnet50)"],
+            ["3 won, 2"],
+        ),
+        (nothing_new, ["nothing is new about resnet50", "not compared: the candidate is version 1"], ["promote"]),
         (significantly_better, ["McNemar p below 0.05", "the one with the fewest parameters"], ["above -0.03"]),
         (other_label, ["Version 2 (label stable), pushed by this run", "Version 3 has the label canary"], ["waits"]),
         (one_backbone, ["One backbone: resnet50"], ["xception on"]),
@@ -462,9 +508,20 @@ def random_weights_and_a_warning(found):
         (no_finite_loss, ["no finite value"], []),
         (accuracy_as_objective, ["Best of 5: val_accuracy 0.740", "more is better"], ["less is better"]),
         (nothing_wrong, ["None: every test photo was recognised"], ["Most surely wrong on test called"]),
-        (champion_learned_all_test_photos_of_a_breed, ["learned all of these photos"], []),
+        (
+            champion_learned_all_test_photos_of_a_breed,
+            ["learned all of these photos", "are of the 12 photos that version 1 did not learn from"],
+            [],
+        ),
+        (
+            champion_learned_nearly_all_test_photos,
+            ["not compared: version 1 in service learned from 17 of the 20 test photos: 3 remain"],
+            ["other breeds", "won, 2"],
+        ),
+        (majority_rule_switched_off, ["the rule is switched off", "would give 0.600"], ["better than always"]),
+        (a_breed_was_never_recognised, ["Never recognised on test: Sphynx (0 of 8)."], []),
         (no_test_photo_of_a_breed, ["Sphynx 0 no test photo: nothing is measured"], []),
-        (no_breed_large_enough, ["no breed has 10 test photos"], ["largest loss"]),
+        (no_breed_large_enough, ["no breed has 10 such photos"], ["largest loss"]),
         (no_checkout, ["The code did not come from a Git checkout"], ["git checkout", "commit None"]),
         (changed_checkout, ["Files of the checkout differed", "git checkout abc123 catbreeds run"], []),
         (random_weights_and_a_warning, ["The backbones have random weights", "breeds drift"], []),

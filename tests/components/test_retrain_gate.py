@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluation
 
 from components import retrain_gate
-from components.artifacts import IngestReport, Markdown, RetrainDecision
+from components.artifacts import GateDecision, IngestReport, Markdown, PushRecord, RetrainDecision, ServingReport
+from components.documents import write_json
 from components.errors import WeightsError
+from components.pusher import Pusher
 from components.retrain_gate import RetrainGate
 from serving.model_record import RECORD_FILE
 from serving.registry import Registry
@@ -139,6 +142,47 @@ def test_a_version_that_cannot_serve_is_no_reason_to_stop(pushed):
     assert pushed()[0]
     (pushed.registry.path(1) / "admission.json").write_text("damaged", encoding="utf-8")
     assert pushed()[0]
+
+
+def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_anew_once(pushed, tmp_path):
+    origin = pushed()[1]["origin_digest"]
+    pushed.push("another")
+    pushed.registry.promote(2)
+    (pushed.registry.path(1) / "saved_model.pb").unlink()
+    (pushed.registry.path(2) / RECORD_FILE).write_text('{"recipe_digest": "s"}', encoding="utf-8")
+    assert pushed()[0]
+    assert pushed.registry.find("r") is None  # or Pusher would push nothing, at each run
+    pushed.push(origin)
+    assert not pushed()[0]
+
+
+@pytest.mark.parametrize("blessed", [True, False])
+def test_a_run_that_makes_a_pushed_model_again_from_another_origin_is_not_repeated(gate, tmp_path, blessed):
+    """Such as after a push from another machine, or when only test photos are new."""
+    gate.push(None)
+    retrain, document, _ = gate()
+    assert retrain
+    folder = tmp_path / "run"
+    artifacts = {
+        "model": Model(),
+        "decision": GateDecision(),
+        "serving_report": ServingReport(),
+        "ingest": IngestReport(),
+    }
+    artifacts |= {"statistics": ExampleStatistics(), "evaluation": ModelEvaluation(), "pushed": PushRecord()}
+    artifacts["retrain"] = RetrainDecision()
+    for name, artifact in artifacts.items():
+        artifact.uri = str(folder / name)
+    write_json(artifacts["retrain"].uri, "retrain.json", document)
+    decision = {"blessed": blessed, "candidate": {"recipe_digest": "r"}, "champion": None}
+    write_json(artifacts["decision"].uri, "gate.json", decision)
+    parameters = ("run_id", "run_date", "schedule_time", "settings", "data", "weights_dir", "model_name")
+    parameters += ("data_source", "data_licence", "contact")
+    Pusher.test_call(**artifacts, registry=str(gate.registry.base), **dict.fromkeys(parameters, ""))
+    push = json.loads((folder / "pushed" / "push.json").read_text(encoding="utf-8"))
+    assert push == {"version": None, "already_pushed_as": 1}
+    retrain, document, _ = gate()
+    assert (retrain, document["version"]) == (False, 1)
 
 
 def test_a_version_of_unknown_origin_is_no_reason_to_stop(gate):

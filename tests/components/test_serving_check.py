@@ -1,6 +1,8 @@
 """ServingCheck against a stand-in for `tensorflow_model_server`: what it lets pass, what it stops, what it leaves."""
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import tensorflow as tf
+from PIL import Image
 from tfx.components.evaluator import constants
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
@@ -17,6 +20,8 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 from components import serving_check
 from components.artifacts import ServingReport
 from components.serving_check import ServingCheck, ServingError
+from serving.photo import normalise
+from serving.rollout.golden import Golden
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
 PHOTOS = {f"photo {number}".encode(): [0.1 * number, 0.2, 0.8 - 0.1 * number] for number in range(3)}
@@ -56,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(400, {{"error": "input is not a JPEG"}})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         photos = [base64.b64decode(row["image_bytes"]["b64"]) for row in body["instances"]]
-        rows = [plan["answers"][hashlib.sha256(photo).hexdigest()] for photo in photos]
+        rows = [plan["answers"].get(hashlib.sha256(photo).hexdigest(), plan["other"]) for photo in photos]
         self.answer(200, {{"predictions": rows[:-1] if plan["mode"] == "forgets" else rows}})
 
 http.server.HTTPServer(("127.0.0.1", int(options.rest_api_port)), Handler).serve_forever()
@@ -75,7 +80,7 @@ class Workplace:
     """Artifacts as the components before would have written them, and a model server on PATH."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.photos = folder, {}
         self.artifacts = {}
         for name, kind in {
             "model": Model,
@@ -89,39 +94,42 @@ class Workplace:
         self.model = folder / "model" / "Format-Serving"
         self.model.mkdir(parents=True)
         (self.model / "saved_model.pb").write_text("the model")
-        self._write_examples()
-        (folder / "evaluation").mkdir()
-        (folder / "evaluation" / "outcomes.jsonl").write_text(
-            "".join(json.dumps(self._outcome(photo)) + "\n" for photo in PHOTOS)
-        )
+        self.write_photos(PHOTOS, BREEDS)
 
-    def _write_examples(self) -> None:
+    def write_photos(self, photos: dict[bytes, list[float]], breeds: list[str]) -> None:
+        """Photos with the probabilities that were measured, and their true breeds."""
+        self.photos = photos
+        rows = [self._outcome(photo, breed) for photo, breed in zip(photos, breeds, strict=True)]
+        (self.folder / "evaluation").mkdir(exist_ok=True)
+        (self.folder / "evaluation" / "outcomes.jsonl").write_text("\n".join(map(json.dumps, rows)))
         examples = self.artifacts["examples"]
         examples.split_names = artifact_utils.encode_split_names(["train", "test"])
         path = Path(artifact_utils.get_split_uri([examples], "test")) / "data_tfrecord-00000-of-00001"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tf.io.TFRecordWriter(str(path)) as writer:
-            for photo in PHOTOS:
+            for photo in photos:
                 features = {"image_bytes": feature(photo), "content_hash": feature(sha(photo).encode())}
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 writer.write(example.SerializeToString())
 
-    @staticmethod
-    def _outcome(photo: bytes) -> dict:
-        probabilities = PHOTOS[photo]
+    def _outcome(self, photo: bytes, breed: str) -> dict:
+        probabilities = self.photos[photo]
         best = max(range(3), key=probabilities.__getitem__)
         return {
-            "path": f"{BREEDS[best]}/{photo.decode()}.jpg",
+            "path": f"{breed}/{photo[:7].decode(errors='replace')}.jpg",
             "content_hash": sha(photo),
+            "breed": breed,
             "predicted": BREEDS[best],
             "confidence": round(probabilities[best], 6),
         }
 
-    def install_server(self, mode: str = "serves", answers: dict[bytes, dict] | None = None) -> None:
-        """Puts the stand-in on PATH; `answers` replaces what it says of some photos."""
-        said = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in PHOTOS.items()}
+    def install_server(
+        self, mode: str = "serves", answers: dict[bytes, dict] | None = None, other: dict | None = None
+    ) -> None:
+        """Puts the stand-in on PATH; `answers` replaces what it says of some photos, `other` is for unknown ones."""
+        said = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
         said = {sha(photo): answer for photo, answer in {**said, **(answers or {})}.items()}
-        plan = {"mode": mode, "answers": said, "started": str(self.folder / "started")}
+        plan = {"mode": mode, "answers": said, "other": other, "started": str(self.folder / "started")}
         (self.folder / "plan.json").write_text(json.dumps(plan))
         program = self.folder / "bin" / "tensorflow_model_server"
         program.parent.mkdir()
@@ -132,6 +140,11 @@ class Workplace:
         """Process ids of the servers that were started."""
         path = self.folder / "started"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def golden(self) -> list[Golden]:
+        """What was kept of the photos."""
+        rows = json.loads((self.folder / "report" / "golden.json").read_text())
+        return [Golden(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
 
     def check(self, photos: int = 3, blessed: int = constants.BLESSED_VALUE) -> dict:
         self.artifacts["blessing"].set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
@@ -161,6 +174,50 @@ def test_only_as_many_photos_are_asked_for_as_wanted(place):
     last = list(PHOTOS)[-1]
     place.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
     assert place.check(photos=2)["photos"] == 2
+
+
+def test_the_photos_that_are_kept_are_of_as_many_breeds_as_possible_whatever_their_order(place):
+    photos = {f"photo {number}".encode(): [0.01 * number, 0.0, 1 - 0.01 * number] for number in range(9)}
+    breeds = ["Birman"] * 6 + ["Sphynx", "Manx", "Sphynx"]
+    place.write_photos(photos, breeds)
+    place.install_server()
+    assert place.check(photos=4)["photos"] == 4
+    of = dict(zip(photos, breeds, strict=True))
+    kept = [of[golden.photo] for golden in place.golden()]
+    assert sorted(kept) == ["Birman", "Birman", "Manx", "Sphynx"]
+    for photo, breed, probability in place.golden():
+        assert (breed, probability) == ("Sphynx", pytest.approx(photos[photo][2]))
+
+
+def noise(width: int, height: int) -> bytes:
+    """A JPEG that cannot be compressed."""
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 200).convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
+    return buffer.getvalue()
+
+
+def test_photos_of_many_bytes_are_kept_smaller_with_the_answer_of_the_server(place):
+    large = [noise(1024, 1024), noise(800, 1024), noise(2000, 1500)]
+    assert min(map(len, large)) > 500_000
+    place.write_photos(dict(zip(large, PHOTOS.values(), strict=True)), BREEDS)
+    place.install_server(other={"breeds": BREEDS, "probabilities": [0.1, 0.7, 0.2]})
+    place.check()
+    kept = place.golden()
+    assert len(kept) == 3
+    for photo, breed, probability in kept:
+        assert (breed, probability) == ("Manx", 0.7)
+        assert len(photo) <= 500_000
+        assert normalise(photo).data == photo  # clients send it as it is
+        assert min(Image.open(io.BytesIO(photo)).size) >= 256 * 3 // 4
+
+
+def test_a_large_photo_too_narrow_to_be_smaller_is_checked_and_not_kept(place):
+    narrow = noise(8192, 64)
+    assert len(narrow) > 500_000
+    place.write_photos({narrow: [0.0, 0.2, 0.8], b"photo 1": [0.1, 0.2, 0.7]}, BREEDS[:2])
+    place.install_server()
+    assert place.check()["photos"] == 2
+    assert [golden.photo for golden in place.golden()] == [b"photo 1"]
 
 
 def test_breeds_may_be_numbered_otherwise_and_the_last_digits_differ(place):

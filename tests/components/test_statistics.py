@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from components.statistics import mcnemar_exact, paired_lower_bound, wilson_interval
+from components.statistics import (
+    mcnemar_exact,
+    paired_lower_bound,
+    paired_score_bound,
+    photos_to_exclude,
+    sign_test,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,34 @@ def test_the_paired_bound_lies_where_the_normal_approximation_has_it(won, lost, 
     deviation = math.sqrt((won + lost) / photos - mean**2)
     wanted = mean - 1.96 * deviation / math.sqrt(photos)
     assert paired_lower_bound([1] * won + [-1] * lost + [0] * same) == pytest.approx(wanted, abs=0.1 * (mean - wanted))
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p_value"), [(5, 0, 0.03125), (7, 1, 9 / 256), (0, 0, 1), (0, 3, 1), (2, 2, 11 / 16)]
+)
+def test_the_sign_test_is_one_sided(wins, losses, p_value):
+    assert sign_test(wins, losses) == pytest.approx(p_value)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "photos", "bound"),
+    # Of Wilson's intervals: 0 of 10 ends at 0.2775, 5 of 10 are 0.2366 to 0.7634, 1 of 1 begins at 0.2065.
+    [(0, 0, 10, -0.2775), (0, 10, 10, -1.0), (5, 0, 10, 0.5 - math.hypot(0.2634, 0.2775)), (1, 0, 1, 1 - 1.1222)],
+)
+def test_the_score_bound_is_wide_where_photos_are_few(wins, losses, photos, bound):
+    assert paired_score_bound(wins, losses, photos) == pytest.approx(bound, abs=2e-4)
+
+
+def test_the_score_bound_agrees_with_the_bootstrap_where_photos_are_many():
+    differences = [1] * 90 + [-1] * 60 + [0] * 4850
+    assert paired_score_bound(90, 60, 5000) == pytest.approx(paired_lower_bound(differences), abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.02, 0.1, 0.5, 0.9])
+def test_the_least_photos_that_exclude_a_loss_do_and_one_fewer_do_not(loss):
+    photos = photos_to_exclude(loss)
+    assert wilson_interval(0, photos)[1] <= loss < wilson_interval(0, photos - 1)[1]
+    assert photos_to_exclude(0) == math.inf
 
 
 @pytest.mark.parametrize(("differences", "bound"), [([0] * 50, 0), ([1] * 50, 1), ([-1] * 50, -1), ([], -1)])

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 
-from components.artifacts import GateDecision, Metrics
+from components.artifacts import GateDecision, IngestReport, Metrics
 from components.champion_model import ChampionModel, stable_identity
 from components.model_gate import ModelGate
 from serving.registry import Registry
@@ -50,6 +50,7 @@ def test_gate_json_alone_says_what_was_compared_on_which_photos_by_which_rule_an
     assert gate["rules"] == {
         "min_accuracy": 0.0,
         "min_test_photos": 10,
+        "above_majority": False,
         "policy": "not_worse",
         "margin": 1.0,
         "min_slice": 20,
@@ -130,15 +131,17 @@ def test_without_a_run_there_is_nothing_to_look_back_at(tmp_path, command):
 
 def test_a_decision_taken_again_by_its_own_rules_is_the_same(pushed):
     again, decided = as_json(pushed, "gate"), gate_document(pushed)
-    for key in ("run", "outcome", "reasons", "rules", "comparison", "slices", "measured_on"):
+    for key in ("run", "outcome", "reasons", "rules", "majority", "comparison", "slices", "measured_on"):
         assert again[key] == decided[key]
 
 
 def test_a_decision_taken_again_by_other_rules_is_another_and_pushes_nothing(pushed):
-    refused = in_workdir(pushed, "gate", "--policy", "significantly_better", "--set", "gate.min_accuracy=1")
+    rules = ("--set", "gate.min_accuracy=1", "--set", "gate.above_majority=true")
+    refused = in_workdir(pushed, "gate", "--policy", "significantly_better", *rules)
     assert refused.returncode == 3
     assert "The gate would refuse resnet50" in refused.stdout
     assert "is below the least allowed, gate.min_accuracy=1" in refused.stdout
+    assert "above_majority=True" in refused.stdout
     assert "fails gate.policy=significantly_better against version 1" in refused.stdout
     assert registry(pushed).versions() == [1, 2]
 
@@ -225,11 +228,13 @@ class Admission:
             (self.folder / "none").mkdir()
             (self.folder / "none" / "metrics.json").write_text("null")
         rules = {"min_accuracy": 0.0, "min_test_photos": 1, "policy": "not_worse", "margin": 0.02, **rules}
+        rules = {"above_majority": 0, **rules}
         ModelGate.test_call(
             candidate=self.candidate,
             candidate_evaluation=self._artifact(ModelEvaluation, self.evaluation),
             champion=self.model,
             champion_evaluation=self._artifact(ModelEvaluation, champion_evaluation or self.folder / "none"),
+            ingest=self._artifact(IngestReport, self.run.artifact("ImageExampleGen", "report")),
             blessing=self._written(ModelBlessing, "blessing"),
             decision=self._written(GateDecision, "decision"),
             metrics=self._written(Metrics, "metrics"),

@@ -121,7 +121,10 @@ def test_the_ui_has_comparable_numbers_for_each_backbone_and_for_the_gate(first)
         "blessed": 1.0,
         "test_accuracy": pytest.approx(decision["candidate"]["test_accuracy"]),
         "test_photos": decision["candidate"]["test_photos"],
+        "balanced_accuracy": pytest.approx(decision["candidate"]["balanced_accuracy"]),
+        "majority_accuracy": pytest.approx(decision["majority"]["accuracy"]),
     }
+    assert decision["rules"]["above_majority"] is False
 
 
 def test_the_ui_draws_the_confusion_of_each_backbone_and_of_the_winner(cluster, first):

@@ -81,12 +81,23 @@ def test_a_run_needs_no_parameter_and_each_can_be_given():
         "registry": "/catbreeds/serving/catbreeds",
         "gate_min_accuracy": 0.4,
         "gate_min_test_photos": 10,
+        "gate_above_majority": True,
         "gate_policy": "not_worse",
         "gate_margin": 0.02,
         "gate_min_slice": 20,
         "gate_max_slice_drop": 0.1,
     }
     assert all(parameter["description"] for parameter in parameters.values())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_rule_that_is_true_or_false_is_so_for_the_run_and_for_the_component(profile):
+    spec = backend.load(text(profile))[0]
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert parameters["gate_above_majority"]["parameterType"] == "BOOLEAN"
+    assert parameters["gate_above_majority"]["defaultValue"] is (profile == "standard")
+    of_component = spec["components"]["ModelGate"]["inputDefinitions"]["parameters"]
+    assert of_component["above_majority"] == {"parameterType": "BOOLEAN"}
 
 
 def test_the_backbones_are_parallel_branches(smoke):

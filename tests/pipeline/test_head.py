@@ -1,10 +1,12 @@
 """The head and the search for its hyperparameters, on toy embeddings."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_tuner.errors import FailedTrialError
 
 from components.training_records import TRIAL_SECONDS
 from pipeline import tuning
@@ -130,6 +132,30 @@ def test_search_is_repeatable_and_times_each_trial(search):
     for trial in oracles[0].trials.values():
         assert trial.status == "COMPLETED"
         assert trial.hyperparameters.values[TRIAL_SECONDS] > 0
+
+
+@pytest.mark.parametrize(
+    "cause", [ValueError("shapes differ"), MemoryError("8 GB"), KeyError("seconds"), FailedTrialError("no")]
+)
+def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cause(search, monkeypatch, cause):
+    build, built = tuning.HeadModel.build, []
+
+    def build_or_fail(self, hp):
+        if hp.values.get("tuner/epochs"):  # a trial; before the first, Keras Tuner builds one to see the space
+            built.append(hp)
+            if len(built) == 3:
+                raise cause
+        return build(self, hp)
+
+    monkeypatch.setattr(tuning.HeadModel, "build", build_or_fail)
+    with pytest.raises(tuning.TrialError) as raised:
+        search()
+    assert raised.value.__cause__ is cause
+    told = str(raised.value)
+    assert re.match(
+        r"trial \d+ \(units=\d+, dropout=0\.\d, learning_rate=[\d.e-]+, weight_decay=[\d.]+\) failed: ", told
+    )
+    assert told.endswith(f"{type(cause).__name__}: {cause}")
 
 
 def test_search_finds_the_learning_rate_that_learns(search):

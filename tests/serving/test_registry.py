@@ -477,6 +477,42 @@ def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry,
     assert registry.find("recipe-c") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("saved_model.pb", None),
+        *(("assets.extra/catbreeds.json", content) for content in (None, b"", b"{", b"\xff\xfe", b"[]", b"{}")),
+        *(("admission.json", content) for content in (None, b"", b"{", b"\xff\xfe", b"[]")),
+    ],
+)
+def test_no_search_finds_a_damaged_version(registry, tmp_path, name, content):
+    """Where one finds what another passes over, each scheduled run retrains and pushes nothing."""
+    for number in range(2):
+        registry.push(make_model(tmp_path / str(number), "recipe-b"), {"origin_digest": "origin-b"})
+    assert (registry.find("recipe-b"), registry.find_origin("origin-b")) == (2, 2)
+    (registry.path(2) / name).unlink()
+    if content is not None:
+        (registry.path(2) / name).write_bytes(content)
+    assert (registry.find("recipe-b"), registry.find_origin("origin-b")) == (1, 1)
+
+
+def test_an_origin_is_found_as_long_as_its_version_is_whole_and_there(registry, tmp_path):
+    for recipe in ("recipe-a", "recipe-b"):
+        registry.push(make_model(tmp_path / recipe, recipe), {"origin_digest": f"origin of {recipe}"})
+    registry.add_origin(1, "another origin")
+    registry.add_origin(2, "another origin")  # it is known already
+    assert registry.find_origin("another origin") == 1
+    assert registry.labels() == {STABLE: 1}
+    registry.promote(2)
+    assert registry.find_origin("another origin") == 1
+    (registry.path(1) / "saved_model.pb").unlink()
+    assert registry.find_origin("another origin") is None
+    registry.remove([1])
+    assert registry.find_origin("another origin") is None
+    registry.add_origin(2, "another origin")
+    assert registry.find_origin("another origin") == 2
+
+
 def test_what_a_killed_push_left_is_no_version_and_the_next_push_removes_it(registry, model):
     registry.push(model, {})
     before = {path.name for path in registry.base.iterdir()}
