@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.architectures import ARCHITECTURES
+from pipeline import strict_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -343,13 +344,17 @@ def to_yaml(settings: Settings) -> str:
 def _read_profile(profile: str) -> dict[str, Any]:
     path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"profile {profile!r}: no such profile or file; there are {', '.join(profiles())}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except strict_yaml.DuplicateKey as error:
+        raise SettingsError(f"profile {path}, {error}") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise SettingsError(f"profile {path}: cannot be read: {error}") from None
+    if values is None:  # a file of comments
+        return {}
     if not isinstance(values, dict):
         raise SettingsError(f"profile {path}: must be a mapping of settings, not {type(values).__name__}")
     return values
@@ -370,8 +375,10 @@ def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
         if not isinstance(values, dict):
             raise SettingsError(f"{origin}: {section!r} is a value, it has no keys below it")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = strict_yaml.load(text)
+    except strict_yaml.DuplicateKey as error:
+        raise SettingsError(f"{origin}: {error}") from None
+    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
         raise SettingsError(f"{origin}: {text!r} is not a YAML value") from None
     # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one.
     values[name] = _number(value) if value == text.strip() else value

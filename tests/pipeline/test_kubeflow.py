@@ -308,6 +308,7 @@ def test_a_watch_ends_when_the_sign_in_does(call, server, spec):
         ("min_slice=0.5", ["must be a whole number"]),
         ("dry=1", ["must be true or false"]),
         ('breeds={"a": 1}', ["must be a list in JSON"]),
+        ('breeds=[{"a": 1, "a": 2}]', ["must be a list in JSON"]),
         (f"data={'x' * 10_000}", ["Kubeflow Pipelines takes 10,000"]),
     ],
 )
@@ -330,6 +331,9 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
     assert_refused(call("submit", tmp_path / "gone.yaml"), "gone.yaml: no such file", "catbreeds compile")
     (tmp_path / "workflow.yaml").write_text("kind: Workflow")
     assert_refused(call("submit", tmp_path / "workflow.yaml"), "workflow.yaml: not a compiled pipeline")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("schemaVersion: 2.1.0\n" + compiled(twice).read_text())
+    assert_refused(call("submit", twice), "twice.yaml: not a compiled pipeline", "key 'schemaVersion' is there twice")
     old = compiled(tmp_path / "old.yaml", schema="2.0.0")
     assert_refused(call("submit", old), "schemaVersion 2.0.0, but Kubeflow Pipelines takes 2.1.0")
 

@@ -115,6 +115,9 @@ def test_all_that_is_wrong_is_said_at_once():
     [
         ("tuner.max_epochs", "--set tuner.max_epochs: write --set key=value"),
         ("seed=[", "'[' is not a YAML value"),
+        ("data=2024-13-45", "'2024-13-45' is not a YAML value"),
+        ("gate={margin: 0.02, margin: 1.0}", "line 1: key 'margin' is there twice; remove one"),
+        ("kubeflow.secrets=[{name: a, key: b, name: c, variable: D}]", "key 'name' is there twice"),
         ("seed.train=1", "seed: Input should be a valid integer"),
         ("weights.kind=1", "'weights' is a value, it has no keys below it"),
     ],
@@ -179,12 +182,47 @@ def test_photos_too_small_for_xception_are_refused_unless_it_is_left_out():
         ("a: [", "cannot be read"),
         ("tuner: 5\n", "tuner: "),
         (b"\xff\xfe\x00", "cannot be read"),
+        ("[]", "must be a mapping of settings, not list"),
+        ("false", "must be a mapping of settings, not bool"),
+        ("card: {contact: 2024-13-45}", "cannot be read"),
+        ("seed: 1\n---\nseed: 2\n", "cannot be read"),
     ],
 )
 def test_a_profile_that_cannot_be_read_is_refused(text, part, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert part in refusal(profile=str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("seed: 1\nweights: random\nseed: 2\n", "lines 1 and 3: key 'seed'"),
+        ("gate:\n  margin: 0.02\n  policy: better\n  'margin': 1.0\n", "lines 2 and 4: key 'margin'"),
+        ("gate: {margin: 0.02}\nseed: 1\ngate: {min_slice: 5}\n", "lines 1 and 3: key 'gate'"),
+        ("gate: {margin: 0.02, margin: 1}\n", "line 1: key 'margin'"),
+        ("kubeflow:\n  volumes:\n  - claim: a\n    path: /a\n    claim: b\n", "lines 3 and 5: key 'claim'"),
+        ("gate: &rules {margin: 0.02, margin: 0.5}\n", "line 1: key 'margin'"),
+    ],
+)
+def test_a_profile_with_a_key_twice_is_refused_with_its_lines(text, part, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert refusal(profile=str(path)) == f"profile {path}, {part} is there twice; remove one"
+
+
+def test_keys_that_come_by_a_merge_may_be_replaced(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("trainer: &few {epochs: 5, patience: 2}\ntuner: {factor: 2}\n")
+    assert load(str(path)).trainer.patience == 2
+    path.write_text("kubeflow:\n  learning: &small {cpu: 1, memory: 2}\n  other: {<<: *small, memory: 3}\n")
+    assert load(str(path)).kubeflow.other.memory == 3
+
+
+def test_a_profile_of_comments_has_the_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("# seed: 1\n")
+    assert load(str(path)) == Settings()
 
 
 def test_a_profile_that_is_not_there_is_refused_with_those_that_are():
