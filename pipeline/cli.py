@@ -22,6 +22,7 @@ from pipeline.cli_common import (
     read_settings,
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
+from serving import proxies
 from serving.registry import RegistryError
 
 app = typer.Typer(
@@ -236,6 +237,7 @@ def _components(
         gc.freeze()
         gc.enable()
         try:
+            proxies.apply_to_libraries()  # Keras downloads weights, Beam may ask a runner
             connection = local_runner.metadata_config(config.workdir)
             create = create_ingestion if only_ingestion else create_pipeline
             graph = create(config, this_machine(config, run_id), connection)

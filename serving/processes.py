@@ -15,6 +15,7 @@ from typing import Self
 
 import httpx
 
+from serving import http_client
 from serving.bound_process import die_with
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -130,7 +131,8 @@ class Programs:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5, trust_env=False).is_success
+        with http_client.client(timeout=5) as client:
+            return client.get(url).is_success
     except httpx.HTTPError:
         return False
 
