@@ -31,6 +31,22 @@ _TIMEOUT_SECONDS = 30  # for an answer of the API
 _FORWARDING_SECONDS = 15  # for kubectl to reach a pod; that of a dead node may never be reached
 
 
+class _NoDocument(Exception):
+    """An answer that is no JSON object; the message says what is wrong with it."""
+
+
+class _ApiClient(kubernetes.client.ApiClient):
+    """The generated client, which takes an answer that is no JSON for an empty object, or fails on it."""
+
+    def deserialize(self, response: Any, response_type: Any) -> Any:
+        try:
+            if not isinstance(json.loads(response.data), dict):
+                raise _NoDocument("JSON that is no object")
+        except ValueError as error:
+            raise _NoDocument(f"no JSON, or part of it: {error}") from None
+        return super().deserialize(response, response_type)
+
+
 class Cluster:
     """Servers of one namespace; close it.
 
@@ -74,7 +90,7 @@ class Cluster:
             configuration.proxy, configuration.proxy_headers = proxy.url, proxy.headers
         self._via = proxies.through(configuration.host)
         configuration.retries = False  # what is tried again is decided here
-        self._client = kubernetes.client.ApiClient(configuration)
+        self._client = _ApiClient(configuration)
         self._api = kubernetes.client.CoreV1Api(self._client)
 
     def __enter__(self) -> "Cluster":
@@ -163,6 +179,8 @@ class Cluster:
             raise FleetError(
                 f"{self.where}: Kubernetes answers {error.status}{self._via}: {_message(error)}; try again"
             ) from None
+        except (_NoDocument, UnicodeDecodeError) as error:
+            raise FleetError(f"{self.where}: Kubernetes answers{self._via} with {error}; try again") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise FleetError(f"{self.where}: Kubernetes does not answer{self._via}: {error}; try again") from None
 

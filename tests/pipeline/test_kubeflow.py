@@ -21,8 +21,10 @@ from typer.testing import CliRunner, Result
 from pipeline.cli import app
 from pipeline.settings import ROOT
 from tests import fork_server
+from tests.pipeline import flaky_server
+from tests.pipeline.flaky_server import behave, cut_after
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
-from tests.running import CATBREEDS
+from tests.running import CATBREEDS, catbreeds
 
 TASKS = ("DataGate", "Tuner", "ModelGate", "Admitted")
 PARAMETERS = {
@@ -336,6 +338,26 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
     assert_refused(call("submit", twice), "twice.yaml: not a compiled pipeline", "key 'schemaVersion' is there twice")
     old = compiled(tmp_path / "old.yaml", schema="2.0.0")
     assert_refused(call("submit", old), "schemaVersion 2.0.0, but Kubeflow Pipelines takes 2.1.0")
+
+
+@pytest.mark.parametrize(
+    ("body", "answer", "said"),
+    [
+        (b'{"multi_user": tr', behave, "answers with damaged JSON, of which 17 characters came"),
+        (b'{"multi_user": true}', cut_after(9), "nothing answers at"),
+        (b"[1, 2]", behave, "answers with a web page, likely its login, instead of"),
+        (b"<html>sign in", behave, "answers with a web page, likely its login, instead of"),
+        (b"", behave, "answers with a web page, likely its login, instead of"),
+        (b'{"multi_user": "\xff"}', behave, "answers with what is no text"),
+        (b"\xff", lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")), "what is no text"),
+    ],
+)
+def test_an_answer_that_is_cut_or_not_kubeflow_s_is_told(spec, body, answer, said):
+    with flaky_server.serving() as server:
+        server.files["/apis/v2beta1/healthz"] = body
+        server.answers["/apis/v2beta1/healthz"] = [answer] * 9
+        done = catbreeds("submit", spec, "--host", server.address)
+    assert_refused(done, f"{server.address}", said)
 
 
 def test_who_stops_watching_is_told_that_the_run_goes_on(server, url, spec):

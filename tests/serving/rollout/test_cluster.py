@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+import yaml
 
 from serving.registry import RegistryError
 from serving.rollout import cluster as cluster_module
@@ -14,6 +15,7 @@ from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
 from serving.rollout.plan import CONFIG_FILE, read_plan
 from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
 from serving.traffic import CANARY
+from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
@@ -364,3 +366,20 @@ def test_rollout_calls_what_its_role_allows_and_nothing_else(api, pods, registry
         f"PUT {base}/configmaps/model-config",
         f"GET {base}/pods",
     }
+
+
+@pytest.mark.parametrize("body", [b'{"metadata": {"resourceVe', b"<html>sign in", b"[]", b'{"a": "\xff"}', b""])
+def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(tmp_path, monkeypatch, body):
+    config = {
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        "users": [{"name": "it", "user": {}}],
+    }
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with flaky_server.serving() as server:
+        clusters = [{"name": "it", "cluster": {"server": server.address}}]
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config | {"clusters": clusters}))
+        server.files["/api/v1/namespaces/cats/configmaps/model-config"] = body
+        with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match="answers with"):
+            cluster.read()
