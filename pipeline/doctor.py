@@ -163,17 +163,20 @@ def _memory() -> Finding:
     return Finding("memory", "ok", found)
 
 
-def _available_memory() -> int | None:
-    """Bytes that processes can still have, in a container no more than it may."""
+def _available_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that processes can still have, in a container no more than it may; `group` is its folder of cgroup v2."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii")
         free = int(re.search(r"^MemAvailable:\s+(\d+) kB", lines, re.M)[1]) * 1024
     except (OSError, TypeError):
         return None
-    group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
+        limit, used, stat = (
+            (group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        # Files that were read or written count as used, until a process needs their memory.
+        cached = sum(map(int, re.findall(r"^(?:active_file|inactive_file|slab_reclaimable) (\d+)$", stat, re.M)))
+        return min(free, int(limit) - int(used) + cached)
     except (OSError, ValueError):  # there is no limit
         return free
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.doctor import _available_memory
 from pipeline.settings import ROOT
 from tests.pipeline.flaky_server import serving, status
 from tests.running import CATBREEDS, catbreeds, on_terminal
@@ -110,6 +111,21 @@ def test_weights_that_are_neither_here_nor_to_be_had_stop_a_run(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").write_bytes(b"")
     assert doctor("--set", "backbones=[resnet50]", KERAS_HOME=str(tmp_path))[0] == 0
+
+
+def test_files_that_the_system_keeps_in_memory_do_not_count_as_used(tmp_path):
+    def available(limit: str, used: int) -> int:
+        files = {
+            "memory.max": limit,
+            "memory.current": str(used),
+            "memory.stat": "anon 100\nfile 650\nshmem 50\ninactive_file 400\nactive_file 200\nslab_reclaimable 30\n",
+        }
+        for name, content in files.items():
+            (tmp_path / name).write_text(f"{content}\n")
+        return _available_memory(tmp_path)
+
+    assert available("1000", 900) == 1000 - (900 - 400 - 200 - 30)
+    assert available("max", 900) > 1_000_000
 
 
 def test_a_workdir_that_cannot_be_written_stops_a_run(tmp_path):
