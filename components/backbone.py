@@ -5,7 +5,6 @@ import importlib
 import os
 from unittest import mock
 
-import keras
 import tensorflow as tf
 from keras.src.utils import file_utils
 from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
@@ -18,6 +17,7 @@ from components import saved_model
 from components.architectures import ARCHITECTURES, WEIGHTS_HOST, weight_file_names
 from components.documents import write_json
 from components.errors import WeightsError
+from components.pinned_keras import keras
 from serving import proxies
 
 RECORD_FILE = "assets.extra/backbone.json"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from components.architectures import ARCHITECTURES
 from pipeline import strict_yaml
+from serving.environment import is_service_link
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -302,18 +303,26 @@ def load(
         SettingsError: names the key, what is wrong with it and what is allowed.
     """
     values = _read_profile(profile)
+    variables: dict[str, str] = {}  # key -> the variable that sets it
     for name, value in sorted((environment or {}).items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(_OTHER_PROGRAMS):
-            _assign(values, name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), value, name)
+        ours = name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(_OTHER_PROGRAMS)
+        if ours and not is_service_link(name, value):
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            if key in variables:
+                raise SettingsError(f"{name} and {variables[key]} both set {key}; remove one")
+            _assign(values, key, value, name)
+            variables[key] = name
     for override in overrides:
-        _override(values, override)
+        variables.pop(_override(values, override), None)
+    for key in options or {}:
+        variables.pop(key, None)
     values.update(options or {})
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         # A list with a wrong item is also reported as too short.
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
-        raise SettingsError("\n".join(map(_explain, errors))) from None
+        raise SettingsError("\n".join(_explain(e) + _origin(e, variables) for e in errors)) from None
 
 
 def check_gate(overrides: Iterable[str]) -> dict[str, Any]:
@@ -360,11 +369,13 @@ def _read_profile(profile: str) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> str:
+    """Puts the value of `key=value` into `values`; returns the key."""
     key, equals, value = override.partition("=")
     if not equals:
         raise SettingsError(f"--set {override}: write --set key=value, for example --set tuner.max_epochs=5")
     _assign(values, key.strip(), value, f"--set {override}")
+    return key.strip()
 
 
 def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
@@ -402,6 +413,14 @@ def _explain(error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
     return f"{path}: {message}{given}{_allowed_range(error['loc'])}" if path else message
+
+
+def _origin(error: Mapping[str, Any], variables: Mapping[str, str]) -> str:
+    """For an error in what the environment says: the variable. All of them where a section or everything is wrong."""
+    path = ".".join(map(str, error["loc"]))
+    section = f"{path}." if path else ""
+    found = [name for key, name in variables.items() if section.startswith(f"{key}.") or key.startswith(section)]
+    return f" (set by {', '.join(found)} in the environment)" if found else ""
 
 
 def _allowed_range(location: tuple[str | int, ...]) -> str:

@@ -9,6 +9,8 @@ from serving.registry import STABLE
 
 MODEL_SERVER = "tensorflow_model_server"
 LOOPBACK = "127.0.0.1"
+# Gateway and page answer 503 until they are ready: these mean another program, or settings of another one.
+_NEVER = (301, 302, 307, 308, 400, 401, 403, 404, 405)
 
 
 def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: Path | None = None) -> Program:
@@ -62,7 +64,7 @@ def gateway(host: str, port: int, grpc_port: int, model: str, traffic_file: Path
         "CATBREEDS_GATEWAY_MODEL_LABEL": STABLE,
     }
     command = [sys.executable, "-m", "serving.gateway"]
-    return Program("gateway", command, f"{local_url(host, port)}/readyz", settings, log)
+    return Program("gateway", command, f"{local_url(host, port)}/readyz", settings, log, _NEVER)
 
 
 def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path) -> Program:
@@ -82,7 +84,7 @@ def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path
         "CATBREEDS_PAGE_SAMPLES": str(samples or ""),
     }
     command = [sys.executable, "-m", "serving.page"]
-    return Program("page", command, f"{local_url(host, port)}/_stcore/health", settings, log)
+    return Program("page", command, f"{local_url(host, port)}/_stcore/health", settings, log, _NEVER)
 
 
 def local_url(host: str, port: int) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import serving.gateway.settings as gateway
+import serving.page.settings as page
 from pipeline.settings import Settings, SettingsError, load, profiles, to_yaml
 
 
@@ -162,6 +164,54 @@ def test_a_wrong_environment_variable_is_refused_and_those_of_other_programs_are
     assert refusal(environment={"CATBREEDS_TUNER__MAX_EPOCHZ": "3"}).startswith("tuner.max_epochz: no such setting")
     environment = {"CATBREEDS_GATEWAY_PORT": "8080", "CATBREEDS_TEST_IMAGE": "x", "OTHER_SEED": "5"}
     assert load("demo", environment=environment) == load("demo")
+
+
+def service_links(service: str) -> dict[str, str]:
+    """What Kubernetes puts into the environment of pods for a Service with two ports."""
+    prefix, address = service.upper().replace("-", "_"), "10.0.0.7"
+    links = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": "80",
+        f"{prefix}_SERVICE_PORT_HTTP_METRICS": "81",
+        f"{prefix}_PORT": f"tcp://{address}:80",
+    }
+    for port, protocol in ((80, "tcp"), (53, "udp")):
+        one = f"{prefix}_PORT_{port}_{protocol.upper()}"
+        parts = {"": f"{protocol}://{address}:{port}", "_PROTO": protocol, "_PORT": str(port), "_ADDR": address}
+        links |= {f"{one}{part}": value for part, value in parts.items()}
+    return links
+
+
+@pytest.mark.parametrize("service", ["catbreeds", "catbreeds-tuner", "catbreeds-8080", "catbreeds-gateway"])
+def test_what_kubernetes_tells_about_services_is_no_setting(service):
+    assert load("demo", environment=service_links(service)) == load("demo")
+
+
+@pytest.mark.parametrize("kind", [gateway.Settings, page.Settings])
+def test_what_kubernetes_tells_about_services_is_no_setting_of_a_server(kind):
+    links = service_links("catbreeds-gateway") | service_links("catbreeds-page")
+    assert kind.from_environment(links) == kind()
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"CATBREEDS_GATE__MARGIN": "2"}, "CATBREEDS_GATE__MARGIN"),
+        ({"CATBREEDS_PORT": "8080"}, "CATBREEDS_PORT"),
+        ({"CATBREEDS_TUNER__UNITS": "[1, -1]"}, "CATBREEDS_TUNER__UNITS"),
+        ({"CATBREEDS_GATE": "{margin: 2}"}, "CATBREEDS_GATE"),
+        ({"CATBREEDS_SPLIT__TRAIN": "0.9"}, "CATBREEDS_SPLIT__TRAIN"),
+        ({"CATBREEDS_WEIGHTS_DIR": "/w"}, "CATBREEDS_WEIGHTS_DIR"),
+    ],
+)
+def test_an_error_names_the_variable_that_it_comes_from(environment, named):
+    assert refusal(environment=environment).endswith(f" (set by {named} in the environment)")
+    assert "environment" not in refusal("seed=-1", environment={"CATBREEDS_SEED": "-2"})
+
+
+def test_two_variables_for_one_setting_are_refused():
+    environment = {"CATBREEDS_SEED": "1", "CATBREEDS_seed": "2"}
+    assert refusal(environment=environment) == "CATBREEDS_seed and CATBREEDS_SEED both set seed; remove one"
 
 
 def test_random_weights_and_a_weights_folder_exclude_each_other():
