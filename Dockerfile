@@ -26,8 +26,9 @@ WORKDIR /app
 COPY setup.py pyproject.toml ./
 COPY components components
 COPY pipeline pipeline
+COPY schemas schemas
 COPY serving serving
-# Editable, because the code looks for schemas/ beside itself: it stays in /app, in the last stage too.
+# Editable: the code itself is in /app, in the last stage too.
 RUN uv pip install --no-deps --no-build-isolation /build/tfx_bsl_sql_shim --editable /app
 
 FROM ${PYTHON}

@@ -12,6 +12,15 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Installs a package of Debian's, unless there is a command of its name.
 DEBIAN = command -v $(1) || $(SUDO) apt-get install -y $(1) || { $(SUDO) apt-get update && $(SUDO) apt-get install -y $(1); }
 
+# Variables that would change where and how packages are installed are those of other projects. Those that say where
+# packages come from, and how to get there, are the machine's.
+SOURCES := INDEX INDEX_% DEFAULT_INDEX EXTRA_INDEX_URL FIND_LINKS NO_INDEX TRUSTED_HOST INSECURE_HOST CERT CLIENT_CERT \
+  PROXY KEYRING_PROVIDER CONFIG_FILE CACHE_DIR NO_CACHE OFFLINE NATIVE_TLS SYSTEM_CERTS TIMEOUT DEFAULT_TIMEOUT RETRIES \
+  HTTP_% CONCURRENT_% LINK_MODE PYTHON_INSTALL_DIR PYTHON_INSTALL_MIRROR
+FOREIGN := $(filter-out $(addprefix PIP_,$(SOURCES)) $(addprefix UV_,$(SOURCES)), \
+  $(filter PIP_% UV_% PYTHON%,$(.VARIABLES)))
+CLEAN := env $(addprefix -u ,$(FOREIGN))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
 
@@ -21,12 +30,12 @@ help: ## list the targets
 setup: $(INSTALLED) ## install Python packages into .venv, as locked
 
 $(VENV)/bin/uv:
-	@sh requirements/environment.sh $(VENV)
+	@$(CLEAN) sh requirements/environment.sh $(VENV)
 
 $(INSTALLED): $(VENV)/bin/uv $(LOCK) setup.py $(wildcard $(SHIM)/*.py)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r $(LOCK)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --reinstall ./$(SHIM)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(CLEAN) $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r $(LOCK)
+	$(CLEAN) $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --reinstall ./$(SHIM)
+	$(CLEAN) $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup ## the whole pipeline in minutes: photos it draws itself, three backbones, a pushed model

@@ -8,11 +8,15 @@ setup(
     description="From a folder of cat photos to a breed classifier, trained, gated and served",
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
-    packages=find_packages(include=["pipeline*", "components*", "serving*"]),
-    package_data={"pipeline": ["profiles/*.yaml"], "components": ["templates/*.html.j2"]},
+    packages=[*find_packages(include=["pipeline*", "components*", "serving*"]), "schemas"],
+    package_data={
+        "pipeline": ["profiles/*.yaml"],
+        "components": ["templates/*.html.j2"],
+        "schemas": ["*/schema.pbtxt"],
+    },
     # Loose on purpose: what is tested together is in requirements/dev.lock.
     install_requires=[
-        "tfx>=1.21,<1.22",
+        "tfx[kfp]>=1.21,<1.22",
         "keras>=3.15",
         "keras-tuner>=1.4.8",
         "tensorflow-serving-api",
@@ -36,6 +40,7 @@ setup(
         "python-multipart",
         "pyyaml",
         "rich",
+        "scipy",
         "streamlit",
         "structlog",
         "typer",

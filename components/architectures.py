@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+WEIGHTS_HOST = "https://storage.googleapis.com"  # where Keras downloads them
+
 
 class Architecture(NamedTuple):
     """What the pipeline must know of one architecture of `keras.applications`.

@@ -5,7 +5,6 @@ import importlib
 import os
 from unittest import mock
 
-import keras
 import tensorflow as tf
 from keras.src.utils import file_utils
 from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
@@ -15,9 +14,11 @@ from tfx.types.standard_artifacts import Model
 from tfx.utils import path_utils
 
 from components import saved_model
-from components.architectures import ARCHITECTURES, weight_file_names
+from components.architectures import ARCHITECTURES, WEIGHTS_HOST, weight_file_names
 from components.documents import write_json
 from components.errors import WeightsError
+from components.pinned_keras import keras
+from serving import proxies
 
 RECORD_FILE = "assets.extra/backbone.json"
 
@@ -74,7 +75,8 @@ def build_network(architecture: str, weights: str, image_size: int, seed: int) -
             if "URL fetch failure" not in str(error):
                 raise
             raise WeightsError(
-                f"the ImageNet weights of {architecture} are not on this machine and cannot be downloaded ({error}). "
+                f"the ImageNet weights of {architecture} are not on this machine and cannot be downloaded"
+                f"{proxies.through(WEIGHTS_HOST)} ({error}). "
                 f"Bring {' or '.join(weight_file_names(architecture))} in a folder and say --set weights_dir=FOLDER"
             ) from None
     # As if Keras had downloaded the file: for its own weights alone it adds the rescaling that EfficientNet needs.

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import http.client
 import json
 import os
 import shutil
@@ -11,11 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 
+import httpx
 from tfx.components.evaluator import constants
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
@@ -26,6 +24,7 @@ from components.artifacts import ServingReport
 from components.documents import write_json
 from components.measured import read_outcomes
 from components.photo_examples import read_images
+from serving import http_client
 from serving.photo import PhotoError, normalise
 from serving.rollout.golden import Golden, golden_document
 
@@ -138,13 +137,13 @@ def _ask_tensorflow(path: str, request: dict) -> list[dict]:
 
 def _ask_model_server(path: str, request: dict) -> list[dict]:
     with _model_server(path) as url:
-        body = json.dumps(request).encode()
         try:
-            with urllib.request.urlopen(f"{url}:predict", body, timeout=_DEADLINE_SECONDS) as response:
-                return json.load(response)["predictions"]
-        except urllib.error.HTTPError as error:
-            raise ServingError(f"{MODEL_SERVER} answers {error.code}: {error.read().decode()[:2000]}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            with http_client.client(timeout=_DEADLINE_SECONDS) as client:
+                response = client.post(f"{url}:predict", json=request)
+            if response.is_error:
+                raise ServingError(f"{MODEL_SERVER} answers {response.status_code}: {response.text[:2000]}")
+            return response.json()["predictions"]
+        except (httpx.HTTPError, ValueError) as error:
             raise ServingError(f"{MODEL_SERVER} does not answer: {error}") from None
 
 
@@ -177,11 +176,11 @@ def _model_server(path: str) -> Iterator[str]:
 def _wait_until_available(server: subprocess.Popen, url: str, log) -> None:
     """Waits for the metadata: the model's status answers 200 even while it is loading."""
     deadline = time.monotonic() + _DEADLINE_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
+    with http_client.client(timeout=5) as client:
+        while time.monotonic() < deadline and server.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(url).is_success:
+                    return
             time.sleep(0.2)
     log.seek(0)
     raise ServingError(f"{MODEL_SERVER} does not serve the model:\n{log.read()[-2000:]}")

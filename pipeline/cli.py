@@ -1,7 +1,9 @@
 """The `catbreeds` command. TensorFlow is imported by the commands that need it, so that the others answer at once."""
 
 import datetime
+import errno
 import gc
+import os
 import re
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from components.errors import DocumentError
 from pipeline import cli_data, cli_doctor, cli_kubeflow, cli_models, cli_rollout, cli_serving
 from pipeline.cli_common import (
     Exit,
@@ -20,8 +23,10 @@ from pipeline.cli_common import (
     WorkdirOption,
     fail,
     read_settings,
+    told,
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
+from serving import proxies
 from serving.registry import RegistryError
 
 app = typer.Typer(
@@ -45,7 +50,21 @@ app.add_typer(cli_serving.app)
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    # Some file names, and on a terminal that is not UTF-8 many characters, cannot be written as they are.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stderr.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        # What names a file, or happens while one is written, is no bug: the place cannot be used.
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        fail(told(error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
+        sys.exit(Exit.WRONG_INPUT)
 
 
 @app.command()
@@ -70,7 +89,7 @@ def sample_data(
             deal = Settings().split
             bad = write_defects(out, paths, lambda hash: split_of(hash, deal.train, deal.eval, deal.seed), seed=seed)
     except (ValueError, OSError) as error:
-        raise fail(str(error)) from None
+        raise fail(told(error) if isinstance(error, OSError) else error) from None
     print(f"{len(paths)} photos of {breeds} imaginary breeds in {out}")
     for path, kind in bad:
         print(f"{path.relative_to(out)}: {kind}")
@@ -110,12 +129,20 @@ def report(
     from pipeline.console import console_on
 
     folder = Path(read_settings(profile, settings, workdir=workdir).workdir) / "report"
+    console = console_on(sys.stdout)
     try:
-        reports.show_saved(console_on(sys.stdout), folder, data)
+        # First all of it: what goes wrong here is in the documents, what goes wrong in printing is not.
+        with console.capture() as shown:
+            reports.show_saved(console, folder, data)
     except FileNotFoundError as error:
         raise fail(f"{error.filename}: not there; `catbreeds run` writes it") from None
-    except (ValueError, KeyError) as error:
+    except OSError as error:
+        raise fail(told(error)) from None
+    except DocumentError as error:
+        raise fail(f"{error}; `catbreeds run` writes it anew") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise fail(f"{folder}: a document there is damaged ({error!r}); `catbreeds run` writes it anew") from None
+    print(shown.get(), end="")
 
 
 @schema_app.command("update")
@@ -134,6 +161,7 @@ def schema_update(
     _refuse_missing(data)
     name = re.sub(r"\W+", "_", Path(data).name.split(".")[0].lower()) or "photos"
     folder = schema or Path(config.photos_schema or f"schemas/{name}")
+    _check_schema(folder)
     raise typer.Exit(_in_workdir(config, lambda *about: _update_schema(config, folder, *about)))
 
 
@@ -153,8 +181,10 @@ def compile_(
         try:
             for name, config in configs.items():
                 write_pipeline(config, output / f"{name}.yaml")
-        except (SettingsError, OSError) as error:
+        except SettingsError as error:
             raise fail(error) from None
+        except OSError as error:
+            raise fail(f"{told(error)}; --output must be a folder that can be written") from None
     for name in configs:
         print(output / f"{name}.yaml")
 
@@ -171,19 +201,39 @@ def _refuse_missing(data: str) -> None:
         raise fail(f"data: {data}: no such folder or archive; it must hold one folder of photos for each breed")
 
 
+def _check_schema(folder: Path) -> None:
+    """Refuses a schema that cannot be updated before photos are read, which takes long."""
+    from pipeline.schema_file import SCHEMA_FILE, read_schema
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if (folder / SCHEMA_FILE).exists():
+            read_schema(folder / SCHEMA_FILE)
+    except OSError as error:
+        raise fail(f"{told(error)}; --schema must be a folder that can be written") from None
+    except ValueError as error:
+        raise fail(f"{folder / SCHEMA_FILE}: cannot be read: {error}") from None
+
+
 def _in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> Exit:
     """Calls `work` with a run id, the log and the console, while no other run is at work in the workdir."""
     from filelock import FileLock, Timeout
 
     workdir = Path(config.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    log = workdir / "logs" / f"{run_id}.log"
     try:
-        with FileLock(workdir / ".run.lock", timeout=0), _quiet(log) as console:
-            return work(run_id, log, console)
+        (workdir / "logs").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(workdir / ".run.lock", timeout=0)
+        lock.acquire()
     except Timeout:
         raise fail(f"{workdir}: another run is at work there; wait for it or take another --workdir") from None
+    except OSError as error:
+        raise fail(f"{workdir}: cannot be the workdir: {told(error)}; take another --workdir") from None
+    run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    log = workdir / "logs" / f"{run_id}.log"
+    with lock, _quiet(log) as console:
+        return work(run_id, log, console)
 
 
 def _run(config: Settings, run_id: str, log: Path, console: Console) -> Exit:
@@ -202,7 +252,10 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     from pipeline.target import photos_schema
 
     breeds = report.read_ingest(runs["ImageExampleGen"])["breeds"]
-    update = update_schema(folder, photos_schema(config), breeds)
+    try:
+        update = update_schema(folder, photos_schema(config), breeds)
+    except (SettingsError, OSError) as error:
+        raise fail(error) from None
     lines = [f"{update.path}: {len(breeds)} breeds in the data"]
     lines += [f"  added {breed!r}" for breed in update.added]
     lines += [f"  kept {breed!r}, of which the data has no photo" for breed in update.unused]
@@ -236,6 +289,7 @@ def _components(
         gc.freeze()
         gc.enable()
         try:
+            proxies.apply_to_libraries()  # Keras downloads weights, Beam may ask a runner
             connection = local_runner.metadata_config(config.workdir)
             create = create_ingestion if only_ingestion else create_pipeline
             graph = create(config, this_machine(config, run_id), connection)

@@ -2,11 +2,11 @@
 
 import enum
 import os
-import sys
 from typing import Annotated
 
 import typer
 
+from pipeline.console import print_error
 from pipeline.settings import Settings, SettingsError, load, profiles
 
 ProfileOption = Annotated[str, typer.Option(help=f"{' or '.join(profiles())}, or a YAML file.")]
@@ -27,8 +27,13 @@ class Exit(enum.IntEnum):
 
 def fail(message: object, code: int = Exit.WRONG_INPUT) -> typer.Exit:
     """Says what is wrong on stderr; raise what it gives."""
-    print(f"catbreeds: {message}", file=sys.stderr)
+    print_error(f"catbreeds: {message}")
     return typer.Exit(code)
+
+
+def told(error: OSError) -> str:
+    """The file and what is wrong with it; Python's own text where the error names no file."""
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename is not None else str(error)
 
 
 def read_settings(profile: str, overrides: list[str] | None, **options: str | None) -> Settings:

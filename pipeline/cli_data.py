@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli_common import Exit, fail
+from pipeline.cli_common import Exit, fail, told
 
 if TYPE_CHECKING:
     from pipeline.console import TransferView
@@ -89,8 +89,10 @@ def _view() -> Iterator["TransferView"]:
             yield view
     except DatasetError as error:
         raise fail(error) from None
-    except (DownloadError, OSError) as error:
+    except DownloadError as error:
         raise fail(error, Exit.FAILED) from None
+    except OSError as error:
+        raise fail(told(error), Exit.FAILED) from None
     except KeyboardInterrupt:
         raise fail("stopped; run again to go on", Exit.FAILED) from None
 

@@ -15,6 +15,7 @@ from pipeline.cli_common import (
     WorkdirOption,
     fail,
     read_settings,
+    told,
 )
 from serving.registry import RegistryError
 
@@ -136,7 +137,7 @@ def predict(
     except (RegistryError, PhotoError) as error:
         raise fail(error) from None
     except OSError as error:
-        raise fail(f"{error.filename}: {error.strerror}") from None
+        raise fail(told(error)) from None
     except ClientError as error:
         raise fail(error, Exit.FAILED) from None
     if as_json:
@@ -156,8 +157,10 @@ def _serving(work: Callable[[], None], ports: dict[str, int]) -> None:
     try:
         refuse_busy(ports)
         work()
-    except (PortError, RegistryError, OSError) as error:
+    except (PortError, RegistryError) as error:
         raise fail(error) from None
+    except OSError as error:
+        raise fail(told(error)) from None
     except (ProgramError, FleetError, RolloutError) as error:
         raise fail(error, Exit.FAILED) from None
     print("Stopped.")

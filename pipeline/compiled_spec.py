@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipeline import strict_yaml
+
 SCHEMA_VERSION = "2.1.0"
 _PIPELINE_ROOT = re.compile("(s3|minio|gs)://[^/].*")
 _MOST_PARAMETER_BYTES = 10_000  # older servers refuse more
@@ -47,7 +49,7 @@ def read_spec(path: Path) -> CompiledSpec:
     """
     try:
         content = path.read_bytes()
-        document = next(iter(yaml.load_all(content, yaml.CSafeLoader)), None)
+        document, *_ = strict_yaml.load_all(content)
         version, name = document["schemaVersion"], document["pipelineInfo"]["name"]
         graphs = [document["root"], *document["components"].values()]
         tasks = [task for graph in graphs for task in graph.get("dag", {}).get("tasks", {}).items()]
@@ -121,9 +123,9 @@ def _value(pair: str, text: str, kind: str) -> Any:
                 return number
             case "BOOLEAN":
                 return {"true": True, "false": False}[text]
-            case "LIST" if isinstance(value := json.loads(text), list):
+            case "LIST" if isinstance(value := json.loads(text, object_pairs_hook=_distinct), list):
                 return value
-            case "STRUCT" if isinstance(value := json.loads(text), dict):
+            case "STRUCT" if isinstance(value := json.loads(text, object_pairs_hook=_distinct), dict):
                 return value
     except (ValueError, KeyError):
         pass
@@ -132,6 +134,13 @@ def _value(pair: str, text: str, kind: str) -> Any:
         "NUMBER_DOUBLE": "a number",
         "BOOLEAN": "true or false",
         "LIST": "a list in JSON",
-        "STRUCT": "a mapping in JSON",
+        "STRUCT": "a mapping in JSON, each key once",
     }
     raise SpecError(f"--param {pair}: must be {wanted.get(kind, kind)}")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key is there twice")
+    return values

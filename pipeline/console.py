@@ -35,24 +35,43 @@ def console_on(stream: TextIO) -> Console:
     return Console(file=stream, width=None if stream.isatty() else 120, emoji=False)
 
 
+def print_error(message: object) -> None:
+    """Prints a line on standard error; it reaches people also inside `noise_to`."""
+    print(message, file=_standard_error or sys.stderr, flush=True)
+
+
+_standard_error: TextIO | None = None  # of this process, while `noise_to` sends it to a log
+
+
 @contextlib.contextmanager
 def noise_to(log: Path) -> Iterator[Console]:
-    """Sends all that this process prints, C++ libraries included, to `log`; the console given still reaches people."""
+    """Sends all that this process prints, C++ libraries included, to `log`.
+
+    The console given still reaches people, as does `print_error`.
+    """
+    global _standard_error
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with open(log, "a", encoding="utf-8") as file, os.fdopen(os.dup(1), "w", encoding="utf-8") as people:
+    with open(log, "a", encoding="utf-8") as file, _copy(1, sys.stdout) as people, _copy(2, sys.stderr) as errors:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        outer, _standard_error = _standard_error, errors
         try:
             yield console_on(people)
         finally:
+            _standard_error = outer
             sys.stdout.flush()
             sys.stderr.flush()
             for descriptor, stream in zip(saved, (1, 2), strict=True):
                 os.dup2(descriptor, stream)
                 os.close(descriptor)
+
+
+def _copy(descriptor: int, stream: TextIO) -> TextIO:
+    """Another stream to where `descriptor` leads now; what the encoding of `stream` lacks is written as an escape."""
+    return os.fdopen(os.dup(descriptor), "w", encoding=stream.encoding or "utf-8", errors="backslashreplace")
 
 
 class RunView:

@@ -18,13 +18,15 @@ from filelock import FileLock, Timeout
 
 from pipeline.console import TransferView
 from pipeline.downloads import DownloadError, Interrupted, download, persist
+from serving import proxies
 
 OXFORD_MD5 = {
     "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
     "images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
 }
 
-_KAGGLE_TOKENS = "https://www.kaggle.com/settings/api"
+_KAGGLE = "https://www.kaggle.com"
+_KAGGLE_TOKENS = f"{_KAGGLE}/settings/api"
 _BY_BROWSER = "download the zip at {address} in a browser and say catbreeds run --data FILE.zip"
 # Ingestion passes hidden files over.
 _RECORD_FILE = ".catbreeds-data.json"
@@ -106,7 +108,7 @@ def kaggle(out: Path, handle: str, tries: int, view: TransferView) -> Laid:
 
     Raises:
         DatasetError: there are no credentials, the handle is wrong, or another file is in the way.
-        DownloadError: it does not come.
+        DownloadError: it does not come, or the environment names a proxy that cannot be used.
     """
     source = {"dataset": f"Kaggle's {handle}"}
     if laid := _complete(out, source):
@@ -117,6 +119,10 @@ def kaggle(out: Path, handle: str, tries: int, view: TransferView) -> Laid:
     if not view.on_terminal:
         os.environ["TQDM_DISABLE"] = "1"
     address = _kaggle_address(handle)
+    try:
+        proxies.find(_KAGGLE)
+    except proxies.ProxyError as error:
+        raise DownloadError(f"{address}: {error}") from None
     with _alone(out):
         folder = _fetch_from_kaggle(out / _WORK, handle, address, tries, view)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -261,15 +267,18 @@ def _fetch_from_kaggle(work: Path, handle: str, address: str, tries: int, view: 
             raise Interrupted(f"Kaggle answers {status}") from None
         except requests.ConnectionError as error:
             cause = error.args[0] if error.args else error
-            raise Interrupted(f"cannot be reached ({getattr(cause, 'reason', cause)})") from None
+            raise Interrupted(f"cannot be reached{through(error)} ({getattr(cause, 'reason', cause)})") from None
         except requests.RequestException as error:
-            raise Interrupted(f"broke off ({error})") from None
+            raise Interrupted(f"broke off{through(error)} ({error})") from None
         except DataCorruptionError:
             raise Interrupted("the archive came damaged: its MD5 is another than Kaggle says") from None
         except (*_DAMAGED, ValueError) as error:
             for archive in archives():  # the client would take it for a good one: its length is right
                 archive.unlink()
             raise Interrupted(f"the archive came damaged: {error}") from None
+
+    def through(error: requests.RequestException) -> str:
+        return proxies.through(error.request.url) if error.request is not None else ""
 
     def archives() -> list[Path]:
         return [*work.rglob("*.archive")]

@@ -17,8 +17,9 @@ from typing import Literal
 
 import httpx
 
-from components.architectures import weight_file_names
+from components.architectures import WEIGHTS_HOST, weight_file_names
 from pipeline.settings import ROOT, Settings
+from serving import http_client, proxies
 
 State = Literal["ok", "warning", "problem", "optional"]
 
@@ -33,7 +34,6 @@ _GIGABYTE = 10**9
 # Peaks that were measured: `make demo` with three backbones; a run of one.
 _MEMORY_FOR_THREE, _MEMORY_FOR_ONE = 5 * _GIGABYTE, 2 * _GIGABYTE
 _DISK_COMFORTABLE, _DISK_LEAST = 5 * _GIGABYTE, 1 * _GIGABYTE
-_WEIGHTS_HOST = "https://storage.googleapis.com"
 _PATIENCE_SECONDS = 3
 _IMPORT_SECONDS = 300
 _SHOWN_PACKAGES = 3
@@ -163,17 +163,20 @@ def _memory() -> Finding:
     return Finding("memory", "ok", found)
 
 
-def _available_memory() -> int | None:
-    """Bytes that processes can still have, in a container no more than it may."""
+def _available_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that processes can still have, in a container no more than it may; `group` is its folder of cgroup v2."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii")
         free = int(re.search(r"^MemAvailable:\s+(\d+) kB", lines, re.M)[1]) * 1024
     except (OSError, TypeError):
         return None
-    group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
+        limit, used, stat = (
+            (group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        # Files that were read or written count as used, until a process needs their memory.
+        cached = sum(map(int, re.findall(r"^(?:active_file|inactive_file|slab_reclaimable) (\d+)$", stat, re.M)))
+        return min(free, int(limit) - int(used) + cached)
     except (OSError, ValueError):  # there is no limit
         return free
 
@@ -211,8 +214,8 @@ def _weights(settings: Settings) -> Finding:
     if settings.weights_dir:
         names = ", ".join(" or ".join(weight_file_names(backbone)) for backbone in missing)
         return Finding("weights", "problem", found, f"bring {names}")
-    if reason := _unreachable(_WEIGHTS_HOST):
-        return Finding("weights", "problem", f"{found}, and {_WEIGHTS_HOST} cannot be reached ({reason})", bring)
+    if reason := _unreachable(WEIGHTS_HOST):
+        return Finding("weights", "problem", f"{found}, and {WEIGHTS_HOST} cannot be reached ({reason})", bring)
     return Finding("weights", "ok", f"{found}; the first run downloads them")
 
 
@@ -271,11 +274,15 @@ def _kubeflow(host: str | None) -> Finding:
 def _unreachable(url: str, must_succeed: bool = False) -> str:
     """Why there is no answer, or "" if there is one."""
     try:
-        response = httpx.get(url, timeout=_PATIENCE_SECONDS)
+        with http_client.client(timeout=_PATIENCE_SECONDS) as client:
+            response = client.get(url)
         if must_succeed:
             response.raise_for_status()
+    except proxies.ProxyError as error:
+        return str(error)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{reason}{proxies.through(url)}"
     return ""
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import httpx
 
 from pipeline.console import TransferView
+from serving import http_client, proxies
 
 _T = TypeVar("_T")
 
@@ -46,7 +47,7 @@ def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> 
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     for another_try in (True, False):
-        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+        with http_client.client(follow_redirects=True, timeout=_TIMEOUT) as client:
             persist(lambda client=client: _go_on(client, url, part, view), lambda: _size(part), tries, url, view)
         found = _md5(part)
         if found == md5:
@@ -99,16 +100,23 @@ def _go_on(client: httpx.Client, url: str, part: Path, view: TransferView) -> No
         with client.stream("GET", url, headers=headers) as response:
             _receive(response, url, part, have, view)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise Interrupted(f"cannot be reached ({error})") from None
+        raise Interrupted(f"cannot be reached{_through(error)} ({error})") from None
     except httpx.HTTPError as error:
-        raise Interrupted(f"broke off ({str(error) or type(error).__name__})") from None
+        raise Interrupted(f"broke off{_through(error)} ({str(error) or type(error).__name__})") from None
+    except proxies.ProxyError as error:
+        raise DownloadError(f"{url}: {error}") from None
     except httpx.InvalidURL as error:
         raise DownloadError(f"{url}: no address ({error})") from None
 
 
+def _through(error: httpx.HTTPError) -> str:
+    """The proxy of the request that failed, which may be one after a redirect."""
+    return proxies.through(str(error.request.url))
+
+
 def _receive(response: httpx.Response, url: str, part: Path, have: int, view: TransferView) -> None:
     """Writes the answer to a request for what follows the first `have` bytes; raises as `_go_on`."""
-    status = f"{response.status_code} {response.reason_phrase}"
+    status = f"{response.status_code} {response.reason_phrase}{proxies.through(str(response.url))}"
     content_range = response.headers.get("Content-Range", "")
     if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and have:
         if content_range == f"bytes */{have}":

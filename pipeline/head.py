@@ -3,10 +3,11 @@
 import hashlib
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
+
+from components.pinned_keras import keras
 
 # Photos in one pass when nothing is learned; at most 34 MB of embeddings.
 EVALUATION_BATCH = 4096

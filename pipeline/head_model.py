@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 import tensorflow_transform as tft
 
 from components import saved_model
 from components.documents import write_json
+from components.pinned_keras import keras
 from serving.model_record import RECORD_FILE
 
 

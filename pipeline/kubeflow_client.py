@@ -17,6 +17,7 @@ import urllib3.exceptions
 
 from pipeline.argo_workflow import Workflow, WorkflowError, read_workflow
 from pipeline.compiled_spec import CompiledSpec
+from serving import proxies
 
 INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
 PORT_FORWARD = f"kubectl port-forward -n {INSTALLED_IN} svc/ml-pipeline-ui 8080:80"
@@ -57,6 +58,30 @@ class Access:
     ui: str | None = None
 
 
+class _NoDocument(Exception):
+    """An answer that is no JSON object; the message goes on after the name of the server."""
+
+
+class _ApiClient(api.ApiClient):
+    """The generated client, which takes an answer that is no JSON for an empty one, and fails on one that is cut."""
+
+    def deserialize(self, response: Any, response_type: Any) -> Any:
+        text = response.data.strip()
+        if not text.startswith("{"):
+            raise _NoDocument(
+                "answers with a web page, likely its login, instead of the API of Kubeflow Pipelines: "
+                "sign in with --token or --cookie; behind Kubeflow's dashboard the address ends in /pipeline"
+            )
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise _NoDocument(f"answers with damaged JSON, of which {len(text):,} characters came: {error}") from None
+        try:
+            return super().deserialize(response, response_type)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise _NoDocument(f"answers with other JSON than Kubeflow Pipelines 2 does: {error}") from None
+
+
 class Kubeflow:
     """A server that answered.
 
@@ -69,7 +94,8 @@ class Kubeflow:
         self._host, self._through_kubectl = configuration.host, not access.host
         self._ui = (access.ui or access.host or FORWARDED).split("#")[0].rstrip("/")
         self._namespace = access.namespace
-        self._client = api.ApiClient(configuration, cookie=access.cookie)
+        self._via = proxies.through(configuration.host)
+        self._client = _ApiClient(configuration, cookie=access.cookie)
         self._pipelines, self._uploads = (
             api.PipelineServiceApi(self._client),
             api.PipelineUploadServiceApi(self._client),
@@ -278,26 +304,23 @@ class Kubeflow:
 
     def _call(self, function: Callable, **arguments: Any) -> Any:
         try:
-            answer = function(_request_timeout=_TIMEOUTS, **arguments)
+            return function(_request_timeout=_TIMEOUTS, **arguments)
         except api.ApiException as error:
             raise KubeflowError(self._refusal(error), error.status) from None
         except urllib3.exceptions.HTTPError as error:
             raise KubeflowError(self._no_answer(getattr(error, "reason", None) or error)) from None
-        # The generated client takes whatever is no JSON for an empty answer.
-        if not self._client.last_response.data.lstrip().startswith("{"):
-            raise KubeflowError(
-                f"{self._host} answers with a web page, likely its login, instead of the API of Kubeflow Pipelines: "
-                "sign in with --token or --cookie; behind Kubeflow's dashboard the address ends in /pipeline"
-            )
-        return answer
+        except _NoDocument as error:
+            raise KubeflowError(f"{self._host}{self._via} {error}") from None
+        except (UnicodeDecodeError, LookupError) as error:
+            raise KubeflowError(f"{self._host}{self._via} answers with what is no text: {error}; try again") from None
 
     def _no_answer(self, reason: object) -> str:
         if isinstance(reason, urllib3.exceptions.SSLError):
             return (
-                f"{self._host}: no TLS connection: {reason}; --ca-cert FILE trusts the certificates of FILE, and an "
-                "address that serves no TLS begins with http://"
+                f"{self._host}: no TLS connection{self._via}: {reason}; --ca-cert FILE trusts the certificates of "
+                "FILE, and an address that serves no TLS begins with http://"
             )
-        return f"nothing answers at {self._host}: {reason}; is it forwarded? {PORT_FORWARD}"
+        return f"nothing answers at {self._host}{self._via}: {reason}; is it forwarded? {PORT_FORWARD}"
 
     def _refusal(self, error: api.ApiException) -> str:
         said = _said(error)
@@ -310,7 +333,7 @@ class Kubeflow:
                 what = "does not let you do this: the token's account lacks the right"
             case _:
                 what = "refuses"
-        return f"{self._host} {what} ({error.status}: {said})"
+        return f"{self._host}{self._via} {what} ({error.status}: {said})"
 
 
 def _configuration(access: Access) -> api.Configuration:
@@ -321,6 +344,12 @@ def _configuration(access: Access) -> api.Configuration:
         configuration.host = access.host.split("#")[0].rstrip("/")  # also as copied from the browser
     else:
         _read_kubeconfig(configuration, access.context)
+    try:
+        proxy = proxies.find(configuration.host)
+    except proxies.ProxyError as error:
+        raise KubeflowError(str(error)) from None
+    if proxy:
+        configuration.proxy, configuration.proxy_headers = proxy.url, proxy.headers
     if access.ca_cert:
         configuration.ssl_ca_cert = str(access.ca_cert)
     if access.token:

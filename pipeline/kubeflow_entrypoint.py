@@ -23,6 +23,8 @@ from absl.flags import argparse_flags
 from tfx.orchestration.kubeflow.v2 import compiler_utils
 from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as tfx_entrypoint
 
+from serving import proxies
+
 # The launcher keeps artifacts below these, in folders by scheme; a test has no right to write to "/".
 ROOT_VARIABLE = "KFP_LAUNCHER_ROOT"
 _FOLDERS = {"minio": "minio", "s3": "s3", "gs": "gcs"}
@@ -54,6 +56,7 @@ def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
         MissingOutputError: the component has left out an output.
     """
     args, beam_args = parsed
+    proxies.apply_to_libraries()
     titles, integers = _parsed_types(args.inputs)
     compiler_utils.TITLE_TO_CLASS_PATH.update(_SYSTEM_TYPES)
     # What is left of TFX's own specification of the inputs: without it, whole numbers arrive as floats.

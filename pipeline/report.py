@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.documents import read_json
 from components.run_documents import Sources, gather, is_random, left_out_by_kind, verdict
 from components.splits import SPLITS
 from pipeline.settings import Settings, to_yaml
@@ -48,6 +49,7 @@ def show_saved(console: Console, folder: Path, data: bool) -> None:
 
     Raises:
         FileNotFoundError: no run has come so far.
+        DocumentError: a document is no JSON.
     """
     if data:
         _show_ingest(console, _read(folder / INGEST_FILE))
@@ -57,7 +59,7 @@ def show_saved(console: Console, folder: Path, data: bool) -> None:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(str(path.parent), path.name)
 
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:

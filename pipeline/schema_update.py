@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from google.protobuf import text_format
-from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.data_gate import breed_domain
-
-SCHEMA_FILE = "schema.pbtxt"
+from pipeline.schema_file import SCHEMA_FILE, read_schema
 
 
 class Update(NamedTuple):
@@ -33,11 +31,11 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Updat
     written there).
 
     Raises:
-        text_format.ParseError: the file is no schema.
+        ValueError: the file is no schema.
     """
     path = folder / SCHEMA_FILE
-    text = (path if path.exists() else template).read_text(encoding="utf-8")
-    schema = text_format.Parse(text, schema_pb2.Schema())
+    start = path if path.exists() else template
+    text, schema = start.read_text(encoding="utf-8"), read_schema(start)
     known = breed_domain(schema)
     if known is None:
         feature = next(feature for feature in schema.feature if feature.name == "breed")

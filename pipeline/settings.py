@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.architectures import ARCHITECTURES
+from pipeline import strict_yaml
+from serving.environment import is_service_link
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -306,18 +308,26 @@ def load(
         SettingsError: names the key, what is wrong with it and what is allowed.
     """
     values = _read_profile(profile)
+    variables: dict[str, str] = {}  # key -> the variable that sets it
     for name, value in sorted((environment or {}).items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(_OTHER_PROGRAMS):
-            _assign(values, name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), value, name)
+        ours = name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(_OTHER_PROGRAMS)
+        if ours and not is_service_link(name, value):
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            if key in variables:
+                raise SettingsError(f"{name} and {variables[key]} both set {key}; remove one")
+            _assign(values, key, value, name)
+            variables[key] = name
     for override in overrides:
-        _override(values, override)
+        variables.pop(_override(values, override), None)
+    for key in options or {}:
+        variables.pop(key, None)
     values.update(options or {})
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         # A list with a wrong item is also reported as too short.
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
-        raise SettingsError("\n".join(map(_explain, errors))) from None
+        raise SettingsError("\n".join(_explain(e) + _origin(e, variables) for e in errors)) from None
 
 
 def check_gate(overrides: Iterable[str]) -> dict[str, Any]:
@@ -348,23 +358,29 @@ def to_yaml(settings: Settings) -> str:
 def _read_profile(profile: str) -> dict[str, Any]:
     path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"profile {profile!r}: no such profile or file; there are {', '.join(profiles())}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except strict_yaml.DuplicateKey as error:
+        raise SettingsError(f"profile {path}, {error}") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise SettingsError(f"profile {path}: cannot be read: {error}") from None
+    if values is None:  # a file of comments
+        return {}
     if not isinstance(values, dict):
         raise SettingsError(f"profile {path}: must be a mapping of settings, not {type(values).__name__}")
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> str:
+    """Puts the value of `key=value` into `values`; returns the key."""
     key, equals, value = override.partition("=")
     if not equals:
         raise SettingsError(f"--set {override}: write --set key=value, for example --set tuner.max_epochs=5")
     _assign(values, key.strip(), value, f"--set {override}")
+    return key.strip()
 
 
 def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
@@ -375,8 +391,10 @@ def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
         if not isinstance(values, dict):
             raise SettingsError(f"{origin}: {section!r} is a value, it has no keys below it")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = strict_yaml.load(text)
+    except strict_yaml.DuplicateKey as error:
+        raise SettingsError(f"{origin}: {error}") from None
+    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
         raise SettingsError(f"{origin}: {text!r} is not a YAML value") from None
     # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one.
     values[name] = _number(value) if value == text.strip() else value
@@ -400,6 +418,14 @@ def _explain(error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
     return f"{path}: {message}{given}{_allowed_range(error['loc'])}" if path else message
+
+
+def _origin(error: Mapping[str, Any], variables: Mapping[str, str]) -> str:
+    """For an error in what the environment says: the variable. All of them where a section or everything is wrong."""
+    path = ".".join(map(str, error["loc"]))
+    section = f"{path}." if path else ""
+    found = [name for key, name in variables.items() if section.startswith(f"{key}.") or key.startswith(section)]
+    return f" (set by {', '.join(found)} in the environment)" if found else ""
 
 
 def _allowed_range(location: tuple[str | int, ...]) -> str:

@@ -11,6 +11,7 @@ from components.backbone import find_weights
 from components.champion_model import stable_identity
 from components.photo_source import open_source
 from components.provenance import code_digest, file_digest
+from pipeline.schema_file import SCHEMA_FILE, read_schema
 from pipeline.settings import ROOT, Settings, SettingsError, to_yaml
 from serving.registry import Registry
 
@@ -56,11 +57,15 @@ def photos_schema(settings: Settings) -> Path:
     """The file that says what photos must look like.
 
     Raises:
-        SettingsError: it is not there.
+        SettingsError: it is not there, or no schema.
     """
-    path = Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / "schema.pbtxt"
+    path = Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / SCHEMA_FILE
     if not path.is_file():
         raise SettingsError(f"photos_schema: {path}: no such file; `catbreeds schema update` writes one")
+    try:
+        read_schema(path)
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"photos_schema: {path}: cannot be read: {error}") from None
     return path
 
 

@@ -2,7 +2,6 @@
 
 import time
 
-import keras
 import keras_tuner as kt
 import numpy as np
 import tensorflow_transform as tft
@@ -10,6 +9,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from components import progress
 from components.documents import write_json
+from components.pinned_keras import keras
 from components.provenance import code_digest, json_digest
 from components.training_records import TRAINING_FILE
 from pipeline.head import build_head, make_deterministic, read_records

@@ -3,7 +3,6 @@
 import gc
 import time
 
-import keras
 import keras_tuner as kt
 import tensorflow_transform as tft
 from keras_tuner.errors import FatalError
@@ -12,6 +11,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from components import progress
+from components.pinned_keras import keras
 from components.training_records import TRIAL_SECONDS
 from pipeline.head import EVALUATION_BATCH, batches, build_head, make_deterministic, read_records
 from pipeline.preprocessing import VOCABULARY

@@ -64,5 +64,5 @@ if [ -n "$python" ]; then
 else
   uv venv --seed --python 3.11 "$folder"
 fi
-# With PIP_USER=1 in its environment, pip would try to install beside the folder.
+# With user = true in its configuration, pip would try to install beside the folder.
 PIP_USER=0 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: uv

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,14 @@ from typing import Self
 
 import httpx
 
+from serving import http_client
 from serving.bound_process import die_with
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOG_LINES = 20
 _LOOK_SECONDS = 0.2
 _READY_SECONDS = 600  # a large model on a slow disk
+_TELL_SECONDS = 15
 _GRACE_SECONDS = 40  # the servers give requests in flight 30 s
 
 
@@ -42,6 +44,7 @@ class Program:
         ready: URL that answers 2xx as soon as the program can be used.
         environment: variables beside those of this process.
         log: file for what it prints, written anew; None: it prints where this process does.
+        never: HTTP status codes of `ready` by which it will never be ready, such as 404 where nothing has to load.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Program:
     ready: str
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None
+    never: Collection[int] = ()
 
 
 class Programs:
@@ -81,15 +85,22 @@ class Programs:
             The seconds that it took.
 
         Raises:
-            ProgramError: this or another one has ended, or it cannot be used in time.
+            ProgramError: this or another one has ended, it cannot be used in time, or it answers wrongly.
             Stopped: not to be caught inside the block.
         """
         started = time.monotonic()
         self._running.append((program, self._spawn(program)))
-        while not _answers(program.ready):
+        told = started
+        while answer := missing(program):
             self._look(_LOOK_SECONDS)
-            if time.monotonic() - started > _READY_SECONDS:
-                raise ProgramError(f"{program.name} cannot be used after {_READY_SECONDS} s{_end_of_log(program)}")
+            now = time.monotonic()
+            if now - started > _READY_SECONDS:
+                raise ProgramError(
+                    f"{program.name} cannot be used after {_READY_SECONDS} s: {answer}{_end_of_log(program)}"
+                )
+            if now - told >= _TELL_SECONDS:
+                told = now
+                print(f"  {program.name:<12} not ready after {now - started:.0f} s: {answer}", flush=True)
         return time.monotonic() - started
 
     def watch(self) -> None:
@@ -128,11 +139,23 @@ class Programs:
             )
 
 
-def _answers(url: str) -> bool:
+def missing(program: Program) -> str:
+    """What `program` answers instead of being ready; "" if it is.
+
+    Raises:
+        ProgramError: it never will be.
+    """
     try:
-        return httpx.get(url, timeout=5, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
+        with http_client.client(timeout=5) as client:
+            response = client.get(program.ready)
+    except httpx.HTTPError as error:
+        return f"{program.ready}: {error}"
+    if response.is_success:
+        return ""
+    answer = f"{program.ready} answers {response.status_code} {response.reason_phrase}"
+    if response.status_code in program.never:
+        raise ProgramError(f"{program.name} answers wrongly: {answer}{_end_of_log(program)}")
+    return answer
 
 
 def _stop(process: subprocess.Popen, patient: bool) -> bool:

@@ -1,6 +1,5 @@
 """Model server, gateway and page as programs of one machine, each told where the one before it listens."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ from serving.registry import STABLE
 
 MODEL_SERVER = "tensorflow_model_server"
 LOOPBACK = "127.0.0.1"
+# Gateway and page answer 503 until they are ready: these mean another program, or settings of another one.
+_NEVER = (301, 302, 307, 308, 400, 401, 403, 404, 405)
 
 
 def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: Path | None = None) -> Program:
@@ -40,9 +41,7 @@ def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: 
         "enable_grpc_healthcheck_service": "true",
     }
     command = [official] if official else [sys.executable, "-m", "serving.model_server"]
-    return Program(
-        "model server", [*command, *(f"--{name}={value}" for name, value in flags.items())], ready, _direct(), log
-    )
+    return Program("model server", [*command, *(f"--{name}={value}" for name, value in flags.items())], ready, {}, log)
 
 
 def gateway(host: str, port: int, grpc_port: int, model: str, traffic_file: Path, log: Path) -> Program:
@@ -65,7 +64,7 @@ def gateway(host: str, port: int, grpc_port: int, model: str, traffic_file: Path
         "CATBREEDS_GATEWAY_MODEL_LABEL": STABLE,
     }
     command = [sys.executable, "-m", "serving.gateway"]
-    return Program("gateway", command, f"{local_url(host, port)}/readyz", settings | _direct(), log)
+    return Program("gateway", command, f"{local_url(host, port)}/readyz", settings, log, _NEVER)
 
 
 def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path) -> Program:
@@ -85,16 +84,9 @@ def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path
         "CATBREEDS_PAGE_SAMPLES": str(samples or ""),
     }
     command = [sys.executable, "-m", "serving.page"]
-    return Program("page", command, f"{local_url(host, port)}/_stcore/health", settings | _direct(), log)
+    return Program("page", command, f"{local_url(host, port)}/_stcore/health", settings, log, _NEVER)
 
 
 def local_url(host: str, port: int) -> str:
     """Where this machine reaches what listens on `host`."""
     return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
-
-
-def _direct() -> dict[str, str]:
-    """Variables by which what is on this machine is not asked for through a proxy."""
-    return {
-        name: ",".join(filter(None, [os.environ.get(name), LOOPBACK, "localhost"])) for name in ("NO_PROXY", "no_proxy")
-    }

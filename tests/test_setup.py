@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -25,7 +27,7 @@ MACHINE = {
     "python": 'echo "PIP_USER=$PIP_USER" >> ran.txt; ln -s ../../machine/locked .venv/bin/uv',
     "locked": "exit 0",  # the uv of the environment
 }
-OTHER_TOOLS = ("sh", "awk", "id", "ln", "mkdir", "touch")
+OTHER_TOOLS = ("sh", "awk", "env", "id", "ln", "mkdir", "touch")
 
 
 @pytest.fixture
@@ -39,13 +41,15 @@ def make_setup(tmp_path):
     for tool in OTHER_TOOLS:
         (machine / tool).symlink_to(shutil.which(tool))
 
-    def run(without: tuple[str, ...] = (), **programs: str) -> tuple[int, str, str]:
+    def run(
+        without: tuple[str, ...] = (), variables: Mapping[str, str] = MappingProxyType({}), **programs: str
+    ) -> tuple[int, str, str]:
         for name, script in (MACHINE | programs).items():
             if name not in without:
                 program = machine / name
                 program.write_text(f'#!/bin/sh\necho "{name} $*" >> ran.txt\n{script}\n')
                 program.chmod(0o755)
-        environment = {"PATH": str(machine), "PIP_USER": "1"}
+        environment = {"PATH": str(machine), **variables}
         command = [shutil.which("make"), "setup"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr, (tmp_path / "ran.txt").read_text()
@@ -68,7 +72,47 @@ def test_a_cpu_that_names_no_avx_gets_a_warning(make_setup):
     assert re.fullmatch("Warning: .* no AVX; .*\n", said)
 
 
-def test_pip_user_in_the_environment_does_not_lead_pip_astray(make_setup):
+ASTRAY = {
+    "PIP_USER": "1",
+    "PIP_TARGET": "/elsewhere",
+    "PIP_PREFIX": "/elsewhere",
+    "PIP_PYTHON": "/elsewhere/python",
+    "PIP_NO_BINARY": ":all:",
+    "PIP_DRY_RUN": "1",
+    "UV_TARGET": "/elsewhere",
+    "UV_SYSTEM_PYTHON": "1",
+    "UV_PYTHON": "3.13",
+    "UV_NO_BINARY": "1",
+    "UV_CONSTRAINT": "/elsewhere/constraints.txt",
+    "UV_DRY_RUN": "1",
+    "PYTHONPATH": "/elsewhere",
+    "PYTHONHOME": "/elsewhere",
+    "PYTHONUSERBASE": "/elsewhere",
+}
+SOURCES = {
+    "PIP_INDEX_URL": "https://mirror",
+    "PIP_TRUSTED_HOST": "mirror",
+    "UV_INDEX_URL": "https://mirror",
+    "UV_DEFAULT_INDEX": "https://mirror",
+    "UV_INDEX_MINE_PASSWORD": "secret",
+    "UV_HTTP_TIMEOUT": "99",
+    "UV_CACHE_DIR": "/cache",
+    "https_proxy": "http://proxy:1",
+}
+
+
+@pytest.mark.parametrize("program", ["python3", "python", "locked"])
+def test_variables_of_other_projects_do_not_lead_an_installer_astray(make_setup, program):
+    """In the environment of each program stays what says where packages come from."""
+    shown = f"env >> ran.txt\n{MACHINE[program]}"
+    code, _, ran = make_setup(variables=ASTRAY | SOURCES, **{program: shown})
+    assert code == 0
+    lines = set(ran.splitlines())
+    assert [name for name, value in ASTRAY.items() if f"{name}={value}" in lines] == []
+    assert [name for name, value in SOURCES.items() if f"{name}={value}" not in lines] == []
+
+
+def test_pip_does_not_install_for_the_user_whatever_its_configuration_says(make_setup):
     _, _, ran = make_setup()
     assert "PIP_USER=0\n" in ran
 

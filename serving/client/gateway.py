@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from serving import http_client, proxies
 from serving.client.answers import Answer, Model, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike, names, read
 from serving.client.errors import BadAnswer, Busy, NotServed, Refused, TimedOut, Unavailable
@@ -30,7 +31,7 @@ class GatewayClient(Client):
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT, request_key: str | None = None):
         self._url = url.rstrip("/")
-        self._http = httpx.Client(timeout=timeout, headers=_headers(api_key, request_key))
+        self._http = http_client.client(timeout=timeout, headers=_headers(api_key, request_key))
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
@@ -59,7 +60,7 @@ class AsyncGatewayClient(AsyncClient):
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT, request_key: str | None = None):
         self._url = url.rstrip("/")
-        self._http = httpx.AsyncClient(timeout=timeout, headers=_headers(api_key, request_key))
+        self._http = http_client.async_client(timeout=timeout, headers=_headers(api_key, request_key))
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See AsyncClient."""
@@ -124,7 +125,8 @@ def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
     """What a problem document means; see `serving.gateway.problems`."""
     code, reason = response.status_code, problem.get("reason")
     detail = f"{problem['photo']}: " if problem.get("photo") else ""
-    detail += problem.get("detail") or f"{response.url} answers {code} {response.reason_phrase}"
+    via = proxies.through(str(response.url))
+    detail += problem.get("detail") or f"{response.url} answers {code} {response.reason_phrase}{via}"
     if reason in PhotoError.KINDS:
         return PhotoError(reason, detail)
     if reason == "model_not_served":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from serving import wire
+from serving import proxies, wire
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
 from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
@@ -57,12 +57,16 @@ class GrpcClient(Client):
         target: `host:port`, or any other target of gRPC.
         model: which is asked.
         timeout: seconds for a request, retries included.
+
+    Raises:
+        Refused: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._asked = model
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(target, _OPTIONS)
+        self._via = proxies.through(target)
+        self._channel = grpc.insecure_channel(target, _options(target))
         self._predict = _method(self._channel)
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -71,7 +75,7 @@ class GrpcClient(Client):
         try:
             response = self._predict(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            raise _client_error(error) from None
+            raise _client_error(error, self._via) from None
         return _answers(response, len(photos), top_k)
 
     def close(self) -> None:
@@ -85,7 +89,8 @@ class AsyncGrpcClient(AsyncClient):
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._asked = model
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
+        self._via = proxies.through(target)
+        self._channel = grpc.aio.insecure_channel(target, _options(target))
         self._predict = _method(self._channel)
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -115,12 +120,19 @@ class AsyncGrpcClient(AsyncClient):
         try:
             response = await self._predict(_request(photos, model), timeout=timeout, metadata=tuple(metadata))
         except grpc.RpcError as error:
-            raise _client_error(error) from None
+            raise _client_error(error, self._via) from None
         return _answers(response, len(photos), top_k)
 
     async def close(self) -> None:
         """See AsyncClient."""
         await self._channel.close()
+
+
+def _options(target: str) -> list[tuple[str, str | int]]:
+    try:
+        return [*_OPTIONS, *proxies.grpc_options(target)]
+    except proxies.ProxyError as error:
+        raise Refused(str(error)) from None
 
 
 def _method(channel):
@@ -164,14 +176,14 @@ def _floats(tensor: wire.TensorProto) -> Sequence[float]:
     return tensor.float_val
 
 
-def _client_error(error: grpc.RpcError) -> ClientError:
+def _client_error(error: grpc.RpcError, via: str) -> ClientError:
     code, text = error.code(), error.details() or "no reason given"
     if code is grpc.StatusCode.NOT_FOUND or is_unknown_label(text):
         return NotServed(f"the model server does not serve that: {text}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
-        return Unavailable(f"the model server is not available: {text}")
+        return Unavailable(f"the model server is not available{via}: {text}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TimedOut(f"the model server did not answer in time: {text}")
+        return TimedOut(f"the model server did not answer in time{via}: {text}")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
         return Refused(f"the model server refuses the request: {text}")
-    return BadAnswer(f"the model server failed ({code.name}): {text}")
+    return BadAnswer(f"the model server failed ({code.name}){via}: {text}")

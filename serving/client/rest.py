@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
+from serving import http_client
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
 from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
@@ -31,7 +32,7 @@ class RestClient(Client):
 
     def __init__(self, url: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._url, self._asked = url.rstrip("/"), model
-        self._http = httpx.Client(timeout=timeout)
+        self._http = http_client.client(timeout=timeout)
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
@@ -54,7 +55,7 @@ class AsyncRestClient(AsyncClient):
 
     def __init__(self, url: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._url, self._asked = url.rstrip("/"), model
-        self._http = httpx.AsyncClient(timeout=timeout)
+        self._http = http_client.async_client(timeout=timeout)
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See AsyncClient."""

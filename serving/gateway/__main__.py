@@ -9,6 +9,7 @@ import sys
 import structlog
 import uvicorn
 
+from serving import proxies
 from serving.gateway import logs
 from serving.gateway.app import create_app
 from serving.gateway.settings import PREFIX, Settings, SettingsError, help_text
@@ -26,8 +27,9 @@ def main() -> int:
     ).parse_args()
     try:
         settings = Settings.from_environment(os.environ)
+        proxies.find(settings.model_server)
         listener = _listen(settings)
-    except SettingsError as error:
+    except (SettingsError, proxies.ProxyError) as error:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log_level)

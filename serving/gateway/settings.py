@@ -1,15 +1,14 @@
 """Settings of the gateway, from environment variables: `CATBREEDS_GATEWAY_PORT=80` is `port`."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from serving import photo
+from serving.environment import is_service_link
 
 PREFIX = "CATBREEDS_GATEWAY_"
-_KUBERNETES = re.compile(r"SERVICE_(HOST|PORT)|PORT_\d+_")
 
 
 class SettingsError(ValueError):
@@ -66,7 +65,9 @@ class Settings(BaseModel):
             SettingsError: names the variable.
         """
         values = {
-            name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and not is_service_link(name, value)
         }
         try:
             return cls.model_validate(values)
@@ -77,8 +78,6 @@ class Settings(BaseModel):
 def _explain(error: Mapping[str, Any]) -> str:
     field = str(error["loc"][0])
     name = PREFIX + field.upper()
-    if _KUBERNETES.match(field.upper()) or str(error["input"]).startswith("tcp://"):
-        return f"{name}: Kubernetes sets this for a Service named catbreeds-gateway; say enableServiceLinks: false"
     if error["type"] == "extra_forbidden":
         return (
             f"{name}: no such setting; there are {', '.join(PREFIX + field.upper() for field in Settings.model_fields)}"

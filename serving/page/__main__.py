@@ -12,6 +12,11 @@ _MAX_MEGABYTES = 10  # of an upload; the gateway takes no more
 
 _FLAGS = {
     "server.headless": "true",
+    # Where it listens, whatever a config.toml of other projects in the home or the current folder says.
+    "global.developmentMode": "false",
+    "server.baseUrlPath": "",
+    "server.sslCertFile": "",
+    "server.sslKeyFile": "",
     "server.fileWatcherType": "none",
     "server.maxUploadSize": _MAX_MEGABYTES,
     "browser.gatherUsageStats": "false",
@@ -41,7 +46,9 @@ def main() -> int:
         return 2
     flags = _FLAGS | {"server.address": settings.host, "server.port": settings.port}
     command = ["-m", "streamlit", "run", str(_APP), *(f"--{name}={value}" for name, value in flags.items())]
-    os.execv(sys.executable, [sys.executable, *command])
+    # Streamlit's own variables are those of other projects.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLIT_")}
+    os.execve(sys.executable, [sys.executable, *command], environment)
 
 
 if __name__ == "__main__":

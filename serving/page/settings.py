@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from serving.environment import is_service_link
+
 PREFIX = "CATBREEDS_PAGE_"
 
 
@@ -34,7 +36,7 @@ class Settings:
         values = {}
         for variable, text in environment.items():
             name = variable.removeprefix(PREFIX).lower()
-            if not variable.startswith(PREFIX) or not text:
+            if not variable.startswith(PREFIX) or not text or is_service_link(variable, text):
                 continue
             if name not in names:
                 there = ", ".join(PREFIX + name.upper() for name in names)

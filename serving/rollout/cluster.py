@@ -18,6 +18,7 @@ import kubernetes.config
 import urllib3.exceptions
 from kubernetes.client import ApiException
 
+from serving import proxies
 from serving.bound_process import bound
 from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
 from serving.rollout.plan import Plan, PlanError, read_plan
@@ -30,6 +31,22 @@ _TIMEOUT_SECONDS = 30  # for an answer of the API
 _FORWARDING_SECONDS = 15  # for kubectl to reach a pod; that of a dead node may never be reached
 
 
+class _NoDocument(Exception):
+    """An answer that is no JSON object; the message says what is wrong with it."""
+
+
+class _ApiClient(kubernetes.client.ApiClient):
+    """The generated client, which takes an answer that is no JSON for an empty object, or fails on it."""
+
+    def deserialize(self, response: Any, response_type: Any) -> Any:
+        try:
+            if not isinstance(json.loads(response.data), dict):
+                raise _NoDocument("JSON that is no object")
+        except ValueError as error:
+            raise _NoDocument(f"no JSON, or part of it: {error}") from None
+        return super().deserialize(response, response_type)
+
+
 class Cluster:
     """Servers of one namespace; close it.
 
@@ -40,7 +57,7 @@ class Cluster:
         context: of kubectl's configuration; None: its current one, or the pod's own where this runs in the cluster.
 
     Raises:
-        FleetError: there is no configuration of a cluster.
+        FleetError: there is no configuration of a cluster, or the environment names a proxy that cannot be used.
     """
 
     def __init__(self, namespace: str, model: str, models: str, context: str | None = None):
@@ -65,8 +82,15 @@ class Cluster:
                 kubernetes.config.load_kube_config(file, context=context, client_configuration=configuration)
         except kubernetes.config.ConfigException as error:
             raise FleetError(f"no configuration of a Kubernetes cluster: {error}") from None
+        try:
+            proxy = proxies.find(configuration.host)
+        except proxies.ProxyError as error:
+            raise FleetError(str(error)) from None
+        if proxy:
+            configuration.proxy, configuration.proxy_headers = proxy.url, proxy.headers
+        self._via = proxies.through(configuration.host)
         configuration.retries = False  # what is tried again is decided here
-        self._client = kubernetes.client.ApiClient(configuration)
+        self._client = _ApiClient(configuration)
         self._api = kubernetes.client.CoreV1Api(self._client)
 
     def __enter__(self) -> "Cluster":
@@ -152,9 +176,13 @@ class Cluster:
                 raise FleetError(f"{self.where}: not signed in: {_message(error)}; sign in again") from None
             if error.status == 403:
                 raise FleetError(f"{self.where}: not allowed: {_message(error)}; docs/rollout.md has a Role") from None
-            raise FleetError(f"{self.where}: Kubernetes answers {error.status}: {_message(error)}; try again") from None
+            raise FleetError(
+                f"{self.where}: Kubernetes answers {error.status}{self._via}: {_message(error)}; try again"
+            ) from None
+        except (_NoDocument, UnicodeDecodeError) as error:
+            raise FleetError(f"{self.where}: Kubernetes answers{self._via} with {error}; try again") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise FleetError(f"{self.where}: Kubernetes does not answer: {error}; try again") from None
+            raise FleetError(f"{self.where}: Kubernetes does not answer{self._via}: {error}; try again") from None
 
 
 class _NotFound(FleetError):

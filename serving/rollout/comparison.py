@@ -2,11 +2,13 @@
 
 import dataclasses
 import enum
-import urllib.request
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from serving import http_client, proxies
 
 _FAILURES = "catbreeds_gateway_model_server_failures"
 _SECONDS = "catbreeds_gateway_model_server_seconds"
@@ -96,8 +98,13 @@ def read_traffic(address: str) -> dict[str, Traffic]:
     Raises:
         OSError: it does not answer.
     """
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_SECONDS) as response:
-        families = list(text_string_to_metric_families(response.read().decode()))
+    url = f"http://{address}/metrics"
+    try:
+        with http_client.client(timeout=_TIMEOUT_SECONDS) as client:
+            text = client.get(url).raise_for_status().text
+    except (httpx.HTTPError, proxies.ProxyError) as error:
+        raise OSError(f"{url}{proxies.through(url)}: {error}") from None
+    families = list(text_string_to_metric_families(text))
     samples = [sample for family in families for sample in family.samples if "label" in sample.labels]
     counted: dict[str, dict[str, int]] = {}
     within: dict[str, dict[float, int]] = {}

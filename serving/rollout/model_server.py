@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import grpc
 
+from serving import proxies
 from serving.client.errors import is_unknown_label
 from serving.rollout.fleet import Unreachable
 from serving.rollout.plan import Plan, model_config
@@ -58,12 +59,19 @@ class ModelServer:
         address: host:port of gRPC.
         name: of the model.
         timeout: seconds that a call may take.
+
+    Raises:
+        Unreachable: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, address: str, name: str, timeout: float = 30):
         self._name = name
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address)
+        try:
+            self._channel = grpc.insecure_channel(address, proxies.grpc_options(address))
+        except proxies.ProxyError as error:
+            raise Unreachable(str(error)) from None
+        self._via = proxies.through(address)
 
         def method(path, request, response):
             return self._channel.unary_unary(path, request.SerializeToString, response.FromString)
@@ -125,7 +133,7 @@ class ModelServer:
         except grpc.RpcError as error:
             code, text = error.code(), error.details() or ""
             if code in _TRY_AGAIN:
-                raise Unreachable(text) from None
+                raise Unreachable(f"{text}{self._via}") from None
             kind = Refused
             if code == grpc.StatusCode.FAILED_PRECONDITION:
                 kind = NotYet

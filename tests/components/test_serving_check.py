@@ -170,6 +170,14 @@ def test_a_server_that_answers_what_was_measured_passes(place):
     assert len(place.started()) == 1
 
 
+def test_the_server_is_not_asked_through_a_proxy(place, monkeypatch):
+    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 20)  # not to be waited for, should it fail
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    place.install_server()
+    assert place.check()["checked"]
+
+
 def test_only_as_many_photos_are_asked_for_as_wanted(place):
     last = list(PHOTOS)[-1]
     place.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})

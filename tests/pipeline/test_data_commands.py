@@ -365,6 +365,28 @@ def test_an_archive_of_kaggle_that_stays_damaged_is_said_and_nothing_is_laid(kag
     assert laid(kaggle.out) == {}
 
 
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), "")
+
+
+def test_archives_on_this_machine_are_not_fetched_through_a_proxy(oxford):
+    oxford.environment.update(PROXIES | {"http_proxy": "http://127.0.0.1:9"})
+    assert oxford("--tries", "1").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used"),
+        ("http://127.0.0.1:9", "cannot be reached (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
+    ],
+)
+def test_a_proxy_that_keeps_photos_from_coming_is_named(oxford, kaggle, proxy, said):
+    oxford.environment.update(PROXIES | {"ALL_PROXY": proxy})
+    assert_failed(oxford("--tries", "1", "--url", "http://cats.invalid"), 1, said)
+    if "socks5" in proxy:
+        assert_failed(kaggle("--tries", "1", **PROXIES | {"ALL_PROXY": proxy}), 1, said)
+
+
 def test_kaggle_out_of_reach_is_said(kaggle):
     done = kaggle("--tries", "1", http_proxy="http://127.0.0.1:9")
     assert_failed(done, 1, "cannot be reached", "Without internet, download the zip at", "run --data FILE.zip")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.doctor import _available_memory
 from pipeline.settings import ROOT
 from tests.pipeline.flaky_server import serving, status
-from tests.running import CATBREEDS, on_terminal
+from tests.running import CATBREEDS, catbreeds, on_terminal
 
 # What the test machine has, or may have by chance, is switched off.
 ALONE = {
@@ -112,6 +113,21 @@ def test_weights_that_are_neither_here_nor_to_be_had_stop_a_run(tmp_path):
     assert doctor("--set", "backbones=[resnet50]", KERAS_HOME=str(tmp_path))[0] == 0
 
 
+def test_files_that_the_system_keeps_in_memory_do_not_count_as_used(tmp_path):
+    def available(limit: str, used: int) -> int:
+        files = {
+            "memory.max": limit,
+            "memory.current": str(used),
+            "memory.stat": "anon 100\nfile 650\nshmem 50\ninactive_file 400\nactive_file 200\nslab_reclaimable 30\n",
+        }
+        for name, content in files.items():
+            (tmp_path / name).write_text(f"{content}\n")
+        return _available_memory(tmp_path)
+
+    assert available("1000", 900) == 1000 - (900 - 400 - 200 - 30)
+    assert available("max", 900) > 1_000_000
+
+
 def test_a_workdir_that_cannot_be_written_stops_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     code, found = doctor(*DEMO, "--workdir", tmp_path / "file" / "runs")
@@ -158,6 +174,38 @@ def test_a_cluster_and_kubeflow_are_asked(tmp_path):
     assert found["kubectl"]["state"] == found["Kubeflow"]["state"] == "optional"
     assert "no cluster answers (no such cluster)" in found["kubectl"]["found"]
     assert "404" in found["Kubeflow"]["found"]
+
+
+PROXIES = {"ALL_PROXY": "", "https_proxy": "", "http_proxy": ""}
+
+
+def test_a_proxy_that_cannot_be_used_is_named(tmp_path):
+    host = {"KF_PIPELINES_ENDPOINT": "http://kubeflow.invalid", "KERAS_HOME": str(tmp_path)}
+    code, found = doctor("--set", "backbones=[resnet50]", **PROXIES | host | {"ALL_PROXY": "socks5://127.0.0.1:9"})
+    assert code == 2
+    for name in ("weights", "Kubeflow"):
+        assert "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used" in found[name]["found"]
+        assert found[name]["state"] in ("problem", "optional")
+
+
+def test_the_doctor_and_submit_ask_kubeflow_through_the_same_proxy(tmp_path):
+    spec = ROOT / "kfp_specs" / "smoke.yaml"
+    with serving() as proxy:
+        proxy.files["/apis/v2beta1/healthz"] = b'{"multi_user": true}'
+        for host, variables in (
+            ("http://kubeflow.invalid", {"http_proxy": proxy.address}),
+            ("http://kubeflow.invalid", {"ALL_PROXY": proxy.address}),
+            (proxy.address, {"http_proxy": "http://127.0.0.1:9"}),
+        ):
+            proxy.requests.clear()
+            asked = PROXIES | variables | {"KF_PIPELINES_ENDPOINT": host}
+            assert doctor(*DEMO, **asked)[1]["Kubeflow"]["state"] == "ok"
+            assert "is for many users: say --namespace" in catbreeds("submit", spec, env=asked).stderr
+            assert [path for path, _ in proxy.requests] == ["/apis/v2beta1/healthz"] * 2
+    asked = PROXIES | {"http_proxy": "http://me:secret@127.0.0.1:9", "KF_PIPELINES_ENDPOINT": "http://kubeflow.invalid"}
+    for said in (doctor(*DEMO, **asked)[1]["Kubeflow"]["found"], catbreeds("submit", spec, env=asked).stderr):
+        assert "through the proxy http_proxy=http://127.0.0.1:9)" in said
+        assert "secret" not in said
 
 
 def test_on_a_narrow_terminal_every_line_is_whole_and_the_last_one_is_the_verdict(tmp_path):

@@ -21,8 +21,10 @@ from typer.testing import CliRunner, Result
 from pipeline.cli import app
 from pipeline.settings import ROOT
 from tests import fork_server
+from tests.pipeline import flaky_server
+from tests.pipeline.flaky_server import behave, cut_after
 from tests.pipeline.kubeflow_server import KubeflowServer, serving
-from tests.running import CATBREEDS
+from tests.running import CATBREEDS, catbreeds
 
 TASKS = ("DataGate", "Tuner", "ModelGate", "Admitted")
 PARAMETERS = {
@@ -308,6 +310,7 @@ def test_a_watch_ends_when_the_sign_in_does(call, server, spec):
         ("min_slice=0.5", ["must be a whole number"]),
         ("dry=1", ["must be true or false"]),
         ('breeds={"a": 1}', ["must be a list in JSON"]),
+        ('breeds=[{"a": 1, "a": 2}]', ["must be a list in JSON"]),
         (f"data={'x' * 10_000}", ["Kubeflow Pipelines takes 10,000"]),
     ],
 )
@@ -330,8 +333,31 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
     assert_refused(call("submit", tmp_path / "gone.yaml"), "gone.yaml: no such file", "catbreeds compile")
     (tmp_path / "workflow.yaml").write_text("kind: Workflow")
     assert_refused(call("submit", tmp_path / "workflow.yaml"), "workflow.yaml: not a compiled pipeline")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("schemaVersion: 2.1.0\n" + compiled(twice).read_text())
+    assert_refused(call("submit", twice), "twice.yaml: not a compiled pipeline", "key 'schemaVersion' is there twice")
     old = compiled(tmp_path / "old.yaml", schema="2.0.0")
     assert_refused(call("submit", old), "schemaVersion 2.0.0, but Kubeflow Pipelines takes 2.1.0")
+
+
+@pytest.mark.parametrize(
+    ("body", "answer", "said"),
+    [
+        (b'{"multi_user": tr', behave, "answers with damaged JSON, of which 17 characters came"),
+        (b'{"multi_user": true}', cut_after(9), "nothing answers at"),
+        (b"[1, 2]", behave, "answers with a web page, likely its login, instead of"),
+        (b"<html>sign in", behave, "answers with a web page, likely its login, instead of"),
+        (b"", behave, "answers with a web page, likely its login, instead of"),
+        (b'{"multi_user": "\xff"}', behave, "answers with what is no text"),
+        (b"\xff", lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")), "what is no text"),
+    ],
+)
+def test_an_answer_that_is_cut_or_not_kubeflow_s_is_told(spec, body, answer, said):
+    with flaky_server.serving() as server:
+        server.files["/apis/v2beta1/healthz"] = body
+        server.answers["/apis/v2beta1/healthz"] = [answer] * 9
+        done = catbreeds("submit", spec, "--host", server.address)
+    assert_refused(done, f"{server.address}", said)
 
 
 def test_who_stops_watching_is_told_that_the_run_goes_on(server, url, spec):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import serving.gateway.settings as gateway
+import serving.page.settings as page
 from pipeline.settings import Settings, SettingsError, load, profiles, to_yaml
 
 
@@ -115,6 +117,9 @@ def test_all_that_is_wrong_is_said_at_once():
     [
         ("tuner.max_epochs", "--set tuner.max_epochs: write --set key=value"),
         ("seed=[", "'[' is not a YAML value"),
+        ("data=2024-13-45", "'2024-13-45' is not a YAML value"),
+        ("gate={margin: 0.02, margin: 1.0}", "line 1: key 'margin' is there twice; remove one"),
+        ("kubeflow.secrets=[{name: a, key: b, name: c, variable: D}]", "key 'name' is there twice"),
         ("seed.train=1", "seed: Input should be a valid integer"),
         ("weights.kind=1", "'weights' is a value, it has no keys below it"),
     ],
@@ -161,6 +166,54 @@ def test_a_wrong_environment_variable_is_refused_and_those_of_other_programs_are
     assert load("demo", environment=environment) == load("demo")
 
 
+def service_links(service: str) -> dict[str, str]:
+    """What Kubernetes puts into the environment of pods for a Service with two ports."""
+    prefix, address = service.upper().replace("-", "_"), "10.0.0.7"
+    links = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": "80",
+        f"{prefix}_SERVICE_PORT_HTTP_METRICS": "81",
+        f"{prefix}_PORT": f"tcp://{address}:80",
+    }
+    for port, protocol in ((80, "tcp"), (53, "udp")):
+        one = f"{prefix}_PORT_{port}_{protocol.upper()}"
+        parts = {"": f"{protocol}://{address}:{port}", "_PROTO": protocol, "_PORT": str(port), "_ADDR": address}
+        links |= {f"{one}{part}": value for part, value in parts.items()}
+    return links
+
+
+@pytest.mark.parametrize("service", ["catbreeds", "catbreeds-tuner", "catbreeds-8080", "catbreeds-gateway"])
+def test_what_kubernetes_tells_about_services_is_no_setting(service):
+    assert load("demo", environment=service_links(service)) == load("demo")
+
+
+@pytest.mark.parametrize("kind", [gateway.Settings, page.Settings])
+def test_what_kubernetes_tells_about_services_is_no_setting_of_a_server(kind):
+    links = service_links("catbreeds-gateway") | service_links("catbreeds-page")
+    assert kind.from_environment(links) == kind()
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"CATBREEDS_GATE__MARGIN": "2"}, "CATBREEDS_GATE__MARGIN"),
+        ({"CATBREEDS_PORT": "8080"}, "CATBREEDS_PORT"),
+        ({"CATBREEDS_TUNER__UNITS": "[1, -1]"}, "CATBREEDS_TUNER__UNITS"),
+        ({"CATBREEDS_GATE": "{margin: 2}"}, "CATBREEDS_GATE"),
+        ({"CATBREEDS_SPLIT__TRAIN": "0.9"}, "CATBREEDS_SPLIT__TRAIN"),
+        ({"CATBREEDS_WEIGHTS_DIR": "/w"}, "CATBREEDS_WEIGHTS_DIR"),
+    ],
+)
+def test_an_error_names_the_variable_that_it_comes_from(environment, named):
+    assert refusal(environment=environment).endswith(f" (set by {named} in the environment)")
+    assert "environment" not in refusal("seed=-1", environment={"CATBREEDS_SEED": "-2"})
+
+
+def test_two_variables_for_one_setting_are_refused():
+    environment = {"CATBREEDS_SEED": "1", "CATBREEDS_seed": "2"}
+    assert refusal(environment=environment) == "CATBREEDS_seed and CATBREEDS_SEED both set seed; remove one"
+
+
 def test_random_weights_and_a_weights_folder_exclude_each_other():
     assert refusal("weights_dir=/w").startswith("weights_dir: holds ImageNet weights, but weights=random")
     assert load("demo", ["weights_dir=/w", "weights=imagenet"]).weights_dir == "/w"
@@ -179,12 +232,47 @@ def test_photos_too_small_for_xception_are_refused_unless_it_is_left_out():
         ("a: [", "cannot be read"),
         ("tuner: 5\n", "tuner: "),
         (b"\xff\xfe\x00", "cannot be read"),
+        ("[]", "must be a mapping of settings, not list"),
+        ("false", "must be a mapping of settings, not bool"),
+        ("card: {contact: 2024-13-45}", "cannot be read"),
+        ("seed: 1\n---\nseed: 2\n", "cannot be read"),
     ],
 )
 def test_a_profile_that_cannot_be_read_is_refused(text, part, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert part in refusal(profile=str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("seed: 1\nweights: random\nseed: 2\n", "lines 1 and 3: key 'seed'"),
+        ("gate:\n  margin: 0.02\n  policy: better\n  'margin': 1.0\n", "lines 2 and 4: key 'margin'"),
+        ("gate: {margin: 0.02}\nseed: 1\ngate: {min_slice: 5}\n", "lines 1 and 3: key 'gate'"),
+        ("gate: {margin: 0.02, margin: 1}\n", "line 1: key 'margin'"),
+        ("kubeflow:\n  volumes:\n  - claim: a\n    path: /a\n    claim: b\n", "lines 3 and 5: key 'claim'"),
+        ("gate: &rules {margin: 0.02, margin: 0.5}\n", "line 1: key 'margin'"),
+    ],
+)
+def test_a_profile_with_a_key_twice_is_refused_with_its_lines(text, part, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert refusal(profile=str(path)) == f"profile {path}, {part} is there twice; remove one"
+
+
+def test_keys_that_come_by_a_merge_may_be_replaced(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("trainer: &few {epochs: 5, patience: 2}\ntuner: {factor: 2}\n")
+    assert load(str(path)).trainer.patience == 2
+    path.write_text("kubeflow:\n  learning: &small {cpu: 1, memory: 2}\n  other: {<<: *small, memory: 3}\n")
+    assert load(str(path)).kubeflow.other.memory == 3
+
+
+def test_a_profile_of_comments_has_the_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("# seed: 1\n")
+    assert load(str(path)) == Settings()
 
 
 def test_a_profile_that_is_not_there_is_refused_with_those_that_are():

@@ -10,11 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serving import processes
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 # Starts servers; of one whose port is 0, nothing but a complaint.
 PARENT = """
-import sys
+import os, sys
 from pathlib import Path
 from serving.processes import Program, ProgramError, Programs
 
@@ -23,7 +24,8 @@ try:
     with Programs() as programs:
         for number, port in enumerate(sys.argv[1:]):
             command = [sys.executable, *(["-m", "http.server", port] if port != "0" else FAILING)]
-            programs.start(Program(f"server {number}", command, f"http://127.0.0.1:{port}", log=Path(f"{number}.log")))
+            ready = f"http://127.0.0.1:{port}/{os.environ.get('PAGE', '')}"
+            programs.start(Program(f"server {number}", command, ready, log=Path(f"{number}.log"), never=(404,)))
         print("all started", flush=True)
         programs.watch()
 except ProgramError as error:
@@ -98,6 +100,41 @@ def test_one_that_dies_ends_all_and_is_named_with_the_end_of_its_log(start):
     assert "server 0 has ended by SIGKILL; the end of 0.log:" in errors
     assert "GET / HTTP" in errors
     assert gone(children)
+
+
+def test_one_that_answers_wrongly_is_not_waited_for(start, monkeypatch):
+    monkeypatch.setenv("PAGE", "nowhere")
+    port = free_port()
+    parent = start(port)
+    assert parent.process.wait(DEADLINE) == 1
+    assert (
+        f"server 0 answers wrongly: http://127.0.0.1:{port}/nowhere answers 404 File not found; the end of 0.log:"
+        in parent.errors.read_text()
+    )
+
+
+SLOW = """
+import http.server, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    codes = [503, 503, 503]
+
+    def do_GET(self):
+        self.send_error(self.codes.pop() if self.codes else 200)
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_while_one_is_waited_for_what_it_answers_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(processes, "_TELL_SECONDS", 0)
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    program = processes.Program(
+        "page", [sys.executable, "-c", SLOW, str(port)], url, log=tmp_path / "log", never=(404,)
+    )
+    with processes.Programs() as programs:
+        programs.start(program)
+    assert f"s: {url} answers 503 Service Unavailable\n" in capsys.readouterr().out
 
 
 def test_one_that_does_not_start_ends_those_before_it_and_the_later_never_start(start, tmp_path):

@@ -16,9 +16,10 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from serving.page.text import plain
+from serving.processes import Program, missing
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
-from tests.serving.model_server.servers import DEADLINE, free_port
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 APP = Path(__file__).parents[3] / "serving" / "page" / "app.py"
 PREFIX = "CATBREEDS_PAGE_"
@@ -173,7 +174,6 @@ def test_samples_are_offered_under_the_names_of_their_folders(visit, gateway, tm
         ("GATEWAY", "gateway:8000", "the address of the gateway alone, http://HOST:PORT"),
         ("GATEWAY", "http://gateway:", "the port is missing"),
         ("GATEWAY", "http://gateway:many", "Port could not be cast"),
-        ("PORT", "tcp://10.0.0.1:80", "must be a port, 1 to 65535"),
         ("SAMPLES", "/nowhere/at/all", "there is no such folder"),
         ("GATEWAI", "http://gateway:8000", "no such setting; there are CATBREEDS_PAGE_GATEWAY"),
     ],
@@ -190,6 +190,36 @@ def test_an_impossible_setting_is_refused_by_name_before_anything_starts(variabl
     assert process.returncode == 2
     assert process.stderr.startswith(f"{PREFIX}{variable}: ")
     assert says in process.stderr
+
+
+def test_settings_of_other_streamlit_projects_do_not_change_where_the_page_is(tmp_path):
+    for folder in (tmp_path, tmp_path / "here"):
+        (folder / ".streamlit").mkdir(parents=True)
+        (folder / ".streamlit" / "config.toml").write_text(
+            '[global]\ndevelopmentMode = true\n[server]\nbaseUrlPath = "elsewhere"\nport = 1\n'
+            'sslCertFile = "no.pem"\nsslKeyFile = "no.pem"\n'
+        )
+    port = free_port()
+    foreign = {
+        "STREAMLIT_SERVER_BASE_URL_PATH": "elsewhere",
+        "STREAMLIT_SERVER_PORT": "1",
+        "STREAMLIT_SERVER_ADDRESS": "192.0.2.1",
+        "STREAMLIT_SERVER_SSL_CERT_FILE": "no.pem",
+        "STREAMLIT_GLOBAL_DEVELOPMENT_MODE": "true",
+    }
+    variables = {"HOME": str(tmp_path), PREFIX + "PORT": str(port), PREFIX + "HOST": "127.0.0.1"}
+    path = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.page"], env=os.environ | foreign | variables | path, cwd=tmp_path / "here"
+    )
+    url = f"http://127.0.0.1:{port}/_stcore/health"
+    try:
+        program = Program("page", (), url, never=(404,))
+        eventually(lambda: process.poll() is not None or not missing(program))
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_page_brings_neither_tensorflow_nor_the_pipeline():

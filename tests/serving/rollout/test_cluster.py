@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+import yaml
 
 from serving.registry import RegistryError
 from serving.rollout import cluster as cluster_module
@@ -14,6 +15,7 @@ from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
 from serving.rollout.plan import CONFIG_FILE, read_plan
 from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
 from serving.traffic import CANARY
+from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
@@ -364,3 +366,54 @@ def test_rollout_calls_what_its_role_allows_and_nothing_else(api, pods, registry
         f"PUT {base}/configmaps/model-config",
         f"GET {base}/pods",
     }
+
+
+@pytest.fixture
+def kubeconfig(tmp_path, monkeypatch):
+    """Writes a configuration of kubectl for a cluster at an address."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    config = {
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        "users": [{"name": "it", "user": {}}],
+    }
+
+    def write(address: str) -> None:
+        clusters = [{"name": "it", "cluster": {"server": address}}]
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config | {"clusters": clusters}))
+
+    return write
+
+
+CONFIG_MAP = "/api/v1/namespaces/cats/configmaps/model-config"
+
+
+@pytest.mark.parametrize("body", [b'{"metadata": {"resourceVe', b"<html>sign in", b"[]", b'{"a": "\xff"}', b""])
+def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(kubeconfig, body):
+    with flaky_server.serving() as server:
+        kubeconfig(server.address)
+        server.files[CONFIG_MAP] = body
+        with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match="answers with"):
+            cluster.read()
+
+
+def test_kubernetes_is_asked_through_the_proxy_of_the_environment_which_messages_name(kubeconfig, monkeypatch):
+    kubeconfig("http://kubernetes.invalid")
+    for name in ("http_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with flaky_server.serving() as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.address)
+        with Cluster("cats", "catbreeds", "/models") as cluster:
+            assert cluster.read() == (None, None)
+        assert proxy.requests == [(CONFIG_MAP, None)]
+        proxy.answers[CONFIG_MAP] = [flaky_server.status(502)]
+        with (
+            Cluster("cats", "catbreeds", "/models") as cluster,
+            pytest.raises(FleetError, match=rf"502 .*{proxy.address}"),
+        ):
+            cluster.read()
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(FleetError, match=r"ALL_PROXY=socks5:.* no such proxy can be used"):
+        Cluster("cats", "catbreeds", "/models")

@@ -1,0 +1,9 @@
+"""Keras with the settings that this project was measured with, whatever keras.json of this machine says."""
+
+import keras
+
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
+keras.config.set_image_data_format("channels_last")
+
+__all__ = ["keras"]

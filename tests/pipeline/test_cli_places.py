@@ -1,0 +1,158 @@
+"""Places that cannot be read or written, and terminals that cannot show a character: each command says so in words."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import fork_server
+from tests.running import CATBREEDS, catbreeds, on_terminal
+
+WORKDIR_COMMANDS = [
+    ["run", "--profile", "smoke", "--data", "photos", "--workdir"],
+    ["report", "--workdir"],
+    ["lineage", "1", "--workdir"],
+    ["gate", "--workdir"],
+    ["promote", "1", "--workdir"],
+    ["rollback", "--workdir"],
+    ["canary", "--workdir"],
+    ["serve", "--workdir"],
+    ["up", "--workdir"],
+    ["predict", "cat.jpg", "--workdir"],
+]
+OUTPUT_COMMANDS = [
+    ["compile", "--output"],
+    ["schema", "update", "--data", "photos", "--workdir", "work", "--schema"],
+    ["schema", "update", "--data", "photos", "--workdir"],
+    ["sample-data"],
+    ["data", "oxford", "--url", "http://127.0.0.1:9", "--tries", "1"],
+    ["submit"],
+    ["schedule", "--list"],
+    ["run", "--print-config", "--profile"],
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "file").write_text("a file")
+    return tmp_path
+
+
+def assert_told(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode in (1, 2), done
+    assert done.stderr.startswith("catbreeds: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize("arguments", WORKDIR_COMMANDS + OUTPUT_COMMANDS, ids=" ".join)
+def test_a_place_that_cannot_be_used_is_named(here, draw_photos, arguments):
+    (here / "cat.jpg").write_bytes(next(draw_photos(breeds=2, photos=1).rglob("*.jpg")).read_bytes())
+    for place in ("file", "file/below", "/proc/nowhere", "x" * 300):
+        assert_told(catbreeds(*arguments, place), place)
+
+
+def test_a_place_that_cannot_be_written_is_told_on_a_terminal_too(here):
+    code, output = on_terminal(200, "compile", "--output", "file")
+    assert code == 2
+    assert output == "catbreeds: file: File exists; --output must be a folder that can be written\n"
+
+
+def test_a_full_disk_is_told(here):
+    (here / "out").mkdir()
+    (here / "out" / "smoke.yaml").symlink_to("/dev/full")
+    assert_told(catbreeds("compile", "--profile", "smoke", "--output", "out"), "No space left on device")
+    with open("/dev/full", "w") as full:
+        process = fork_server.Popen([str(CATBREEDS), "models"], stdout=full, stderr=subprocess.PIPE, text=True)
+        error = process.communicate()[1]
+    assert (process.returncode, error) == (2, "catbreeds: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("feature { nme: 'breed' }", "line 1:11 : "),
+        ("no schema at all", "line 1:"),
+        ("", "has no feature named breed"),
+        ("feature { name: 'breed' type: BYTES domain: 'breeds' }", "the domain 'breeds', which is not there"),
+        (b"\xff\xfe", "'utf-8' codec can't decode"),
+    ],
+)
+def test_a_malformed_schema_is_named_before_photos_are_read(here, content, reason):
+    schema = here / "mine" / "schema.pbtxt"
+    schema.parent.mkdir()
+    schema.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_told(
+        catbreeds("schema", "update", "--data", "photos", "--schema", "mine", "--workdir", "work"),
+        "mine/schema.pbtxt: cannot be read: ",
+        reason,
+    )
+    assert not (here / "work").exists()
+
+
+def test_a_run_with_a_malformed_schema_does_not_start(here, draw_photos):
+    photos = draw_photos(breeds=2, photos=3)
+    (here / "schema.pbtxt").write_text("feature { nme: 'breed' }")
+    done = catbreeds("run", "--profile", "smoke", "--data", photos, "--workdir", "work", "--set", "photos_schema=.")
+    assert done.returncode == 2
+    assert f"Cannot start: photos_schema: {here / 'schema.pbtxt'}: cannot be read: line 1:11" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+INGEST = {
+    "photos": 1,
+    "files": 2,
+    "breeds": {"Européen 😺 \udcff": {"train": 1, "eval": 0, "test": 0}},
+    "left_out": [{"path": "Européen/größe.jpg", "kind": "damaged", "reason": "日本"}],
+}
+
+
+@pytest.fixture
+def document(here) -> Path:
+    """ingest.json of a run in `work`."""
+    path = here / "work" / "report" / "ingest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(INGEST))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, rb"Europ\xe9en \U0001f63a"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"Europ\xe9en \\U0001f63a"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, rb"Europ\xe9en \U0001f63a"),
+        ({"PYTHONIOENCODING": "utf-8"}, "Européen 😺 \\udcff".encode()),
+    ],
+)
+def test_what_a_terminal_cannot_show_is_written_as_an_escape(document, variables, shown):
+    command = [str(CATBREEDS), "report", "--data", "--workdir", "work"]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **variables})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown in done.stdout
+
+
+def test_so_is_what_a_run_shows_while_everything_else_goes_to_a_log(here):
+    code = (
+        "from pathlib import Path\nfrom pipeline.console import noise_to, print_error\n"
+        "with noise_to(Path('log')) as console:\n"
+        "    print('noise')\n    console.print('größe')\n    print_error('schön')\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"gr\\xf6\\xdfe\n", b"sch\\xf6n\n")
+    assert (here / "log").read_text() == "noise\n"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "5", '{"photos": 1, "files": 1, "breeds": 7, "left_out": []}'])
+def test_a_damaged_document_is_told(document, content):
+    document.write_text(content)
+    assert_told(
+        catbreeds("report", "--data", "--workdir", "work"), "work/report", "damaged", "`catbreeds run` writes it"
+    )

@@ -1,0 +1,281 @@
+"""Proxies: this machine is never asked through one, others as the environment says, whichever way a photo goes."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from serving import http_client, proxies
+from serving.client import BadAnswer, ClientError, Refused, Unavailable
+from serving.client.gateway import AsyncGatewayClient, GatewayClient
+from serving.client.grpc import AsyncGrpcClient, GrpcClient
+from serving.client.rest import AsyncRestClient, RestClient
+from serving.rollout.comparison import read_traffic
+from serving.rollout.fleet import Unreachable
+from serving.rollout.model_server import ModelServer
+from serving.rollout.model_server import Refused as RolloutRefused
+from tests.running import catbreeds
+from tests.serving.classifier import encoded, picture
+from tests.serving.model_server.servers import free_port
+from tests.serving.scripted_server import ScriptedServer
+
+PHOTO = encoded(picture())
+# By the rules of the Internet nobody ever has this name.
+ELSEWHERE = "cats.invalid"
+
+
+class Proxy(ThreadingHTTPServer):
+    """Refuses all requests, and remembers for whom they were."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.send_error(502, "blocked by the proxy")
+
+    do_POST = do_CONNECT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def environment(monkeypatch) -> Callable[..., None]:
+    """Sets variables; all others that are about proxies are gone."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+    def put(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+@pytest.fixture
+def proxy(environment) -> Iterator[Proxy]:
+    """A proxy that the environment names for everything."""
+    proxy = Proxy()
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    environment(http_proxy=proxy.url, HTTPS_PROXY=proxy.url)
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
+
+
+def asynchronously(kind: type, address: str) -> None:
+    async def ask() -> None:
+        async with kind(address) as client:
+            await client.predict(PHOTO)
+
+    asyncio.run(ask())
+
+
+def ask(kind: type, address: str) -> None:
+    with kind(address) as client:
+        client.predict(PHOTO)
+
+
+CLIENTS = {
+    "gateway": lambda host: ask(GatewayClient, f"http://{host}"),
+    "gateway, asyncio": lambda host: asynchronously(AsyncGatewayClient, f"http://{host}"),
+    "REST": lambda host: ask(RestClient, f"http://{host}"),
+    "REST, asyncio": lambda host: asynchronously(AsyncRestClient, f"http://{host}"),
+    "gRPC": lambda host: ask(GrpcClient, host),
+    "gRPC, asyncio": lambda host: asynchronously(AsyncGrpcClient, host),
+}
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request) -> Callable[[str], None]:
+    return CLIENTS[request.param]
+
+
+def test_others_are_asked_through_the_proxy_which_the_message_names(client, proxy):
+    with pytest.raises((Unavailable, BadAnswer), match=rf"through the proxy (http_proxy|HTTPS_PROXY)={proxy.url}\)"):
+        client(f"{ELSEWHERE}:8500")
+    assert ELSEWHERE in proxy.asked[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_not_asked_through_a_proxy_nor_does_a_message_blame_one(client, proxy, host):
+    with pytest.raises(Unavailable) as caught:
+        client(f"{host}:{free_port()}")
+    assert "proxy" not in str(caught.value)
+    assert proxy.asked == []
+
+
+def test_a_socks_proxy_is_refused_with_its_variable_and_does_not_concern_this_machine(client, environment):
+    environment(ALL_PROXY="socks5://user:secret@127.0.0.1:1080")
+    with pytest.raises(
+        Refused, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {ELSEWHERE} to no_proxy"
+    ) as caught:
+        client(f"{ELSEWHERE}:8500")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(Unavailable):
+        client(f"127.0.0.1:{free_port()}")
+
+
+def test_gateways_and_model_servers_of_this_machine_are_rolled_out_without_a_proxy(proxy):
+    server = ScriptedServer()
+    with ModelServer(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, pytest.raises(RolloutRefused):
+        connection.states()  # it answers: it has no such method
+    server.stop()
+    with pytest.raises(OSError, match="http://127") as caught:
+        read_traffic(f"127.0.0.1:{free_port()}")
+    assert "proxy" not in str(caught.value)
+    assert proxy.asked == []
+    with ModelServer(f"{ELSEWHERE}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
+        connection.states()
+    with pytest.raises(OSError, match=proxy.url):
+        read_traffic(f"{ELSEWHERE}:1")
+
+
+def test_a_redirect_to_this_machine_leaves_the_proxy(environment):
+    mine, proxy = Proxy(), Proxy()
+    proxy.RequestHandlerClass = type(
+        "Redirecting",
+        (Handler,),
+        {
+            "do_GET": lambda handler: (
+                (handler.send_response(302), handler.send_header("Location", mine.url)) and handler.end_headers()
+            )
+        },
+    )
+    for server in (mine, proxy):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment(http_proxy=proxy.url)
+    with http_client.client(follow_redirects=True) as client:
+        assert client.get(f"http://{ELSEWHERE}").status_code == 502
+    assert mine.asked == ["/"]
+    for server in (mine, proxy):
+        server.shutdown()
+        server.server_close()
+
+
+THIS_MACHINE = [
+    "localhost",
+    "x.localhost",
+    "127.0.0.1",
+    "127.8.9.10",
+    "127.1",
+    "0.0.0.0",
+    "[::1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+]
+
+
+@pytest.mark.parametrize("host", THIS_MACHINE)
+@pytest.mark.parametrize("form", ["http://{}", "http://{}:80/path", "https://{}", "{}:8500", "dns:///{}:8500"])
+def test_every_name_of_this_machine_is_known(environment, host, form):
+    environment(http_proxy="http://p:1", https_proxy="http://p:1", grpc_proxy="http://p:1", all_proxy="http://p:1")
+    assert proxies.find(form.format(host)) is None
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "address", "direct"),
+    [
+        ("*", "http://a.b", True),
+        ("a.b", "http://a.b", True),
+        ("a.b", "http://x.a.b:81/c", True),
+        (".a.b", "https://x.a.b", True),
+        ("a.b", "http://xa.b", False),
+        ("a.b:81", "http://a.b:81", True),
+        ("a.b:81", "http://a.b", False),
+        (" x , 10.0.0.0/8", "http://10.1.2.3", True),
+        ("10.0.0.0/8", "10.1.2.3:8500", True),
+        ("10.0.0.0/8", "http://11.1.2.3", False),
+        ("fd00::/8", "http://[fd00::1]:80", True),
+        (".svc", "dns:///model-server.catbreeds.svc:8500", True),
+        (".svc", "model-server:8500", False),
+        ("", "ipv4:1.2.3.4:8500,1.2.3.5:8500", False),
+        ("1.2.3.4", "ipv4:1.2.3.4:8500,1.2.3.5:8500", True),
+        ("", "unix:/run/server", True),
+    ],
+)
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_hosts_of_no_proxy_are_asked_directly(environment, variable, no_proxy, address, direct):
+    environment(**{variable: no_proxy, "http_proxy": "p:1", "HTTPS_PROXY": "p:1"})
+    assert (proxies.find(address) is None) == direct
+
+
+@pytest.mark.parametrize(
+    ("variables", "address", "found"),
+    [
+        ({"http_proxy": "http://a:1", "HTTP_PROXY": "http://b:2"}, "http://x", "http_proxy=http://a:1"),
+        ({"http_proxy": "", "HTTP_PROXY": "http://b:2"}, "http://x", "None"),
+        ({"HTTP_PROXY": "http://b:2"}, "https://x", "None"),
+        ({"HTTP_PROXY": "http://b:2", "REQUEST_METHOD": "GET"}, "http://x", "None"),
+        ({"all_proxy": "b:2"}, "https://x", "all_proxy=http://b:2"),
+        ({"grpc_proxy": "b:2", "https_proxy": "a:1"}, "x:1", "grpc_proxy=http://b:2"),
+        ({"http_proxy": "http://me:secret@b:2"}, "http://x", "http_proxy=http://b:2"),
+    ],
+)
+def test_the_variable_that_counts_is_found(environment, variables, address, found):
+    environment(**variables)
+    assert str(proxies.find(address)) == found
+
+
+@pytest.mark.parametrize("value", ["socks5h://p:1", "socks4://p", "ftp://p:1", "http://", "http://p:port", "http://[p"])
+def test_what_is_no_http_proxy_is_refused_with_its_variable(environment, value):
+    environment(HTTPS_PROXY=value)
+    with pytest.raises(proxies.ProxyError, match="Set HTTPS_PROXY to the address of an HTTP proxy"):
+        proxies.find("https://a.b")
+    assert "HTTPS_PROXY" in proxies.through("https://a.b")
+
+
+def test_libraries_that_read_the_environment_by_themselves_find_the_same(environment):
+    environment(NO_PROXY="a.b", ALL_PROXY="http://p:1", HTTP_PROXY="http://q:2")
+    with contextlib.ExitStack() as clients:
+        proxies.apply_to_libraries()
+        client = clients.enter_context(httpx.Client())
+        # What httpx makes of the environment.
+        taken = {
+            url: client._transport_for_url(httpx.URL(url)) is not client._transport
+            for url in ("http://c.d", "https://c.d", "https://a.b", "http://localhost:1", "http://127.0.0.1:1")
+        }
+    assert list(taken.values()) == [True, True, False, False, False]
+    assert (os.environ["http_proxy"], os.environ["https_proxy"]) == ("http://q:2", "http://p:1")
+
+
+@pytest.mark.parametrize("way", [("--gateway", "http://{}"), ("--rest", "http://{}"), ("--grpc", "{}")])
+@pytest.mark.parametrize(
+    ("host", "variables", "said"),
+    [
+        ("127.0.0.1:{port}", {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}, None),
+        (ELSEWHERE, {"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY=socks5://127.0.0.1:9: no such proxy"),
+        (ELSEWHERE, {"ALL_PROXY": "http://127.0.0.1:9"}, "(through the proxy ALL_PROXY=http://127.0.0.1:9)"),
+    ],
+)
+def test_predict_says_which_proxy_it_took(tmp_path, environment, way, host, variables, said):
+    (tmp_path / "cat.jpg").write_bytes(PHOTO)
+    flag, form = way
+    address = form.format(host.format(port=free_port()))
+    done = catbreeds("predict", tmp_path / "cat.jpg", flag, address, env=variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("catbreeds: ")
+    assert "Traceback" not in done.stderr
+    assert (said or "") in done.stderr
+    if said is None:
+        assert "proxy" not in done.stderr
+
+
+def test_a_client_that_is_refused_by_a_proxy_is_closed_in_good_order(environment):
+    environment(http_proxy="socks5://p:1")
+    client = GatewayClient(f"http://{ELSEWHERE}")
+    with pytest.raises(ClientError):
+        client.ready()
+    client.close()
