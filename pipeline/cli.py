@@ -197,13 +197,20 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     runs = _components(config, run_id, log, console, only_ingestion=True)
     if isinstance(runs, Exit):
         return runs
+    from components.errors import DataError
     from pipeline import report
     from pipeline.schema_update import update_schema
     from pipeline.target import photos_schema
 
-    breeds = report.read_ingest(runs["ImageExampleGen"])["breeds"]
-    update = update_schema(folder, photos_schema(config), breeds)
-    lines = [f"{update.path}: {len(breeds)} breeds in the data"]
+    ingest = report.read_ingest(runs["ImageExampleGen"])
+    breeds = ingest["breeds"]
+    try:
+        update = update_schema(folder, photos_schema(config), breeds)
+    except DataError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return Exit.WRONG_INPUT
+    lines = [f"Warning: {warning}" for warning in ingest["warnings"]]
+    lines += [f"{update.path}: {len(breeds)} breeds in the data"]
     lines += [f"  added {breed!r}" for breed in update.added]
     lines += [f"  kept {breed!r}, of which the data has no photo" for breed in update.unused]
     lines.append(f"Review it, then: catbreeds run --data {config.data} --set photos_schema={folder}")

@@ -8,6 +8,8 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from components.data_gate import breed_domain
+from components.errors import DataError
+from serving.names import distinguishable, respelled
 
 SCHEMA_FILE = "schema.pbtxt"
 
@@ -34,6 +36,7 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Updat
 
     Raises:
         text_format.ParseError: the file is no schema.
+        DataError: a breed of the data has another spelling there.
     """
     path = folder / SCHEMA_FILE
     text = (path if path.exists() else template).read_text(encoding="utf-8")
@@ -43,6 +46,9 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Updat
         feature = next(feature for feature in schema.feature if feature.name == "breed")
         known = feature.string_domain
         known.name = "breeds"
+    if groups := respelled([*known.value, *breeds]):
+        names = "; ".join(map(distinguishable, groups))
+        raise DataError(f"{path}: the same breed in two spellings: {names}; rename the folder, or mend that file")
     added = sorted(set(breeds) - set(known.value))
     known.value.extend(added)
     comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
