@@ -33,7 +33,7 @@ _SPLITS = {
     *("dev", "eval", "evaluation", "holdout", "test", "testing", "train", "training", "val", "valid", "validation"),
 }
 _ENDING = re.compile(r"(\.[a-z][a-z0-9]{0,5}){1,2}$", re.IGNORECASE)
-# Fewer photos beside the breed folders are no breed, but somebody's mistake.
+# So few photos beside the breed folders are left out and named, and do not stop the run.
 _FEWEST = 3
 _DEEPEST = 100
 _NAMED_AT_MOST = 10
@@ -97,8 +97,8 @@ def find_breeds(data: str, found: Found) -> Listing:
     if layout.lost:
         raise DataError(
             f"{data}: folders that could be breeds give no photos:\n{_some(layout.lost)}\n"
-            "Put the photos of a breed directly in its folder, and all these folders into one folder. "
-            f"Move what is no breed elsewhere{_other_folders(data, layout)}"
+            "Put the photos of each breed directly into its folder, and all breed folders into one folder. "
+            f"Move folders that are not breeds elsewhere{_other_folders(data, layout)}"
         )
     _check_names(data, set(layout.photos.values()))
     photos, unclear = _without_equal_names(layout.photos)
@@ -171,7 +171,9 @@ class _Layout:
         self._roots = {root.path for root in _roots(top)}
         if len(self._roots) > 1:
             names = ", ".join(repr(printable(path.rstrip("/"))) for path in sorted(self._roots))
-            self.warnings.append(f"{names} are read as one set: its photos are dealt to train, eval and test anew")
+            self.warnings.append(
+                f"the folders {names} are read as one data set, which is then split by the settings of `split`"
+            )
         self._enter(top)
         self._check_parts()
         self._check_files_beside()
@@ -190,7 +192,7 @@ class _Layout:
         smallest = min(Counter(self.photos.values()).values(), default=0)
         if len(self._beside) >= max(_FEWEST, smallest):
             first = ", ".join(map(printable, sorted(self._beside)[:3]))
-            self.lost.append(f"{len(self._beside)} files that are in no folder of a breed: {first}, ...")
+            self.lost.append(f"{len(self._beside)} files outside the breed folders: {first}, ...")
 
     def _enter(self, folder: _Folder) -> None:
         """Goes through a folder that holds the breed folders, or is above it."""
@@ -201,12 +203,12 @@ class _Layout:
             if child in below:
                 self._enter(child)
             elif child.holds_notes():
-                self._refuse(child, f"no folder of a breed: {_contents(child)}")
+                self._refuse(child, f"not a breed: {_contents(child)}")
             elif is_root:
                 self._breed(child)
             elif are_splits and not child.problem:
-                self._refuse(child, f"no folders of breeds in it: {_contents(child)}")
-                self.warnings.append(f"{printable(child.path)} is left out: it has no folders of breeds")
+                self._refuse(child, f"no breed folders: {_contents(child)}")
+                self.warnings.append(f"{printable(child.path)} is left out: it has no breed folders")
             else:
                 self._lose(child)
         self._left_out(folder)
@@ -226,7 +228,7 @@ class _Layout:
         self.refused += folder.refused
         for nested in folder.folders.values():
             if nested.holds_notes():
-                self._refuse(nested, f"no folder of a breed: {_contents(nested)}")
+                self._refuse(nested, f"not a breed: {_contents(nested)}")
             elif nested.photos + nested.below:
                 self._lose(nested)
             else:
@@ -302,18 +304,18 @@ def _contents(folder: _Folder) -> str:
     """What a folder holds, in a few words."""
     if folder.problem:
         return folder.problem
-    kinds = Counter(match[0].lower() if (match := _ENDING.search(name)) else "" for name in folder.files)
-    kinds.update(f"({reason})" for _, reason in folder.refused)
-    parts = [f"{_count(number, 'file')} {kind}".rstrip() for kind, number in kinds.most_common(3)]
+    kinds = Counter(f"{match[0].lower()} file" if (match := _ENDING.search(name)) else "file" for name in folder.files)
+    kinds.update(f"file ({reason})" for _, reason in folder.refused)
+    parts = [_count(number, kind) for kind, number in kinds.most_common(3)]
     if folder.folders:
         names = ", ".join([*(repr(printable(name)) for name in list(folder.folders)[:3]), "..."][: len(folder.folders)])
         files = sum(1 for child in folder.folders.values() for _ in child.everything())
         parts.append(f"{_count(len(folder.folders), 'folder')} with {_count(files, 'file')} ({names})")
-    return "it holds " + (", ".join(parts) or "nothing")
+    return "holds " + (", ".join(parts) or "nothing")
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number} {noun if number == 1 else noun.replace('file', 'files').replace('folder', 'folders')}"
 
 
 def _other_folders(data: str, layout: _Layout) -> str:

@@ -2,6 +2,7 @@
 
 import datetime
 import gc
+import os
 import re
 import sys
 import tempfile
@@ -22,7 +23,11 @@ from pipeline.cli_common import (
     read_settings,
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
+from serving.names import is_one_line, is_utf_8, printable
 from serving.registry import RegistryError
+
+# Below a folder with such characters TensorFlow and Beam find other files, or none: they take paths for patterns.
+_PATTERN_CHARACTERS = frozenset("*?[]\\")
 
 app = typer.Typer(
     help="From a folder of cat photos to a breed classifier, trained, gated and served.",
@@ -94,7 +99,7 @@ def run(
         return
     if not config.data:
         raise fail("no photos: say --data FOLDER, a folder with one folder of photos for each breed")
-    _refuse_missing(config.data)
+    _check_places(config)
     raise typer.Exit(_in_workdir(config, lambda *about: _run(config, *about)))
 
 
@@ -131,7 +136,7 @@ def schema_update(
 ) -> None:
     """Write the schema of a data set, for review: its breeds are added, bounds set by hand stay."""
     config = read_settings(profile, settings, data=data, workdir=workdir)
-    _refuse_missing(data)
+    _check_places(config)
     name = re.sub(r"\W+", "_", Path(data).name.split(".")[0].lower()) or "photos"
     folder = schema or Path(config.photos_schema or f"schemas/{name}")
     raise typer.Exit(_in_workdir(config, lambda *about: _update_schema(config, folder, *about)))
@@ -165,10 +170,30 @@ def _quiet(log: Path):
     return noise_to(log)
 
 
-def _refuse_missing(data: str) -> None:
-    """Before TensorFlow is imported, which takes long."""
-    if "://" not in data and not Path(data).exists():
-        raise fail(f"data: {data}: no such folder or archive; it must hold one folder of photos for each breed")
+def _check_places(config: Settings) -> None:
+    """Refuses paths that TensorFlow or TFX cannot use, before they are imported, which takes long."""
+    for name in ("data", "workdir", "weights_dir", "photos_schema"):
+        place = getattr(config, name)
+        if place and "\0" not in place:
+            whole = place if "://" in place else os.path.realpath(place)
+            if not is_utf_8(whole):
+                raise fail(f"{name}: {printable(whole)}: the path is not UTF-8; rename its folders")
+    workdir = os.path.realpath(config.workdir)
+    if not is_one_line(workdir) or not _PATTERN_CHARACTERS.isdisjoint(workdir):
+        raise fail(
+            f"workdir: {printable(workdir)}: the whole path must have no control characters and none of "
+            f"{' '.join(sorted(_PATTERN_CHARACTERS))}; choose another --workdir"
+        )
+    if "://" not in config.data:
+        try:
+            os.stat(config.data)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise fail(
+                f"data: {printable(config.data)}: no such folder or archive; "
+                "it must hold one folder of photos for each breed"
+            ) from None
+        except OSError as error:
+            raise fail(f"data: {printable(config.data)}: cannot be opened: {error.strerror}") from None
 
 
 def _in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> Exit:

@@ -42,6 +42,11 @@ def is_one_line(name: str) -> bool:
     return not any(unicodedata.category(char) in _CONTROLS for char in name)
 
 
+def is_utf_8(name: str) -> bool:
+    """Whether it is valid Unicode; bytes of a file name that are not UTF-8 are not."""
+    return not any(unicodedata.category(char) == _NOT_UTF_8 for char in name)
+
+
 def spelling(name: str) -> str:
     """What is equal for names that differ only in Unicode form, case, blanks or invisible characters."""
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
