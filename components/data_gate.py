@@ -1,5 +1,6 @@
 """DataGate: the run stops here, with names, when the photos are not what the schema and learning need."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from components.documents import read_json, read_json_lines, write_json
 from components.errors import DataError
 from components.image_example_gen import PHOTOS_FILE, REPORT_FILE
 from components.near_duplicates import KINDS as DUPLICATES
-from serving.registry import Registry
+from serving.names import distinguishable, respelled, spelling
+from serving.registry import Registry, RegistryError
 
 VERDICT_FILE = "verdict.json"
 _NAMED_AT_MOST = 10
@@ -64,19 +66,22 @@ def DataGate(
     rows = read_json_lines(report.uri, PHOTOS_FILE)
     rules = schema_pb2.Schema()
     io_utils.parse_pbtxt_file(io_utils.get_only_uri_in_dir(schema.uri), rules)
+    models = Registry(registry)
+    version = stable_version(models, stable)
     errors = [
         *_bad_files(summary, max_bad_share),
         *_unknown_breeds(summary["breeds"], rules, schema_file),
+        *_renamed_breeds(summary["breeds"], models, version),
         *_odd_sizes(rows, rules, schema_file),
         *_other_anomalies(anomalies),
-        *_unlearnable(summary["breeds"], min_photos_per_breed),
+        *_unlearnable(summary["breeds"], rows, min_photos_per_breed),
     ]
     if errors:
         raise DataError("the data cannot be used:\n" + "\n".join(f"  {error}" for error in errors))
-    models = Registry(registry)
     warnings = [
+        *summary["warnings"],
         *_thin_splits(summary["breeds"]),
-        *_drift(statistics, rules, models, stable_version(models, stable)),
+        *_drift(statistics, rules, models, version),
     ]
     write_json(verdict.uri, VERDICT_FILE, {"passed": True, "warnings": warnings})
 
@@ -95,10 +100,37 @@ def _unknown_breeds(breeds: dict[str, Any], schema: schema_pb2.Schema, schema_fi
     if known is None:
         return []
     command = f"catbreeds schema update --data PHOTOS --schema {Path(schema_file).parent}"
-    return [
+    twice = [
+        f"{schema_file} has the same breed in two spellings, {distinguishable(group)}: remove one"
+        for group in respelled(known.value)
+    ]
+    spelled = {spelling(breed): breed for breed in known.value}
+    other = [
+        f"breed {breed!a} is spelled {spelled[spelling(breed)]!a} in {schema_file}: rename the folder, or edit the file"
+        for breed in breeds
+        if breed not in known.value and spelling(breed) in spelled
+    ]
+    unknown = [
         f"breed {breed!r} is not in {schema_file}: add it with `{command}`, or remove the folder"
         for breed in breeds
-        if breed not in known.value
+        if spelling(breed) not in spelled
+    ]
+    return [*twice, *other, *unknown]
+
+
+def _renamed_breeds(breeds: dict[str, Any], models: Registry, version: int | None) -> list[str]:
+    """Breeds that the model in service knows in another spelling: to the gate they would be other breeds."""
+    if version is None:
+        return []
+    try:
+        known = models.record(version)["breeds"]
+    except (RegistryError, KeyError):
+        return []  # ChampionModel and ModelGate say what follows from a damaged version
+    spelled = {spelling(breed): breed for breed in known}
+    return [
+        f"breed {breed!a} is spelled {spelled[spelling(breed)]!a} by version {version} in service: rename the folder"
+        for breed in breeds
+        if breed not in known and spelling(breed) in spelled
     ]
 
 
@@ -146,13 +178,19 @@ def _other_anomalies(artifact: ExampleAnomalies) -> list[str]:
     return found
 
 
-def _unlearnable(breeds: dict[str, dict[str, int]], min_photos: int) -> list[str]:
-    errors = []
+def _unlearnable(breeds: dict[str, dict[str, int]], rows: list[dict[str, Any]], min_photos: int) -> list[str]:
+    errors, left_out = [], Counter((row["breed"], row["kind"]) for row in rows if "reason" in row)
+
+    def instead(breed: str) -> str:
+        """What became of the other files of a breed."""
+        kinds = [f"{number} {kind.replace('_', ' ')}" for (of, kind), number in left_out.items() if of == breed]
+        return f" (left out: {', '.join(sorted(kinds))})" if kinds else ""
+
     if len(breeds) < 2:
         errors.append(f"only {len(breeds)} breed ({', '.join(breeds)}); two are the least to tell apart")
     photos = {breed: sum(counts.values()) for breed, counts in breeds.items()}
     errors += [
-        f"breed {breed!r} has {count} photos; each needs ingest.min_photos_per_breed={min_photos}: "
+        f"breed {breed!r} has {count} photos{instead(breed)}; each needs ingest.min_photos_per_breed={min_photos}: "
         "add photos or remove the folder"
         for breed, count in photos.items()
         if count < min_photos

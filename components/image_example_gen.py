@@ -22,9 +22,11 @@ from components import progress
 from components.artifacts import IngestReport
 from components.documents import read_json_lines, write_json
 from components.near_duplicates import FindDuplicates, perceptual_hash
-from components.photo_source import Refused, list_photos, open_source
+from components.photo_layout import Refused
+from components.photo_source import list_photos, open_source
 from components.splits import SPLITS, split_of
 from serving import photo
+from serving.names import printable
 
 PHOTOS_FILE = "photos.jsonl"
 REPORT_FILE = "report.json"
@@ -63,10 +65,10 @@ def ImageExampleGen(
         near_duplicate_bits: see `components.near_duplicates`.
 
     Raises:
-        DataError: there are no photos, or the archive is damaged.
+        DataError: there are no photos, a folder that could be a breed gives none, or the archive is damaged.
     """
     source = open_source(data)
-    photos, refused = list_photos(source)
+    photos, refused, warnings = list_photos(source)
     chunks = [[(path.encode(errors="surrogateescape"), photos[path]) for path in c] for c in source.chunks([*photos])]
     examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
     staging = os.path.join(report.uri, "staging")
@@ -98,7 +100,7 @@ def ImageExampleGen(
             >> beam.io.WriteToText(os.path.join(report.uri, PHOTOS_FILE), num_shards=1, shard_name_template="")
         )
     fileio.rmtree(staging)
-    summary = _summarise(report.uri)
+    summary = _summarise(report.uri) | {"warnings": warnings}
     write_json(report.uri, REPORT_FILE, summary)
     for split, folder in folders.items():
         count = sum(breed[split] for breed in summary["breeds"].values())
@@ -166,7 +168,7 @@ class _ReadPhotos(beam.DoFn):
         return _Staged(path, os.path.join(self._folders[split], name), []), tf.io.TFRecordWriter(path)
 
     def _example(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
-        row = {"path": _printable(path), "breed": _printable(breed)}
+        row = {"path": printable(path), "breed": breed}
         try:
             picture = photo.normalise(fetch(), self._max_side)
         except photo.PhotoError as error:
@@ -190,11 +192,6 @@ def _map_ahead(function: Callable, arguments: Iterable[tuple]) -> Iterator:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no text."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _to_example(row: dict[str, Any], image_bytes: bytes) -> bytes:
@@ -236,7 +233,7 @@ def _judged(row: dict[str, Any], duplicates: dict[str, dict]) -> dict[str, Any]:
 
 
 def _refused_row(refused: Refused) -> dict[str, Any]:
-    return {"path": _printable(refused.path), "breed": None, "kind": "not_read", "reason": refused.reason}
+    return {"path": printable(refused.path), "breed": None, "kind": "not_read", "reason": refused.reason}
 
 
 def _summarise(uri: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import itertools
 import lzma
 import os
 import posixpath
@@ -19,13 +20,28 @@ import tensorflow as tf
 from tfx.dsl.io import fileio
 
 from components.errors import DataError
+from components.photo_layout import (
+    LINK,
+    LINK_AGAIN,
+    LINK_TO_NOTHING,
+    OUTSIDE,
+    WANTED,
+    Found,
+    Listing,
+    Refused,
+    find_breeds,
+)
+from serving.names import is_ignored, printable
 from serving.photo import MAX_BYTES, PhotoError
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
-WANTED = "it must be a folder or an archive (.zip, .tar.gz) that holds one folder of photos for each breed"
 
-_IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _CHUNK = 512
+_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_NAMES_GUESSED = (
+    "{} names in the archive are not UTF-8 and were read as CP437, for example {}. If that is not its name, unpack the "
+    "archive and pass the folder, or pack it again with UTF-8 names"
+)
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -39,23 +55,18 @@ _DAMAGED = (
 )
 
 
-class Refused(NamedTuple):
-    """A file that is left out unread, and why."""
-
-    path: str
-    reason: str
-
-
-class Listing(NamedTuple):
-    """What a source holds.
+class _Member(NamedTuple):
+    """What an archive says of one of its members.
 
     Attributes:
-        photos: path in the source -> breed, sorted by path.
-        refused: files that lie elsewhere than in a breed's folder, or are no plain files.
+        name: as the archive has it.
+        is_folder: whether it is a folder.
+        wrong: why its content cannot be read; "" if it can.
     """
 
-    photos: dict[str, str]
-    refused: list[Refused]
+    name: str
+    is_folder: bool
+    wrong: str
 
 
 class Source(abc.ABC):
@@ -65,8 +76,12 @@ class Source(abc.ABC):
         self.data = data
 
     @abc.abstractmethod
-    def files(self) -> tuple[list[str], list[Refused]]:
-        """Paths of the plain files that are not hidden, and what is none."""
+    def files(self) -> Found:
+        """All that it holds.
+
+        Raises:
+            DataError: it cannot be read.
+        """
 
     @abc.abstractmethod
     def read(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -104,40 +119,12 @@ def open_source(data: str) -> Source:
 
 
 def list_photos(source: Source) -> Listing:
-    """Finds the breed folders, also where they are nested deeper as archives unpack, and the files in them.
+    """Finds the breeds and their photos; see `components.photo_layout`.
 
     Raises:
-        DataError: there are no breed folders with files in them, or the archive cannot be read.
+        DataError: the source cannot be read, or its folders cannot be used as they are.
     """
-    files, refused = source.files()
-    root = _breeds_root(files)
-    photos = {}
-    for path in sorted(files):
-        *_, breed, name = ("", *path.removeprefix(root).split("/"))
-        if breed and path == f"{root}{breed}/{name}":
-            photos[path] = breed
-        else:
-            refused.append(Refused(path, "not directly in the folder of a breed"))
-    if not photos:
-        first = "".join(f" ({path}: {reason})" for path, reason in sorted(refused)[:1])
-        raise DataError(f"{source.data}: no photos found{first}; {WANTED}")
-    return Listing(photos, sorted(refused))
-
-
-def _breeds_root(files: list[str]) -> str:
-    """The folder, "" or with "/" at its end, that holds the breed folders: single folders of folders are entered."""
-    root = ""
-    while True:
-        below = [path.removeprefix(root).split("/") for path in files if path.startswith(root)]
-        folders = {parts[0] for parts in below if len(parts) > 1}
-        direct, deeper = (sum(len(parts) == 2 for parts in below), sum(len(parts) > 2 for parts in below))
-        if len(folders) != 1 or deeper <= direct:
-            return root
-        root += f"{folders.pop()}/"
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name in _IGNORED
+    return find_breeds(source.data, source.files())
 
 
 class _Folder(Source):
@@ -151,42 +138,54 @@ class _Folder(Source):
         except tf.errors.OpError as error:
             raise DataError(f"{self.data}: cannot be read: {error.message}") from None
 
-    def _walk_local(self) -> tuple[list[str], list[Refused]]:
-        found, refused, folders, seen = [], [], [(False, "")], set()
+    def _walk_local(self) -> Found:
+        found, folders, seen = Found([], {}, [], []), [(False, "")], set()
         while folders:
             _, folder = folders.pop()
             real = os.path.realpath(os.path.join(self.data, folder))
             if real in seen:
-                refused.append(Refused(folder, "a link to a folder that is read already"))
+                found.refused.append(Refused(folder, LINK_AGAIN))
                 continue
             seen.add(real)
-            for entry in os.scandir(real):
-                if _is_ignored(entry.name):
-                    continue
+            for entry in self._entries(found, folder, lambda real=real: [*os.scandir(real)]):
                 path = f"{folder}{entry.name}"
+                if is_ignored(entry.name):
+                    continue
                 if os.path.isdir(entry):  # the entry's own method raises for a link to itself
                     folders.append((entry.is_symlink(), f"{path}/"))
                 elif os.path.isfile(entry):
-                    found.append(path)
+                    found.files.append(path)
                 else:
-                    refused.append(Refused(path, "a link to nothing" if entry.is_symlink() else "not a plain file"))
+                    found.refused.append(Refused(path, LINK_TO_NOTHING if entry.is_symlink() else "not a plain file"))
             folders.sort(reverse=True)  # links are followed last: a folder keeps its own name
-        return found, refused
+        return found
 
-    def _walk_remote(self) -> tuple[list[str], list[Refused]]:
-        found, folders = [], [""]
+    def _walk_remote(self) -> Found:
+        found, folders = Found([], {}, [], []), [""]
         while folders:
             folder = folders.pop()
-            for name in fileio.listdir(os.path.join(self.data, folder)):
+            for name in self._entries(found, folder, lambda at=folder: fileio.listdir(os.path.join(self.data, at))):
                 name = name.rstrip("/")
-                if _is_ignored(name):
+                if is_ignored(name):
                     continue
                 path = f"{folder}{name}"
                 if fileio.isdir(os.path.join(self.data, path)):
                     folders.append(f"{path}/")
                 else:
-                    found.append(path)
-        return found, []
+                    found.files.append(path)
+        return found
+
+    def _entries(self, found: Found, folder: str, entries: Callable[[], list]) -> list:
+        """What is in a folder; one that cannot be read is recorded, unless it is the source itself."""
+        try:
+            inside, problem = entries(), ""
+        except (OSError, tf.errors.OpError) as error:
+            if not folder:
+                raise
+            inside, problem = [], f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        if folder:
+            found.folders[folder.rstrip("/")] = problem
+        return inside
 
     def read(self, paths):
         for path in paths:
@@ -197,13 +196,13 @@ class _Folder(Source):
 
     def digest(self):
         digest = hashlib.sha256()
-        found, refused = self.files()
-        for path in sorted(found):
+        found = self.files()
+        for path in sorted(found.files):
             content = "unreadable"  # ingestion leaves it out and names it
             with contextlib.suppress(PhotoError):
                 content = hashlib.sha256(self._content(path)).hexdigest()
             digest.update(f"{path}\0{content}\0".encode(errors="surrogateescape"))
-        digest.update(repr(sorted(refused)).encode())
+        digest.update(repr((sorted(found.refused), sorted(found.folders.items()))).encode())
         return digest.hexdigest()
 
 
@@ -226,30 +225,44 @@ class _Archive(Source):
         except (OSError, tf.errors.OpError) as error:
             raise DataError(f"{self.data}: cannot be read: {error}") from None
 
-    def _sort_out(self, members: Iterator[tuple[str, str]]) -> tuple[list[str], list[Refused]]:
-        """Members (name, what is wrong with it or "") -> paths to read, and what is refused."""
-        found, refused = set(), []
-        for name, wrong in members:
-            path = _plain(name)
+    def _sort_out(self, members: Iterator[_Member]) -> Found:
+        found, files = Found([], {}, [], []), set()
+        for member in members:
+            path = _plain(member.name)
             parts = path.split("/")
             if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
-                refused.append(Refused(name, "points outside the archive"))
-            elif any(map(_is_ignored, parts)):
+                found.refused.append(Refused(member.name, OUTSIDE))
                 continue
-            elif wrong:
-                refused.append(Refused(path, wrong))
-            elif path in found:
-                refused.append(Refused(path, "the archive has this name twice; the first is read"))
+            shown = [*itertools.takewhile(lambda part: not is_ignored(part), parts)]
+            is_hidden = len(shown) < len(parts)
+            if above := "/".join(shown if is_hidden or member.is_folder else shown[:-1]):
+                found.folders[above] = ""
+            if is_hidden or member.is_folder:
+                continue
+            if member.wrong:
+                found.refused.append(Refused(path, member.wrong))
+            elif path in files:
+                found.refused.append(Refused(path, "the archive has this name twice; the first is read"))
             else:
-                found.add(path)
-        return list(found), refused
+                files.add(path)
+        return found._replace(files=list(files))
 
 
 class _Zip(_Archive):
     """A zip: its members are read in any order."""
 
     def files(self):
-        return self._sort_out((info.filename, _wrong(info)) for info in self._infos)
+        members = (_Member(name, _is_folder(info), _wrong(info)) for name, info in self._named)
+        found = self._sort_out(members)
+        for path in sorted(found.files):
+            if (method := self._members[path].compress_type) not in _UNPACKED:
+                name = zipfile.compressor_names.get(method, f"number {method}")
+                raise DataError(
+                    f"{self.data}: cannot be unpacked: {printable(path)} is compressed by the method {name}. Unpack "
+                    "the archive with the program that made it; then pass the folder, or pack it as .tar.gz"
+                )
+        unclear = sorted(path for path in found.files if path in self._guessed)
+        return found._replace(warnings=[_NAMES_GUESSED.format(len(unclear), printable(unclear[0]))] if unclear else [])
 
     def read(self, paths):
         for path in paths:
@@ -262,25 +275,51 @@ class _Zip(_Archive):
 
     @functools.cached_property
     def _members(self) -> dict[str, zipfile.ZipInfo]:
-        return {_plain(info.filename): info for info in reversed(self._infos) if not _wrong(info)}
+        wanted = (pair for pair in reversed(self._named) if not (_is_folder(pair[1]) or _wrong(pair[1])))
+        return {_plain(name): info for name, info in wanted}
 
-    @property
-    def _infos(self) -> list[zipfile.ZipInfo]:
-        return [info for info in self._archive.infolist() if not info.filename.endswith(("/", "\\"))]
+    @functools.cached_property
+    def _guessed(self) -> set[str]:
+        """Paths that may not be what their author wrote."""
+        return {_plain(name) for name, info in self._named if not (_is_utf_8(info) or _utf_8_name(info))}
+
+    @functools.cached_property
+    def _named(self) -> list[tuple[str, zipfile.ZipInfo]]:
+        return [(_utf_8_name(info) or info.filename, info) for info in self._archive.infolist()]
+
+
+def _is_folder(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith(("/", "\\"))
 
 
 def _wrong(info: zipfile.ZipInfo) -> str:
-    return "a link" if stat.S_ISLNK(info.external_attr >> 16) else "encrypted" if info.flag_bits & 1 else ""
+    return LINK if stat.S_ISLNK(info.external_attr >> 16) else "encrypted" if info.flag_bits & 1 else ""
+
+
+def _is_utf_8(info: zipfile.ZipInfo) -> bool:
+    """Whether the archive says that the name is UTF-8, or it is ASCII."""
+    return bool(info.flag_bits & 0x800) or info.filename.isascii()
+
+
+def _utf_8_name(info: zipfile.ZipInfo) -> str:
+    """The name if it is UTF-8 though the archive does not say so, as macOS writes it; else ""."""
+    if _is_utf_8(info):
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()  # zipfile has read its bytes as CP437
+    except UnicodeDecodeError:
+        return ""
 
 
 class _Tar(_Archive):
     """A tar, compressed or not: it can only be read from its beginning to its end."""
 
     def files(self):
-        def members(archive: tarfile.TarFile) -> Iterator[tuple[str, str]]:
+        def members(archive: tarfile.TarFile) -> Iterator[_Member]:
             for info in archive:
-                if not info.isdir():
-                    yield info.name, "" if info.isfile() else "a link" if info.islnk() or info.issym() else "a device"
+                is_link = info.islnk() or info.issym()
+                is_plain = info.isfile() or info.isdir()
+                yield _Member(info.name, info.isdir(), "" if is_plain else LINK if is_link else "a device")
 
         with self._streamed() as archive:
             return self._sort_out(members(archive))

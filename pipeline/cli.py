@@ -27,7 +27,11 @@ from pipeline.cli_common import (
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
 from serving import proxies
+from serving.names import is_one_line, is_utf_8, printable
 from serving.registry import RegistryError
+
+# Below a folder with such characters TensorFlow and Beam find other files, or none: they take paths for patterns.
+_PATTERN_CHARACTERS = frozenset("*?[]\\")
 
 app = typer.Typer(
     help="From a folder of cat photos to a breed classifier, trained, gated and served.",
@@ -113,7 +117,7 @@ def run(
         return
     if not config.data:
         raise fail("no photos: say --data FOLDER, a folder with one folder of photos for each breed")
-    _refuse_missing(config.data)
+    _check_places(config)
     raise typer.Exit(_in_workdir(config, lambda *about: _run(config, *about)))
 
 
@@ -158,7 +162,7 @@ def schema_update(
 ) -> None:
     """Write the schema of a data set, for review: its breeds are added, bounds set by hand stay."""
     config = read_settings(profile, settings, data=data, workdir=workdir)
-    _refuse_missing(data)
+    _check_places(config)
     name = re.sub(r"\W+", "_", Path(data).name.split(".")[0].lower()) or "photos"
     folder = schema or Path(config.photos_schema or f"schemas/{name}")
     _check_schema(folder)
@@ -195,10 +199,30 @@ def _quiet(log: Path):
     return noise_to(log)
 
 
-def _refuse_missing(data: str) -> None:
-    """Before TensorFlow is imported, which takes long."""
-    if "://" not in data and not Path(data).exists():
-        raise fail(f"data: {data}: no such folder or archive; it must hold one folder of photos for each breed")
+def _check_places(config: Settings) -> None:
+    """Refuses paths that TensorFlow or TFX cannot use, before they are imported, which takes long."""
+    for name in ("data", "workdir", "weights_dir", "photos_schema"):
+        place = getattr(config, name)
+        if place and "\0" not in place:
+            whole = place if "://" in place else os.path.realpath(place)
+            if not is_utf_8(whole):
+                raise fail(f"{name}: {printable(whole)}: the path is not UTF-8; rename its folders")
+    workdir = os.path.realpath(config.workdir)
+    if not is_one_line(workdir) or not _PATTERN_CHARACTERS.isdisjoint(workdir):
+        raise fail(
+            f"workdir: {printable(workdir)}: the whole path must have no control characters and none of "
+            f"{' '.join(sorted(_PATTERN_CHARACTERS))}; choose another --workdir"
+        )
+    if "://" not in config.data:
+        try:
+            os.stat(config.data)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise fail(
+                f"data: {printable(config.data)}: no such folder or archive; "
+                "it must hold one folder of photos for each breed"
+            ) from None
+        except OSError as error:
+            raise fail(f"data: {printable(config.data)}: cannot be opened: {error.strerror}") from None
 
 
 def _check_schema(folder: Path) -> None:
@@ -247,16 +271,19 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     runs = _components(config, run_id, log, console, only_ingestion=True)
     if isinstance(runs, Exit):
         return runs
+    from components.errors import DataError
     from pipeline import report
     from pipeline.schema_update import update_schema
     from pipeline.target import photos_schema
 
-    breeds = report.read_ingest(runs["ImageExampleGen"])["breeds"]
+    ingest = report.read_ingest(runs["ImageExampleGen"])
+    breeds = ingest["breeds"]
     try:
         update = update_schema(folder, photos_schema(config), breeds)
-    except (SettingsError, OSError) as error:
+    except (SettingsError, DataError, OSError) as error:
         raise fail(error) from None
-    lines = [f"{update.path}: {len(breeds)} breeds in the data"]
+    lines = [f"Warning: {warning}" for warning in ingest["warnings"]]
+    lines += [f"{update.path}: {len(breeds)} breeds in the data"]
     lines += [f"  added {breed!r}" for breed in update.added]
     lines += [f"  kept {breed!r}, of which the data has no photo" for breed in update.unused]
     lines.append(f"Review it, then: catbreeds run --data {config.data} --set photos_schema={folder}")

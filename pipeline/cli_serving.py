@@ -112,7 +112,9 @@ def predict(
 ) -> None:
     """Ask for the breed of photos: the model in service in a workdir, or one that is served.
 
-    Exit code: 0 answered, 2 wrong usage or a photo that cannot be used, 1 no answer.
+    Photos that can be used are answered, whatever the others are.
+
+    Exit code: 0 all answered, 2 wrong usage or a photo that cannot be used, 1 a server gave no answer.
     """
     ways = {"--gateway": gateway, "--grpc": grpc, "--rest": rest, "--workdir": workdir}
     if len(given := [flag for flag, value in ways.items() if value is not None]) > 1:
@@ -121,30 +123,32 @@ def predict(
         raise fail("--label needs --grpc or --rest")
     config = read_settings(profile, settings, workdir=workdir)
     from pipeline import asking
-    from serving.client import ClientError, ModelChoice
-    from serving.photo import PhotoError
+    from serving.client import Answer, ClientError, ModelChoice
 
     model = ModelChoice(config.model_name, label=label)
     try:
         if gateway:
-            answers = asking.ask_gateway(gateway, photos, api_key)
+            outcomes = asking.ask_gateway(gateway, photos, api_key)
         elif grpc:
-            answers = asking.ask_grpc(grpc, photos, model)
+            outcomes = asking.ask_grpc(grpc, photos, model)
         elif rest:
-            answers = asking.ask_rest(rest, photos, model)
+            outcomes = asking.ask_rest(rest, photos, model)
         else:
-            answers = asking.ask_workdir(config, photos)
-    except (RegistryError, PhotoError) as error:
+            outcomes = asking.ask_workdir(config, photos)
+    except RegistryError as error:
         raise fail(error) from None
     except OSError as error:
         raise fail(told(error)) from None
-    except ClientError as error:
-        raise fail(error, Exit.FAILED) from None
-    if as_json:
-        print(json.dumps(asking.document(photos, answers), indent=1))
-        return
-    for photo, answer in zip(photos, answers, strict=True):
-        print(asking.sentence(photo, answer))
+    answers = [(photo, found) for photo, found in zip(photos, outcomes, strict=True) if isinstance(found, Answer)]
+    if answers and as_json:
+        print(json.dumps(asking.document(photos, outcomes), indent=1))
+    elif answers:
+        print("\n".join(asking.sentence(photo, answer) for photo, answer in answers))
+    code = Exit.FAILED if any(isinstance(outcome, ClientError) for outcome in outcomes) else Exit.WRONG_INPUT
+    for reason in asking.reasons(photos, outcomes):
+        fail(reason)
+    if len(answers) < len(photos):
+        raise typer.Exit(code)
 
 
 def _serving(work: Callable[[], None], ports: dict[str, int]) -> None:

@@ -59,7 +59,6 @@ def write_defects(
         original = photos[copy % len(photos)]
         write(original.with_name(f"{original.stem}_copy_{copy}{original.suffix}"), original.read_bytes(), "duplicate")
         write(folder / f"loose_{copy}.jpg", conflict, "not_read")
-        write(breed / "more" / f"deeper_{copy}.jpg", conflict, "not_read")
     for number, (original, content) in enumerate(_straddling(photos, split_of, copies)):
         write(original.with_name(f"smaller_copy_{number}.jpg"), content, "near_duplicate")
     written.append(_oversized(breeds[0] / "film.jpg"))

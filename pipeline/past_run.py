@@ -10,6 +10,7 @@ from components.measured import Measured, read_measured
 from components.photo_examples import read_images
 from components.training_records import TRAINING_FILE, TUNER_RESULTS_FILE
 from pipeline.history import Execution, History
+from serving.names import printable
 
 if TYPE_CHECKING:
     from pipeline.head import Records
@@ -61,7 +62,7 @@ class PastRun:
         return read_images(self.uri("ImageExampleGen", "examples"), split, wanted)
 
     def files(self, paths: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """Files of the data as they are there, also those left out: path and content.
+        """Files of the data as they are there, also those left out: path as in `photos`, and content.
 
         Raises:
             DataError: the data is not there any more.
@@ -69,7 +70,10 @@ class PastRun:
         """
         from components.photo_source import open_source
 
-        return ((path, fetch()) for path, fetch in open_source(self.data).read(paths))
+        source = open_source(self.data)
+        real = {printable(path): path for path in source.files().files}
+        wanted = {real.get(path, path): path for path in paths}
+        return ((wanted[path], fetch()) for path, fetch in source.read(list(wanted)))
 
     @cached_property
     def comparison(self) -> dict[str, Any]:

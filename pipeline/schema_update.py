@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from google.protobuf import text_format
 
 from components.data_gate import breed_domain
+from components.errors import DataError
 from pipeline.schema_file import SCHEMA_FILE, read_schema
+from serving.names import distinguishable, respelled
 
 
 class Update(NamedTuple):
@@ -32,6 +34,7 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Updat
 
     Raises:
         ValueError: the file is no schema.
+        DataError: a breed of the data has another spelling there.
     """
     path = folder / SCHEMA_FILE
     start = path if path.exists() else template
@@ -41,6 +44,9 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Updat
         feature = next(feature for feature in schema.feature if feature.name == "breed")
         known = feature.string_domain
         known.name = "breeds"
+    if groups := respelled([*known.value, *breeds]):
+        names = "; ".join(map(distinguishable, groups))
+        raise DataError(f"{path}: the same breed in two spellings: {names}; rename the folder, or mend that file")
     added = sorted(set(breeds) - set(known.value))
     known.value.extend(added)
     comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from serving.model_record import RECORD_FILE
+from serving.names import distinguishable, respelled, spelling
 
 STABLE = "stable"
 ADMISSION_FILE = "admission.json"
@@ -45,15 +46,29 @@ class Registry:
         """Pushed versions, oldest first.
 
         Raises:
-            RegistryError: the directory cannot be read.
+            RegistryError: the directory cannot be read, or there is another one with its name in another spelling.
         """
         try:
+            self._require_one_spelling()
             found = list(self.base.iterdir())
             return sorted(int(path.name) for path in found if _VERSION.fullmatch(path.name) and path.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise RegistryError(f"{self.base}: cannot be read: {error.strerror}") from None
+
+    def _require_one_spelling(self) -> None:
+        name = self.base.name
+        try:
+            beside = list(self.base.parent.iterdir())
+        except PermissionError:
+            return  # a volume may give access to this folder alone
+        for path in beside:
+            if path.name != name and spelling(path.name) == spelling(name) and path.is_dir():
+                raise RegistryError(
+                    f"{self.base.parent}: {distinguishable([name, path.name])} are the same name in two spellings; "
+                    "use the name that is there, or move that folder away"
+                )
 
     def path(self, version: int) -> Path:
         """Directory of the SavedModel of `version`."""
@@ -155,11 +170,13 @@ class Registry:
             The version that had it.
 
         Raises:
-            RegistryError: there is no such version, or it is damaged.
+            RegistryError: there is no such version, it is damaged, or the label is another spelling of another one.
         """
         self.require_servable(version)
         with self._locked():
             state, previous = self._read_labels(), self.labels().get(label)
+            if group := respelled([label, STABLE, *state["labels"]]):
+                raise RegistryError(f"labels {distinguishable(group[0])} are the same name in two spellings; use one")
             if previous != version:
                 replaced = state["replaced"].get(label, [])
                 self._write_labels(
@@ -362,6 +379,8 @@ class Registry:
             numbers += state["origins"].values()
             if not all(isinstance(number, int) for number in numbers):
                 raise TypeError("a version is no number")
+            if group := respelled([STABLE, *state["labels"]]):
+                raise ValueError(f"labels {distinguishable(group[0])} are the same name in two spellings")
             return state
         except FileNotFoundError:
             return {"labels": {}, "replaced": {}, "highest": 0, "stopped": {}, "origins": {}}

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from serving.client.answers import Answer
+from serving.names import printable
 from serving.photo import PhotoError, normalise
 
 # The content of a photo's file, or its path.
@@ -74,8 +75,8 @@ def read(photos: Sequence[PhotoLike]) -> list[bytes]:
 
 
 def names(photos: Sequence[PhotoLike]) -> list[str]:
-    """What to call the photos: paths, else numbers from 1 on."""
-    return [f"photo {n}" if isinstance(photo, bytes) else str(photo) for n, photo in enumerate(photos, 1)]
+    """What to call the photos: paths as they can be printed and sent, else numbers from 1 on."""
+    return [f"photo {n}" if isinstance(photo, bytes) else printable(str(photo)) for n, photo in enumerate(photos, 1)]
 
 
 def normalised(photos: Sequence[PhotoLike]) -> list[bytes]:

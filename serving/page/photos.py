@@ -7,6 +7,7 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image, ImageOps
 
+from serving.names import is_ignored
 from serving.page.text import plain
 
 _UPLOAD, _CAMERA, _SAMPLE = "Upload", "Camera", "Samples"
@@ -41,8 +42,12 @@ class Sample(NamedTuple):
 
 def find_samples(folder: Path | None) -> list[Sample]:
     """The photos below `folder` in the order of their names; none if it is None."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in _TYPES) if folder else []
+    paths = sorted(path for path in folder.rglob("*") if _is_sample(path.relative_to(folder))) if folder else []
     return [Sample(path.stem if path.parent == folder else path.parent.name, path) for path in paths]
+
+
+def _is_sample(path: Path) -> bool:
+    return path.suffix[1:].lower() in _TYPES and not any(map(is_ignored, path.parts))
 
 
 def choose(samples: Sequence[Sample]) -> Chosen | None:
@@ -71,7 +76,11 @@ def _choose_sample(samples: Sequence[Sample]) -> Chosen | None:
     with st.container(horizontal=True):
         for number, sample in enumerate(samples):
             with st.container(width=_THUMBNAIL, gap="xsmall"):
-                st.image(_thumbnail(sample.path), width=_THUMBNAIL)
+                try:
+                    st.image(_thumbnail(sample.path), width=_THUMBNAIL)
+                except OSError:
+                    st.caption(f"{plain(sample.path.name)} cannot be shown")
+                    continue
                 if st.button(plain(sample.breed), key=f"sample {number}", width="stretch"):
                     st.session_state["sample"] = number
     number = st.session_state.get("sample")

@@ -14,6 +14,7 @@ from components.artifacts import DataVerdict, IngestReport
 from components.data_gate import DataGate
 from components.errors import DataError
 from pipeline.settings import ROOT
+from serving.model_record import RECORD_FILE
 
 SPLITS = ("train", "eval", "test")
 GOOD = {"Birman": (7, 2, 1), "Sphynx": (6, 1, 3)}
@@ -48,6 +49,8 @@ class Gate:
         breeds: dict[str, tuple[int, int, int]],
         widths: dict[str, int] | None = None,
         bad: list[dict] | None = None,
+        warnings: tuple[str, ...] = (),
+        stable: str = "",
     ) -> dict:
         artifacts = {
             "anomalies": ExampleAnomalies(),
@@ -71,13 +74,14 @@ class Gate:
             for split, side in (widths or {}).items()
         ]
         files = sum(map(sum, breeds.values())) + len(bad or [])
-        self._write(self._folder / "report/report.json", {"breeds": counts, "left_out": bad or [], "files": files})
-        self._write(self._folder / "report/photos.jsonl", *photos)
+        summary = {"breeds": counts, "left_out": bad or [], "files": files, "warnings": list(warnings)}
+        self._write(self._folder / "report/report.json", summary)
+        self._write(self._folder / "report/photos.jsonl", *photos, *(bad or []))
         DataGate.test_call(
             **artifacts,
             schema_file="schemas/cats/schema.pbtxt",
             registry=str(self._folder / "serving"),
-            stable="",
+            stable=stable,
             code="",
             **self.rules,
         )
@@ -157,7 +161,10 @@ def test_a_breed_that_the_schema_does_not_list_stops_the_run_and_says_what_to_do
 
 
 def bad_files(count: int, kind: str = "damaged") -> list[dict]:
-    return [{"path": f"Birman/{number:02}.jpg", "kind": kind, "reason": "no photo"} for number in range(count)]
+    return [
+        {"path": f"Birman/{number:02}.jpg", "breed": "Birman", "kind": kind, "reason": "no photo"}
+        for number in range(count)
+    ]
 
 
 def test_too_many_bad_files_stop_the_run_ten_are_named_and_the_rest_counted(gate):
@@ -188,3 +195,47 @@ def test_all_that_is_wrong_is_said_together(gate):
     message = str(caught.value)
     for part in ("20 of 42", "'Manx' has 2", "2 photos have a width", "train/16.jpg: 16", "test/10000.jpg: 10000"):
         assert part in message
+
+
+def test_a_breed_without_a_usable_photo_stops_the_run_with_what_its_files_are(gate):
+    bad = [{**row, "breed": "Manx"} for row in [*bad_files(2), *bad_files(1, "not_an_image")]]
+    with pytest.raises(
+        DataError, match=r"breed 'Manx' has 0 photos \(left out: 1 not an image, 2 damaged\); each needs"
+    ):
+        gate.judge({**GOOD, "Manx": (0, 0, 0)}, bad=bad)
+
+
+def test_what_ingestion_warns_of_is_a_warning(gate):
+    assert gate.judge(GOOD, warnings=("read as one set",))["warnings"] == ["read as one set"]
+
+
+OTHER_SPELLINGS = ["birman", "BIRMAN", " Birman", "Birman ", "Birma\u200bn", "\uff22irman"]
+
+
+@pytest.mark.parametrize("other", OTHER_SPELLINGS, ids=ascii)
+def test_a_breed_that_the_schema_spells_otherwise_stops_the_run_with_both_names(gate, other):
+    breed = next(feature for feature in gate.schema.feature if feature.name == "breed")
+    breed.string_domain.value.extend([other, "Sphynx"])
+    with pytest.raises(DataError) as caught:
+        gate.judge(GOOD)
+    assert f"breed 'Birman' is spelled {other!a} in schemas/cats/schema.pbtxt: rename the folder" in str(caught.value)
+    assert "add it with" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", OTHER_SPELLINGS, ids=ascii)
+def test_a_schema_that_has_a_breed_in_two_spellings_stops_the_run(gate, other):
+    breed = next(feature for feature in gate.schema.feature if feature.name == "breed")
+    breed.string_domain.value.extend(["Birman", "Sphynx", other])
+    with pytest.raises(DataError, match="has the same breed in two spellings") as caught:
+        gate.judge(GOOD)
+    assert " and ".join(map(ascii, sorted(["Birman", other]))) in str(caught.value)
+
+
+@pytest.mark.parametrize("other", OTHER_SPELLINGS, ids=ascii)
+def test_a_breed_that_the_model_in_service_spells_otherwise_stops_the_run(gate, tmp_path, other):
+    record = tmp_path / "serving" / "1" / RECORD_FILE
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"breeds": [other, "Sphynx"]}))
+    with pytest.raises(DataError, match="by version 1 in service: rename the folder") as caught:
+        gate.judge(GOOD, stable="1@")
+    assert f"breed 'Birman' is spelled {other!a}" in str(caught.value)

@@ -173,11 +173,11 @@ def test_data_without_one_good_photo_is_reported_like_any_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_good_photos_are_kept_and_two_hundred_bad_ones_named_also_when_others_come(tmp_path):
+def test_a_thousand_good_photos_are_kept_and_all_bad_ones_named_also_when_others_come(tmp_path):
     data = tmp_path / "photos"
     photos = write_sample_data(data, breeds=5, photos=200)
     defects = write_defects(data, photos, deal, copies=9)
-    assert len(defects) == 200
+    assert len(defects) == 191
     first = ingest(data, tmp_path / "first")
     assert {row["path"]: row["kind"] for row in first.report["left_out"]} == {
         defect.path.relative_to(data).as_posix(): defect.kind for defect in defects

@@ -49,13 +49,44 @@ def test_a_breed_that_is_not_in_the_schema_stops_the_run_and_update_adds_it_keep
     assert 'value: "Tabby"' in schema
 
 
+def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_the_command(draw_photos, tmp_path):
+    photos = draw_photos(breeds=2, photos=4)
+    for part in ("train", "val"):
+        shutil.copytree(photos, tmp_path / "data" / part)
+    schema = tmp_path / "schema" / "schema.pbtxt"
+    command = (
+        "schema",
+        "update",
+        "--data",
+        tmp_path / "data",
+        "--schema",
+        schema.parent,
+        "--workdir",
+        tmp_path / "work",
+    )
+    merged = catbreeds(*command)
+    assert merged.returncode == 0, merged.stdout + merged.stderr
+    assert "Warning: the folders 'train', 'val' are read as one data set" in merged.stdout
+
+    schema.write_text(schema.read_text().replace("Mosscoat", "mosscoat "))
+    respelled = catbreeds(*command)
+    assert respelled.returncode == 2
+    assert f"{schema}: the same breed in two spellings: 'Mosscoat' and 'mosscoat '" in respelled.stdout
+
+    (tmp_path / "data" / "val" / "Tabby").mkdir()
+    lost = catbreeds(*command)
+    assert lost.returncode == 2
+    assert "folders that could be breeds give no photos:\n  val/Tabby/: holds nothing" in lost.stdout
+    assert "Traceback" not in lost.stdout + lost.stderr
+
+
 def test_defects_are_written_and_the_report_names_each_with_its_reason(tmp_path):
     drawn = catbreeds("sample-data", tmp_path / "photos", "--defects", "--breeds", 2, "--photos", 12)
     kinds = dict(line.rsplit(": ", 1) for line in drawn.stdout.splitlines()[1:])
-    assert len(kinds) == 24
+    assert len(kinds) == 23
     refused = run_pipeline(tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_bad_share=0.3")
     assert refused.process.returncode == 2
-    assert "20 of 48 files cannot be used" in refused.process.stdout
+    assert "19 of 47 files cannot be used" in refused.process.stdout
     lines = catbreeds("report", "--data", "--workdir", tmp_path / "work").stdout.splitlines()
     said, kind = {}, None
     for line in lines[lines.index("damaged: 7 left out") :]:

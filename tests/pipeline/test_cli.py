@@ -87,6 +87,45 @@ def test_a_run_on_a_missing_folder_names_it_and_writes_nothing(catbreeds, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def in_bytes(*arguments: str | bytes) -> list[str]:
+    return [os.fsdecode(argument) for argument in arguments]
+
+
+@pytest.mark.parametrize("command", [("run",), ("schema", "update")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--data", b"cats\xff"], ["data: ", "cats\\xff: the path is not UTF-8"]),
+        (["--data", b"\xe9/photos"], ["data: ", "\\xe9/photos: the path is not UTF-8"]),
+        (["--data", "cats", "--workdir", b"w\xff"], ["workdir: ", "w\\xff: the path is not UTF-8"]),
+        (["--data", "cats", "--set", b"photos_schema=s\xff"], ["--set photos_schema=s"]),
+        (["--data", "cats", "--set", b"weights_dir=s\xff"], ["--set weights_dir=s"]),
+        *(
+            (["--data", "cats", "--workdir", name], ["workdir: ", "the whole path must have no control characters"])
+            for name in ("w[1]", "w*", "w?", "a\\b", "two\nlines", "\x1b[31m", "w[1]/below")
+        ),
+        (["--data", "n" * 300], ["data: nnn", "cannot be opened: File name too long"]),
+        (["--data", "nowhere\nat all"], ["data: nowhere\\nat all: no such folder"]),
+    ],
+    ids=ascii,
+)
+def test_paths_that_tensorflow_cannot_use_are_refused_at_the_start_by_name(
+    catbreeds, tmp_path, command, options, parts
+):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / os.fsdecode(b"cats\xff")).mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert_refused(catbreeds(*command, "--profile", "demo", *in_bytes(*options)), *parts)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_workdir_below_a_folder_with_pattern_characters_is_refused_too(catbreeds, tmp_path):
+    for name in ("cats", "here [1]"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("here [1]")
+    assert_refused(catbreeds("run", "--data", "cats", "--workdir", "link/work"), "workdir: ", "here [1]/work")
+
+
 def test_a_second_run_in_the_same_workdir_is_refused(catbreeds, tmp_path):
     from filelock import FileLock
 

@@ -720,3 +720,31 @@ def test_what_cannot_be_locked_or_read_is_told_in_a_sentence(pushed):
     (pushed.base / "labels.json").mkdir()
     with pytest.raises(RegistryError, match=r"labels\.json: cannot be read: Is a directory$"):
         pushed.labels()
+
+
+@pytest.mark.parametrize("other", ["Stable", " stable", "stable ", "STABLE", "\uff53table", "sta\u200bble"], ids=ascii)
+def test_a_label_in_another_spelling_is_refused_with_both_names(tmp_path, other):
+    registry = Registry(tmp_path / "base")
+    registry.push(make_model(tmp_path / "model"), {})
+    with pytest.raises(RegistryError, match="the same name in two spellings") as caught:
+        registry.promote(1, other)
+    assert " and ".join(map(ascii, sorted([STABLE, other]))) in str(caught.value)
+    assert registry.labels() == {STABLE: 1}
+    labels = registry.base / "labels.json"
+    state = json.loads(labels.read_text())
+    labels.write_text(json.dumps({**state, "labels": {**state["labels"], other: 1}}))
+    with pytest.raises(RegistryError, match="the same name in two spellings"):
+        registry.labels()
+
+
+@pytest.mark.parametrize("other", ["CatBreeds", "catbreeds ", "\uff43atbreeds"], ids=ascii)
+@pytest.mark.parametrize("base", [True, False], ids=["both there", "other there"])
+def test_a_registry_beside_one_with_the_same_name_in_another_spelling_is_refused(tmp_path, other, base):
+    Registry(tmp_path / other).push(make_model(tmp_path / "model"), {})
+    registry = Registry(tmp_path / "catbreeds")
+    if base:
+        registry.base.mkdir()
+    for use in (registry.versions, registry.stable, lambda: registry.push(tmp_path / "model", {})):
+        with pytest.raises(RegistryError, match="are the same name in two spellings") as caught:
+            use()
+        assert f"'catbreeds' and {other!a}" in str(caught.value)

@@ -158,9 +158,15 @@ def test_samples_are_offered_under_the_names_of_their_folders(visit, gateway, tm
     for breed, photo in zip(BREEDS, PHOTOS, strict=True):
         (tmp_path / breed).mkdir()
         (tmp_path / breed / "photo.jpg").write_bytes(photo)
+    for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / hidden / "hidden.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / BREEDS[0] / "damaged.jpg").write_text("no photo")
     page = visit(gateway=gateway.url, samples=tmp_path)
     page.get("button_group")[0].set_value("Samples")
     page.run()
+    assert len(page.button) == len(BREEDS)
+    assert any("damaged" in caption.value and "cannot be shown" in caption.value for caption in page.caption)
     button = next(button for button in page.button if button.label == BREEDS[2])
     assert checked(button.click().run()).subheader[0].value.startswith(BREEDS[2])
 
