@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from google.protobuf import json_format
@@ -111,9 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             body = self._body()
+            if body and "gzip" in self.headers.get("Content-Encoding", "").lower():
+                body = _uncompressed(body)
         except ValueError:
             self.close_connection = True  # the next request cannot be found in what follows
-            self._send_json(400, {"error": "Malformed request: its length or its chunks are not valid"})
+            self._send_json(400, {"error": "Malformed request: its length, its chunks or its gzip are not valid"})
             return
         if body is None:
             self.close_connection = True
@@ -216,6 +219,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         _LOG.debug(format, *arguments)
+
+
+def _uncompressed(body: bytes) -> bytes | None:
+    """The content of a body in gzip, as TensorFlow Serving reads it; None if it is too large.
+
+    Raises:
+        ValueError: it is damaged or cut off.
+    """
+    stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        content = stream.decompress(body, _MOST_BYTES + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(content) > _MOST_BYTES:
+        return None
+    if not stream.eof:
+        raise ValueError("cut off")
+    return content
 
 
 def _expect_no_more(connection: socket.socket) -> None:
