@@ -87,7 +87,9 @@ def test_b64_may_have_white_space_and_no_padding_as_in_tensorflow_serving(server
         assert content.decode() in json.dumps(answer)
 
 
-@pytest.mark.parametrize("text", ["*", "A", "AAAAA", "QUI=QUI=", "QQ=", "QUI==", "Q=Q=", "Q-_Q", "=", "QÄ==", "A=BC", "QUJD="])
+@pytest.mark.parametrize(
+    "text", ["*", "A", "AAAAA", "QUI=QUI=", "QQ=", "QUI==", "Q=Q=", "Q-_Q", "=", "QÄ==", "A=BC", "QUJD="]
+)
 def test_b64_that_tensorflow_serving_refuses_is_refused(server, text):
     code, answer = server.rest_predict("toys", signature_name="spell", instances=[{"b64": text}])
     assert (code, "Unable to base64 decode" in answer["error"]) == (400, True)
