@@ -18,6 +18,7 @@ from components import saved_model
 from components.architectures import ARCHITECTURES, weight_file_names
 from components.documents import write_json
 from components.errors import WeightsError
+from components.local_copies import local_copy
 
 RECORD_FILE = "assets.extra/backbone.json"
 
@@ -144,7 +145,9 @@ def Backbone(
     Raises:
         WeightsError: see `find_weights` and `build_network`.
     """
-    network = build_network(architecture, weights_source(architecture, weights, weights_dir), image_size, seed)
+    source = weights_source(architecture, weights, weights_dir)
+    with local_copy(source) as source:
+        network = build_network(architecture, source, image_size, seed)
     module = embedder(network, architecture, image_size)
     path = path_utils.serving_model_dir(model.uri)
     saved_model.save(module, path, {"serving_default": module.embed})

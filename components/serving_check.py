@@ -25,6 +25,7 @@ from tfx.utils import io_utils, path_utils
 
 from components.artifacts import ServingReport
 from components.documents import write_json
+from components.local_copies import local_copy
 from components.measured import read_outcomes
 from serving.rollout.golden import Golden, golden_document
 
@@ -72,7 +73,8 @@ def ServingCheck(
     expected = {row["content_hash"]: row for row in read_outcomes(evaluation.uri)}
     sample = _read_photos(examples, photos)
     ask = _ask_model_server if server == MODEL_SERVER else _ask_tensorflow
-    answers = ask(path, {"instances": [{"image_bytes": {"b64": base64.b64encode(d).decode()}} for _, d in sample]})
+    with local_copy(path) as local:
+        answers = ask(local, {"instances": [{"image_bytes": {"b64": base64.b64encode(d).decode()}} for _, d in sample]})
     if len(answers) != len(sample):
         raise ServingError(f"the model server answers {len(answers)} photos, it was asked for {len(sample)}")
     for (content_hash, _), answer in zip(sample, answers, strict=True):
@@ -88,9 +90,9 @@ def ServingCheck(
 
 def _read_photos(examples: Examples, count: int) -> list[tuple[str, bytes]]:
     """Content hash and bytes of the first `count` test photos."""
-    pattern = io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], "test"))
-    records = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(pattern))).take(count)
-    features = [tf.train.Example.FromString(record).features.feature for record in records.as_numpy_iterator()]
+    with local_copy(artifact_utils.get_split_uri([examples], "test")) as folder:
+        records = tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(io_utils.all_files_pattern(folder)))).take(count)
+        features = [tf.train.Example.FromString(record).features.feature for record in records.as_numpy_iterator()]
     return [(f["content_hash"].bytes_list.value[0].decode(), f["image_bytes"].bytes_list.value[0]) for f in features]
 
 
