@@ -45,8 +45,13 @@ class Settings(BaseModel):
     read_seconds: float = Field(30, gt=0, le=3600, description="for a photo to arrive")
     grace_seconds: int = Field(30, ge=1, le=3600, description="for requests in flight when it is stopped")
     keep_alive_seconds: int = Field(75, ge=1, le=3600, description="that a connection may be idle")
-    max_bytes: int = Field(10_000_000, ge=1, le=photo.MAX_BYTES, description="of a request")
-    max_pixels: int = Field(24_000_000, ge=photo.MIN_SIDE**2, le=photo.MAX_PIXELS, description="of a photo")
+    max_bytes: int = Field(20_000_000, ge=1, le=photo.MAX_BYTES, description="of a request")
+    max_pixels: int | None = Field(
+        None,
+        ge=photo.MIN_SIDE**2,
+        le=photo.MAX_PIXELS,
+        description="of a photo; unset: 64,000,000 of a JPEG or HEIC, 24,000,000 of another format",
+    )
     max_photos: int = Field(16, ge=1, le=1024, description="in a request; the model server's batches must hold them")
     max_in_flight: int = Field(64, ge=1, description="predictions at a time; more are told to come back")
     decoders: int = Field(2, ge=1, le=256, description="threads that decode photos")

@@ -9,7 +9,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 
 from serving.gateway.problems import Problem
 from serving.gateway.settings import Settings
-from serving.photo import PhotoError, normalise
+from serving.photo import LARGE_PIXELS, PhotoError, normalise
 
 _FORM = b"multipart/form-data"
 _FIELD = "file"
@@ -65,6 +65,8 @@ def _normalised(name: str | None, content: bytes, settings: Settings) -> bytes:
     try:
         return normalise(content, max_pixels=settings.max_pixels).data
     except PhotoError as error:
+        if settings.max_pixels is None:
+            return normalise(content, max_other_pixels=LARGE_PIXELS).data
         raise Problem.of_photo(error, name) from None
 
 
