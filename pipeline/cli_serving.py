@@ -147,7 +147,7 @@ def predict(
         raise fail("--label needs --grpc or --rest")
     config = read_settings(profile, settings, workdir=workdir)
     from pipeline import asking
-    from serving.client import ClientError, ModelChoice
+    from serving.client import ClientError, ModelChoice, WrongAddress
     from serving.photo import PhotoError
 
     model = ModelChoice(config.model_name, label=label)
@@ -160,7 +160,7 @@ def predict(
             answers = asking.ask_rest(rest, photos, model)
         else:
             answers = asking.ask_workdir(config, photos)
-    except (RegistryError, PhotoError) as error:
+    except (RegistryError, PhotoError, WrongAddress) as error:
         raise fail(error) from None
     except OSError as error:
         raise fail(f"{error.filename}: {error.strerror}") from None

@@ -13,7 +13,16 @@ import grpc
 from serving import wire
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
-from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
+from serving.client.errors import (
+    BadAnswer,
+    ClientError,
+    NotServed,
+    Refused,
+    TimedOut,
+    Unavailable,
+    WrongAddress,
+    is_unknown_label,
+)
 
 TIMEOUT = 30.0  # seconds
 
@@ -57,12 +66,15 @@ class GrpcClient(Client):
         target: `host:port`, or any other target of gRPC.
         model: which is asked.
         timeout: seconds for a request, retries included.
+
+    Raises:
+        WrongAddress: `target` is a URL.
     """
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._asked = model
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(target, _OPTIONS)
+        self._channel = grpc.insecure_channel(_checked(target), _OPTIONS)
         self._predict = _method(self._channel)
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -85,7 +97,7 @@ class AsyncGrpcClient(AsyncClient):
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._asked = model
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
+        self._channel = grpc.aio.insecure_channel(_checked(target), _OPTIONS)
         self._predict = _method(self._channel)
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -121,6 +133,12 @@ class AsyncGrpcClient(AsyncClient):
     async def close(self) -> None:
         """See AsyncClient."""
         await self._channel.close()
+
+
+def _checked(target: str) -> str:
+    if target.startswith(("http://", "https://")):
+        raise WrongAddress(f"{target} is no address of gRPC; write HOST:PORT")
+    return target
 
 
 def _method(channel):

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable
+from serving.client.errors import BadAnswer, TimedOut, Unreachable, WrongAddress
 
 TIMEOUT = 30.0  # seconds
 
@@ -18,28 +18,48 @@ def errors_told(url: str) -> Iterator[None]:
     Raises:
         TimedOut: no answer within the time.
         Unreachable: nobody answers at `url`.
-        Refused: `url` is none.
+        WrongAddress: `url` is none.
     """
     try:
         yield
     except httpx.TimeoutException:
         raise TimedOut(f"{url} did not answer in time") from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
-        raise Refused(f"{url} is no address of a server: {error}") from None
+        raise WrongAddress(f"{url} is no address of a server: {error}; write http://HOST:PORT") from None
     except httpx.TransportError as error:
         raise Unreachable(f"{url} cannot be reached: {error}") from None
 
 
-def json_of(response: httpx.Response) -> dict[str, Any]:
+def wrong_address(response: httpx.Response, server: str) -> WrongAddress:
+    """What to say of a server that does not know the path.
+
+    Args:
+        response: its answer.
+        server: whose address should have been given.
+    """
+    return WrongAddress(
+        f"{response.url} answers {response.status_code} {response.reason_phrase}: that is no address of {server}; "
+        "write its address alone, http://HOST:PORT"
+    )
+
+
+def json_of(response: httpx.Response, server: str) -> dict[str, Any]:
     """The object in the body.
+
+    Args:
+        response: of a server.
+        server: what it should be, for people.
 
     Raises:
         BadAnswer: there is none.
+        WrongAddress: the server does not know the path.
     """
     try:
         document = response.json()
     except ValueError:
         document = None
     if not isinstance(document, dict):
+        if response.status_code in (404, 405):
+            raise wrong_address(response, server)
         raise BadAnswer(f"{response.url} answers {response.status_code} and no JSON object: {response.text[:200]!r}")
     return document

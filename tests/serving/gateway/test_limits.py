@@ -2,12 +2,13 @@
 
 import gzip
 import hashlib
+import re
 import socket
 import struct
 import zlib
 from concurrent import futures
-
 from pathlib import Path
+
 import hypothesis
 import pillow_heif
 import psutil
@@ -71,7 +72,6 @@ def test_pixels_are_counted_before_they_are_decoded(gateway):
     assert process.memory_info().rss - before < 50e6  # decoded, one takes 100 MB
 
 
-def test_bytes_are_counted_while_they_arrive(start_gateway, model_server):
 PHONE, LARGE = (5712, 4284), (8192, 6144)
 # Image.new("RGB", LARGE, "white") as pillow_heif writes it: encoding it anew takes a minute.
 WHITE_HEIC = gzip.decompress((Path(__file__).parents[1] / "white_8192x6144.heic.gz").read_bytes())
@@ -120,6 +120,7 @@ def test_a_limit_that_is_set_is_that_of_all_formats(start_gateway, model_server)
     assert problem(gateway.http.post(PREDICT, content=white(LARGE, "JPEG"))) == (413, "too_large")
 
 
+def test_bytes_are_counted_while_they_arrive(start_gateway, model_server):
     gateway = start_gateway(model_server.port, max_bytes=100_000)
     assert problem(gateway.http.post(PREDICT, content=bytes(100_001))) == (413, "too_large")
     with socket.create_connection(("localhost", gateway.port), DEADLINE) as connection:
@@ -141,6 +142,13 @@ def test_a_form_is_understood_or_refused_with_the_reason(gateway):
         (b"--b--\r\n", (422, "invalid_form")),
         (b"nonsense", (400, "malformed_form")),
         (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc', (400, "malformed_form")),
+        (b"--b\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--b--\r\n", (400, "malformed_form")),
+        (b"--b\r\n\r\nabc\r\n--b--\r\n", (400, "malformed_form")),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="file"\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+            b"abcde\r\n--b--\r\n",
+            (400, "malformed_form"),
+        ),
     ):
         assert problem(gateway.http.post(PREDICT, content=body, headers=headers)) == refusal
     assert problem(gateway.http.post(PREDICT, content=b"", headers={"Content-Type": "multipart/form-data"}))[0] == 400
