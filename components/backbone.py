@@ -17,6 +17,7 @@ from components import saved_model
 from components.architectures import ARCHITECTURES, WEIGHTS_HOST, weight_file_names
 from components.documents import write_json
 from components.errors import WeightsError
+from components.local_copies import local_copy
 from components.pinned_keras import keras
 from serving import proxies
 
@@ -146,7 +147,9 @@ def Backbone(
     Raises:
         WeightsError: see `find_weights` and `build_network`.
     """
-    network = build_network(architecture, weights_source(architecture, weights, weights_dir), image_size, seed)
+    source = weights_source(architecture, weights, weights_dir)
+    with local_copy(source) as source:
+        network = build_network(architecture, source, image_size, seed)
     module = embedder(network, architecture, image_size)
     path = path_utils.serving_model_dir(model.uri)
     saved_model.save(module, path, {"serving_default": module.embed})

@@ -16,6 +16,7 @@ from components.artifacts import Comparison, IngestReport
 from components.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
 from components.documents import read_json, write_json
 from components.image_example_gen import REPORT_FILE
+from components.local_copies import local_copy, local_output
 from components.measured import METRICS_FILE
 from components.served_model import ServedModel
 from components.splits import SPLITS
@@ -75,10 +76,13 @@ class Executor(BaseExecutor):
         # The choice is made: latency is only shown. Nothing else runs now that could disturb it, neither in the local
         # runner, for all branches end here.
         for row, inputs in zip(candidates, found.values(), strict=True):
-            model = ServedModel([_path(inputs["backbone"])], _path(inputs["model"]), exec_properties["top_k"])
-            if row["backbone"] == winner:
-                model.save(path_utils.serving_model_dir(output.uri), exec_properties["model_name"])
-            row["latency_ms_p50"] = model.latency_ms()
+            with local_copy(_path(inputs["backbone"])) as backbone, local_copy(_path(inputs["model"])) as head:
+                row["saved_model_bytes"] = saved_model.size(backbone) + saved_model.size(head)
+                model = ServedModel([backbone], head, exec_properties["top_k"])
+                if row["backbone"] == winner:
+                    with local_output(path_utils.serving_model_dir(output.uri)) as folder:
+                        model.save(folder, exec_properties["model_name"])
+                row["latency_ms_p50"] = model.latency_ms()
             counter.add()
         output.set_string_custom_property("backbone", winner)
         write_json(
@@ -163,7 +167,7 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
 
 
 def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One row of comparison.json, but for its latency."""
+    """One row of comparison.json, but for its size and its latency."""
     backbone = read_json(_path(inputs["backbone"]), BACKBONE_RECORD_FILE)
     head = read_json(_path(inputs["model"]), RECORD_FILE)
     overall = read_json(inputs["evaluation"].uri, METRICS_FILE)["overall"]
@@ -183,7 +187,6 @@ def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
         "training_seconds": training["seconds"],
         "training_epochs": training["epochs"],
         "parameters": backbone["parameters"] + head["parameters"],
-        "saved_model_bytes": sum(saved_model.size(_path(inputs[part])) for part in ("backbone", "model")),
         "hyperparameters": head["hyperparameters"],
     }
 

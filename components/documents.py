@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.errors import DocumentError
+from components.local_copies import is_remote
 
 
 def read_json(uri: str, name: str) -> Any:
@@ -38,7 +39,7 @@ def _parse(path: str, parse: Callable[[str], Any]) -> Any:
 
 
 def _open(path: str, mode: str):
-    if "://" not in path:
+    if not is_remote(path):
         if mode == "w":
             os.makedirs(os.path.dirname(path), exist_ok=True)
         return open(path, mode, encoding="utf-8")

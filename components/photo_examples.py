@@ -7,6 +7,8 @@ from collections.abc import Collection
 
 from PIL import Image, ImageOps
 
+from components.local_copies import local_copy
+
 _THUMBNAIL_SIDE = 160
 
 
@@ -21,14 +23,15 @@ def read_images(examples: str, split: str, wanted: Collection[str]) -> dict[str,
     import tensorflow as tf  # takes long, and thumbnails do without
 
     found = {}
-    files = sorted(tf.io.gfile.glob(os.path.join(examples, f"Split-{split}", "*")))
-    for record in tf.data.TFRecordDataset(files).as_numpy_iterator():
-        features = tf.train.Example.FromString(record).features.feature
-        content_hash = features["content_hash"].bytes_list.value[0].decode()
-        if content_hash in wanted:
-            found[content_hash] = features["image_bytes"].bytes_list.value[0]
-        if len(found) == len(wanted):
-            break
+    with local_copy(os.path.join(examples, f"Split-{split}")) as folder:
+        files = sorted(tf.io.gfile.glob(os.path.join(folder, "*")))
+        for record in tf.data.TFRecordDataset(files).as_numpy_iterator():
+            features = tf.train.Example.FromString(record).features.feature
+            content_hash = features["content_hash"].bytes_list.value[0].decode()
+            if content_hash in wanted:
+                found[content_hash] = features["image_bytes"].bytes_list.value[0]
+            if len(found) == len(wanted):
+                break
     return {content_hash: found[content_hash] for content_hash in wanted if content_hash in found}
 
 

@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from components.local_copies import local_copy
+
 _PACKAGES = ("components", "pipeline", "serving")
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with open(path, "rb") as file:
+    """SHA-256 of the content of a file, here or remote, in hex."""
+    with local_copy(str(path)) as local, open(local, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,6 +12,7 @@ from components.artifacts import GateDecision, IngestReport, PushRecord, Retrain
 from components.data_drift import STATISTICS_FILE, train_statistics
 from components.documents import read_json, read_json_lines, write_json
 from components.image_example_gen import PHOTOS_FILE, REPORT_FILE
+from components.local_copies import local_copy
 from components.measured import METRICS_FILE
 from components.model_card import CARD_FILE, CARD_PAGE, Statements, card_page, model_card
 from components.model_gate import GATE_FILE
@@ -122,6 +123,7 @@ def Pusher(
                 GOLDEN_FILE: json.dumps(read_json(serving_report.uri, ANSWERS_FILE)),
             }
 
-        version = models.push(path, admission, {STATISTICS_FILE: train_statistics(statistics)}, card)
+        with local_copy(path) as local, local_copy(train_statistics(statistics)) as learned_from:
+            version = models.push(local, admission, {STATISTICS_FILE: learned_from}, card)
         pushed.set_int_custom_property("version", version)
     write_json(pushed.uri, PUSH_FILE, {"version": version, "already_pushed_as": existing})

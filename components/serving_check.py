@@ -22,6 +22,7 @@ from tfx.utils import path_utils
 
 from components.artifacts import ServingReport
 from components.documents import write_json
+from components.local_copies import local_copy
 from components.measured import read_outcomes
 from components.photo_examples import read_images
 from serving import http_client
@@ -76,7 +77,10 @@ def ServingCheck(
     kept = [small for photo in sample.values() if (small := _small(photo)) is not None]
     asked = list(dict.fromkeys([*sample.values(), *kept]))
     ask = _ask_model_server if server == MODEL_SERVER else _ask_tensorflow
-    given = ask(path, {"instances": [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in asked]})
+    with local_copy(path) as local:
+        given = ask(
+            local, {"instances": [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in asked]}
+        )
     if len(given) != len(asked):
         raise ServingError(f"the model server answers {len(given)} photos, it was asked for {len(asked)}")
     answers = dict(zip(asked, given, strict=True))

@@ -24,6 +24,21 @@ def _port(help: str) -> typer.models.OptionInfo:
     return typer.Option(min=1, max=65535, help=help)
 
 
+def _host(text: str) -> str:
+    """The IP address that servers listen on.
+
+    Raises:
+        BadParameter: it is none of this machine's.
+    """
+    from serving.listening import resolve
+
+    try:
+        return resolve(text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise typer.BadParameter(f"{text!r}: {reason}; say an IP address of this machine, or 0.0.0.0 for all") from None
+
+
 GrpcPortOption = Annotated[int, _port("Of the model server's gRPC.")]
 RestPortOption = Annotated[int, _port("Of the model server's REST.")]
 
@@ -35,6 +50,10 @@ def serve(
     workdir: WorkdirOption = None,
     grpc_port: GrpcPortOption = 8500,
     rest_port: RestPortOption = 8501,
+    host: Annotated[
+        str,
+        typer.Option(parser=_host, metavar="HOST", help="Address to listen on; 0.0.0.0 lets other machines in."),
+    ] = "127.0.0.1",
     no_server: Annotated[
         bool, typer.Option("--no-server", help="Only write its configuration, for a server in a container.")
     ] = False,
@@ -49,11 +68,12 @@ def serve(
     from pipeline import local_serving
 
     config = read_settings(profile, settings, workdir=workdir)
-    ports = local_serving.Ports(grpc_port, rest_port)
+    ports = local_serving.Ports(grpc_port, rest_port, host)
     if no_server:
         _serving(lambda: local_serving.configure(config, ports), {})
     else:
-        _serving(lambda: local_serving.serve(config, ports), {"--grpc-port": grpc_port, "--rest-port": rest_port})
+        places = {"--grpc-port": (host, grpc_port), "--rest-port": (host, rest_port)}
+        _serving(lambda: local_serving.serve(config, ports), places)
 
 
 @app.command()
@@ -63,7 +83,14 @@ def up(
     gateway_port: Annotated[int, _port("Of the gateway.")] = 8000,
     grpc_port: GrpcPortOption = 8500,
     rest_port: RestPortOption = 8501,
-    host: Annotated[str, typer.Option(help="That page and gateway listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            parser=_host,
+            metavar="HOST",
+            help="Address that page and gateway listen on; 0.0.0.0 lets other machines in.",
+        ),
+    ] = "127.0.0.1",
     samples: Annotated[
         Path | None,
         typer.Option(
@@ -84,13 +111,13 @@ def up(
 
     config = read_settings(profile, settings, workdir=workdir)
     ports = local_serving.Ports(grpc_port, rest_port)
-    flags = {
-        "--page-port": page_port,
-        "--gateway-port": gateway_port,
-        "--grpc-port": grpc_port,
-        "--rest-port": rest_port,
+    places = {
+        "--page-port": (host, page_port),
+        "--gateway-port": (host, gateway_port),
+        "--grpc-port": (ports.host, grpc_port),
+        "--rest-port": (ports.host, rest_port),
     }
-    _serving(lambda: local_serving.up(config, ports, host, gateway_port, page_port, samples), flags)
+    _serving(lambda: local_serving.up(config, ports, host, gateway_port, page_port, samples), places)
 
 
 @app.command()
@@ -123,7 +150,7 @@ def predict(
         raise fail("--label needs --grpc or --rest")
     config = read_settings(profile, settings, workdir=workdir)
     from pipeline import asking
-    from serving.client import Answer, ClientError, ModelChoice
+    from serving.client import Answer, ClientError, ModelChoice, WrongAddress
 
     model = ModelChoice(config.model_name, label=label)
     try:
@@ -135,8 +162,10 @@ def predict(
             outcomes = asking.ask_rest(rest, photos, model)
         else:
             outcomes = asking.ask_workdir(config, photos)
-    except RegistryError as error:
+    except (RegistryError, WrongAddress) as error:
         raise fail(error) from None
+    except ClientError as error:
+        raise fail(error, Exit.FAILED) from None
     except OSError as error:
         raise fail(told(error)) from None
     answers = [(photo, found) for photo, found in zip(photos, outcomes, strict=True) if isinstance(found, Answer)]
@@ -144,22 +173,22 @@ def predict(
         print(json.dumps(asking.document(photos, outcomes), indent=1))
     elif answers:
         print("\n".join(asking.sentence(photo, answer) for photo, answer in answers))
-    code = Exit.FAILED if any(isinstance(outcome, ClientError) for outcome in outcomes) else Exit.WRONG_INPUT
+    failed = any(isinstance(outcome, ClientError) and not isinstance(outcome, WrongAddress) for outcome in outcomes)
     for reason in asking.reasons(photos, outcomes):
         fail(reason)
     if len(answers) < len(photos):
-        raise typer.Exit(code)
+        raise typer.Exit(Exit.FAILED if failed else Exit.WRONG_INPUT)
 
 
-def _serving(work: Callable[[], None], ports: dict[str, int]) -> None:
-    """Does `work` if the ports, by flag, can be had; failures end the command with a sentence."""
+def _serving(work: Callable[[], None], places: dict[str, tuple[str, int]]) -> None:
+    """Does `work` if the servers can listen there, see `refuse_busy`; failures end the command with a sentence."""
     from pipeline.local_serving import PortError, refuse_busy
     from serving.processes import ProgramError
     from serving.rollout.fleet import FleetError
     from serving.rollout.rollout import RolloutError
 
     try:
-        refuse_busy(ports)
+        refuse_busy(places)
         work()
     except (PortError, RegistryError) as error:
         raise fail(error) from None

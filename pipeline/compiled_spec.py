@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline import strict_yaml
+from serving.registry import NO_OBJECT_STORE
 
 SCHEMA_VERSION = "2.1.0"
 _PIPELINE_ROOT = re.compile("(s3|minio|gs)://[^/].*")
@@ -79,7 +80,8 @@ def run_parameters(spec: CompiledSpec, given: Iterable[str], run_date: str | Non
         run_date: value of the parameter of that name, where the pipeline has it and no pair sets it.
 
     Raises:
-        SpecError: the pipeline has no such parameter, the value is of another type, or one that it needs is not given.
+        SpecError: the pipeline has no such parameter, the value is of another type, one that it needs is not given, or
+            the registry is in an object store.
     """
     parameters = {"run_date": run_date} if run_date and "run_date" in spec.definitions else {}
     for pair in given:
@@ -89,6 +91,8 @@ def run_parameters(spec: CompiledSpec, given: Iterable[str], run_date: str | Non
         if name not in spec.definitions:
             there = ", ".join(sorted(spec.definitions)) or "none"
             raise SpecError(f"--param {pair}: {spec.path} has no parameter {name!r}; there are: {there}")
+        if name == "registry" and "://" in text:
+            raise SpecError(f"--param registry={NO_OBJECT_STORE.format(text)}")
         parameters[name] = _value(pair, text, spec.definitions[name]["parameterType"])
     missing = [
         name

@@ -1,6 +1,6 @@
 """Serves the registry of a workdir on this machine: what `catbreeds serve` and `catbreeds up` do."""
 
-import socket
+import errno
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.settings import Settings
 from serving import stack
+from serving.listening import LOOPBACK, listen, local_address
 from serving.processes import Programs
 from serving.registry import STABLE, Registry, RegistryError
 from serving.rollout.laptop import GATEWAY, MODEL_SERVER, Laptop
@@ -18,25 +19,34 @@ _UNSEEN = 1_000_000
 
 
 class PortError(ValueError):
-    """Somebody else listens on a port; the message has its number and its flag."""
+    """A server cannot listen there; the message has the port or the address, and its flag."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Of the model server."""
+    """Of the model server, and the IP address that it listens on."""
 
     grpc: int
     rest: int
+    host: str = LOOPBACK
 
     @property
     def grpc_address(self) -> str:
-        """host:port of gRPC."""
-        return f"{stack.LOOPBACK}:{self.grpc}"
+        """host:port by which this machine reaches gRPC."""
+        return local_address(self.host, self.grpc)
+
+    @property
+    def rest_url(self) -> str:
+        """By which this machine reaches REST."""
+        return stack.local_url(self.host, self.rest)
 
     @property
     def addresses(self) -> str:
         """For people."""
-        return f"gRPC {self.grpc_address}, REST {stack.local_url(stack.LOOPBACK, self.rest)}"
+        text = f"gRPC {self.grpc_address}, REST {self.rest_url}"
+        if stack.official_model_server():
+            return f"{text} ({stack.MODEL_SERVER} listens on all addresses of this machine: use a firewall)"
+        return text
 
 
 def serve(config: Settings, ports: Ports) -> None:
@@ -49,7 +59,8 @@ def serve(config: Settings, ports: Ports) -> None:
     """
     with Programs() as programs:
         laptop, rollout, labels = _write_config(config)
-        programs.start(stack.model_server(laptop.config_file, _ready(config, ports), ports.grpc, ports.rest))
+        ready = _ready(config, ports)
+        programs.start(stack.model_server(laptop.config_file, ready, ports.grpc, ports.rest, host=ports.host))
         _say(f"{_named(config, labels)}: {ports.addresses}")
         with laptop.announced(MODEL_SERVER, ports.grpc_address):
             _catch_up(rollout)
@@ -76,7 +87,7 @@ def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: 
     Args:
         config: whose workdir is served and gets the logs.
         ports: of the model server.
-        host: address that gateway and page listen on.
+        host: IP address that gateway and page listen on.
         gateway_port: port of the gateway.
         page_port: port of the page.
         samples: photos to try; None: they are drawn, if the model knows the imaginary breeds.
@@ -108,23 +119,27 @@ def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: 
             programs.watch()
 
 
-def refuse_busy(ports: Mapping[str, int]) -> None:
-    """Looks, before anything is started, whether the ports can be had.
+def refuse_busy(places: Mapping[str, tuple[str, int]]) -> None:
+    """Looks, before anything is started, whether servers can listen there.
 
     Args:
-        ports: by the flag that says another one.
+        places: IP address and port, by the flag that says another port.
 
     Raises:
         PortError: one cannot.
     """
     flags: dict[int, str] = {}
-    for flag, port in ports.items():
+    for flag, (host, port) in places.items():
         if port in flags:
             raise PortError(f"{flags[port]} and {flag} are both {port}; each needs a port of its own")
         flags[port] = flag
         try:
-            socket.create_server(("", port)).close()
+            listen(host, port).close()
         except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise PortError(
+                    f"--host {host}: {error.strerror}; say an address of this machine, or 0.0.0.0 for all"
+                ) from None
             raise PortError(f"port {port}: {error.strerror}; say another one with {flag}") from None
 
 
@@ -155,8 +170,7 @@ def _catch_up(rollout: Rollout) -> None:
 
 def _ready(config: Settings, ports: Ports) -> str:
     """URL that answers 200 while stable serves. That of the model would do so while it is loading."""
-    url = stack.local_url(stack.LOOPBACK, ports.rest)
-    return f"{url}/v1/models/{config.model_name}/labels/{STABLE}/metadata"
+    return f"{ports.rest_url}/v1/models/{config.model_name}/labels/{STABLE}/metadata"
 
 
 def _draw_samples(config: Settings, version: int) -> Path | None:

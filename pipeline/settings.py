@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from components.architectures import ARCHITECTURES
 from pipeline import strict_yaml
 from serving.environment import is_service_link
+from serving.registry import NO_OBJECT_STORE
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -237,6 +238,13 @@ class Kubeflow(_Section):
     learning: Resources = Field(Resources(cpu=2, memory=8), description="of Tuner and Trainer")
     other: Resources = Field(Resources(cpu=1, memory=4), description="of all other tasks")
 
+    @field_validator("registry")
+    @classmethod
+    def _folder(cls, value):
+        if "://" in value:
+            raise ValueError(NO_OBJECT_STORE.format(value))
+        return value
+
 
 class Settings(_Section):
     """One run of the pipeline."""
@@ -273,6 +281,13 @@ class Settings(_Section):
     def registry(self) -> Path:
         """Where models are pushed: TF Serving's base path."""
         return Path(self.workdir).resolve() / "serving" / self.model_name
+
+    @field_validator("workdir")
+    @classmethod
+    def _local(cls, value):
+        if "://" in value:
+            raise ValueError("must be a folder of this machine; mount the bucket")
+        return value
 
     @field_validator("backbones")
     @classmethod

@@ -9,6 +9,7 @@ from tfx.orchestration.data_types import RuntimeParameter
 
 from components.backbone import find_weights
 from components.champion_model import stable_identity
+from components.local_copies import is_remote
 from components.photo_source import open_source
 from components.provenance import code_digest, file_digest
 from pipeline.schema_file import SCHEMA_FILE, read_schema
@@ -69,6 +70,11 @@ def photos_schema(settings: Settings) -> Path:
     return path
 
 
+def _absolute(path: str) -> str:
+    """The path from the root on; "" and addresses such as gs://... as they are."""
+    return path if not path or is_remote(path) else str(Path(path).resolve())
+
+
 def this_machine(settings: Settings, run_id: str) -> Target:
     """A run here: everything is looked at beforehand, so that the cache sees what has changed.
 
@@ -80,8 +86,7 @@ def this_machine(settings: Settings, run_id: str) -> Target:
         DataError: there are no photos in `data`.
         SettingsError: there is no schema.
     """
-    data = settings.data if "://" in settings.data else str(Path(settings.data).resolve())
-    weights_dir = str(Path(settings.weights_dir).resolve()) if settings.weights_dir else ""
+    data, weights_dir = _absolute(settings.data), _absolute(settings.weights_dir or "")
     return Target(
         data=data,
         data_digest=open_source(data).digest(),

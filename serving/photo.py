@@ -1,9 +1,11 @@
 """The one place where a photo becomes what models see. Ingestion, gateway and client all import it; Pillow only."""
 
+import contextlib
 import hashlib
 import io
 import re
 import struct
+import threading
 import warnings
 import zlib
 from dataclasses import dataclass, field
@@ -13,6 +15,10 @@ from PIL import Image, ImageOps
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
+# What cameras write. A JPEG is decoded at a fraction of its size.
+_CAMERA_FORMATS = ("JPEG", "HEIF")
+# Photos with more pixels take up to hundreds of megabytes; see docs/serving.md for measurements.
+LARGE_PIXELS = 24_000_000
 MAX_SIDE = 1024
 MIN_SIDE = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "HEIF")
@@ -33,6 +39,8 @@ _MOST_SCANS = 100
 _PNG_CHUNKS = re.compile(rb"IHDR([a-z][A-Za-z]{3})*(IDAT)+([a-z][A-Za-z]{3})*IEND")
 
 pillow_heif.register_heif_opener()
+# Held while a large photo is decoded, so that a process needs the memory for one of them, however many threads it has.
+_large_photo = threading.Lock()
 
 
 class PhotoError(ValueError):
@@ -72,8 +80,18 @@ class Photo:
     luma: Image.Image = field(repr=False, compare=False)
 
 
-def normalise(data: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> Photo:
+def normalise(
+    data: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS, max_other_pixels: int | None = None
+) -> Photo:
     """Decodes a photo and makes it upright opaque RGB, with the longer side at most `max_side` pixels.
+
+    Photos with more than LARGE_PIXELS are decoded one at a time in a process.
+
+    Args:
+        data: content of the file.
+        max_side: pixels of the longer side of what is returned.
+        max_pixels: that a photo may have.
+        max_other_pixels: that it may have if it is neither JPEG nor HEIC; None: `max_pixels`.
 
     The format is known by content: JPEG, PNG, WebP, GIF (first frame), BMP or HEIC. A JPEG or PNG that is all that
     already keeps its bytes, so that nothing is lost by encoding it twice.
@@ -90,17 +108,25 @@ def normalise(data: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXEL
         with warnings.catch_warnings():
             # Of doubtful metadata, and of sizes between Pillow's limit and ours.
             warnings.simplefilter("ignore")
-            return _normalise(data, max_side, max_pixels)
+            image = _open(data)
+            is_other = max_other_pixels is not None and image.format not in _CAMERA_FORMATS
+            _check_size(*image.size, max_other_pixels if is_other else max_pixels)
+            is_large = image.width * image.height > LARGE_PIXELS
+            with _large_photo if is_large else contextlib.nullcontext():
+                return _normalise(image, data, max_side)
     except PhotoError:
         raise
     except Exception as error:  # a damaged file leads decoders to raise almost anything
         raise PhotoError("damaged", f"the image is damaged or cut off: {str(error).strip()}") from None
 
 
-def _normalise(data: bytes, max_side: int, max_pixels: int) -> Photo:
-    image = _open(data)
+def may_be_photo(beginning: bytes) -> bool:
+    """Whether a file with this beginning, 16 bytes, is of a format that `normalise` takes."""
+    return beginning.startswith(b"BM") or _BEGINNINGS.match(beginning) is not None
+
+
+def _normalise(image: Image.Image, data: bytes, max_side: int) -> Photo:
     size = image.size
-    _check_size(*size, max_pixels)
     image.info["exif"] = _only_orientation(_exif(image, data))
     is_whole = _KEPT_IF_WHOLE.get(image.format)
     kept = (

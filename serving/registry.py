@@ -23,6 +23,10 @@ from serving.names import distinguishable, respelled, spelling
 
 STABLE = "stable"
 ADMISSION_FILE = "admission.json"
+NO_OBJECT_STORE = (
+    "{}: the registry of pushed models must be a folder: it needs locks and renames, which object stores lack; "
+    "mount the bucket or a volume (Vertex AI mounts gs://BUCKET/PATH at /gcs/BUCKET/PATH)"
+)
 _LABELS_FILE = "labels.json"
 _STAGED = ".staged"
 _VERSION = re.compile("[1-9][0-9]*")
@@ -37,9 +41,14 @@ class Registry:
 
     Args:
         base: directory `<serving>/<model name>`; it is made by the first push.
+
+    Raises:
+        RegistryError: it is the address of an object store.
     """
 
     def __init__(self, base: str | Path):
+        if "://" in str(base):
+            raise RegistryError(NO_OBJECT_STORE.format(base))
         self.base = Path(base)
 
     def versions(self) -> list[int]:

@@ -4,16 +4,23 @@ import shutil
 import sys
 from pathlib import Path
 
+from serving.listening import LOOPBACK, address, local_address
 from serving.processes import Program
 from serving.registry import STABLE
 
 MODEL_SERVER = "tensorflow_model_server"
-LOOPBACK = "127.0.0.1"
 # Gateway and page answer 503 until they are ready: these mean another program, or settings of another one.
 _NEVER = (301, 302, 307, 308, 400, 401, 403, 404, 405)
 
 
-def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: Path | None = None) -> Program:
+def official_model_server() -> str | None:
+    """Path of TensorFlow Serving's binary, if it is on PATH. It listens on all addresses: no flag limits that."""
+    return shutil.which(MODEL_SERVER)
+
+
+def model_server(
+    config: Path, ready: str, grpc_port: int, rest_port: int, log: Path | None = None, host: str = LOOPBACK
+) -> Program:
     """TensorFlow Serving where it is on PATH, else the embedded server; both take these flags.
 
     Args:
@@ -23,10 +30,11 @@ def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: 
         grpc_port: to listen on.
         rest_port: to listen on.
         log: see Program.
+        host: IP address to listen on; TensorFlow Serving listens on all.
     """
     monitoring = config.with_name("monitoring.config")
     monitoring.write_text("prometheus_config { enable: true }\n", encoding="utf-8")
-    official = shutil.which(MODEL_SERVER)
+    official = official_model_server()
     flags = {
         "port": grpc_port,
         "rest_api_port": rest_port,
@@ -41,6 +49,8 @@ def model_server(config: Path, ready: str, grpc_port: int, rest_port: int, log: 
         "enable_grpc_healthcheck_service": "true",
     }
     command = [official] if official else [sys.executable, "-m", "serving.model_server"]
+    if not official and host != LOOPBACK:
+        flags["host"] = host
     return Program("model server", [*command, *(f"--{name}={value}" for name, value in flags.items())], ready, {}, log)
 
 
@@ -59,7 +69,7 @@ def gateway(host: str, port: int, grpc_port: int, model: str, traffic_file: Path
         "CATBREEDS_GATEWAY_TRAFFIC_FILE": str(traffic_file),
         "CATBREEDS_GATEWAY_HOST": host,
         "CATBREEDS_GATEWAY_PORT": str(port),
-        "CATBREEDS_GATEWAY_MODEL_SERVER": f"{LOOPBACK}:{grpc_port}",
+        "CATBREEDS_GATEWAY_MODEL_SERVER": address(LOOPBACK, grpc_port),
         "CATBREEDS_GATEWAY_MODEL_NAME": model,
         "CATBREEDS_GATEWAY_MODEL_LABEL": STABLE,
     }
@@ -89,4 +99,4 @@ def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path
 
 def local_url(host: str, port: int) -> str:
     """Where this machine reaches what listens on `host`."""
-    return f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
+    return f"http://{local_address(host, port)}"

@@ -25,6 +25,7 @@ from serving.client.errors import (
     TimedOut,
     Unavailable,
     Unreachable,
+    WrongAddress,
 )
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "TimedOut",
     "Unavailable",
     "Unreachable",
+    "WrongAddress",
 ]

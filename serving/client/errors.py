@@ -37,6 +37,10 @@ class Refused(ClientError):
     """The server does not take such a request from this client: wrong key, wrong address, wrong parameter."""
 
 
+class WrongAddress(Refused):
+    """The address is none, or not that of such a server: it has a path that is not the server's, for example."""
+
+
 class BadAnswer(ClientError):
     """The server failed, or answers something else than a breed classifier does."""
 

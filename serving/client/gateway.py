@@ -9,11 +9,12 @@ from serving import http_client, proxies
 from serving.client.answers import Answer, Model, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike, names, read
 from serving.client.errors import BadAnswer, Busy, NotServed, Refused, TimedOut, Unavailable
-from serving.client.http import TIMEOUT, errors_told, json_of
+from serving.client.http import TIMEOUT, errors_told, json_of, wrong_address
 from serving.photo import PhotoError
 
 _PATH = "/v1/breeds:predict"
 _READY_PATH = "/readyz"
+_SERVER = "a gateway"
 # More than any model knows.
 _ALL = 1000
 
@@ -91,7 +92,7 @@ def _request(photos: Sequence[PhotoLike], top_k: int | None) -> dict[str, Any]:
 
 
 def _answers(response: httpx.Response, photos: int) -> list[Answer]:
-    document = json_of(response)
+    document = json_of(response, _SERVER)
     if not response.is_success:
         raise _error(response, document)
     try:
@@ -112,7 +113,7 @@ def _model(document: dict[str, Any]) -> Model:
 
 
 def _ready(response: httpx.Response) -> Model:
-    document = json_of(response)
+    document = json_of(response, _SERVER)
     if not response.is_success:
         raise _error(response, document)
     try:
@@ -124,6 +125,9 @@ def _ready(response: httpx.Response) -> Model:
 def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
     """What a problem document means; see `serving.gateway.problems`."""
     code, reason = response.status_code, problem.get("reason")
+    # Our gateway gives a reason with each refusal; TensorFlow Serving answers 400 to a path that it does not know.
+    if code in (404, 405) or (code == 400 and reason is None):
+        return wrong_address(response, _SERVER)
     detail = f"{problem['photo']}: " if problem.get("photo") else ""
     via = proxies.through(str(response.url))
     detail += problem.get("detail") or f"{response.url} answers {code} {response.reason_phrase}{via}"

@@ -13,7 +13,16 @@ import grpc
 from serving import proxies, wire
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
-from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
+from serving.client.errors import (
+    BadAnswer,
+    ClientError,
+    NotServed,
+    Refused,
+    TimedOut,
+    Unavailable,
+    WrongAddress,
+    is_unknown_label,
+)
 
 TIMEOUT = 30.0  # seconds
 
@@ -60,13 +69,14 @@ class GrpcClient(Client):
 
     Raises:
         Refused: the environment names a proxy that cannot be used.
+        WrongAddress: `target` is a URL.
     """
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
         self._asked = model
         self._timeout = timeout
         self._via = proxies.through(target)
-        self._channel = grpc.insecure_channel(target, _options(target))
+        self._channel = grpc.insecure_channel(_checked(target), _options(target))
         self._predict = _method(self._channel)
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -90,7 +100,7 @@ class AsyncGrpcClient(AsyncClient):
         self._asked = model
         self._timeout = timeout
         self._via = proxies.through(target)
-        self._channel = grpc.aio.insecure_channel(target, _options(target))
+        self._channel = grpc.aio.insecure_channel(_checked(target), _options(target))
         self._predict = _method(self._channel)
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -133,6 +143,12 @@ def _options(target: str) -> list[tuple[str, str | int]]:
         return [*_OPTIONS, *proxies.grpc_options(target)]
     except proxies.ProxyError as error:
         raise Refused(str(error)) from None
+
+
+def _checked(target: str) -> str:
+    if target.startswith(("http://", "https://")):
+        raise WrongAddress(f"{target} is no address of gRPC; write HOST:PORT")
+    return target
 
 
 def _method(channel):

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from serving import proxies
-from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable
+from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable, WrongAddress
 
 TIMEOUT = 30.0  # seconds
 
@@ -19,7 +19,8 @@ def errors_told(url: str) -> Iterator[None]:
     Raises:
         TimedOut: no answer within the time.
         Unreachable: nobody answers at `url`.
-        Refused: `url` is none, or the environment names a proxy that cannot be used.
+        Refused: the environment names a proxy that cannot be used.
+        WrongAddress: `url` is none.
     """
     try:
         yield
@@ -28,22 +29,42 @@ def errors_told(url: str) -> Iterator[None]:
     except proxies.ProxyError as error:
         raise Refused(str(error)) from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
-        raise Refused(f"{url} is no address of a server: {error}") from None
+        raise WrongAddress(f"{url} is no address of a server: {error}; write http://HOST:PORT") from None
     except httpx.TransportError as error:
         raise Unreachable(f"{url} cannot be reached{proxies.through(url)}: {error}") from None
 
 
-def json_of(response: httpx.Response) -> dict[str, Any]:
+def wrong_address(response: httpx.Response, server: str) -> WrongAddress:
+    """What to say of a server that does not know the path.
+
+    Args:
+        response: its answer.
+        server: whose address should have been given.
+    """
+    return WrongAddress(
+        f"{response.url} answers {response.status_code} {response.reason_phrase}: that is no address of {server}; "
+        "write its address alone, http://HOST:PORT"
+    )
+
+
+def json_of(response: httpx.Response, server: str) -> dict[str, Any]:
     """The object in the body.
+
+    Args:
+        response: of a server.
+        server: what it should be, for people.
 
     Raises:
         BadAnswer: there is none.
+        WrongAddress: the server does not know the path.
     """
     try:
         document = response.json()
     except ValueError:
         document = None
     if not isinstance(document, dict):
+        if response.status_code in (404, 405):
+            raise wrong_address(response, server)
         via = proxies.through(str(response.url))
         raise BadAnswer(
             f"{response.url} answers {response.status_code} and no JSON object{via}: {response.text[:200]!r}"

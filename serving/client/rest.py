@@ -16,8 +16,9 @@ from serving import http_client
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
 from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
-from serving.client.http import TIMEOUT, errors_told, json_of
+from serving.client.http import TIMEOUT, errors_told, json_of, wrong_address
 
+_SERVER = "a model server's REST"
 _Conversation = Generator[httpx.Request, httpx.Response, list[Answer]]
 
 
@@ -101,10 +102,14 @@ def _conversation(url: str, asked: ModelChoice, photos: list[bytes], top_k: int 
 
 
 def _document(url: str, response: httpx.Response) -> dict[str, Any]:
-    document = json_of(response)
+    document = json_of(response, _SERVER)
     if response.is_success:
         return document
-    raise _error(url, response.status_code, str(document.get("error", "no reason given")))
+    text = str(document.get("error", ""))
+    # TensorFlow Serving names what is not served; only of a path that it does not know it says this, or nothing.
+    if text.startswith("Malformed request") or (response.status_code in (404, 405) and text in ("", "Not Found")):
+        raise wrong_address(response, _SERVER)
+    raise _error(url, response.status_code, text or "no reason given")
 
 
 def _error(url: str, code: int, text: str) -> ClientError:

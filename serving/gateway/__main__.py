@@ -13,6 +13,7 @@ from serving import proxies
 from serving.gateway import logs
 from serving.gateway.app import create_app
 from serving.gateway.settings import PREFIX, Settings, SettingsError, help_text
+from serving.listening import address, listen
 
 _BACKLOG = 2048
 
@@ -50,12 +51,11 @@ def main() -> int:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        return listen(settings.host, settings.port, _BACKLOG)
     except OSError as error:
-        variables = f"{PREFIX}HOST, {PREFIX}PORT"
-        raise SettingsError(f"{variables}: cannot listen on {settings.host}:{settings.port}: {error}") from None
+        place = address(settings.host, settings.port)
+        raise SettingsError(f"{PREFIX}HOST, {PREFIX}PORT: cannot listen on {place}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -128,12 +128,14 @@ async def predict_plainly(request: Request) -> JSONResponse:
     return JSONResponse({prediction.breed: prediction.probability for prediction in answers[0][1].predictions})
 
 
+@operations.head("/healthz", include_in_schema=False)
 @operations.get("/healthz")
 async def health() -> dict[str, str]:
     """The process is alive, whatever the model server does."""
     return {"status": "alive"}
 
 
+@operations.head("/readyz", include_in_schema=False)
 @operations.get(
     "/readyz", response_model=ReadyDocument, responses=problems(_503="It cannot predict.", _504="Nor soon.")
 )
@@ -142,6 +144,7 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"model": dataclasses.asdict(await request.state.readiness.model())})
 
 
+@operations.head("/metrics", include_in_schema=False)
 @operations.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
     """For Prometheus."""

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from serving.listening import LOOPBACK
+
 # Flags of tensorflow_model_server 2.19 that change what it does in ways this server cannot.
 _UNSUPPORTED = (
     "enable_cors_support",
@@ -74,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}", default=default, type=_boolean, nargs="?", const=True, metavar="BOOL", help=help
         )
 
+    # The one flag that tensorflow_model_server does not have: it listens on all addresses.
+    text("host", LOOPBACK, f"IP address to listen on; 0.0.0.0 for all (default {LOOPBACK})")
     number("port", 8500, "TCP port of gRPC; 0 switches it off")
     text("grpc_socket_path", "", "UNIX socket of gRPC, beside the port")
     text("grpc_channel_arguments", "", "options of the gRPC server, name=value,name=value")

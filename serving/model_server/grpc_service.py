@@ -14,6 +14,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.listening import address
 from serving.model_server.manager import Manager
 from serving.model_server.messages import HealthCheckRequest, HealthCheckResponse
 from serving.model_server.service import Service
@@ -78,7 +79,7 @@ class GrpcServer:
     Args:
         service: answers.
         manager: takes configurations.
-        flags: `port`, `grpc_socket_path`, `grpc_channel_arguments`, `grpc_max_threads`,
+        flags: `host`, `port`, `grpc_socket_path`, `grpc_channel_arguments`, `grpc_max_threads`,
             `enable_grpc_healthcheck_service`.
 
     Raises:
@@ -104,7 +105,7 @@ class GrpcServer:
             handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check})
             self._server.add_generic_rpc_handlers((handler,))
         if flags.port:
-            self._server.add_insecure_port(f"0.0.0.0:{flags.port}")
+            self._server.add_insecure_port(address(flags.host, flags.port))
         if flags.grpc_socket_path:
             self._server.add_insecure_port(f"unix:{flags.grpc_socket_path}")
         self._server.start()

@@ -8,11 +8,13 @@ import re
 import socket
 import sys
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
+from serving.listening import listen
 from serving.model_server.json_tensors import JsonRequest
 from serving.model_server.monitoring import Metrics
 from serving.model_server.service import Service
@@ -22,6 +24,7 @@ _LOG = logging.getLogger(__name__)
 _VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.I)
 _MODEL = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/metadata)?", re.I)
+_BACKLOG = 128
 _MOST_BYTES = 2**31 - 1
 _IDLE_SECONDS = 60
 _HTTP_CODES = {
@@ -48,14 +51,13 @@ class RestServer(ThreadingHTTPServer):
         service: answers.
         metrics: served at `metrics_path`.
         metrics_path: None: nowhere.
-        flags: `rest_api_port`, `rest_api_num_threads`, `rest_api_timeout_in_ms`.
+        flags: `host`, `rest_api_port`, `rest_api_num_threads`, `rest_api_timeout_in_ms`.
 
     Raises:
         OSError: it cannot listen there.
     """
 
     daemon_threads = False
-    request_queue_size = 128
 
     def __init__(self, service: Service, metrics: Metrics, metrics_path: str | None, flags: argparse.Namespace):
         self.service = service
@@ -66,7 +68,9 @@ class RestServer(ThreadingHTTPServer):
         self.stopping = False
         self._connections: set[socket.socket] = set()
         self._guard = threading.Lock()
-        super().__init__(("0.0.0.0", flags.rest_api_port), _Handler)
+        super().__init__((flags.host, flags.rest_api_port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listen(flags.host, flags.rest_api_port, _BACKLOG)
 
     def stop(self) -> None:
         """Takes no more requests; waits for those in flight."""
@@ -111,9 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             body = self._body()
+            if body and "gzip" in self.headers.get("Content-Encoding", "").lower():
+                body = _uncompressed(body)
         except ValueError:
             self.close_connection = True  # the next request cannot be found in what follows
-            self._send_json(400, {"error": "Malformed request: its length or its chunks are not valid"})
+            self._send_json(400, {"error": "Malformed request: its length, its chunks or its gzip are not valid"})
             return
         if body is None:
             self.close_connection = True
@@ -216,6 +222,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         _LOG.debug(format, *arguments)
+
+
+def _uncompressed(body: bytes) -> bytes | None:
+    """The content of a body in gzip, as TensorFlow Serving reads it; None if it is too large.
+
+    Raises:
+        ValueError: it is damaged or cut off.
+    """
+    stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        content = stream.decompress(body, _MOST_BYTES + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(content) > _MOST_BYTES:
+        return None
+    if not stream.eof:
+        raise ValueError("cut off")
+    return content
 
 
 def _expect_no_more(connection: socket.socket) -> None:

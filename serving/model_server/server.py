@@ -9,6 +9,7 @@ import threading
 
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.listening import address
 from serving.model_server.batching import BatchScheduler
 from serving.model_server.grpc_service import GrpcServer
 from serving.model_server.manager import Manager
@@ -55,11 +56,11 @@ def serve(flags: argparse.Namespace) -> int:
         service = Service(manager, metrics)
         if flags.port or flags.grpc_socket_path:
             grpc_server = GrpcServer(service, manager, flags)
-            _LOG.info("Running gRPC ModelServer at 0.0.0.0:%d %s", flags.port, flags.grpc_socket_path)
+            _LOG.info("Running gRPC ModelServer at %s %s", address(flags.host, flags.port), flags.grpc_socket_path)
         if flags.rest_api_port:
             rest_server = RestServer(service, metrics, metrics_path, flags)
             threading.Thread(target=rest_server.serve_forever, kwargs={"poll_interval": 0.1}).start()
-            _LOG.info("Exporting HTTP/REST API at:localhost:%d", flags.rest_api_port)
+            _LOG.info("Exporting HTTP/REST API at:%s", address(flags.host, flags.rest_api_port))
     except (ServingError, ValueError, RuntimeError, OSError) as error:
         if stopping.is_set():
             return 0

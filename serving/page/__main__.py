@@ -8,7 +8,7 @@ from pathlib import Path
 from serving.page.settings import Settings, SettingsError, help_text
 
 _APP = Path(__file__).with_name("app.py")
-_MAX_MEGABYTES = 10  # of an upload; the gateway takes no more
+_MAX_MEGABYTES = 20  # of an upload; the gateway takes no more
 
 _FLAGS = {
     "server.headless": "true",

@@ -9,10 +9,9 @@ from PIL import Image, ImageOps
 
 from serving.names import is_ignored
 from serving.page.text import plain
+from serving.photo import may_be_photo
 
 _UPLOAD, _CAMERA, _SAMPLE = "Upload", "Camera", "Samples"
-# As the gateway knows them; a file of another kind under such a name is refused by its content.
-_TYPES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "heic", "heif")
 _THUMBNAIL = 104  # side in pixels; three fit into a row of a phone
 
 
@@ -41,13 +40,16 @@ class Sample(NamedTuple):
 
 
 def find_samples(folder: Path | None) -> list[Sample]:
-    """The photos below `folder` in the order of their names; none if it is None."""
-    paths = sorted(path for path in folder.rglob("*") if _is_sample(path.relative_to(folder))) if folder else []
+    """The photos below `folder`, known by their content, in the order of their names; none if it is None."""
+    paths = sorted(path for path in folder.rglob("*") if _is_sample(folder, path)) if folder else []
     return [Sample(path.stem if path.parent == folder else path.parent.name, path) for path in paths]
 
 
-def _is_sample(path: Path) -> bool:
-    return path.suffix[1:].lower() in _TYPES and not any(map(is_ignored, path.parts))
+def _is_sample(folder: Path, path: Path) -> bool:
+    if any(map(is_ignored, path.relative_to(folder).parts)) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return may_be_photo(file.read(16))
 
 
 def choose(samples: Sequence[Sample]) -> Chosen | None:
@@ -58,10 +60,8 @@ def choose(samples: Sequence[Sample]) -> Chosen | None:
     )
     if way == _SAMPLE:
         return _choose_sample(samples)
-    if way == _CAMERA:
-        file = st.camera_input("Take a photo of the cat")
-    else:
-        file = st.file_uploader("Photo of a cat", type=_TYPES)
+    # No list of file names: photos are known by their content, and have many names.
+    file = st.camera_input("Take a photo of the cat") if way == _CAMERA else st.file_uploader("Photo of a cat")
     return Chosen(file.name, file.getvalue()) if file else None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
@@ -15,7 +16,8 @@ from tensorflow_serving.config import model_server_config_pb2
 from serving.registry import Registry
 from tests import fork_server
 from tests.running import CATBREEDS, catbreeds
-from tests.serving.model_server.servers import DEADLINE, eventually, free_port
+from tests.serving.classifier import BREEDS, Classifier
+from tests.serving.model_server.servers import DEADLINE, eventually, free_port, listening
 
 # Writes down its flags, and answers every path with what the file `answer` holds.
 OFFICIAL = """#!{python} -SE
@@ -116,6 +118,76 @@ def test_a_registry_without_a_model_is_told(command, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert "no model is in service there; `catbreeds run` trains and pushes one" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_tensorflow_serving_is_said_to_listen_on_all_addresses(serve):
+    assert "tensorflow_model_server listens on all addresses of this machine" in serve.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Path:
+    """Workdir with a classifier in service."""
+    folder = tmp_path_factory.mktemp("served")
+    Classifier().save(folder / "model")
+    (folder / "model" / "assets.extra").mkdir()
+    record = {"recipe_digest": "recipe", "breeds": BREEDS}
+    (folder / "model" / "assets.extra" / "catbreeds.json").write_text(json.dumps(record))
+    Registry(folder / "serving" / "catbreeds").push(folder / "model", {})
+    return folder
+
+
+@pytest.mark.parametrize(("command", "host"), [("serve", None), ("up", "::1")])
+def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
+    flags = ["--grpc-port", "--rest-port", *(["--gateway-port", "--page-port"] if command == "up" else [])]
+    ports = {flag: free_port() for flag in flags}
+    arguments = [command, "--workdir", served, *(part for pair in ports.items() for part in pair)]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        arguments += ["--host", host] if host else []
+        process = fork_server.Popen([CATBREEDS, *arguments], stdout=file, stderr=file)
+    try:
+        eventually(
+            lambda: process.poll() is not None or ("Open http" if command == "up" else "gRPC") in log.read_text()
+        )
+        printed = log.read_text()
+        assert process.poll() is None, printed
+        found = {}
+        for child in psutil.Process(process.pid).children(recursive=True):
+            found |= listening(child.pid)
+        asked = dict.fromkeys(flags, host or "127.0.0.1")
+        if command == "up":  # its model server is for its gateway
+            asked |= {"--grpc-port": "127.0.0.1", "--rest-port": "127.0.0.1"}
+        assert {flag: found[port] for flag, port in ports.items()} == asked
+        for flag, port in ports.items():
+            place = f"[{asked[flag]}]:{port}" if ":" in asked[flag] else f"{asked[flag]}:{port}"
+            assert place in printed
+            if flag != "--grpc-port":
+                assert httpx.get(f"http://{place}", timeout=DEADLINE).status_code < 500
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("nobody.invalid", "'nobody.invalid': "),
+        ("http://localhost", "'http://localhost': "),
+        ("[::1]", "'[::1]': "),
+        ("", "'': not an IP address"),
+        ("fe80::1%lo", "'fe80::1%lo': not an IP address"),
+        ("192.0.2.1", "--host 192.0.2.1: Cannot assign requested address"),
+        ("2001:db8::1", "--host 2001:db8::1: Cannot assign requested address"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_an_address_that_is_not_this_machines_is_refused_before_anything_starts(command, host, says, tmp_path):
+    done = catbreeds(command, "--workdir", tmp_path, "--host", host, "--grpc-port", free_port())
+    text = " ".join(done.stderr.replace("│", " ").split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in text
+    assert "address of this machine, or 0.0.0.0 for all" in text
+    assert "Traceback" not in text
 
 
 def test_a_port_for_two_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import threading
 import time
 import tracemalloc
 import zlib
@@ -447,6 +448,44 @@ def test_as_many_pixels_as_allowed_are_taken():
     assert normalise(encode(gradient(96, 64), "PNG"), max_pixels=96 * 64).width == 96
     with pytest.raises(PhotoError, match=f"97 x 64 pixels are more than {96 * 64:,}"):
         normalise(encode(gradient(97, 64), "PNG"), max_pixels=96 * 64)
+
+
+@pytest.mark.parametrize("kind", sorted(FILES))
+def test_limits_of_pixels_change_no_photo_that_is_within_them(kind):
+    data, free = FILES[kind], normalise(FILES[kind])
+    width, height = Image.open(io.BytesIO(data)).size
+    for limits in ({"max_other_pixels": width * height}, {"max_pixels": width * height}):
+        limited = normalise(data, **limits)
+        assert (limited.data, limited.digest) == (free.data, free.digest)
+
+
+def test_cameras_formats_have_a_limit_of_their_own():
+    for kind, camera in (
+        ("JPEG", True),
+        ("HEIF", True),
+        ("PNG", False),
+        ("WEBP", False),
+        ("GIF", False),
+        ("BMP", False),
+    ):
+        data = encode(gradient(97, 64), kind)
+        if camera:
+            assert normalise(data, max_pixels=97 * 64, max_other_pixels=96 * 64).width == 97
+        else:
+            with pytest.raises(PhotoError, match=f"more than {96 * 64:,}"):
+                normalise(data, max_pixels=97 * 64, max_other_pixels=96 * 64)
+
+
+def test_large_photos_are_decoded_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(photo, "LARGE_PIXELS", 96 * 64)
+    small, large = encode(gradient(96, 64), "PNG"), encode(gradient(97, 64), "PNG")
+    waiting = threading.Thread(target=normalise, args=(large,), daemon=True)
+    with photo._large_photo:
+        waiting.start()
+        assert normalise(small).width == 96  # does not wait
+        assert waiting.is_alive()
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_rows_that_a_png_has_too_many_take_no_memory():

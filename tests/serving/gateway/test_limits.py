@@ -1,10 +1,13 @@
 """What the gateway refuses, how it says so, and that nothing that is sent makes it fail."""
 
+import gzip
 import hashlib
+import re
 import socket
 import struct
 import zlib
 from concurrent import futures
+from pathlib import Path
 
 import hypothesis
 import pillow_heif
@@ -69,6 +72,54 @@ def test_pixels_are_counted_before_they_are_decoded(gateway):
     assert process.memory_info().rss - before < 50e6  # decoded, one takes 100 MB
 
 
+PHONE, LARGE = (5712, 4284), (8192, 6144)
+# Image.new("RGB", LARGE, "white") as pillow_heif writes it: encoding it anew takes a minute.
+WHITE_HEIC = gzip.decompress((Path(__file__).parents[1] / "white_8192x6144.heic.gz").read_bytes())
+
+
+def white(size: tuple[int, int], kind: str, mode: str = "RGB", **options: object) -> bytes:
+    return encoded(Image.new(mode, size, "white"), kind, **options)
+
+
+def test_photos_of_phones_are_answered_and_take_bounded_memory(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, deadline_seconds=DEADLINE)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    photos = {
+        "phone": white(PHONE, "JPEG"),
+        "turned": white(PHONE, "JPEG", exif=exif.tobytes()),
+        "JPEG": white(LARGE, "JPEG"),
+        "progressive": white(LARGE, "JPEG", progressive=True, subsampling=0),
+        "grey": white(LARGE, "JPEG", mode="L"),
+        "HEIC": WHITE_HEIC,
+    }
+    for name, photo in photos.items():
+        assert (name, gateway.http.post(PREDICT, content=photo).status_code) == (name, 200)
+    with futures.ThreadPoolExecutor(4) as clients:  # as many at a time as there are decoders and more
+        codes = clients.map(lambda photo: gateway.predict(photo).status_code, [WHITE_HEIC, *photos.values()])
+        assert set(codes) == {200}
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway.process.pid}/status").read_text())
+    assert int(peak[1]) * 1024 < 800e6  # a HEIC takes 365 MB, two at a time twice that
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "1"), ("WEBP", "RGB"), ("GIF", "L"), ("BMP", "1")], ids=["PNG", "WebP", "GIF", "BMP"]
+)
+def test_other_formats_keep_their_limit(gateway, kind, mode):
+    response = gateway.http.post(PREDICT, content=white((5000, 4801), kind, mode))
+    assert problem(response) == (413, "too_large")
+    assert "5000 x 4801 pixels are more than 24,000,000" in response.json()["detail"]
+
+
+def test_a_limit_that_is_set_is_that_of_all_formats(start_gateway, model_server):
+    gateway = start_gateway(model_server.port, max_pixels=1_000_000)
+    for kind in ("JPEG", "HEIF", "PNG"):
+        assert problem(gateway.http.post(PREDICT, content=white((1001, 1000), kind))) == (413, "too_large")
+    gateway = start_gateway(model_server.port, max_pixels=30_000_000)
+    assert gateway.http.post(PREDICT, content=white((5000, 4801), "PNG", "1")).status_code == 200
+    assert problem(gateway.http.post(PREDICT, content=white(LARGE, "JPEG"))) == (413, "too_large")
+
+
 def test_bytes_are_counted_while_they_arrive(start_gateway, model_server):
     gateway = start_gateway(model_server.port, max_bytes=100_000)
     assert problem(gateway.http.post(PREDICT, content=bytes(100_001))) == (413, "too_large")
@@ -91,6 +142,13 @@ def test_a_form_is_understood_or_refused_with_the_reason(gateway):
         (b"--b--\r\n", (422, "invalid_form")),
         (b"nonsense", (400, "malformed_form")),
         (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc', (400, "malformed_form")),
+        (b"--b\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--b--\r\n", (400, "malformed_form")),
+        (b"--b\r\n\r\nabc\r\n--b--\r\n", (400, "malformed_form")),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="file"\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+            b"abcde\r\n--b--\r\n",
+            (400, "malformed_form"),
+        ),
     ):
         assert problem(gateway.http.post(PREDICT, content=body, headers=headers)) == refusal
     assert problem(gateway.http.post(PREDICT, content=b"", headers={"Content-Type": "multipart/form-data"}))[0] == 400

@@ -28,6 +28,19 @@ def test_it_is_ready_as_soon_as_the_model_server_can_predict_and_not_before(star
     assert gateway.http.get("/healthz").is_success
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
+def test_what_can_be_read_can_be_asked_for_without_its_body(gateway, path):
+    with_body, without = gateway.http.get(path), gateway.http.head(path)
+    assert (without.status_code, without.content) == (200, b"")
+    assert without.headers["content-type"] == with_body.headers["content-type"]
+
+
+def test_head_says_that_it_is_not_ready(start_gateway):
+    gateway = start_gateway(free_port())
+    response = gateway.http.head("/readyz")
+    assert (response.status_code in (503, 504), response.content) == (True, b"")
+
+
 def test_a_label_that_is_configured_is_asked_for(start_gateway, model_server):
     gateway = start_gateway(model_server.port, model_label="stable")
     assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 1
@@ -60,9 +73,14 @@ def test_metrics_count_requests_by_code_and_time_what_they_took(gateway):
 
 
 def test_a_browser_of_an_allowed_origin_may_ask(start_gateway, model_server):
-    gateway = start_gateway(model_server.port, cors_origins="https://cats.example")
-    for origin, allowed in (("https://cats.example", "https://cats.example"), ("https://dogs.example", None)):
+    origins = ("https://cats.example", "http://localhost:3000", "https://[::1]:8443", "https://xn--mnster-3ya.example")
+    written = "https://Cats.Example:443/, http://localhost:3000/ ,https://[::1]:8443,https://münster.example"
+    gateway = start_gateway(model_server.port, cors_origins=written)
+    for origin, allowed in (*((origin, origin) for origin in origins), ("https://dogs.example", None)):
         response = gateway.predict(PHOTOS[0], headers={"Origin": origin})
+        assert response.headers.get("access-control-allow-origin") == allowed
+        preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        response = gateway.http.options(PREDICT, headers=preflight)
         assert response.headers.get("access-control-allow-origin") == allowed
 
 
@@ -94,6 +112,21 @@ def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, mode
         ({"port": "many"}, "CATBREEDS_GATEWAY_PORT: "),
         ({"max_pixel": "5"}, "CATBREEDS_GATEWAY_MAX_PIXEL: no such setting; there are "),
         ({"api_keys": "secret"}, "CATBREEDS_GATEWAY_API_KEYS: "),
+        ({"model_server": "http://localhost:8500"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, gRPC has no URLs"),
+        *(
+            ({"cors_origins": f"https://cats.example,{origin}"}, f"CATBREEDS_GATEWAY_CORS_ORIGINS: {origin!r}")
+            for origin in (
+                "cats.example",
+                "https://cats.example/page",
+                "https://cats.example//",
+                "https://cats.example?x",
+                "https://cats.example#x",
+                "https://jane@cats.example",
+                "https://*.example",
+                "https://",
+                "https://cats.example:many",
+            )
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(settings, says):

@@ -1,5 +1,8 @@
 """What the gateway answers to photos."""
 
+import base64
+import quopri
+
 import pytest
 from PIL import Image
 
@@ -28,6 +31,31 @@ def test_a_raw_body_is_a_photo_whatever_its_content_type_says(gateway):
         response = gateway.http.post(PREDICT, content=PHOTOS[1], headers={"Content-Type": kind})
         assert response.json()["predictions"][0]["breed"] == BREEDS[1]
     assert gateway.http.post(PREDICT, content=PHOTOS[1]).is_success  # and if there is none
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encode"),
+    [
+        ("base64", base64.b64encode),
+        ("BASE64", base64.encodebytes),
+        ("base64", lambda photo: base64.encodebytes(photo).replace(b"\n", b"\r\n")),
+        ("base64", lambda photo: b" " + base64.b64encode(photo)[:-3] + b"\r\n\r\n" + base64.b64encode(photo)[-3:]),
+        ("quoted-printable", lambda photo: quopri.encodestring(photo).replace(b"\n", b"\r\n")),
+        ("binary", bytes),
+        ("8bit", bytes),
+    ],
+)
+@pytest.mark.parametrize("file_name", ['; filename="a.jpg"', ""])
+def test_a_part_of_a_form_may_be_encoded(gateway, encoding, encode, file_name):
+    parts = [
+        b'--b\r\nContent-Disposition: form-data; name="file"%s\r\ncontent-transfer-encoding: %s\r\n\r\n%s\r\n'
+        % (file_name.encode(), encoding.encode(), encode(photo))
+        for photo in PHOTOS[1:3]
+    ]
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = gateway.http.post(PREDICT, content=b"".join(parts) + b"--b--\r\n", headers=headers)
+    assert response.status_code == 200, response.text
+    assert [photo["predictions"][0]["breed"] for photo in response.json()["photos"]] == BREEDS[1:3]
 
 
 def test_several_photos_get_an_answer_each_in_their_order(gateway):

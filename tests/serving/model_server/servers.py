@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
@@ -59,6 +60,16 @@ def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
         yield
     assert caught.value.code() == code, caught.value.details()
     assert text in caught.value.details()
+
+
+def listening(pid: int) -> dict[int, str]:
+    """Port -> IP address, of what a process listens on. gRPC has IPv4 addresses within IPv6, and both for "all"."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return {
+        entry.laddr.port: entry.laddr.ip.removeprefix("::ffff:")
+        for entry in found
+        if entry.status == psutil.CONN_LISTEN
+    }
 
 
 class ModelServer:

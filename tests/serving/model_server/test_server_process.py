@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import threading
 from concurrent import futures
@@ -18,6 +19,8 @@ from tests.serving.model_server.servers import (
     ModelServer,
     Popen,
     eventually,
+    free_port,
+    listening,
     only_ours,
     predict_request,
     refused,
@@ -55,6 +58,25 @@ def test_help_lists_the_flags_without_tensorflow():
     assert "--model_config_file_poll_wait_seconds" in process.stdout
     assert "| tensorflow" not in process.stderr
     assert "| numpy" not in process.stderr
+
+
+@only_ours
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_it_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
+    config = tmp_path / "none.config"
+    config.write_text("model_config_list {}")
+    ports = free_port(), free_port()
+    command = [*COMMAND, f"--port={ports[0]}", f"--rest_api_port={ports[1]}", f"--model_config_file={config}"]
+    process = Popen([*command, *([f"--host={host}"] if host else [])], stderr=subprocess.DEVNULL)
+    try:
+        found = eventually(lambda: (found := listening(process.pid)).keys() >= set(ports) and found)
+        expected = {"0.0.0.0", "::"} if host in ("0.0.0.0", "::") else {host or "127.0.0.1"}
+        assert {found[port] for port in ports} <= expected
+        for port in ports:
+            socket.create_connection(({"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, found[port]), port)).close()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @only_ours

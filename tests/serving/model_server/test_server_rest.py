@@ -1,6 +1,7 @@
 """What the REST API promises."""
 
 import base64
+import gzip
 import json
 import socket
 
@@ -58,6 +59,52 @@ def test_b64_carries_bytes_in_both_formats(server):
 def test_b64_carries_bytes_whatever_the_input_is_called(server):
     answer = server.rest_predict("toys", signature_name="spell", instances=[b64("Mäuschen".encode()), "Katze"])
     assert [row["text"] for row in answer[1]["predictions"]] == ["Mäuschen", "Katze"]
+
+
+def as_mime(text: str) -> str:
+    return "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76)) + "\r\n"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        as_mime,
+        lambda text: text + "\n",
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("=", "."),
+        lambda text: " \t\v\f" + "\n".join(text),
+        lambda text: as_mime(text.rstrip("=")),
+    ],
+    ids=["MIME lines", "newline at the end", "no padding", "dots", "white space everywhere", "lines without padding"],
+)
+@pytest.mark.parametrize("length", range(1, 7))
+def test_b64_may_have_white_space_and_no_padding_as_in_tensorflow_serving(server, written, length):
+    content = bytes(range(65, 65 + length)) * 31  # every remainder of division by 3, in several lines
+    text = written(base64.b64encode(content).decode())
+    for request in ({"instances": [{"b64": text}]}, {"inputs": [{"b64": text}]}):
+        code, answer = server.rest_predict("toys", signature_name="spell", **request)
+        assert code == 200, answer
+        assert content.decode() in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "A", "AAAAA", "QUI=QUI=", "QQ=", "QUI==", "Q=Q=", "Q-_Q", "=", "QÄ==", "A=BC", "QUJD="]
+)
+def test_b64_that_tensorflow_serving_refuses_is_refused(server, text):
+    code, answer = server.rest_predict("toys", signature_name="spell", instances=[{"b64": text}])
+    assert (code, "Unable to base64 decode" in answer["error"]) == (400, True)
+
+
+def test_a_body_may_be_compressed(server):
+    body = gzip.compress(json.dumps({"instances": [1.0]}).encode())
+    for content, code in ((body, 200), (body[:-5], 400), (b"no gzip", 400)):
+        with server.connection() as connection:
+            connection.request("POST", "/v1/models/toys:predict", content, {"Content-Encoding": "gzip"})
+            response = connection.getresponse()
+            assert (response.status, json.loads(response.read()).keys()) == (
+                code,
+                {"predictions"} if code == 200 else {"error"},
+            )
 
 
 def test_outputs_named_bytes_come_back_as_b64_and_others_as_text(server):

@@ -133,6 +133,15 @@ def test_a_photo_that_is_refused_is_told_the_reason(visit, gateway, name, conten
     assert not page.subheader
 
 
+@pytest.mark.parametrize(
+    "name", ["cat.jfif", "cat.JPE", "cat.hif", "cat.pjpeg", "IMG_0815", "cat.jpg.download", ".jpg"]
+)
+def test_a_photo_is_known_by_its_content_whatever_its_name(visit, gateway, name):
+    page = visit(gateway=gateway.url)
+    assert not page.get("file_uploader")[0].proto.type
+    assert show(page, PHOTOS[1], name).subheader[0].value.startswith(BREEDS[1])
+
+
 def test_a_gateway_that_is_down_is_said_so_with_and_without_a_photo(visit):
     page = visit(gateway=f"http://localhost:{free_port()}")
     for visited in (page, show(page, PHOTOS[0])):
@@ -157,11 +166,12 @@ def test_samples_are_offered_under_the_names_of_their_folders(visit, gateway, tm
     assert "Samples" not in visit(gateway=gateway.url).get("button_group")[0].options
     for breed, photo in zip(BREEDS, PHOTOS, strict=True):
         (tmp_path / breed).mkdir()
-        (tmp_path / breed / "photo.jpg").write_bytes(photo)
+        (tmp_path / breed / f"photo{'' if breed == BREEDS[2] else '.jfif'}").write_bytes(photo)
+    (tmp_path / "ABOUT.txt").write_text("Photos to try.")
     for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
         (tmp_path / hidden).mkdir()
         (tmp_path / hidden / "hidden.jpg").write_bytes(PHOTOS[0])
-    (tmp_path / BREEDS[0] / "damaged.jpg").write_text("no photo")
+    (tmp_path / BREEDS[0] / "damaged.jpg").write_bytes(PHOTOS[0][:40])
     page = visit(gateway=gateway.url, samples=tmp_path)
     page.get("button_group")[0].set_value("Samples")
     page.run()

@@ -1,0 +1,48 @@
+"""Where servers listen: the addresses of this machine, IPv4 and IPv6."""
+
+import ipaddress
+import socket
+
+LOOPBACK = "127.0.0.1"
+# What is bound to all addresses is reached on this machine by loopback.
+_REACHED_BY = {"0.0.0.0": LOOPBACK, "::": "::1"}
+
+
+def resolve(host: str) -> str:
+    """The IP address that `host`, an address or a name, stands for; of a name with several, an IPv4 one.
+
+    Raises:
+        OSError: the name is unknown.
+        ValueError: it is no host, or an address of a single network interface, which no URL can name.
+    """
+    if not host or "%" in host:
+        raise ValueError("not an IP address or a host name")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
+
+
+def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
+    """A TCP socket that listens on `host`; on "::" it takes IPv4 connections, too, where the system can.
+
+    Raises:
+        OSError: it cannot.
+    """
+    return socket.create_server(
+        (host, port),
+        family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+        backlog=backlog,
+        dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+    )
+
+
+def address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def local_address(host: str, port: int) -> str:
+    """`host:port` by which this machine reaches what listens on `host`."""
+    return address(_REACHED_BY.get(host, host), port)

@@ -1,0 +1,290 @@
+"""Components whose artifacts are in a bucket, as on Vertex AI: gates, checks, the push and the report.
+
+The bucket is a folder behind a scheme that only TFX's file layer knows: TensorFlow and Python's own functions cannot
+open it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tfx.components.evaluator import constants
+from tfx.dsl.io import filesystem_registry
+from tfx.dsl.io.plugins.local import LocalFilesystem
+from tfx.types import artifact_utils
+from tfx.types.standard_artifacts import (
+    ExampleAnomalies,
+    Examples,
+    ExampleStatistics,
+    Model,
+    ModelBlessing,
+    ModelEvaluation,
+    ModelRun,
+    Schema,
+    TunerResults,
+)
+
+from components import artifacts, backbone_selector, run_report
+from components.backbone import find_weights
+from components.champion_model import ChampionModel
+from components.data_gate import DataGate
+from components.documents import read_json
+from components.model_gate import ModelGate
+from components.provenance import file_digest
+from components.pusher import Pusher
+from components.retrain_gate import RetrainGate
+from components.serving_check import ServingCheck
+from pipeline.settings import load, to_yaml
+from serving.registry import Registry, RegistryError
+from tests.running import catbreeds
+
+SCHEME = "bucket://"
+
+
+def bucket_of(folder: Path) -> type:
+    """A file system of TFX whose files are in `folder`."""
+
+    def here(path: str) -> str:
+        return str(folder / path.removeprefix(SCHEME)) if path.startswith(SCHEME) else path
+
+    def there(path: str) -> str:
+        return SCHEME + str(Path(path).relative_to(folder))
+
+    class Bucket(LocalFilesystem):
+        SUPPORTED_SCHEMES = (SCHEME,)
+
+        @staticmethod
+        def glob(pattern):
+            return [there(path) for path in LocalFilesystem.glob(here(pattern))]
+
+        @staticmethod
+        def walk(top, topdown=True, onerror=None):
+            for path, folders, files in LocalFilesystem.walk(here(top), topdown, onerror):
+                yield there(path), folders, files
+
+    def delegate(name: str) -> staticmethod:
+        method = getattr(LocalFilesystem, name)
+        return staticmethod(lambda *paths, **options: method(*map(here, paths), **options))
+
+    reading, changing = (
+        ("open", "exists", "isdir", "listdir", "stat"),
+        ("copy", "makedirs", "mkdir", "remove", "rename"),
+    )
+    for name in (*reading, *changing, "rmtree"):
+        setattr(Bucket, name, delegate(name))
+    return Bucket
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """The folder that `bucket://` stands for."""
+    folder = tmp_path_factory.mktemp("bucket")
+    filesystem_registry.DEFAULT_FILESYSTEM_REGISTRY.register(bucket_of(folder), priority=0)
+    return folder
+
+
+class Remote:
+    """The artifacts of a run, in the bucket."""
+
+    def __init__(self, artifacts_folder: Path, bucket: Path):
+        shutil.copytree(artifacts_folder, bucket / "run", dirs_exist_ok=True)
+        self.bucket, self.outputs = bucket, 0
+
+    def input(self, kind: type, node: str, key: str):
+        """The newest artifact that a component wrote."""
+        newest = max((self.bucket / "run" / node / key).iterdir(), key=lambda path: int(path.name))
+        found = kind()
+        found.uri = SCHEME + str(newest.relative_to(self.bucket))
+        if kind in (Examples, ExampleStatistics):
+            found.split_names = artifact_utils.encode_split_names(["train", "eval", "test"])
+        return found
+
+    def output(self, kind: type):
+        self.outputs += 1
+        made = kind()
+        made.uri = f"{SCHEME}made/{self.outputs}"
+        return made
+
+
+@pytest.fixture(scope="module")
+def remote(small, bucket) -> Remote:
+    return Remote(small.workdir / "artifacts", bucket)
+
+
+@pytest.fixture
+def registry(small, tmp_path) -> Registry:
+    """Version 1 is another model of the same breeds."""
+    base = tmp_path / "serving" / "catbreeds"
+    shutil.copytree(small.workdir / "serving" / "catbreeds", base)
+    record = base / "1" / "assets.extra" / "catbreeds.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"recipe_digest": "another"}))
+    return Registry(base)
+
+
+@pytest.fixture(scope="module")
+def winner(remote):
+    """What BackboneSelector assembles, and its comparison."""
+    embeddings = remote.input(Examples, "EmbeddingGen-resnet50", "embeddings")
+    embeddings.set_float_custom_property("seconds", 1.0)
+    inputs = {
+        "report": remote.input(artifacts.IngestReport, "ImageExampleGen", "report"),
+        "backbone_resnet50": remote.input(Model, "Backbone-resnet50", "model"),
+        "model_resnet50": remote.input(Model, "Trainer-resnet50", "model"),
+        "evaluation_resnet50": remote.input(ModelEvaluation, "Evaluator-resnet50", "evaluation"),
+        "tuner_results_resnet50": remote.input(TunerResults, "Tuner-resnet50", "tuner_results"),
+        "model_run_resnet50": remote.input(ModelRun, "Trainer-resnet50", "model_run"),
+        "embeddings_resnet50": embeddings,
+    }
+    outputs = {"winner": [remote.output(Model)], "comparison": [remote.output(artifacts.Comparison)]}
+    parameters = {"rule": "most_accurate", "top_k": 2, "model_name": "catbreeds", "code": ""}
+    backbone_selector.Executor().Do({key: [value] for key, value in inputs.items()}, outputs, parameters)
+    assert read_json(outputs["comparison"][0].uri, "comparison.json")["candidates"][0]["saved_model_bytes"] > 1e6
+    return outputs["winner"][0], outputs["comparison"][0]
+
+
+def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small, remote, registry, winner):
+    model, comparison = winner
+    examples = remote.input(Examples, "ImageExampleGen", "examples")
+    ingest = remote.input(artifacts.IngestReport, "ImageExampleGen", "report")
+    statistics = remote.input(ExampleStatistics, "StatisticsGen", "statistics")
+    evaluation = remote.input(ModelEvaluation, "Evaluator-gate", "evaluation")
+    settings = load("demo", small.settings)
+
+    verdict = remote.output(artifacts.DataVerdict)
+    DataGate.test_call(
+        anomalies=remote.input(ExampleAnomalies, "ExampleValidator", "anomalies"),
+        statistics=statistics,
+        schema=remote.input(Schema, "ImportSchemaGen", "schema"),
+        report=ingest,
+        verdict=verdict,
+        schema_file="schema.pbtxt",
+        registry=str(registry.base),
+        max_bad_share=1.0,
+        min_photos_per_breed=1,
+        code="",
+    )
+    retrain = remote.output(artifacts.RetrainDecision)
+    RetrainGate.test_call(
+        ingest=ingest,
+        decision=retrain,
+        summary=remote.output(artifacts.Markdown),
+        registry=str(registry.base),
+        backbones="resnet50",
+        weights="random",
+        weights_dir="",
+        settings="{}",
+        modules="components.splits",
+    )
+    champion = remote.output(Model)
+    ChampionModel.test_call(candidate=model, champion=champion, registry=str(registry.base), code="")
+    assert read_json(champion.uri, "champion.json")["version"] == 1
+    assert (remote.bucket / champion.uri.removeprefix(SCHEME) / "Format-Serving" / "saved_model.pb").is_file()
+
+    blessing, decision = remote.output(ModelBlessing), remote.output(artifacts.GateDecision)
+    rules = settings.gate.model_dump() | {"min_accuracy": 0.0, "min_test_photos": 1, "margin": 1.0}
+    ModelGate.test_call(
+        candidate=model,
+        candidate_evaluation=evaluation,
+        champion=champion,
+        champion_evaluation=evaluation,
+        blessing=blessing,
+        decision=decision,
+        metrics=remote.output(artifacts.Metrics),
+        code="",
+        **rules,
+    )
+    assert blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY), read_json(
+        decision.uri, "gate.json"
+    )
+    report = remote.output(artifacts.ServingReport)
+    ServingCheck.test_call(
+        model=model, blessing=blessing, examples=examples, evaluation=evaluation, report=report, photos=2, code=""
+    )
+    assert read_json(report.uri, "serving_check.json")["checked"]
+
+    pushed = remote.output(artifacts.PushRecord)
+    told = {
+        "registry": str(registry.base),
+        "run_id": "one",
+        "settings": to_yaml(settings),
+        "data": "",
+        "weights_dir": "",
+    }
+    Pusher.test_call(
+        model=model,
+        decision=decision,
+        serving_report=report,
+        statistics=statistics,
+        evaluation=evaluation,
+        ingest=ingest,
+        pushed=pushed,
+        retrain=retrain,
+        run_date="",
+        schedule_time="",
+        model_name="catbreeds",
+        data_source="",
+        data_licence="",
+        contact="",
+        **told,
+    )
+    assert read_json(pushed.uri, "push.json")["version"] == 2
+    registry.require_servable(2)
+    made = remote.bucket / model.uri.removeprefix(SCHEME) / "Format-Serving"
+    for file in filter(Path.is_file, made.rglob("*")):
+        assert (registry.path(2) / file.relative_to(made)).read_bytes() == file.read_bytes()
+    assert (registry.path(2) / "assets.extra" / "train_statistics.pb").stat().st_size
+
+    sources = {
+        "ingest": ingest,
+        "verdict": verdict,
+        "examples": examples,
+        "comparison": comparison,
+        "winner": model,
+        "evaluation": evaluation,
+        "decision": decision,
+        "pushed": pushed,
+        "training_resnet50": remote.input(ModelRun, "Trainer-resnet50", "model_run"),
+        "trials_resnet50": remote.input(TunerResults, "Tuner-resnet50", "tuner_results"),
+    }
+    page, summary = remote.output(artifacts.HTML), remote.output(artifacts.Markdown)
+    run_report.Executor().Do(
+        {key: [value] for key, value in sources.items()}, {"page": [page], "summary": [summary]}, told
+    )
+    text = (remote.bucket / summary.uri.removeprefix(SCHEME)).read_text()
+    assert "Admitted: pushed as version 2." in text
+    assert (remote.bucket / page.uri.removeprefix(SCHEME)).stat().st_size > 10_000
+
+
+def test_weights_may_be_in_a_bucket(bucket, tmp_path):
+    (bucket / "weights").mkdir()
+    (bucket / "weights" / "resnet50_notop.weights.h5").write_bytes(b"weights")
+    (tmp_path / "here").write_bytes(b"weights")
+    assert file_digest(find_weights("resnet50", f"{SCHEME}weights")) == file_digest(tmp_path / "here")
+
+
+@pytest.mark.parametrize("base", ["gs://models/catbreeds", "s3://models/catbreeds", f"{SCHEME}catbreeds"])
+def test_a_registry_in_a_bucket_is_refused_in_words(base, bucket):
+    with pytest.raises(RegistryError, match=f"{base}: the registry of pushed models must be a folder"):
+        Registry(base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("compile", "--set", "kubeflow.registry=gs://models/serving"), "kubeflow.registry: "),
+        (("run", "--data", ".", "--workdir", "gs://models/work"), "workdir: "),
+        (("submit", "kfp_specs/smoke.yaml", "--param", "registry=gs://models/serving"), "--param registry=gs://models"),
+        (
+            ("schedule", "--cron", "0 3 * * 1", "--param", "registry=gs://models/serving"),
+            "--param registry=gs://models",
+        ),
+    ],
+)
+def test_a_command_refuses_a_registry_in_a_bucket_before_it_starts(arguments, says, tmp_path):
+    arguments = [*arguments, *(("--output", tmp_path / "specs") if arguments[0] == "compile" else ())]
+    done = catbreeds(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "mount the bucket" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,60 @@
+"""Wrong addresses of servers: `catbreeds predict` says which address to give."""
+
+import pytest
+
+from serving.client import WrongAddress
+from serving.client.gateway import GatewayClient
+from tests.running import catbreeds
+from tests.serving.gateway.gateways import PHOTOS
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "cat.jpg"
+    path.write_bytes(PHOTOS[1])
+    return path
+
+
+def predict(photo, flag: str, address: str) -> tuple[int, str]:
+    done = catbreeds("predict", photo, flag, address)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr or done.stdout
+
+
+@pytest.mark.parametrize("path", ["/docs", "/v1/breeds:predict", "/readyz", "/any/path", "/?x=1", "/#top"])
+def test_the_address_of_a_gateway_has_no_path(gateway, photo, path):
+    code, said = predict(photo, "--gateway", gateway.url + path)
+    assert (code, "write its address alone, http://HOST:PORT" in said) == (2, True), said
+    with GatewayClient(gateway.url + path) as client, pytest.raises(WrongAddress):
+        client.ready()
+
+
+@pytest.mark.parametrize("path", ["/v1/models/catbreeds:predict", "/v1", "/docs", "/?x=1"])
+def test_the_address_of_a_model_server_has_no_path(model_server, photo, path):
+    code, said = predict(photo, "--rest", f"http://localhost:{model_server.rest_port}{path}")
+    assert (code, "write its address alone, http://HOST:PORT" in said) == (2, True), said
+
+
+def test_the_address_of_another_server_is_told(gateway, model_server, photo):
+    for flag, address in (("--gateway", f"http://localhost:{model_server.rest_port}"), ("--rest", gateway.url)):
+        code, said = predict(photo, flag, address)
+        assert (code, "write its address alone, http://HOST:PORT" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("flag", "address", "says"),
+    [
+        ("--grpc", "http://localhost:8500", "write HOST:PORT"),
+        ("--gateway", "localhost:8000", "write http://HOST:PORT"),
+        ("--rest", "localhost", "write http://HOST:PORT"),
+        ("--gateway", "http://", "write http://HOST:PORT"),
+        ("--gateway", "http://localhost:many", "write http://HOST:PORT"),
+    ],
+)
+def test_what_is_no_address_is_wrong_usage(photo, flag, address, says):
+    code, said = predict(photo, flag, address)
+    assert (code, says in said) == (2, True), said
+
+
+def test_a_slash_at_the_end_changes_nothing(gateway, photo):
+    assert predict(photo, "--gateway", f"{gateway.url}/")[0] == 0
