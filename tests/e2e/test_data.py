@@ -71,7 +71,7 @@ def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_t
     schema.write_text(schema.read_text().replace("Mosscoat", "mosscoat "))
     respelled = catbreeds(*command)
     assert respelled.returncode == 2
-    assert f"{schema}: the same breed in two spellings: 'Mosscoat' and 'mosscoat '" in respelled.stdout
+    assert f"{schema}: the same breed in two spellings: 'Mosscoat' and 'mosscoat '" in respelled.stderr
 
     (tmp_path / "data" / "val" / "Tabby").mkdir()
     lost = catbreeds(*command)

@@ -122,7 +122,7 @@ def kaggle(server, tmp_path, environment):
 
     server.answers[f"{API}/GetDataset"] = [describe] * 20
     server.answers[f"{API}/DownloadDataset"] = [redirect] * 20
-    proxy = {"http_proxy": server.address, "no_proxy": "", "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
+    proxy = {"http_proxy": server.address, "no_proxy": "", "NO_PROXY": "", "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
 
     def call(*options: str, token: str | None = "a token", **variables: str) -> subprocess.CompletedProcess:
         credentials = {"KAGGLE_API_TOKEN": token} if token else {}
@@ -365,7 +365,7 @@ def test_an_archive_of_kaggle_that_stays_damaged_is_said_and_nothing_is_laid(kag
     assert laid(kaggle.out) == {}
 
 
-PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), "")
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy", "NO_PROXY"), "")
 
 
 def test_archives_on_this_machine_are_not_fetched_through_a_proxy(oxford):

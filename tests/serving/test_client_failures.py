@@ -80,8 +80,8 @@ def test_what_another_try_would_not_mend_is_asked_once(asking, script, code, err
 def test_the_deadline_ends_the_wait_and_the_server_knows_it(asking, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
-        asking(f"127.0.0.1:{server.port}", 0.5)
-    assert [0 < asked.seconds_left <= 0.5 for asked in server.asked] == [True]
+        asking(f"127.0.0.1:{server.port}", 2)
+    assert [0 < asked.seconds_left <= 2 for asked in server.asked] == [True]
 
 
 @pytest.mark.parametrize(
