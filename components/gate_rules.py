@@ -207,7 +207,7 @@ def _comparable(
 ) -> list[dict[str, Any]]:
     """The photos on which the candidate is compared with the champion; where there are none, the decision says why."""
     if champion_info is None:
-        decision.leave_uncompared("no model is in service: there is nothing to compare with")
+        decision.leave_uncompared("no model is in service to compare with")
         return []
     name = f"version {champion_info['version']} in service"
     if champion_info["unreadable"]:

@@ -246,7 +246,7 @@ LEARNED = {**CHAMPION, "learned": [f"Birman-{number}" for number in range(5)]}
 @pytest.mark.parametrize(
     ("champion", "fact"),
     [
-        (None, "no model is in service: there is nothing to compare with"),
+        (None, "no model is in service to compare with"),
         (
             {"version": 3, "unreadable": "/models/3: OSError"},
             "version 3 in service cannot be read (/models/3: OSError)",

@@ -375,12 +375,12 @@ def not_compared(found: dict, champion: dict | None, why: str) -> None:
 
 
 def first_push(found):
-    not_compared(found, None, "no model is in service: there is nothing to compare with")
+    not_compared(found, None, "no model is in service to compare with")
     found["gate"] |= {"pushed_version": 1, "serving": {"stable": 1}}
 
 
 def refused_with_nothing_in_service(found):
-    not_compared(found, None, "no model is in service: there is nothing to compare with")
+    not_compared(found, None, "no model is in service to compare with")
     found["verdict"] = "Refused: no model was pushed, what is in service stays."
     found["gate"] |= {"outcome": "refused", "pushed_version": None, "serving": {}}
 
@@ -482,7 +482,7 @@ def random_weights_and_a_warning(found):
         (
             first_push,
             [
-                "not compared with a model in service: no model is in service",
+                "There was no comparison: no model is in service",
                 "Version 1 (label stable), pushed by this run",
             ],
             ["waits", "promote"],
