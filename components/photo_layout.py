@@ -208,8 +208,10 @@ class _Layout:
                 self.elsewhere.append(root)
 
     def _check_files_beside(self) -> None:
+        """Files outside the breed folders may be a breed; such as README, without the ending of a photo, seldom are."""
+        photos = sum(_ending(path) in _PHOTOS for path in self.beside)
         smallest = min(Counter(self.photos.values()).values(), default=0)
-        if len(self.beside) >= max(_FEWEST, smallest):
+        if photos >= _FEWEST or len(self.beside) >= max(_FEWEST, smallest):
             first = ", ".join(map(printable, sorted(self.beside)[:3]))
             self.lost.append(f"{len(self.beside)} files outside the breed folders: {first}, ...")
 
@@ -260,7 +262,8 @@ class _Layout:
     def _lose(self, folder: _Folder) -> None:
         self.lost.append(f"{printable(folder.path)}: {_contents(folder)}")
         if folder.below > folder.photos:
-            self.elsewhere += [root.path for root in _roots(folder) if sum(c.photos > 0 for c in root.inside) > 1]
+            roots = [root for root in _roots(folder) if not _is_only_parts(root)]
+            self.elsewhere += [root.path for root in roots if sum(child.photos > 0 for child in root.inside) > 1]
 
     def _refuse(self, folder: _Folder, reason: str) -> None:
         self.refused.append(Refused(folder.path, reason))

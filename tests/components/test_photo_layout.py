@@ -32,7 +32,8 @@ LOST = {
     "is nested two deeper": ["Bombay/photos/raw/1"],
     "is nested in parts": ["Bombay/train/1.jpg", "Bombay/test/2.jpg"],
     "is in the folder of another breed": ["Manx/Bombay/1.jpg"],
-    "is as many files beside the folders as another breed has": [f"Bombay_{number}.jpg" for number in range(4)],
+    "is as many files beside the folders as another breed has": [f"Bombay_{number}" for number in range(4)],
+    "is photos beside the folders, fewer than another breed has": [f"Bombay_{number}.JPG" for number in range(3)],
     "has a name of published notes and photos": ["data/1.jpg.zip"],
 }
 SHOWN = {
@@ -48,6 +49,7 @@ SHOWN = {
     "is nested in parts": "Bombay/: holds 2 folders with 2 files ('test', 'train')",
     "is in the folder of another breed": "Manx/Bombay/: holds 1 .jpg file",
     "is as many files beside the folders as another breed has": "4 files outside the breed folders: ",
+    "is photos beside the folders, fewer than another breed has": "3 files outside the breed folders: ",
     "has a name of published notes and photos": "data/: holds 1 .jpg.zip file",
 }
 
@@ -196,6 +198,13 @@ def test_of_two_folders_with_breed_folders_both_are_named_to_choose_from(tmp_pat
     said = refusal(tmp_path, kind, [f"{above}/{path}" for above in ("images", "resized") for path in GOOD])
     assert "no photos found" in said
     assert "Breed folders are in images or resized: if those are meant, pass that folder" in said
+
+
+@every_kind
+def test_a_breed_that_is_split_into_parts_is_not_named_as_a_folder_of_breeds(tmp_path, kind):
+    said = refusal(tmp_path, kind, [f"{breed}/{part}/1.jpg" for breed in BREEDS for part in ("train", "val")])
+    assert "Birman/: holds 2 folders with 2 files ('train', 'val')" in said
+    assert "if those are meant" not in said
 
 
 @every_kind
