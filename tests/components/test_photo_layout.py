@@ -201,6 +201,24 @@ def test_of_two_folders_with_breed_folders_both_are_named_to_choose_from(tmp_pat
 
 
 @every_kind
+@pytest.mark.parametrize(("photos", "loose", "stops"), [(29, 2, False), (30, 3, True), (31, 3, False), (31, 4, True)])
+def test_photos_beside_the_folders_stop_the_run_if_they_may_be_a_breed_and_else_are_a_warning(
+    tmp_path, kind, photos, loose, stops
+):
+    good = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(photos)]
+    paths = [*good, *(f"Bombay_{number}.jpg" for number in range(loose)), "README", "LICENSE"]
+    if stops:
+        assert f"{loose + 2} files outside the breed folders: Bombay_0.jpg" in refusal(tmp_path, kind, paths)
+    else:
+        found = listing(tmp_path, kind, paths)
+        assert sorted(found.photos) == sorted(good)
+        said = [
+            f"{loose + 2} files outside the breed folders are left out: Bombay_0.jpg, Bombay_1.jpg, Bombay_2.jpg, ..."
+        ]
+        assert found.warnings == (said if loose >= 3 else [])
+
+
+@every_kind
 def test_a_breed_that_is_split_into_parts_is_not_named_as_a_folder_of_breeds(tmp_path, kind):
     said = refusal(tmp_path, kind, [f"{breed}/{part}/1.jpg" for breed in BREEDS for part in ("train", "val")])
     assert "Birman/: holds 2 folders with 2 files ('train', 'val')" in said
