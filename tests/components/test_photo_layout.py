@@ -259,6 +259,7 @@ SPELLINGS = [
     ("Birman 1", "Birman\u200b 1"),
     ("Birman 1", "\uff22irman 1"),
     ("Straße", "STRASSE"),
+    *(("Birman 1", f"Birman{joint}1") for joint in ("_", "-", "__", " - ", "\u2010", "\u2013")),
     *(("Birman 1", f"Bir{chr(code)}man 1") for code in (0xAD, 0x34F, 0x2060, 0x3164, 0xFE0F, 0xFFA0, 0xE0100)),
 ]
 
