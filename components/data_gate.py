@@ -1,5 +1,6 @@
 """DataGate: the run stops here, with names, when the photos are not what the schema and learning need."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _unknown_breeds(breeds: dict[str, Any], schema: schema_pb2.Schema, schema_fi
     known = breed_domain(schema)
     if known is None:
         return []
-    command = f"catbreeds schema update --data PHOTOS --schema {Path(schema_file).parent}"
+    command = f"catbreeds schema update --data PHOTOS --schema {shlex.quote(str(Path(schema_file).parent))}"
     twice = [
         f"{schema_file} has the same breed in two spellings, {distinguishable(group)}: remove one"
         for group in respelled(known.value)

@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -286,7 +287,8 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     lines += [f"{update.path}: {len(breeds)} breeds in the data"]
     lines += [f"  added {breed!r}" for breed in update.added]
     lines += [f"  kept {breed!r}, of which the data has no photo" for breed in update.unused]
-    lines.append(f"Review it, then: catbreeds run --data {config.data} --set photos_schema={folder}")
+    following = ["catbreeds", "run", "--data", config.data, "--set", f"photos_schema={folder}"]
+    lines.append(f"Review it, then: {shlex.join(following)}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return Exit.DONE

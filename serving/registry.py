@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import uuid
@@ -371,7 +372,8 @@ class Registry:
         except PermissionError as error:
             place = error.filename or self.base
             raise RegistryError(
-                f"{place}: this user (id {os.geteuid()}) may not write there; as its owner: chmod -R a+rwX {self.base}"
+                f"{place}: this user (id {os.geteuid()}) may not write there; as its owner: "
+                f"chmod -R a+rwX {shlex.quote(str(self.base))}"
             ) from None
         except OSError as error:
             place = error.filename or self.base

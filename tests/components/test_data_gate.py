@@ -79,7 +79,7 @@ class Gate:
         self._write(self._folder / "report/photos.jsonl", *photos, *(bad or []))
         DataGate.test_call(
             **artifacts,
-            schema_file="schemas/cats/schema.pbtxt",
+            schema_file="my schemas/schema.pbtxt",
             registry=str(self._folder / "serving"),
             stable=stable,
             code="",
@@ -155,8 +155,8 @@ def test_a_breed_that_the_schema_does_not_list_stops_the_run_and_says_what_to_do
     with pytest.raises(DataError) as caught:
         gate.judge(GOOD)
     assert str(caught.value).splitlines()[1:] == [
-        "  breed 'Sphynx' is not in schemas/cats/schema.pbtxt: add it with "
-        "`catbreeds schema update --data PHOTOS --schema schemas/cats`, or remove the folder"
+        "  breed 'Sphynx' is not in my schemas/schema.pbtxt: add it with "
+        "`catbreeds schema update --data PHOTOS --schema 'my schemas'`, or remove the folder"
     ]
 
 
@@ -218,7 +218,7 @@ def test_a_breed_that_the_schema_spells_otherwise_stops_the_run_with_both_names(
     breed.string_domain.value.extend([other, "Sphynx"])
     with pytest.raises(DataError) as caught:
         gate.judge(GOOD)
-    assert f"breed 'Birman' is spelled {other!a} in schemas/cats/schema.pbtxt: rename the folder" in str(caught.value)
+    assert f"breed 'Birman' is spelled {other!a} in my schemas/schema.pbtxt: rename the folder" in str(caught.value)
     assert "add it with" not in str(caught.value)
 
 

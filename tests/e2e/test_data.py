@@ -1,5 +1,6 @@
 """What a user types about data: bad files to look at, the report of them, a schema for one's own breeds."""
 
+import shlex
 import shutil
 
 import pytest
@@ -50,15 +51,15 @@ def test_a_breed_that_is_not_in_the_schema_stops_the_run_and_update_adds_it_keep
 
 
 def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_the_command(draw_photos, tmp_path):
-    photos = draw_photos(breeds=2, photos=4)
+    photos, data = draw_photos(breeds=2, photos=4), tmp_path / "Anna's cats"
     for part in ("train", "val"):
-        shutil.copytree(photos, tmp_path / "data" / part)
-    schema = tmp_path / "schema" / "schema.pbtxt"
+        shutil.copytree(photos, data / part)
+    schema = tmp_path / "her schema" / "schema.pbtxt"
     command = (
         "schema",
         "update",
         "--data",
-        tmp_path / "data",
+        data,
         "--schema",
         schema.parent,
         "--workdir",
@@ -67,13 +68,15 @@ def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_t
     merged = catbreeds(*command)
     assert merged.returncode == 0, merged.stdout + merged.stderr
     assert "Warning: the folders 'train', 'val' are read as one data set" in merged.stdout
+    following = ["catbreeds", "run", "--data", str(data), "--set", f"photos_schema={schema.parent}"]
+    assert shlex.split(merged.stdout.partition("Review it, then: ")[2]) == following
 
     schema.write_text(schema.read_text().replace("Mosscoat", "mosscoat "))
     respelled = catbreeds(*command)
     assert respelled.returncode == 2
     assert f"{schema}: the same breed in two spellings: 'Mosscoat' and 'mosscoat '" in respelled.stderr
 
-    (tmp_path / "data" / "val" / "Tabby").mkdir()
+    (data / "val" / "Tabby").mkdir()
     lost = catbreeds(*command)
     assert lost.returncode == 2
     assert "folders that could be breeds give no photos:\n  val/Tabby/: holds nothing" in lost.stdout

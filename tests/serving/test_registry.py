@@ -690,7 +690,7 @@ def volume():
 def work_as(user: int, volume: Path) -> list[int] | str:
     """In a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
-        work = process.submit(push_promote_and_remove, user, volume / "serving" / "catbreeds", volume.parent / "model")
+        work = process.submit(push_promote_and_remove, user, volume / "to serve" / "catbreeds", volume.parent / "model")
         return work.result()
 
 
@@ -704,9 +704,9 @@ def test_pods_and_a_user_of_the_machine_work_in_one_registry(volume):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
 def test_a_user_who_may_not_write_is_told_what_to_do(volume):
     work_as(10001, volume)
-    base = volume / "serving" / "catbreeds"
+    base = volume / "to serve" / "catbreeds"
     (base / ".lock").chmod(0o644)
-    expected = f"{base / '.lock'}: this user (id 1000) may not write there; as its owner: chmod -R a+rwX {base}"
+    expected = f"{base / '.lock'}: this user (id 1000) may not write there; as its owner: chmod -R a+rwX '{base}'"
     assert work_as(1000, volume) == expected
 
 
