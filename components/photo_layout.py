@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 from components.errors import DataError
-from serving.names import distinguishable, is_one_line, printable, respelled
+from serving.names import distinguishable, is_one_line, printable, respelled, spelling
 
 LINK_TO_NOTHING = "a link to nothing"
 LINK_AGAIN = "a link to a folder that is read already"
 LINK = "a link"
+ARCHIVE = "an archive; unpack it into the folder of its breed"
+NOT_PLAIN = "not a plain file"
 OUTSIDE = "points outside the archive"
 WANTED = "it must be a folder or an archive (.zip, .tar.gz) that holds one folder of photos for each breed"
 
@@ -26,13 +28,25 @@ _NOTES = {
     *("npy", "npz", "parquet", "pbtxt", "pdf", "pkl", "py", "rst", "tsv", "txt", "url", "xls", "xlsx", "xml", "yaml"),
     *("yml",),
 }
-_NO_PHOTOS = _NOTES | {
-    *("7z", "avi", "bz2", "gz", "mkv", "mov", "mp4", "rar", "tar", "tgz", "webm", "xz", "zip", "zst"),
+_ARCHIVES = {
+    *("7z", "ace", "arj", "bz2", "cab", "dmg", "gz", "iso", "lz", "lz4", "lzh", "lzma", "rar", "tar", "tbz", "tbz2"),
+    *("tgz", "txz", "tzst", "xz", "z", "zip", "zipx", "zst"),
+    *(f"{letter}{number:02}" for letter in "rz" for number in range(100)),  # parts of .rar and .zip
+}
+_FILMS = {"3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "webm", "wmv"}
+_RECORDS = {"db", "h5", "hdf5", "lmdb", "mdb", "sqlite", "tfrecord", "tfrecords"}
+_DRAWINGS = {"ai", "eps", "svg", "svgz"}
+_NO_PHOTOS = _NOTES | _ARCHIVES | _FILMS | _RECORDS | _DRAWINGS
+_PHOTOS = {
+    *("arw", "avif", "bmp", "cr2", "cr3", "dng", "gif", "heic", "heif", "hif", "jfif", "jpe", "jpeg", "jpg", "jxl"),
+    *("nef", "png", "psd", "raw", "tif", "tiff", "webp"),
 }
 _SPLITS = {
     *("dev", "eval", "evaluation", "holdout", "test", "testing", "train", "training", "val", "valid", "validation"),
 }
-_ENDING = re.compile(r"(\.[a-z][a-z0-9]{0,5}){1,2}$", re.IGNORECASE)
+# What follows is the number of a part: .zip.001, .tfrecord-00000-of-00010.
+_ENDING = re.compile(r"((?:\.(?:[a-z][a-z0-9]{0,8}|7z)){1,2})(?:\.\d{3}|-\d+-of-\d+)?$", re.IGNORECASE)
+_BREED_AND_NUMBER = re.compile(r"(.*[^\W\d_])[_-]\d+\.\w+")
 # So few photos beside the breed folders are left out and named, and do not stop the run.
 _FEWEST = 3
 _DEEPEST = 100
@@ -90,22 +104,26 @@ def find_breeds(data: str, found: Found) -> Listing:
     if deep := next((path for path in [*found.files, *found.folders] if path.count("/") > _DEEPEST), None):
         raise DataError(f"{data}: {printable(deep[:50])}... is more than {_DEEPEST} folders deep; move it elsewhere")
     layout = _Layout(_tree(found))
+    hint = _breeds_in_names(layout) + _other_folders(data, layout)
     if not layout.photos:
         reasons = [*layout.lost, *(f"{printable(path)}: {reason}" for path, reason in sorted(layout.refused))]
         first = "".join(f" ({reason})" for reason in reasons[:1])
-        raise DataError(f"{data}: no photos found{first}; {WANTED}{_other_folders(data, layout)}")
+        raise DataError(f"{data}: no photos found{first}; {WANTED}{hint}")
     if layout.lost:
         raise DataError(
             f"{data}: folders that could be breeds give no photos:\n{_some(layout.lost)}\n"
             "Put the photos of each breed directly into its folder, and all breed folders into one folder. "
-            f"Move folders that are not breeds elsewhere{_other_folders(data, layout)}"
+            f"Move folders that are not breeds elsewhere{hint}"
         )
+    if hint and len(set(layout.photos.values())) == 1:
+        raise DataError(f"{data}: all photos are in one folder; {WANTED}{hint}")
     _check_names(data, set(layout.photos.values()))
     photos, unclear = _without_equal_names(layout.photos)
     breeds = {printable(breed) for breed in photos.values() if printable(breed) != breed}
     escaped = [f"names of breeds are not UTF-8 and are shown with escapes: {', '.join(sorted(breeds))}"] * bool(breeds)
     photos = {path: printable(breed) for path, breed in sorted(photos.items())}
-    return Listing(photos, sorted([*layout.refused, *unclear]), [*found.warnings, *layout.warnings, *escaped])
+    warnings = [*found.warnings, *layout.warnings, *_left_archives(layout.refused), *escaped]
+    return Listing(photos, sorted([*layout.refused, *unclear]), warnings)
 
 
 @dataclass
@@ -159,6 +177,7 @@ class _Layout:
         lost: folders that could be breeds and give no photo, each with what it holds.
         warnings: sentences.
         elsewhere: paths of folders that are no part of the layout, but hold breed folders of their own.
+        beside: paths of files outside the breed folders that may be photos.
     """
 
     def __init__(self, top: _Folder):
@@ -167,7 +186,7 @@ class _Layout:
         self.lost: list[str] = []
         self.warnings: list[str] = []
         self.elsewhere: list[str] = []
-        self._beside: list[str] = []
+        self.beside: list[str] = []
         self._roots = {root.path for root in _roots(top)}
         if len(self._roots) > 1:
             names = ", ".join(repr(printable(path.rstrip("/"))) for path in sorted(self._roots))
@@ -190,9 +209,9 @@ class _Layout:
 
     def _check_files_beside(self) -> None:
         smallest = min(Counter(self.photos.values()).values(), default=0)
-        if len(self._beside) >= max(_FEWEST, smallest):
-            first = ", ".join(map(printable, sorted(self._beside)[:3]))
-            self.lost.append(f"{len(self._beside)} files outside the breed folders: {first}, ...")
+        if len(self.beside) >= max(_FEWEST, smallest):
+            first = ", ".join(map(printable, sorted(self.beside)[:3]))
+            self.lost.append(f"{len(self.beside)} files outside the breed folders: {first}, ...")
 
     def _enter(self, folder: _Folder) -> None:
         """Goes through a folder that holds the breed folders, or is above it."""
@@ -212,9 +231,12 @@ class _Layout:
             else:
                 self._lose(child)
         self._left_out(folder)
-        self._beside += [f"{folder.path}{name}" for name in folder.files if _ending(name) not in _NO_PHOTOS]
+        self.beside += [f"{folder.path}{name}" for name in folder.files if _ending(name) not in _NO_PHOTOS]
         for path, reason in folder.refused:
-            if reason in (LINK, LINK_AGAIN, LINK_TO_NOTHING) and not _ending(path):
+            is_named_like_a_file = _ending(path) in _PHOTOS | _NO_PHOTOS
+            if reason == OUTSIDE and _ending(path) not in _NO_PHOTOS:
+                self.beside.append(path)
+            elif reason in (LINK, LINK_AGAIN, LINK_TO_NOTHING, NOT_PLAIN) and not is_named_like_a_file:
                 self.lost.append(f"{printable(path)}: {reason}")
 
     def _leads_to_root(self, folder: _Folder) -> bool:
@@ -224,8 +246,9 @@ class _Layout:
         if folder.problem or not folder.photos:
             self._lose(folder)
             return
-        self.photos |= {f"{folder.path}{name}": folder.name for name in folder.files}
-        self.refused += folder.refused
+        archives = [name for name in folder.files if may_be_archive(name)]
+        self.photos |= {f"{folder.path}{name}": folder.name for name in folder.files if name not in archives}
+        self.refused += [*folder.refused, *(Refused(f"{folder.path}{name}", ARCHIVE) for name in archives)]
         for nested in folder.folders.values():
             if nested.holds_notes():
                 self._refuse(nested, f"not a breed: {_contents(nested)}")
@@ -250,8 +273,10 @@ class _Layout:
             self._leave_out_all(child)
 
     def _left_out(self, folder: _Folder) -> None:
-        reason = "not directly in the folder of a breed"
-        self.refused += [Refused(f"{folder.path}{name}", reason) for name in folder.files] + folder.refused
+        for name in folder.files:
+            reason = ARCHIVE if may_be_archive(name) else "not directly in the folder of a breed"
+            self.refused.append(Refused(f"{folder.path}{name}", reason))
+        self.refused += folder.refused
 
 
 def _roots(folder: _Folder) -> list[_Folder]:
@@ -297,7 +322,12 @@ def _tree(found: Found) -> _Folder:
 def _ending(name: str) -> str:
     """The last part of a file's name, without the dot and in small letters."""
     ending = _ENDING.search(name)
-    return ending[0].rpartition(".")[2].lower() if ending else ""
+    return ending[1].rpartition(".")[2].lower() if ending else ""
+
+
+def may_be_archive(name: str) -> bool:
+    """Whether the name ends like that of an archive, or of a part of one."""
+    return _ending(name) in _ARCHIVES
 
 
 def _contents(folder: _Folder) -> str:
@@ -311,11 +341,13 @@ def _contents(folder: _Folder) -> str:
         names = ", ".join([*(repr(printable(name)) for name in list(folder.folders)[:3]), "..."][: len(folder.folders)])
         files = sum(1 for child in folder.folders.values() for _ in child.everything())
         parts.append(f"{_count(len(folder.folders), 'folder')} with {_count(files, 'file')} ({names})")
-    return "holds " + (", ".join(parts) or "nothing")
+    unpack = "; unpack archives" if any(may_be_archive(path) for path in folder.everything()) else ""
+    return "holds " + (", ".join(parts) or "nothing") + unpack
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun if number == 1 else noun.replace('file', 'files').replace('folder', 'folders')}"
+    words = noun if number == 1 else re.sub(r"(?<![.\w])(archive|file|folder)\b", r"\1s", noun, count=1)
+    return f"{number} {words}"
 
 
 def _other_folders(data: str, layout: _Layout) -> str:
@@ -326,10 +358,33 @@ def _other_folders(data: str, layout: _Layout) -> str:
     return f". Breed folders are in {places}: if those are meant, pass that folder (of an archive, unpack it first)"
 
 
+def _breeds_in_names(layout: _Layout) -> str:
+    """A hint if all photos are in one folder, and their names say of which breed they are."""
+    paths = sorted([*layout.beside, *layout.photos]) if len(set(layout.photos.values())) < 2 else []
+    named = {path: match[1] for path in paths if (match := _BREED_AND_NUMBER.fullmatch(path.rpartition("/")[2]))}
+    if len(set(named.values())) < 2 or len(named) < len(paths) / 2:
+        return ""
+    return (
+        f". Names like {printable(next(iter(named)))} seem to begin with the breed: move the photos of each breed to a "
+        "folder of its own. For Oxford-IIIT Pet, `catbreeds data oxford FOLDER` makes these folders"
+    )
+
+
+def _left_archives(refused: list[Refused]) -> list[str]:
+    paths = sorted(printable(path) for path, reason in refused if reason == ARCHIVE)
+    if not paths:
+        return []
+    names = ", ".join([*paths[:3], *["..."] * (len(paths) > 3)])
+    return [f"{_count(len(paths), 'archive')} left out ({names}): if there are photos inside, unpack them"]
+
+
 def _check_names(data: str, breeds: set[str]) -> None:
-    if unusable := sorted(breed for breed in breeds if breed.isspace() or not is_one_line(breed)):
+    if unusable := sorted(breed for breed in breeds if not spelling(breed) or not is_one_line(breed)):
         names = ", ".join(map(ascii, unusable))
-        raise DataError(f"{data}: a breed cannot have the name {names}: rename the folder, without control characters")
+        raise DataError(
+            f"{data}: a breed cannot have the name {names}: rename the folder, with visible characters and without "
+            "control characters"
+        )
     if len(breeds) > 1 and all(map(_is_split, breeds)):
         names = ", ".join(map(repr, sorted(breeds)))
         raise DataError(f"{data}: {names} are parts of a set and have no folders of breeds; {WANTED}")

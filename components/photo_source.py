@@ -1,6 +1,7 @@
 """Where photos come from: a folder or an archive, here or at any address that TensorFlow's file systems open."""
 
 import abc
+import bz2
 import contextlib
 import functools
 import gzip
@@ -24,23 +25,26 @@ from components.photo_layout import (
     LINK,
     LINK_AGAIN,
     LINK_TO_NOTHING,
+    NOT_PLAIN,
     OUTSIDE,
     WANTED,
     Found,
     Listing,
     Refused,
     find_breeds,
+    may_be_archive,
 )
 from serving.names import is_ignored, printable
 from serving.photo import MAX_BYTES, PhotoError
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
+ENCRYPTED = "encrypted; unpack the archive with its password first, and pass the folder"
 
 _CHUNK = 512
 _UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _NAMES_GUESSED = (
-    "{} names in the archive are not UTF-8 and were read as CP437, for example {}. If that is not its name, unpack the "
-    "archive and pass the folder, or pack it again with UTF-8 names"
+    "names in the archive that are not UTF-8 were read as CP437: {}, for example {}. If that is not its name, unpack "
+    "the archive and pass the folder, or pack it again with UTF-8 names"
 )
 _DAMAGED = (
     tarfile.TarError,
@@ -53,6 +57,23 @@ _DAMAGED = (
     UnicodeDecodeError,
     tf.errors.InvalidArgumentError,  # where zipfile looks for more than TensorFlow's file has
 )
+
+
+_UNPACK = "unpack it, and pass the folder"
+_AGAIN = "download it again"
+# How files begin that are named like archives, what they are, and what to do.
+_OTHER_CONTENTS = (
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard", _UNPACK),
+    (b"\x04\x22\x4d\x18", "compressed with LZ4", _UNPACK),
+    (b"LZIP", "compressed with lzip", _UNPACK),
+    (b"MSCF", "a cabinet archive", _UNPACK),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file with `git lfs pull`"),
+)
+# How compressed tars begin.
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
 class _Member(NamedTuple):
@@ -112,10 +133,24 @@ def open_source(data: str) -> Source:
             return _Folder(data)
     except tf.errors.OpError as error:
         raise DataError(f"{data}: cannot be opened: {error.message}; {WANTED}") from None
-    for ending, source in ((".zip", _Zip), (ARCHIVES[1:], _Tar)):
-        if data.lower().endswith(ending):
-            return source(data)
-    raise DataError(f"{data}: {WANTED}")
+    if "://" not in data and not os.path.isfile(data):
+        raise DataError(f"{data}: {NOT_PLAIN}, but a pipe or device; {WANTED}")
+    with _errors_named(data), _open(data) as file:
+        beginning = file.read(512)
+    for start, name, action in _OTHER_CONTENTS:
+        if beginning.startswith(start):
+            raise DataError(f"{data}: is {name}; {action}")
+    if not data.lower().endswith(ARCHIVES):
+        unpack = f"; {_UNPACK}" if may_be_archive(data) else ""
+        raise DataError(f"{data}: {WANTED}{unpack}")
+    if not beginning:
+        raise DataError(f"{data}: the file is empty; {_AGAIN}")
+    if beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGES):
+        raise DataError(f"{data}: is a web page, not an archive; {_AGAIN}, from the address of the file itself")
+    if beginning.startswith(b"PK\3\4"):
+        return _Zip(data)
+    is_tar = beginning.startswith(tuple(_COMPRESSED)) or beginning[257:262] == b"ustar"
+    return _Tar(data) if is_tar or not data.lower().endswith(".zip") else _Zip(data)
 
 
 def list_photos(source: Source) -> Listing:
@@ -156,7 +191,7 @@ class _Folder(Source):
                 elif os.path.isfile(entry):
                     found.files.append(path)
                 else:
-                    found.refused.append(Refused(path, LINK_TO_NOTHING if entry.is_symlink() else "not a plain file"))
+                    found.refused.append(Refused(path, LINK_TO_NOTHING if entry.is_symlink() else NOT_PLAIN))
             folders.sort(reverse=True)  # links are followed last: a folder keeps its own name
         return found
 
@@ -206,24 +241,28 @@ class _Folder(Source):
         return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _errors_named(data: str) -> Iterator[None]:
+    """Makes what an archive raises a DataError that names the archive."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise DataError(f"{data}: the archive is damaged or cut off: {error}") from None
+    except (OSError, tf.errors.OpError) as error:
+        is_content = isinstance(error, OSError) and error.errno is None  # bz2 finds that its stream is damaged
+        problem = "the archive is damaged or cut off" if is_content else "cannot be read"
+        raise DataError(f"{data}: {problem}: {error}") from None
+
+
 class _Archive(Source):
     """An archive, read where it lies: nothing is ever unpacked to disk."""
 
     def digest(self):
-        with self._errors_named(), _open(self.data) as file:
+        with _errors_named(self.data), _open(self.data) as file:
             digest = hashlib.sha256()
             while block := file.read(2**20):
                 digest.update(block)
         return digest.hexdigest()
-
-    @contextlib.contextmanager
-    def _errors_named(self):
-        try:
-            yield
-        except _DAMAGED as error:
-            raise DataError(f"{self.data}: the archive is damaged or cut off: {error}") from None
-        except (OSError, tf.errors.OpError) as error:
-            raise DataError(f"{self.data}: cannot be read: {error}") from None
 
     def _sort_out(self, members: Iterator[_Member]) -> Found:
         found, files = Found([], {}, [], []), set()
@@ -270,7 +309,7 @@ class _Zip(_Archive):
 
     @functools.cached_property
     def _archive(self) -> zipfile.ZipFile:
-        with self._errors_named():
+        with _errors_named(self.data):
             return zipfile.ZipFile(_open(self.data))
 
     @functools.cached_property
@@ -293,7 +332,7 @@ def _is_folder(info: zipfile.ZipInfo) -> bool:
 
 
 def _wrong(info: zipfile.ZipInfo) -> str:
-    return LINK if stat.S_ISLNK(info.external_attr >> 16) else "encrypted" if info.flag_bits & 1 else ""
+    return LINK if stat.S_ISLNK(info.external_attr >> 16) else ENCRYPTED if info.flag_bits & 1 else ""
 
 
 def _is_utf_8(info: zipfile.ZipInfo) -> bool:
@@ -319,7 +358,7 @@ class _Tar(_Archive):
             for info in archive:
                 is_link = info.islnk() or info.issym()
                 is_plain = info.isfile() or info.isdir()
-                yield _Member(info.name, info.isdir(), "" if is_plain else LINK if is_link else "a device")
+                yield _Member(info.name, info.isdir(), "" if is_plain else LINK if is_link else NOT_PLAIN)
 
         with self._streamed() as archive:
             return self._sort_out(members(archive))
@@ -340,27 +379,37 @@ class _Tar(_Archive):
 
     @contextlib.contextmanager
     def _streamed(self) -> Iterator[tarfile.TarFile]:
-        with self._errors_named(), _open(self.data) as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
+        with _errors_named(self.data), _open(self.data) as file:
+            start = file.read(6)
             file.seek(0)
-            content = gzip.GzipFile(fileobj=file) if is_gzip else file  # tarfile itself ignores the checksum
-            with tarfile.open(fileobj=content, mode="r|*", tarinfo=_Header) as archive:
+            # tarfile itself ignores the checksum of gzip, and reads no second stream of bzip2 or xz.
+            unpacked = next((unpack for beginning, unpack in _COMPRESSED.items() if start.startswith(beginning)), None)
+            content = unpacked(file) if unpacked else file
+            with tarfile.open(fileobj=content, mode="r|", tarinfo=_Header, ignore_zeros=True) as archive:
                 yield archive
             while content.read(2**20):  # on to the checksum
                 pass
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is missing or damaged is an error; tarfile would take it for the end of the archive."""
+    """A header that is missing or damaged is an error; tarfile would take it for the end of the archive.
+
+    After blocks of zeros, which end an archive, the file may end, or another archive may follow that was joined to it.
+    """
 
     @classmethod
     def fromtarfile(cls, archive):
         try:
-            return super().fromtarfile(archive)
+            info = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
+            archive.is_ended = True
             raise
         except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EmptyHeaderError) and getattr(archive, "is_ended", False):
+                raise
             raise tarfile.ReadError(str(error)) from None
+        archive.is_ended = False
+        return info
 
 
 def _plain(name: str) -> str:

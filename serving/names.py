@@ -1,5 +1,6 @@
 """Names of files, breeds and labels: which files are never photos, how a name is shown, and when two are one name."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -23,6 +24,12 @@ _CREATED_BY_SYSTEMS = {
 # Unicode categories: control characters, separators of lines and paragraphs.
 _CONTROLS = ("Cc", "Zl", "Zp")
 _NOT_UTF_8 = "Cs"
+# Characters that nothing is drawn for, apart from those of category Cf: Unicode's Default_Ignorable_Code_Point, and the
+# blank pattern of Braille.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff]"
+)
 
 
 def is_ignored(name: str) -> bool:
@@ -50,6 +57,7 @@ def is_utf_8(name: str) -> bool:
 def spelling(name: str) -> str:
     """What is equal for names that differ only in Unicode form, case, blanks or invisible characters."""
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
+    visible = _INVISIBLE.sub("", visible)
     return unicodedata.normalize("NFKC", " ".join(visible.casefold().split()))
 
 

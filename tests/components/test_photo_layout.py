@@ -25,7 +25,9 @@ LOST = {
     "holds hidden files only": ["Bombay/.DS_Store", "Bombay/Thumbs.db"],
     "holds text": ["Bombay/urls.txt"],
     "holds archives": [f"Bombay/{number}.heic.zip" for number in range(12)],
-    "holds films": ["Bombay/1.mov", "Bombay/2.MP4"],
+    "holds films": ["Bombay/1.mov", "Bombay/2.MP4", "Bombay/3.m4v"],
+    "holds parts of archives": ["Bombay/1.7z", "Bombay/2.zip.001", "Bombay/3.zip.002"],
+    "holds drawings and records": ["Bombay/1.svg", "Bombay/a.tfrecord", "Bombay/a.tfrecord-00000-of-00010"],
     "is nested one deeper": ["Bombay/photos/1.jpg", "Bombay/photos/2.jpg"],
     "is nested two deeper": ["Bombay/photos/raw/1"],
     "is nested in parts": ["Bombay/train/1.jpg", "Bombay/test/2.jpg"],
@@ -37,8 +39,10 @@ SHOWN = {
     "empty": "Bombay/: holds nothing",
     "holds hidden files only": "Bombay/: holds nothing",
     "holds text": "Bombay/: holds 1 .txt file",
-    "holds archives": "Bombay/: holds 12 .heic.zip files",
-    "holds films": "Bombay/: holds 1 .mov file, 1 .mp4 file",
+    "holds archives": "Bombay/: holds 12 .heic.zip files; unpack archives",
+    "holds films": "Bombay/: holds 1 .mov file, 1 .mp4 file, 1 .m4v file",
+    "holds parts of archives": "Bombay/: holds 1 .7z file, 1 .zip.001 file, 1 .zip.002 file; unpack archives",
+    "holds drawings and records": "Bombay/: holds 1 .svg file, 1 .tfrecord file, 1 .tfrecord-00000-of-00010 file",
     "is nested one deeper": "Bombay/: holds 1 folder with 2 files ('photos')",
     "is nested two deeper": "Bombay/: holds 1 folder with 1 file ('photos')",
     "is nested in parts": "Bombay/: holds 2 folders with 2 files ('test', 'train')",
@@ -195,6 +199,25 @@ def test_of_two_folders_with_breed_folders_both_are_named_to_choose_from(tmp_pat
 
 
 @every_kind
+@pytest.mark.parametrize("name", ["Bombay.7z", "Bombay.rar", "Bombay.tar.zst", "Manx/more.zip", "Manx/more.zip.001"])
+def test_an_archive_beside_photos_is_left_out_with_a_warning_to_unpack_it(tmp_path, kind, name):
+    found = listing(tmp_path, kind, [*GOOD, name])
+    assert sorted(found.photos) == GOOD
+    assert found.refused == [(name, "an archive; unpack it into the folder of its breed")]
+    assert found.warnings == [f"1 archive left out ({name}): if there are photos inside, unpack them"]
+
+
+@every_kind
+@pytest.mark.parametrize("above", ["", "images/"])
+@pytest.mark.parametrize("beside", [[], ["annotations/list.txt", "annotations/trimaps/Birman_1.png"]], ids=len)
+def test_photos_in_one_folder_whose_names_have_the_breed_say_how_to_divide_them(tmp_path, kind, above, beside):
+    names = [f"{breed}_{number}.jpg" for breed in ("Abyssinian", "Maine_Coon") for number in range(1, 200, 50)]
+    said = refusal(tmp_path, kind, [*(above + name for name in names), *beside])
+    assert f"Names like {above}Abyssinian_1.jpg seem to begin with the breed: move" in said
+    assert "`catbreeds data oxford FOLDER` makes these folders" in said
+
+
+@every_kind
 def test_folders_in_folders_without_end_stop_the_run(tmp_path, kind):
     assert "is more than 100 folders deep" in refusal(tmp_path, kind, [*GOOD, f"Manx/{'a/' * 150}1.jpg"])
 
@@ -209,6 +232,7 @@ SPELLINGS = [
     ("Birman 1", "Birman\u200b 1"),
     ("Birman 1", "\uff22irman 1"),
     ("Straße", "STRASSE"),
+    *(("Birman 1", f"Bir{chr(code)}man 1") for code in (0xAD, 0x34F, 0x2060, 0x3164, 0xFE0F, 0xFFA0, 0xE0100)),
 ]
 
 
@@ -227,8 +251,10 @@ def test_breeds_whose_names_differ_only_in_spelling_stop_the_run_with_both_names
 
 
 @pytest.mark.parametrize("kind", ["folder", ".tar"])
-@pytest.mark.parametrize("name", ["Bir\nman", "\r", "   ", "Bir\x1b[31mman", "Bir\u2028man", "\tManx"])
-def test_a_breed_that_cannot_be_written_in_one_line_is_refused_by_name(tmp_path, kind, name):
+@pytest.mark.parametrize(
+    "name", ["Bir\nman", "\r", "   ", "Bir\x1b[31mman", "Bir\u2028man", "\tManx", "\u3164", "\ufe0f "]
+)
+def test_a_breed_that_cannot_be_written_in_one_line_or_seen_is_refused_by_name(tmp_path, kind, name):
     said = refusal(tmp_path, kind, [*GOOD, f"{name}/1.jpg"])
     assert f"a breed cannot have the name {name!a}: rename the folder" in said
 
@@ -273,7 +299,8 @@ def test_names_in_a_zip_that_may_be_wrong_are_a_warning(tmp_path, encoding):
     data = without_utf_8_flag(tmp_path, name)
     found = list_photos(open_source(data))
     (warning,) = found.warnings
-    assert f"1 names in the archive are not UTF-8 and were read as CP437, for example {name.decode('cp437')}" in warning
+    said = f"names in the archive that are not UTF-8 were read as CP437: 1, for example {name.decode('cp437')}"
+    assert said in warning
 
 
 def test_names_in_a_zip_that_are_utf_8_without_saying_so_are_read_right(tmp_path):

@@ -221,22 +221,17 @@ def test_folders_in_a_zip_are_no_files_however_they_are_written(write, kind):
     assert contents(open_source(data)) == PHOTOS
 
 
+NAMES_OUTSIDE = ("../x", "../../.x", "{}/abs.jpg", "/../x", "C:\\x", "C:/Birman/x", "a\\..\\..\\x", "Birman/../../x")
+
+
 @every_archive
-def test_members_that_point_outside_are_refused_and_nothing_is_ever_unpacked(write, kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", [NAMES_OUTSIDE[:2], NAMES_OUTSIDE[2:4], NAMES_OUTSIDE[4:6], NAMES_OUTSIDE[6:]])
+def test_members_that_point_outside_are_refused_and_nothing_is_ever_unpacked(write, kind, names, tmp_path, monkeypatch):
     for name in ("here", "temporary"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    names = [
-        "../x",
-        "../../.x",
-        f"{tmp_path}/abs.jpg",
-        "/../x",
-        "C:\\x",
-        "C:/Birman/x",
-        "a\\..\\..\\x",
-        "Birman/../../x",
-    ]
+    names = [name.format(tmp_path) for name in names]
     data = write(kind, [*((name, b"bad") for name in names), *PHOTOS.items()])
     before = sorted(tmp_path.rglob("*"))
     source = open_source(data)
@@ -246,11 +241,44 @@ def test_members_that_point_outside_are_refused_and_nothing_is_ever_unpacked(wri
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@every_archive
+def test_a_breed_of_which_all_photos_point_outside_the_archive_stops_the_run(write, kind):
+    data = write(kind, [*((f"../Manx/{number}.jpg", b"x") for number in range(3)), *PHOTOS.items()])
+    with pytest.raises(DataError, match=r"give no photos:\n  3 files outside the breed folders: \.\./Manx/0\.jpg"):
+        list_photos(open_source(data))
+
+
+@pytest.mark.parametrize("name", ["Manx", "Manx v.2", "Manx.v2", "Manx.old cats"])
+@pytest.mark.parametrize("what", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_link_or_device_in_a_tar_that_is_named_like_a_breed_stops_the_run(write, name, what):
+    data = write(".tar", [(name, b"", what), *PHOTOS.items()])
+    with pytest.raises(DataError, match=rf"give no photos:\n  {name}: (a link|not a plain file)\n"):
+        list_photos(open_source(data))
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+def test_tars_that_were_joined_lose_no_photo(write, kind, compression):
+    parts = [dict([photo]) for photo in PHOTOS.items()]
+    joined = b"".join(tarred(part.items(), compression) for part in parts)
+    assert contents(open_source(write.archive(kind, joined))) == PHOTOS
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
+def test_joined_tars_of_which_the_last_is_damaged_or_cut_off_are_named(write, kind):
+    first, second = (tarred({path: bytes(2000)}.items(), "") for path in ("Birman/1.jpg", "Manx/1.jpg"))
+    for damaged in (b"\xff" * 512, second[:100], second[:1000], b"\xff" + second[1:]):
+        content = first + damaged
+        data = write.archive(kind, content if kind == ".tar" else gzip.compress(content))
+        with pytest.raises(DataError, match=rf"^{data}: the archive is damaged or cut off: "):
+            list_photos(open_source(data))
+
+
 @pytest.mark.parametrize("kind", ZIPS)
 def test_links_and_encrypted_members_of_a_zip_are_refused(write, kind):
     special = [("Birman/l.jpg", b"1.jpg", LINK), ("Birman/e.jpg", b"x", ENCRYPTED), ("Birman/.l", b"x", LINK)]
     data = write(kind, [*special, *PHOTOS.items()])
-    assert refused(data) == {"Birman/l.jpg": "a link", "Birman/e.jpg": "encrypted"}
+    assert refused(data) == {"Birman/l.jpg": "a link", "Birman/e.jpg": photo_source.ENCRYPTED}
     assert contents(open_source(data)) == PHOTOS
 
 
@@ -261,8 +289,8 @@ def test_links_and_devices_in_a_tar_are_refused(write, kind):
     assert refused(data) == {
         "Birman/s": "a link",
         "Birman/h": "a link",
-        "Birman/f": "a device",
-        "Birman/c": "a device",
+        "Birman/f": "not a plain file",
+        "Birman/c": "not a plain file",
     }
     assert contents(open_source(data)) == PHOTOS
 
@@ -410,7 +438,7 @@ def test_an_archive_that_is_cut_off_is_named(write, kind, share):
 @every_archive
 def test_an_archive_of_which_only_the_first_bytes_came_is_named(write, kind):
     whole = packed(kind, BIRMAN.items())
-    for length in range(40):
+    for length in range(1, 40):
         data = write.archive(kind, whole[:length])
         with pytest.raises(DataError, match=rf"^{data}: the archive is damaged or cut off: "):
             list_photos(open_source(data))
@@ -454,13 +482,49 @@ def test_how_a_tar_is_compressed_is_seen_from_its_content(write, kind, compressi
 
 
 @every_archive
-@pytest.mark.parametrize(
-    "content", [random.Random(0).randbytes(50_000), b"<html>Not found</html>"], ids=["random", "page"]
-)
-def test_a_file_that_is_no_archive_but_is_named_like_one_is_named(write, kind, content):
-    data = write.archive(kind, content)
+def test_a_file_that_is_no_archive_but_is_named_like_one_is_named(write, kind):
+    data = write.archive(kind, random.Random(0).randbytes(50_000))
     with pytest.raises(DataError, match=rf"^{data}: the archive is damaged or cut off: "):
         list_photos(open_source(data))
+
+
+OTHER_CONTENTS = [
+    (b"Rar!\x1a\x07\x01\0", "is a RAR archive; unpack it, and pass the folder"),
+    (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive; unpack it"),
+    (b"\x28\xb5\x2f\xfd\x04", "is compressed with Zstandard; unpack it"),
+    (b"\xef\xbb\xbf\r\n<!DOCTYPE html><html>", "is a web page, not an archive; download it again"),
+    (b"<html>Not found</html>", "is a web page, not an archive; download it again"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; fetch the file with `git lfs pull`"),
+    (b"", "the file is empty; download it again"),
+]
+
+
+@every_archive
+@pytest.mark.parametrize(("content", "said"), OTHER_CONTENTS, ids=[said for _, said in OTHER_CONTENTS])
+def test_an_archive_that_holds_something_else_says_what_it_is_and_what_to_do(write, kind, content, said):
+    data = write.archive(kind, content)
+    with pytest.raises(DataError, match=rf"^{data}: {said}"):
+        open_source(data)
+
+
+@pytest.mark.parametrize("kind", ["ram .zip", ".zip", ".tar.gz", ".tar"])
+def test_a_zip_or_tar_with_the_ending_of_the_other_is_read(write, kind):
+    for content in (zipped(PHOTOS.items()), tarred(PHOTOS.items()), tarred(PHOTOS.items(), "")):
+        assert contents(open_source(write.archive(kind, content))) == PHOTOS
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_as_data_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "photos.zip")
+    with pytest.raises(DataError, match=r"photos\.zip: not a plain file, but a pipe or device; it must be a folder"):
+        open_source(f"{tmp_path}/photos.zip")
+
+
+@pytest.mark.parametrize("name", ["a.rar", "a.7z", "a.tar.zst", "a.zip.001", "a.part1.RAR", "a.r00", "a.z01", "a.txz"])
+def test_an_archive_that_python_cannot_unpack_says_that_it_must_be_unpacked(tmp_path, name):
+    _write(f"{tmp_path}/{name}", b"x")
+    with pytest.raises(DataError, match=rf"{name}: it {WANTED}; unpack it, and pass the folder"):
+        open_source(f"{tmp_path}/{name}")
 
 
 def test_a_zip_of_a_format_yet_unknown_is_named(write):
@@ -536,7 +600,10 @@ def test_photos_that_lie_in_no_breed_folders_are_none_and_the_first_is_named(wri
 
 def test_of_a_zip_that_is_encrypted_as_a_whole_that_is_said(write):
     data = write(".zip", [(path, content, ENCRYPTED) for path, content in PHOTOS.items()])
-    with pytest.raises(DataError, match=rf"no photos found \(Birman/: holds 2 files \(encrypted\)\); it {WANTED}"):
+    with pytest.raises(
+        DataError,
+        match=r"no photos found \(Birman/: holds 2 files \(encrypted; unpack the archive with its password first",
+    ):
         list_photos(open_source(data))
 
 
