@@ -1,6 +1,7 @@
 """In a cluster: an API that enforces resource versions, pods that are embedded servers, faults at every call."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -10,7 +11,7 @@ import yaml
 from serving.registry import RegistryError
 from serving.rollout import cluster as cluster_module
 from serving.rollout.cluster import Cluster
-from serving.rollout.fleet import FleetError
+from serving.rollout.fleet import FleetError, Server
 from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
 from serving.rollout.plan import CONFIG_FILE, read_plan
 from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
@@ -112,6 +113,46 @@ def test_of_two_promotions_at_once_one_succeeds_and_the_other_ends_at_once_and_s
         server.slow.clear()
     assert command("promote", 3)[0] == 4
     assert [server.faults for server in strict] == [[], []]
+
+
+def test_a_configuration_that_arrives_after_somebody_else_s_does_not_stay_on_the_server(
+    api, strict, registry, command, monkeypatch
+):
+    command("promote", 2)
+    reaching, rolled_back = threading.Event(), threading.Event()
+    reach = Cluster.reach
+
+    def reach_late(cluster: Cluster, server: Server) -> str:
+        if server.name == "pod model-server-1" and not reaching.is_set():
+            reaching.set()
+            assert rolled_back.wait(DEADLINE)
+        return reach(cluster, server)
+
+    monkeypatch.setattr(Cluster, "reach", reach_late)
+    with ThreadPoolExecutor(1) as thread:
+        promotion = thread.submit(command, "promote", 3)
+        assert reaching.wait(DEADLINE)
+        command("rollback")
+        rolled_back.set()
+        with pytest.raises(RolloutError, match="somebody else is rolling out"):
+            promotion.result(DEADLINE)
+    assert registry.labels() == {"stable": 1}
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+
+
+def test_a_version_that_somebody_else_promotes_does_not_become_canary(api, strict, registry, command):
+    promote = registry.promote
+
+    def promoted_meanwhile(version: int, label: str = "stable") -> int | None:
+        if label == CANARY:
+            promote(version)
+        return promote(version, label)
+
+    registry.promote = promoted_meanwhile
+    with pytest.raises(RolloutError, match=r"^version 2 is stable already$"):
+        command("start_canary", 2, 0.1)
+    assert (registry.labels(), registry.stopped(2)) == ({"stable": 2}, "")
+    assert [server.labels for server in strict] == [{"stable": 2}] * 2
 
 
 def test_a_rollback_loads_its_version_again_when_a_promotion_took_it_away(api, strict, registry, command):
