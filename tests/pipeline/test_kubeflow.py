@@ -85,7 +85,7 @@ def call(url) -> Callable[..., Result]:
 def call_by_kubectl(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """Calls `catbreeds` with a configuration of kubectl and without a host."""
 
-    def call(config: dict, *arguments: object) -> subprocess.CompletedProcess:
+    def call(config: dict | str, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"
         file.write_text(yaml.safe_dump(config))
         command = [str(CATBREEDS), *map(str, arguments)]
@@ -418,6 +418,12 @@ def test_kubectl_s_configuration_leads_to_the_server(call_by_kubectl, server, ur
     assert "http://localhost:8080/#/runs/details/" in done.stdout
     assert_refused(call_by_kubectl(config, "submit", spec, "--context", "there"), "not in namespace kubeflow", "--host")
     assert_refused(call_by_kubectl(config, "submit", spec, "--context", "nowhere"), "nowhere", "say --host")
+    server.token = "renewed"
+    assert_refused(call_by_kubectl(config, "submit", spec), "does not know you: sign in to the cluster again (401")
+
+
+def test_kubectl_s_configuration_that_is_damaged_is_named(call_by_kubectl, spec, tmp_path):
+    assert_refused(call_by_kubectl("hello", "submit", spec), f"KUBECONFIG={tmp_path}/kubeconfig: cannot be read")
 
 
 def test_a_certificate_that_is_not_trusted_is_refused_unless_it_is_named(call, server, spec, tmp_path):
