@@ -379,6 +379,20 @@ def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_
     assert "canary" not in api.config_map["data"][CONFIG_FILE]
 
 
+@pytest.mark.parametrize("code", ["INTERNAL", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"])
+def test_a_pod_that_answers_with_an_error_keeps_no_other_from_going_back(api, strict, registry, command, code):
+    command("promote", 2)
+    strict[1].fault = grpc.StatusCode[code]
+    expected = rf"^pod model-server-1 does not answer: {code}: out of order; all others have moved, try again$"
+    with pytest.raises(RolloutError, match=expected):
+        command("rollback")
+    assert strict[0].labels == {"stable": 1}
+    strict[1].fault = None
+    command("rollback")
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+    assert registry.labels() == {"stable": 1}
+
+
 def test_two_who_roll_back_at_once_go_back_by_one_version(api, pods, registry, command):
     command("promote", 2)
     command("promote", 3)
