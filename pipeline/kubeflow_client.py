@@ -115,6 +115,11 @@ class Kubeflow:
                 f"{self._host} is not for many users, it has no namespace {self._namespace!r}: leave --namespace out"
             )
 
+    @property
+    def namespace(self) -> str:
+        """The namespace in which the pods of runs are."""
+        return self._namespace or INSTALLED_IN
+
     def link(self, kind: str, identity: str) -> str:
         """Address of a page of the UI; `kind` is "runs" or "recurringrun"."""
         return f"{self._ui}/#/{kind}/details/{identity}"
@@ -209,8 +214,12 @@ class Kubeflow:
             auth_settings=["Bearer"],
             _return_http_data_only=True,
         )
+        runtime = answer.get("pipeline_runtime")
+        manifest = runtime.get("workflow_manifest") if isinstance(runtime, dict) else None
+        if not manifest:
+            raise KubeflowError(f"{self._host}: run {run_id}: the server shows no Workflow of it")
         try:
-            return read_workflow((answer.get("pipeline_runtime") or {}).get("workflow_manifest") or "")
+            return read_workflow(manifest)
         except WorkflowError as error:
             raise KubeflowError(f"{self._host}: run {run_id}: {error}") from None
 
