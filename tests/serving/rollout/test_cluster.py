@@ -13,7 +13,7 @@ from serving.rollout import cluster as cluster_module
 from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import FleetError, Server
 from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
-from serving.rollout.plan import CONFIG_FILE, read_plan
+from serving.rollout.plan import CONFIG_FILE, plan_of, read_plan
 from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
 from serving.traffic import CANARY
 from tests.pipeline import flaky_server
@@ -379,6 +379,20 @@ def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_
     assert "canary" not in api.config_map["data"][CONFIG_FILE]
 
 
+@pytest.mark.parametrize("code", ["INTERNAL", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"])
+def test_a_pod_that_answers_with_an_error_keeps_no_other_from_going_back(api, strict, registry, command, code):
+    command("promote", 2)
+    strict[1].fault = grpc.StatusCode[code]
+    expected = rf"^pod model-server-1 does not answer: {code}: out of order; all others have moved, try again$"
+    with pytest.raises(RolloutError, match=expected):
+        command("rollback")
+    assert strict[0].labels == {"stable": 1}
+    strict[1].fault = None
+    command("rollback")
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+    assert registry.labels() == {"stable": 1}
+
+
 def test_two_who_roll_back_at_once_go_back_by_one_version(api, pods, registry, command):
     command("promote", 2)
     command("promote", 3)
@@ -437,6 +451,51 @@ def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(kubeconfig, body):
         server.files[CONFIG_MAP] = body
         with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match="answers with"):
             cluster.read()
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "says"),
+    [
+        (
+            403,
+            b'{"message": "User \\"system:anonymous\\" cannot get"}',
+            "not signed in: User .* cannot get; sign in again",
+        ),
+        (502, b"<html><title>502</title>\n</html>", "Kubernetes answers 502: Bad Gateway; try again"),
+        (503, b'{"error": {"code": 503}}', "Kubernetes answers 503: Service Unavailable; try again"),
+        (500, b"no endpoints\nat stack", "Kubernetes answers 500: no endpoints; try again"),
+        (500, b'{"message": "etcd is away\\nat stack"}', "Kubernetes answers 500: etcd is away; try again"),
+        (500, b"", "Kubernetes answers 500: Internal Server Error; try again"),
+    ],
+)
+def test_an_error_is_shown_as_a_sentence_whatever_answers(kubeconfig, code, body, says):
+    with flaky_server.serving() as server:
+        kubeconfig(server.address)
+        server.answers[CONFIG_MAP] = [flaky_server.status(code, body)]
+        with (
+            Cluster("cats", "catbreeds", "/models") as cluster,
+            pytest.raises(FleetError, match=f"^namespace cats: {says}$"),
+        ):
+            cluster.read()
+
+
+def test_a_namespace_that_is_not_there_is_named(kubeconfig):
+    with flaky_server.serving() as server:
+        kubeconfig(server.address)
+        missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
+        server.answers[CONFIG_MAP.removesuffix("/model-config")] = [missing]
+        expected = r'^namespace cats: namespaces "cats" not found; is it another --namespace or --context\?$'
+        with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match=expected):
+            cluster.write(plan_of({"stable": 1}, [], 2, 0.0), None)
+
+
+@pytest.mark.parametrize("content", ["a: [1", "hello", "[]", "clusters: 7\n", "\0"])
+def test_a_configuration_of_kubectl_that_is_damaged_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    (tmp_path / "kubeconfig").write_text(content)
+    with pytest.raises(FleetError, match=f"^no configuration of a Kubernetes cluster: .*{tmp_path}"):
+        Cluster("cats", "catbreeds", "/models")
 
 
 def test_kubernetes_is_asked_through_the_proxy_of_the_environment_which_messages_name(kubeconfig, monkeypatch):
