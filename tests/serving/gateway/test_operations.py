@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 
+import httpx
 import pytest
 
 from tests.serving.classifier import BREEDS
@@ -51,6 +52,7 @@ def test_variables_of_other_programs_change_nothing_and_an_address_may_have_brac
     try:
         eventually(lambda: process.poll() is not None or listening(process.pid))
         assert listening(process.pid) == {port: "::1"}
+        assert httpx.get(f"http://[::1]:{port}/healthz", timeout=DEADLINE).is_success
     finally:
         process.terminate()
         process.wait(DEADLINE)
