@@ -47,8 +47,9 @@ _SPLITS = {
 # What follows is the number of a part: .zip.001, .tfrecord-00000-of-00010.
 _ENDING = re.compile(r"((?:\.(?:[a-z][a-z0-9]{0,8}|7z)){1,2})(?:\.\d{3}|-\d+-of-\d+)?$", re.IGNORECASE)
 _BREED_AND_NUMBER = re.compile(r"(.*[^\W\d_])[_-]\d+\.\w+")
-# So few photos beside the breed folders are left out and named, and do not stop the run.
+# Fewer photos beside the breed folders than this, or than this share of the smallest breed, do not stop the run.
 _FEWEST = 3
+_LEAST_SHARE = 0.1
 _DEEPEST = 100
 _NAMED_AT_MOST = 10
 
@@ -208,10 +209,15 @@ class _Layout:
                 self.elsewhere.append(root)
 
     def _check_files_beside(self) -> None:
+        """Files outside the breed folders may be a breed; such as README, without the ending of a photo, seldom are."""
+        photos = sum(_ending(path) in _PHOTOS for path in self.beside)
         smallest = min(Counter(self.photos.values()).values(), default=0)
-        if len(self.beside) >= max(_FEWEST, smallest):
-            first = ", ".join(map(printable, sorted(self.beside)[:3]))
-            self.lost.append(f"{len(self.beside)} files outside the breed folders: {first}, ...")
+        first = ", ".join([*map(printable, sorted(self.beside)[:3]), *["..."] * (len(self.beside) > 3)])
+        files = f"{len(self.beside)} files outside the breed folders"
+        if photos >= max(_FEWEST, _LEAST_SHARE * smallest) or len(self.beside) >= max(_FEWEST, smallest):
+            self.lost.append(f"{files}: {first}")
+        elif photos >= _FEWEST:
+            self.warnings.append(f"{files} are left out: {first}")
 
     def _enter(self, folder: _Folder) -> None:
         """Goes through a folder that holds the breed folders, or is above it."""
@@ -260,7 +266,8 @@ class _Layout:
     def _lose(self, folder: _Folder) -> None:
         self.lost.append(f"{printable(folder.path)}: {_contents(folder)}")
         if folder.below > folder.photos:
-            self.elsewhere += [root.path for root in _roots(folder) if sum(c.photos > 0 for c in root.inside) > 1]
+            roots = [root for root in _roots(folder) if not _is_only_parts(root)]
+            self.elsewhere += [root.path for root in roots if sum(child.photos > 0 for child in root.inside) > 1]
 
     def _refuse(self, folder: _Folder, reason: str) -> None:
         self.refused.append(Refused(folder.path, reason))

@@ -37,8 +37,9 @@ def configuration() -> str:
             "| environment: `CATBREEDS_`, capitals, two underscores for a dot | `CATBREEDS_TUNER__MAX_EPOCHS=5` |\n"
             "| command line | `--set tuner.max_epochs=5` |\n\n"
             "Values are written as in YAML: `--set 'tuner.units=[0, 50]'`. `catbreeds run --print-config` shows the\n"
-            "result, and its output is itself a profile. What is unknown or impossible is refused with the key and\n"
-            "what is allowed.\n\n"
+            "result, and its output is itself a profile. A section that is given whole, `--set 'gate={margin: 0}'`,\n"
+            "keeps the keys that are not named. What is unknown or impossible is refused with the key and what is\n"
+            "allowed.\n\n"
             f"The profiles that come with the package are {_listed(f'`{name}`' for name in given)}. A profile sets\n"
             "only what differs from the defaults.\n\n",
             *_section(Settings(), "", given, None),

@@ -67,13 +67,17 @@ class History:
         workdir: of `catbreeds run`.
 
     Raises:
-        HistoryError: there was no run in `workdir`.
+        HistoryError: there was no run in `workdir`, or what it wrote cannot be read.
     """
 
     def __init__(self, workdir: str | Path):
         path = Path(workdir) / "metadata.sqlite"
-        if not path.is_file():
-            raise HistoryError(f"{path}: not there; `catbreeds run` writes it")
+        try:
+            path.open("rb").close()  # ML Metadata does not say why it cannot open a file
+        except (FileNotFoundError, NotADirectoryError):
+            raise HistoryError(f"{path}: not there; `catbreeds run` writes it") from None
+        except OSError as error:
+            raise HistoryError(f"{path}: cannot be read: {error.strerror}") from None
         config = metadata_store_pb2.ConnectionConfig()
         config.sqlite.filename_uri = str(path)
         config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY

@@ -393,7 +393,12 @@ def _read_profile(profile: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"profile {path}: must be a mapping of settings, not {type(values).__name__}")
-    return values
+    return _copied(values)
+
+
+def _copied(value: Any) -> Any:
+    """`value` with mappings of its own wherever YAML's anchors share one, so that a change stays in one place."""
+    return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _refuse_parts_of_others(origins: Mapping[str, str]) -> None:
@@ -429,7 +434,26 @@ def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
     except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
         raise SettingsError(f"{origin}: {text!r} is not a YAML value") from None
     # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one.
-    values[name] = _number(value) if value == text.strip() else value
+    _put(values, key, name, _number(value) if value == text.strip() else value)
+
+
+def _put(values: dict[str, Any], key: str, name: str, value: Any) -> None:
+    """Puts `value` at `name`, the last part of `key`; of a section, only the keys that `value` has are replaced."""
+    if isinstance(value, dict) and isinstance(values.get(name), dict) and _is_section(key):
+        for inner in value:
+            _put(values[name], f"{key}.{inner}", inner, value[inner])
+    else:
+        values[name] = value
+
+
+def _is_section(key: str) -> bool:
+    section: Any = Settings
+    for part in key.split("."):
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            return False
+        section = fields[part].annotation
+    return isinstance(section, type) and issubclass(section, _Section)
 
 
 def _number(text: str) -> float | str:

@@ -15,16 +15,19 @@ def resolve(host: str) -> str:
 
     Raises:
         OSError: the name is unknown.
-        ValueError: it is no host, or an address of a single network interface, which no URL can name.
+        ValueError: it is no host, an address of a single network interface, which no URL can name, or of a group.
     """
     host = without_brackets(host)
     if not host or "%" in host:
         raise ValueError("not an IP address or a host name")
     try:
-        return str(ipaddress.ip_address(host))
+        ip = ipaddress.ip_address(host)
     except ValueError:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
+        return min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
+    if ip.is_multicast:  # a server can bind to it, but no client can connect
+        raise ValueError("a multicast address")
+    return str(ip)
 
 
 def without_brackets(host: str) -> str:

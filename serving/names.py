@@ -24,6 +24,8 @@ _CREATED_BY_SYSTEMS = {
 # Unicode categories: control characters, separators of lines and paragraphs.
 _CONTROLS = ("Cc", "Zl", "Zp")
 _NOT_UTF_8 = "Cs"
+# Dashes and underscores: Maine_Coon and Maine Coon are one breed.
+_BETWEEN_WORDS = ("Pd", "Pc")
 # Characters that nothing is drawn for, apart from those of category Cf: Unicode's Default_Ignorable_Code_Point, and the
 # blank pattern of Braille.
 _INVISIBLE = re.compile(
@@ -60,10 +62,11 @@ def is_header_value(text: str) -> bool:
 
 
 def spelling(name: str) -> str:
-    """What is equal for names that differ only in Unicode form, case, blanks or invisible characters."""
+    """What is equal for names that differ only in Unicode form, case, invisible characters or what is between words."""
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
     visible = _INVISIBLE.sub("", visible)
-    return unicodedata.normalize("NFKC", " ".join(visible.casefold().split()))
+    words = "".join(" " if unicodedata.category(char) in _BETWEEN_WORDS else char for char in visible).split()
+    return unicodedata.normalize("NFKC", " ".join(words or visible.split()).casefold())
 
 
 def respelled(names: Iterable[str]) -> list[list[str]]:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 _THIS_MACHINE = ("localhost", "127.0.0.0/8", "127.0.0.1", "::1")
 _PORTS = {"http": 80, "https": 443}
 _GRPC = "grpc"
+_HOST = re.compile(r"[\w.:%-]+")  # of a URL: a name or an IP address
 # Of gRPC's targets: a resolver, and perhaps an authority.
 _RESOLVER = re.compile(r"(?P<name>[a-z][a-z0-9+.-]*):(?://[^/]*/)?(?![0-9]+$)")
 
@@ -172,7 +173,8 @@ def _refuse_unsupported(proxy: Proxy, scheme: str, host: str) -> None:
     kinds = ("http",) if scheme == _GRPC else ("http", "https")
     try:
         parts = urlsplit(proxy.url)
-        usable = parts.scheme.lower() in kinds and parts.hostname and (parts.port is None or parts.port > 0)
+        has_host = _HOST.fullmatch(parts.hostname or "") is not None
+        usable = parts.scheme.lower() in kinds and has_host and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
         proxy = proxy._replace(url="...")

@@ -32,7 +32,8 @@ LOST = {
     "is nested two deeper": ["Bombay/photos/raw/1"],
     "is nested in parts": ["Bombay/train/1.jpg", "Bombay/test/2.jpg"],
     "is in the folder of another breed": ["Manx/Bombay/1.jpg"],
-    "is as many files beside the folders as another breed has": [f"Bombay_{number}.jpg" for number in range(4)],
+    "is as many files beside the folders as another breed has": [f"Bombay_{number}" for number in range(4)],
+    "is photos beside the folders, fewer than another breed has": [f"Bombay_{number}.JPG" for number in range(3)],
     "has a name of published notes and photos": ["data/1.jpg.zip"],
 }
 SHOWN = {
@@ -48,6 +49,7 @@ SHOWN = {
     "is nested in parts": "Bombay/: holds 2 folders with 2 files ('test', 'train')",
     "is in the folder of another breed": "Manx/Bombay/: holds 1 .jpg file",
     "is as many files beside the folders as another breed has": "4 files outside the breed folders: ",
+    "is photos beside the folders, fewer than another breed has": "3 files outside the breed folders: ",
     "has a name of published notes and photos": "data/: holds 1 .jpg.zip file",
 }
 
@@ -199,6 +201,31 @@ def test_of_two_folders_with_breed_folders_both_are_named_to_choose_from(tmp_pat
 
 
 @every_kind
+@pytest.mark.parametrize(("photos", "loose", "stops"), [(29, 2, False), (30, 3, True), (31, 3, False), (31, 4, True)])
+def test_photos_beside_the_folders_stop_the_run_if_they_may_be_a_breed_and_else_are_a_warning(
+    tmp_path, kind, photos, loose, stops
+):
+    good = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(photos)]
+    paths = [*good, *(f"Bombay_{number}.jpg" for number in range(loose)), "README", "LICENSE"]
+    if stops:
+        assert f"{loose + 2} files outside the breed folders: Bombay_0.jpg" in refusal(tmp_path, kind, paths)
+    else:
+        found = listing(tmp_path, kind, paths)
+        assert sorted(found.photos) == sorted(good)
+        said = [
+            f"{loose + 2} files outside the breed folders are left out: Bombay_0.jpg, Bombay_1.jpg, Bombay_2.jpg, ..."
+        ]
+        assert found.warnings == (said if loose >= 3 else [])
+
+
+@every_kind
+def test_a_breed_that_is_split_into_parts_is_not_named_as_a_folder_of_breeds(tmp_path, kind):
+    said = refusal(tmp_path, kind, [f"{breed}/{part}/1.jpg" for breed in BREEDS for part in ("train", "val")])
+    assert "Birman/: holds 2 folders with 2 files ('train', 'val')" in said
+    assert "if those are meant" not in said
+
+
+@every_kind
 @pytest.mark.parametrize("name", ["Bombay.7z", "Bombay.rar", "Bombay.tar.zst", "Manx/more.zip", "Manx/more.zip.001"])
 def test_an_archive_beside_photos_is_left_out_with_a_warning_to_unpack_it(tmp_path, kind, name):
     found = listing(tmp_path, kind, [*GOOD, name])
@@ -232,6 +259,7 @@ SPELLINGS = [
     ("Birman 1", "Birman\u200b 1"),
     ("Birman 1", "\uff22irman 1"),
     ("Straße", "STRASSE"),
+    *(("Birman 1", f"Birman{joint}1") for joint in ("_", "-", "__", " - ", "\u2010", "\u2013")),
     *(("Birman 1", f"Bir{chr(code)}man 1") for code in (0xAD, 0x34F, 0x2060, 0x3164, 0xFE0F, 0xFFA0, 0xE0100)),
 ]
 

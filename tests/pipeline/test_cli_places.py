@@ -188,3 +188,10 @@ def test_a_damaged_document_is_told(document, content):
     assert_told(
         catbreeds("report", "--data", "--workdir", "work"), "work/report", "damaged", "`catbreeds run` writes it"
     )
+
+
+@pytest.mark.parametrize("arguments", [["lineage", "1"], ["gate"]], ids=" ".join)
+def test_a_record_of_runs_that_cannot_be_opened_is_not_called_damaged_or_missing(here, arguments):
+    (here / "work" / "metadata.sqlite").mkdir(parents=True)
+    done = catbreeds(*arguments, "--workdir", "work")
+    assert_told(done, "work/metadata.sqlite: cannot be read: Is a directory")

@@ -175,6 +175,8 @@ def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
         ("http://localhost", "'http://localhost': "),
         ("[::1]", "'[::1]': "),
         ("", "'': not an IP address"),
+        ("224.0.0.1", "'224.0.0.1': a multicast address"),
+        ("ff02::1", "'ff02::1': a multicast address"),
         ("fe80::1%lo", "'fe80::1%lo': not an IP address"),
         ("192.0.2.1", "--host 192.0.2.1: Cannot assign requested address"),
         ("2001:db8::1", "--host 2001:db8::1: Cannot assign requested address"),

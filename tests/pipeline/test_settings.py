@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
 import serving.gateway.settings as gateway
 import serving.page.settings as page
@@ -154,6 +156,39 @@ def test_an_override_leaves_the_rest_of_its_section_alone():
     changed = load("demo", ["tuner.factor=2"])
     assert changed.tuner.factor == 2
     assert changed.tuner.model_dump(exclude={"factor"}) == load("demo").tuner.model_dump(exclude={"factor"})
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke"])
+@pytest.mark.parametrize("by", ["override", "environment"])
+def test_a_section_that_is_given_whole_keeps_the_keys_that_it_does_not_name(tmp_path, name, by):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(to_yaml(load(name)))
+    sections = [key for key, value in load(name) if isinstance(value, BaseModel)]
+    assert "gate" in sections
+    for section in sections:
+        key, value = next(iter(load(name).model_dump(mode="json")[section].items()))
+        text = yaml.safe_dump({key: value}, default_flow_style=True, width=1000)
+        given = (
+            {"overrides": [f"{section}={text}"]}
+            if by == "override"
+            else {"environment": {f"CATBREEDS_{section.upper()}": text}}
+        )
+        assert load(str(profile), **given) == load(name)
+
+
+def test_only_sections_are_merged_and_those_inside_others_too(tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("kubeflow: {env: {A: a}, embedding: {cpu: 8, memory: 32}}")
+    changed = load(str(profile), ["kubeflow={env: {B: b}, embedding: {memory: 16}}"]).kubeflow
+    assert changed.env == {"B": "b"}
+    assert (changed.embedding.cpu, changed.embedding.memory) == (8, 16)
+
+
+def test_what_two_sections_share_by_an_anchor_changes_in_one_of_them(tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("kubeflow: {embedding: &large {cpu: 8, memory: 32}, learning: *large}")
+    changed = load(str(profile), ["kubeflow.embedding.memory=16"]).kubeflow
+    assert (changed.embedding.memory, changed.learning.memory) == (16, 32)
 
 
 @pytest.mark.parametrize(

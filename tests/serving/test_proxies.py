@@ -229,7 +229,13 @@ def test_the_variable_that_counts_is_found(environment, variables, address, foun
     assert str(proxies.find(address)) == found
 
 
-@pytest.mark.parametrize("value", ["socks5h://p:1", "socks4://p", "ftp://p:1", "http://", "http://p:port", "http://[p"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("socks5h://p:1", "socks4://p", "ftp://p:1", "http://", "http://p:port", "http://[p"),
+        *("a b", "http://p<1>:1", "http://p,q:1", "'http://p:1'"),
+    ],
+)
 def test_what_is_no_http_proxy_is_refused_with_its_variable(environment, value):
     environment(HTTPS_PROXY=value)
     with pytest.raises(proxies.ProxyError, match="Set HTTPS_PROXY to the address of an HTTP proxy"):
