@@ -1,4 +1,4 @@
-"""CustomResourceDefinitions of the operators that the manifests use, from the Go modules that their projects publish."""
+"""CustomResourceDefinitions of the operators that the manifests use, from the Go modules of their projects."""
 
 import functools
 import json
