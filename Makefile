@@ -7,7 +7,7 @@ SHIM := requirements/tfx_bsl_sql_shim
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 # In as many processes as CI has cores; tests/conftest.py says which go together.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --ignore tests/cluster --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Installs a package of Debian's, unless there is a command of its name.
 DEBIAN = command -v $(1) || $(SUDO) apt-get install -y $(1) || { $(SUDO) apt-get update && $(SUDO) apt-get install -y $(1); }
@@ -22,10 +22,10 @@ FOREIGN := $(filter-out $(addprefix PIP_,$(SOURCES)) $(addprefix UV_,$(SOURCES))
 CLEAN := env $(addprefix -u ,$(FOREIGN))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow test-cluster coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## install Python packages into .venv, as locked
 
@@ -50,6 +50,10 @@ test: setup ## all tests but the slow ones; SLOW=1: those too, in the same sessi
 
 test-slow: setup ## the tests that take minutes each
 	$(PYTEST) -m slow
+
+test-cluster: setup ## the tests against the cluster that KUBECONFIG names; CONTRIBUTING.md says how to start one
+	@test -n "$$KUBECONFIG" || { echo "set KUBECONFIG to the file that names the cluster" >&2; exit 2; }
+	$(BIN)/pytest tests/cluster
 
 coverage: setup ## the tests of `test`, and how much of the code they run: build/coverage.xml
 	$(PYTEST) -m "not slow" --junitxml=build/tests.xml \

@@ -55,6 +55,7 @@ app.add_typer(cli_serving.app)
 
 def main() -> None:
     """Entry point of the console script."""
+    _open_standard_streams()
     # Some file names, and on a terminal that is not UTF-8 many characters, cannot be written as they are.
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
@@ -70,6 +71,16 @@ def main() -> None:
         fail(told(error))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
         sys.exit(Exit.WRONG_INPUT)
+
+
+def _open_standard_streams() -> None:
+    """Opens those that the caller has closed, as `>&-` does: a file that is opened later would take their number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 @app.command()

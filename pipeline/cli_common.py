@@ -2,12 +2,14 @@
 
 import enum
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.console import print_error
 from pipeline.settings import Settings, SettingsError, load, profiles
+from serving.names import printable
 
 ProfileOption = Annotated[str, typer.Option(help=f"{' or '.join(profiles())}, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting.")]
@@ -33,13 +35,31 @@ def fail(message: object, code: int = Exit.WRONG_INPUT) -> typer.Exit:
 
 def told(error: OSError) -> str:
     """The file and what is wrong with it; Python's own text where the error names no file."""
-    return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename is not None else str(error)
+    if error.filename is None:
+        return str(error)
+    path = os.fsdecode(error.filename)
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError) and no_folder(path)
+    return f"{path}: {in_the_way or error.strerror}"
+
+
+def no_folder(path: str) -> str:
+    """Why there can be no folder at `path`: what it is, or what one of the folders above it is; "" if nothing is."""
+    for place in (path, *map(str, Path(path).parents)):
+        name = "it" if place == path else place
+        if os.path.islink(place) and not os.path.exists(place):
+            return f"{name} is a link to {os.readlink(place)}, which does not exist"
+        if os.path.exists(place):
+            return "" if os.path.isdir(place) else f"{name} is not a folder"
+    return ""
 
 
 def read_settings(profile: str, overrides: list[str] | None, **options: str | None) -> Settings:
     """Settings of a command; its own options are the last word."""
     given = {key: value for key, value in options.items() if value is not None}
     try:
-        return load(profile, overrides or [], os.environ, given)
+        config = load(profile, overrides or [], os.environ, given)
     except SettingsError as error:
         raise fail(error) from None
+    if "workdir" in options and (problem := no_folder(config.workdir)):
+        raise fail(f"workdir: {printable(config.workdir)}: {printable(problem)}; choose another --workdir")
+    return config

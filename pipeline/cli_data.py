@@ -92,7 +92,8 @@ def _view() -> Iterator["TransferView"]:
     except DownloadError as error:
         raise fail(error, Exit.FAILED) from None
     except OSError as error:
-        raise fail(told(error), Exit.FAILED) from None
+        is_no_folder = isinstance(error, FileExistsError | NotADirectoryError)
+        raise fail(told(error), Exit.WRONG_INPUT if is_no_folder else Exit.FAILED) from None
     except KeyboardInterrupt:
         raise fail("stopped; run again to go on", Exit.FAILED) from None
 

@@ -266,7 +266,7 @@ def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: 
     if run.state != "SUCCEEDED":
         print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
         if run.state == "FAILED":
-            _show_failures(run, workflow, unread)
+            _show_failures(kubeflow, run, workflow, unread)
         return Exit.FAILED
     if _ADMITTED in tasks:
         admitted = (
@@ -283,7 +283,9 @@ def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: 
     return Exit.DONE
 
 
-def _show_failures(run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None") -> None:
+def _show_failures(
+    kubeflow: "Kubeflow", run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None"
+) -> None:
     """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
     if workflow:
         for node in workflow.failures():
@@ -296,6 +298,7 @@ def _show_failures(run: "V2beta1Run", workflow: "Workflow | None", unread: "Kube
         if task.state == "FAILED":
             pods = " ".join(child.pod_name for child in task.child_tasks or () if child.pod_name)
             print(f"{task.display_name} failed{': pods ' + pods if pods else ''}")
+    print(f"    kubectl logs -n {kubeflow.namespace} -l pipeline/runid={run.run_id} -c main --prefix --tail 50")
 
 
 def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:

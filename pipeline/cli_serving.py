@@ -146,11 +146,14 @@ def predict(
     ways = {"--gateway": gateway, "--grpc": grpc, "--rest": rest, "--workdir": workdir}
     if len(given := [flag for flag, value in ways.items() if value is not None]) > 1:
         raise fail(f"{' and '.join(given)}: say one of {', '.join(ways)}")
+    for flag, value in {**ways, "--label": label}.items():
+        if value is not None and not value.strip():
+            raise fail(f"{flag}: the value is empty; give one, or leave {flag} out")
     if label and not (grpc or rest):
         raise fail("--label needs --grpc or --rest")
     config = read_settings(profile, settings, workdir=workdir)
     from pipeline import asking
-    from serving.client import Answer, ClientError, ModelChoice, WrongAddress
+    from serving.client import Answer, ClientError, ModelChoice, WrongAddress, WrongKey
 
     model = ModelChoice(config.model_name, label=label)
     try:
@@ -162,7 +165,7 @@ def predict(
             outcomes = asking.ask_rest(rest, photos, model)
         else:
             outcomes = asking.ask_workdir(config, photos)
-    except (RegistryError, WrongAddress) as error:
+    except (RegistryError, WrongAddress, WrongKey) as error:
         raise fail(error) from None
     except ClientError as error:
         raise fail(error, Exit.FAILED) from None

@@ -17,7 +17,8 @@ import urllib3.exceptions
 
 from pipeline.argo_workflow import Workflow, WorkflowError, read_workflow
 from pipeline.compiled_spec import CompiledSpec
-from serving import proxies
+from serving import kubectl_configuration, proxies
+from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
 
 INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
 PORT_FORWARD = f"kubectl port-forward -n {INSTALLED_IN} svc/ml-pipeline-ui 8080:80"
@@ -92,6 +93,8 @@ class Kubeflow:
     def __init__(self, access: Access):
         configuration = _configuration(access)
         self._host, self._through_kubectl = configuration.host, not access.host
+        by_kubectl = self._through_kubectl and not access.token
+        self._sign_in = "sign in to the cluster again" if by_kubectl else "give a fresh --token or --cookie"
         self._ui = (access.ui or access.host or FORWARDED).split("#")[0].rstrip("/")
         self._namespace = access.namespace
         self._via = proxies.through(configuration.host)
@@ -111,6 +114,11 @@ class Kubeflow:
             raise KubeflowError(
                 f"{self._host} is not for many users, it has no namespace {self._namespace!r}: leave --namespace out"
             )
+
+    @property
+    def namespace(self) -> str:
+        """The namespace in which the pods of runs are."""
+        return self._namespace or INSTALLED_IN
 
     def link(self, kind: str, identity: str) -> str:
         """Address of a page of the UI; `kind` is "runs" or "recurringrun"."""
@@ -206,8 +214,12 @@ class Kubeflow:
             auth_settings=["Bearer"],
             _return_http_data_only=True,
         )
+        runtime = answer.get("pipeline_runtime")
+        manifest = runtime.get("workflow_manifest") if isinstance(runtime, dict) else None
+        if not manifest:
+            raise KubeflowError(f"{self._host}: run {run_id}: the server shows no Workflow of it")
         try:
-            return read_workflow((answer.get("pipeline_runtime") or {}).get("workflow_manifest") or "")
+            return read_workflow(manifest)
         except WorkflowError as error:
             raise KubeflowError(f"{self._host}: run {run_id}: {error}") from None
 
@@ -326,7 +338,9 @@ class Kubeflow:
         said = _said(error)
         match error.status:
             case http.HTTPStatus.UNAUTHORIZED:
-                what = "does not know you: give a fresh --token or --cookie"
+                what = f"does not know you: {self._sign_in}"
+            case http.HTTPStatus.FORBIDDEN if ANONYMOUS in said:
+                what = f"does not know you: {self._sign_in}"
             case http.HTTPStatus.FORBIDDEN if self._namespace:
                 what = f"does not let you work in namespace {self._namespace!r}: is it yours?"
             case http.HTTPStatus.FORBIDDEN:
@@ -359,13 +373,13 @@ def _configuration(access: Access) -> api.Configuration:
 
 
 def _read_kubeconfig(configuration: api.Configuration, context: str | None) -> None:
-    import kubernetes
+    from kubernetes.client import Configuration
 
     # Not into `configuration` itself: each renewal of a token would put the host back.
-    kube = kubernetes.client.Configuration()
+    kube = Configuration()
     try:
-        kubernetes.config.load_kube_config(context=context, client_configuration=kube)
-    except kubernetes.config.ConfigException as error:
+        kubectl_configuration.load(kube, context)
+    except ConfigurationError as error:
         raise KubeflowError(
             f"no Kubeflow Pipelines to talk to: say --host, or set KF_PIPELINES_ENDPOINT, or KUBECONFIG ({error}). "
             f"To reach one in a cluster: {PORT_FORWARD}, then --host {FORWARDED}"

@@ -287,6 +287,8 @@ class Settings(_Section):
     def _local(cls, value):
         if "://" in value:
             raise ValueError("must be a folder of this machine; mount the bucket")
+        if not value.strip():
+            raise ValueError("must be the path of a folder")
         return value
 
     @field_validator("backbones")
@@ -332,8 +334,13 @@ def load(
                 raise SettingsError(f"{name} and {variables[key]} both set {key}; remove one")
             _assign(values, key, value, name)
             variables[key] = name
+    _refuse_parts_of_others(variables)
+    given: dict[str, str] = {}
     for override in overrides:
-        variables.pop(_override(values, override), None)
+        key = _override(values, override)
+        variables.pop(key, None)
+        given[key] = f"--set {override}"
+    _refuse_parts_of_others(given)
     for key in options or {}:
         variables.pop(key, None)
     values.update(options or {})
@@ -392,6 +399,16 @@ def _read_profile(profile: str) -> dict[str, Any]:
 def _copied(value: Any) -> Any:
     """`value` with mappings of its own wherever YAML's anchors share one, so that a change stays in one place."""
     return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _refuse_parts_of_others(origins: Mapping[str, str]) -> None:
+    """Of `gate={...}` and `gate.margin=...` one would silently undo the other."""
+    for section, whole in origins.items():
+        for key, part in origins.items():
+            if key.startswith(f"{section}."):
+                raise SettingsError(
+                    f"{whole} and {part} contradict each other: the first sets all of {section!r}; remove one"
+                )
 
 
 def _override(values: dict[str, Any], override: str) -> str:

@@ -1,9 +1,11 @@
 """Where servers listen: the addresses of this machine, IPv4 and IPv6."""
 
 import ipaddress
+import re
 import socket
 
 LOOPBACK = "127.0.0.1"
+_PORT = re.compile(r"(?:[a-z]+://)?[^/?#]*:(\d+)(?:[/?#]|$)", re.IGNORECASE)
 # What is bound to all addresses is reached on this machine by loopback.
 _REACHED_BY = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
@@ -15,6 +17,7 @@ def resolve(host: str) -> str:
         OSError: the name is unknown.
         ValueError: it is no host, an address of a single network interface, which no URL can name, or of a group.
     """
+    host = without_brackets(host)
     if not host or "%" in host:
         raise ValueError("not an IP address or a host name")
     try:
@@ -25,6 +28,17 @@ def resolve(host: str) -> str:
     if ip.is_multicast:  # a server can bind to it, but no client can connect
         raise ValueError("a multicast address")
     return str(ip)
+
+
+def without_brackets(host: str) -> str:
+    """`host`; an IPv6 address that is written as in a URL, without its brackets."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def has_possible_port(address: str) -> bool:
+    """Whether the port of `address`, a URL or HOST:PORT, can be one; also where it has none, or no number."""
+    port = _PORT.match(address)
+    return port is None or 1 <= int(port[1]) <= 65535
 
 
 def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:

@@ -56,6 +56,11 @@ def is_utf_8(name: str) -> bool:
     return not any(unicodedata.category(char) == _NOT_UTF_8 for char in name)
 
 
+def is_header_value(text: str) -> bool:
+    """Whether an HTTP header can carry it."""
+    return text.isascii() and text.isprintable()
+
+
 def spelling(name: str) -> str:
     """What is equal for names that differ only in Unicode form, case, invisible characters or what is between words."""
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")

@@ -26,6 +26,7 @@ from serving.client.errors import (
     Unavailable,
     Unreachable,
     WrongAddress,
+    WrongKey,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "Unavailable",
     "Unreachable",
     "WrongAddress",
+    "WrongKey",
 ]

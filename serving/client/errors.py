@@ -41,6 +41,10 @@ class WrongAddress(Refused):
     """The address is none, or not that of such a server: it has a path that is not the server's, for example."""
 
 
+class WrongKey(Refused):
+    """No HTTP header can carry the key."""
+
+
 class BadAnswer(ClientError):
     """The server failed, or answers something else than a breed classifier does."""
 

@@ -8,8 +8,9 @@ import httpx
 from serving import http_client, proxies
 from serving.client.answers import Answer, Model, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike, names, read
-from serving.client.errors import BadAnswer, Busy, NotServed, Refused, TimedOut, Unavailable
-from serving.client.http import TIMEOUT, errors_told, json_of, wrong_address
+from serving.client.errors import BadAnswer, Busy, NotServed, Refused, TimedOut, Unavailable, WrongKey
+from serving.client.http import TIMEOUT, checked, errors_told, json_of, wrong_address
+from serving.names import is_header_value
 from serving.photo import PhotoError
 
 _PATH = "/v1/breeds:predict"
@@ -31,7 +32,7 @@ class GatewayClient(Client):
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT, request_key: str | None = None):
-        self._url = url.rstrip("/")
+        self._url = checked(url)
         self._http = http_client.client(timeout=timeout, headers=_headers(api_key, request_key))
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -60,7 +61,7 @@ class AsyncGatewayClient(AsyncClient):
     """As GatewayClient, for asyncio."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = TIMEOUT, request_key: str | None = None):
-        self._url = url.rstrip("/")
+        self._url = checked(url)
         self._http = http_client.async_client(timeout=timeout, headers=_headers(api_key, request_key))
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -82,6 +83,9 @@ class AsyncGatewayClient(AsyncClient):
 
 
 def _headers(api_key: str | None, request_key: str | None) -> dict[str, str]:
+    for name, key in (("API key", api_key), ("request key", request_key)):
+        if key and not is_header_value(key):
+            raise WrongKey(f"the {name} has characters that no HTTP header can carry; it must be printable ASCII")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return headers | ({"X-Request-Key": request_key} if request_key else {})
 

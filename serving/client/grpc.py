@@ -23,6 +23,7 @@ from serving.client.errors import (
     WrongAddress,
     is_unknown_label,
 )
+from serving.listening import has_possible_port
 
 TIMEOUT = 30.0  # seconds
 
@@ -69,7 +70,7 @@ class GrpcClient(Client):
 
     Raises:
         Refused: the environment names a proxy that cannot be used.
-        WrongAddress: `target` is a URL.
+        WrongAddress: `target` is a URL, or its port is none.
     """
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
@@ -148,6 +149,8 @@ def _options(target: str) -> list[tuple[str, str | int]]:
 def _checked(target: str) -> str:
     if target.startswith(("http://", "https://")):
         raise WrongAddress(f"{target} is no address of gRPC; write HOST:PORT")
+    if not has_possible_port(target):
+        raise WrongAddress(f"{target} is no address of gRPC: a port is 1 to 65535; write HOST:PORT")
     return target
 
 

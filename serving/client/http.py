@@ -8,8 +8,22 @@ import httpx
 
 from serving import proxies
 from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable, WrongAddress
+from serving.listening import has_possible_port
 
 TIMEOUT = 30.0  # seconds
+# What OpenSSL says of a server that answers something else than TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "RECORD_LAYER_FAILURE", "record layer failure")
+
+
+def checked(url: str) -> str:
+    """`url` without a slash at its end.
+
+    Raises:
+        WrongAddress: its port is none.
+    """
+    if not has_possible_port(url):
+        raise WrongAddress(f"{url} is no address of a server: a port is 1 to 65535; write http://HOST:PORT")
+    return url.rstrip("/")
 
 
 @contextlib.contextmanager
@@ -31,6 +45,8 @@ def errors_told(url: str) -> Iterator[None]:
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
         raise WrongAddress(f"{url} is no address of a server: {error}; write http://HOST:PORT") from None
     except httpx.TransportError as error:
+        if any(reason in str(error) for reason in _NO_TLS):
+            raise WrongAddress(f"{url} does not speak https; write http://HOST:PORT") from None
         raise Unreachable(f"{url} cannot be reached{proxies.through(url)}: {error}") from None
 
 

@@ -16,7 +16,7 @@ from serving import http_client
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
 from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
-from serving.client.http import TIMEOUT, errors_told, json_of, wrong_address
+from serving.client.http import TIMEOUT, checked, errors_told, json_of, wrong_address
 
 _SERVER = "a model server's REST"
 _Conversation = Generator[httpx.Request, httpx.Response, list[Answer]]
@@ -32,7 +32,7 @@ class RestClient(Client):
     """
 
     def __init__(self, url: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
-        self._url, self._asked = url.rstrip("/"), model
+        self._url, self._asked = checked(url), model
         self._http = http_client.client(timeout=timeout)
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
@@ -55,7 +55,7 @@ class AsyncRestClient(AsyncClient):
     """As RestClient, for asyncio."""
 
     def __init__(self, url: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
-        self._url, self._asked = url.rstrip("/"), model
+        self._url, self._asked = checked(url), model
         self._http = http_client.async_client(timeout=timeout)
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:

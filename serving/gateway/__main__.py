@@ -42,6 +42,9 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Or uvicorn takes both from variables that are meant for other programs.
+        workers=1,
+        proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.grace_seconds,
     )

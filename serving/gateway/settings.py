@@ -1,6 +1,7 @@
 """Settings of the gateway, from environment variables: `CATBREEDS_GATEWAY_PORT=80` is `port`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from serving import photo
 from serving.environment import is_service_link
+from serving.listening import has_possible_port, without_brackets
 
 PREFIX = "CATBREEDS_GATEWAY_"
 
@@ -40,6 +42,14 @@ def _origin(text: str) -> str:
 def _grpc_target(text: str) -> str:
     if text.startswith(("http://", "https://")):
         raise ValueError("gRPC has no URLs; write HOST:PORT")
+    if not has_possible_port(text):
+        raise ValueError("a port is 1 to 65535; write HOST:PORT")
+    return text
+
+
+def _file(text: str) -> str:
+    if Path(text).is_dir():
+        raise ValueError("is a folder; name the file")
     return text
 
 
@@ -53,7 +63,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = Field("0.0.0.0", description="address to listen on")
+    host: Annotated[str, AfterValidator(without_brackets)] = Field(
+        "0.0.0.0", min_length=1, description="address to listen on"
+    )
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     model_server: Annotated[str, AfterValidator(_grpc_target)] = Field(
         "localhost:8500", min_length=1, description="gRPC address of the model server"
@@ -64,7 +76,7 @@ class Settings(BaseModel):
         min_length=1,
         description="label of the version that is asked for; unset: what the server serves by default",
     )
-    traffic_file: str | None = Field(
+    traffic_file: Annotated[str, AfterValidator(_file)] | None = Field(
         None, min_length=1, description="file in which rollout says what share of the requests the canary gets"
     )
     deadline_seconds: float = Field(10, gt=0, le=600, description="from a photo that has arrived to its answer")

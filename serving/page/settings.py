@@ -7,6 +7,8 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from serving.environment import is_service_link
+from serving.listening import without_brackets
+from serving.names import is_header_value
 
 PREFIX = "CATBREEDS_PAGE_"
 
@@ -44,7 +46,8 @@ class Settings:
             try:
                 values[name] = _READ.get(name, str)(text)
             except ValueError as error:
-                raise SettingsError(f"{variable}: {error} (got {text!r})") from None
+                got = "" if name == "api_key" else f" (got {text!r})"
+                raise SettingsError(f"{variable}: {error}{got}") from None
         return cls(**values)
 
 
@@ -70,7 +73,13 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-_READ = {"gateway": _url, "port": _port, "samples": _folder}
+def _key(text: str) -> str:
+    if not is_header_value(text):
+        raise ValueError("must be printable ASCII")
+    return text
+
+
+_READ = {"gateway": _url, "api_key": _key, "host": without_brackets, "port": _port, "samples": _folder}
 
 
 def help_text() -> str:

@@ -4,6 +4,7 @@ It gets, creates and updates that ConfigMap and lists pods, nothing else. From o
 `kubectl port-forward`, which gets the pod, and gets or creates its pods/portforward.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -18,8 +19,9 @@ import kubernetes.config
 import urllib3.exceptions
 from kubernetes.client import ApiException
 
-from serving import proxies
+from serving import kubectl_configuration, proxies
 from serving.bound_process import bound
+from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
 from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
 from serving.rollout.plan import Plan, PlanError, read_plan
 
@@ -77,10 +79,8 @@ class Cluster:
             if self._inside:
                 kubernetes.config.load_incluster_config(configuration)
             else:
-                # The client would keep what KUBECONFIG was when it was imported.
-                file = os.environ.get("KUBECONFIG")
-                kubernetes.config.load_kube_config(file, context=context, client_configuration=configuration)
-        except kubernetes.config.ConfigException as error:
+                kubectl_configuration.load(configuration, context)
+        except (kubernetes.config.ConfigException, ConfigurationError) as error:
             raise FleetError(f"no configuration of a Kubernetes cluster: {error}") from None
         try:
             proxy = proxies.find(configuration.host)
@@ -168,16 +168,17 @@ class Cluster:
         try:
             return method(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
         except ApiException as error:
+            message = _message(error)
             if error.status == 404:
-                raise _NotFound(f"{self.where}: not found") from None
+                raise _NotFound(f"{self.where}: {message}; is it another --namespace or --context?") from None
             if error.status == 409:
                 raise Conflict(f"{self.where}: somebody else has just changed the ConfigMap {CONFIG_MAP}") from None
-            if error.status == 401:
-                raise FleetError(f"{self.where}: not signed in: {_message(error)}; sign in again") from None
+            if error.status == 401 or (error.status == 403 and ANONYMOUS in message):
+                raise FleetError(f"{self.where}: not signed in: {message}; sign in again") from None
             if error.status == 403:
-                raise FleetError(f"{self.where}: not allowed: {_message(error)}; docs/rollout.md has a Role") from None
+                raise FleetError(f"{self.where}: not allowed: {message}; docs/rollout.md has a Role") from None
             raise FleetError(
-                f"{self.where}: Kubernetes answers {error.status}{self._via}: {_message(error)}; try again"
+                f"{self.where}: Kubernetes answers {error.status}{self._via}: {message}; try again"
             ) from None
         except (_NoDocument, UnicodeDecodeError) as error:
             raise FleetError(f"{self.where}: Kubernetes answers{self._via} with {error}; try again") from None
@@ -261,7 +262,7 @@ def _server(pod: Any, port: str) -> Server | None:
 def _message(error: ApiException) -> str:
     """What Kubernetes says, for people; proxies before it answer with something else than its Status object."""
     text = (error.body or "").strip()
-    try:
-        return json.loads(text)["message"]
-    except (ValueError, KeyError, TypeError):
-        return text[:500] or error.reason or "no reason given"
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        text = str(json.loads(text)["message"]).strip()
+    is_sentence = text and text[0] not in "<{["  # no web page, and no JSON of a proxy
+    return text.partition("\n")[0][:500] if is_sentence else error.reason or "no reason given"

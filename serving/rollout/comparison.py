@@ -96,14 +96,22 @@ def read_traffic(address: str) -> dict[str, Traffic]:
         address: host:port of the gateway.
 
     Raises:
-        OSError: it does not answer.
+        OSError: it does not answer, or not as a gateway does.
     """
     url = f"http://{address}/metrics"
     try:
         with http_client.client(timeout=_TIMEOUT_SECONDS) as client:
-            text = client.get(url).raise_for_status().text
+            answer = client.get(url)
+        if not answer.is_success:
+            raise OSError(f"{url}{proxies.through(url)}: answers {answer.status_code} {answer.reason_phrase}")
+        return _traffic(answer.text)
     except (httpx.HTTPError, proxies.ProxyError) as error:
         raise OSError(f"{url}{proxies.through(url)}: {error}") from None
+    except (ValueError, KeyError, OverflowError) as error:
+        raise OSError(f"{url}{proxies.through(url)}: these are no metrics of a gateway: {error!r}") from None
+
+
+def _traffic(text: str) -> dict[str, Traffic]:
     families = list(text_string_to_metric_families(text))
     samples = [sample for family in families for sample in family.samples if "label" in sample.labels]
     counted: dict[str, dict[str, int]] = {}

@@ -22,12 +22,21 @@ from serving.wire.model_management_pb2 import (
 
 _SERVICE = "/tensorflow.serving.ModelService"
 _PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
-# The last one is gRPC's when a server has no thread left.
-_TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+# They say nothing of the configuration: the server is away or out of order, or a proxy before it refuses the call.
+_NO_ANSWER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own when a server has no thread left
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
 
 
 class Refused(ValueError):
-    """The server wants to serve no such configuration, or does not know what it was asked for."""
+    """The server takes no such configuration, or does not know what it was asked for."""
 
 
 class NotYet(Refused):
@@ -132,8 +141,8 @@ class ModelServer:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             code, text = error.code(), error.details() or ""
-            if code in _TRY_AGAIN:
-                raise Unreachable(f"{text}{self._via}") from None
+            if code in _NO_ANSWER:
+                raise Unreachable(f"{code.name}: {text}{self._via}") from None
             kind = Refused
             if code == grpc.StatusCode.FAILED_PRECONDITION:
                 kind = NotYet

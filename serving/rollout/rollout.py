@@ -156,6 +156,9 @@ class Rollout:
         self._serve(lambda: {**self._registry.labels(), CANARY: version}, only_load=True)
         golden = self._ask_golden(version)
         self._registry.promote(version, CANARY)
+        if version == self._registry.stable():  # somebody has promoted it meanwhile
+            self.stop_canary("", version)
+            raise RolloutError(f"version {version} is stable already")
         told = self._serve(self._registry.labels, share)
         self._require_label(CANARY, version)
         return golden, told
@@ -289,12 +292,14 @@ class Rollout:
                 live, _ = self._fleet.read()
                 taken = goal.labelled - set(live.versions if live else goal.versions)
                 if only_load and taken:
+                    self._follow()
                     raise RolloutError(
                         f"{self._fleet.where}: somebody else is rolling out, and took version {min(taken)} from the "
                         "servers; no label was moved, try again when that has ended"
                     ) from None
             except Conflict:
                 continue
+        self._follow()
         raise RolloutError(f"{self._fleet.where}: the live configuration changed {_TRIES} times meanwhile; try again")
 
     def _goal(self, labels: Mapping[str, int], share: float) -> Plan:
@@ -327,7 +332,8 @@ class Rollout:
             if silent and insist:
                 break
             current = step
-        for server, error in silent.items():
+        if silent and not self._is_overtaken(revision):
+            server, error = next(iter(silent.items()))
             moved = "nothing more was moved" if insist else "all others have moved"
             raise RolloutError(f"{server.name} does not answer: {error}; {moved}, try again")
         if self._fleet.read()[1] != revision:
@@ -335,11 +341,26 @@ class Rollout:
         return told
 
     def _undo(self, live: Plan, step: Plan, revision: str) -> None:
-        """Back to `live`, as far as servers answer; whoever has changed the configuration meanwhile cares for it."""
-        with contextlib.suppress(FleetError, RolloutError):
+        """Back to `live`, unless somebody has changed the configuration meanwhile."""
+        with contextlib.suppress(FleetError):
             if step != live:
-                revision = self._fleet.write(live, revision)
-            self._tell_all(live, revision, live.labelled, last=False, silent={})
+                self._fleet.write(live, revision)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Brings servers to the live configuration, as far as they answer.
+
+        A configuration that this command has sent may have reached a server after that of whoever has changed it.
+        """
+        with contextlib.suppress(FleetError, RolloutError):
+            for _ in range(_TRIES):
+                live, revision = self._fleet.read()
+                if live is None:
+                    return
+                with contextlib.suppress(Overtaken):
+                    self._tell_all(live, revision, live.labelled, last=False, silent={})
+                    if not self._is_overtaken(revision):
+                        return
 
     def _tell_all(
         self, plan: Plan, revision: str, needed: Collection[int], last: bool, silent: dict[Server, Unreachable]

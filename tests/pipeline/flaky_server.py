@@ -123,8 +123,8 @@ def said_shorter(handler: Handler, content: bytes) -> None:
     handler.wfile.write(content[:-100])
 
 
-def status(code: int) -> Answer:
-    return lambda handler, _: handler.head(code, 0)
+def status(code: int, body: bytes = b"") -> Answer:
+    return lambda handler, _: (handler.head(code, len(body)), handler.wfile.write(body))
 
 
 def stalled_after(count: int, released: threading.Event) -> Answer:

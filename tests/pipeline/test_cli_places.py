@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,38 @@ def test_a_place_that_cannot_be_used_is_named(here, draw_photos, arguments):
 def test_a_place_that_cannot_be_written_is_told_on_a_terminal_too(here):
     code, output = on_terminal(200, "compile", "--output", "file")
     assert code == 2
-    assert output == "catbreeds: file: File exists; --output must be a folder that can be written\n"
+    assert output == "catbreeds: file: it is not a folder; --output must be a folder that can be written\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["models", "--workdir"], ["serve", "--workdir"], *OUTPUT_COMMANDS[:5]], ids=" ".join
+)
+def test_a_place_of_a_folder_where_something_else_is_says_what_it_is(here, arguments):
+    (here / "link").symlink_to("nowhere")
+    for place, problem in (
+        ("file", "file is not a folder"),
+        ("file/below", "file is not a folder"),
+        ("link", "it is a link to nowhere, which does not exist"),
+    ):
+        done = catbreeds(*arguments, place)
+        assert_told(done, place, problem if arguments[0] in ("sample-data", "data") else problem.removeprefix("file "))
+        assert done.returncode == 2
+    assert not (here / "nowhere").exists()
+
+
+@pytest.mark.parametrize("arguments", [["run", "--print-config"], ["models"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_caller_closed_is_no_error(here, arguments, closed):
+    command = f"{shlex.quote(str(CATBREEDS))} {' '.join(arguments)} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout == "") == (">&- " in f"{closed} ".replace("2>&-", ""))
+
+
+@pytest.mark.parametrize("arguments", [["run", "--print-config"], ["models"], ["models", "--json"]], ids=" ".join)
+def test_a_reader_that_wants_no_more_ends_the_command_without_a_traceback(here, arguments):
+    command = f"{shlex.quote(str(CATBREEDS))} {' '.join(arguments)} | true"
+    assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False).stderr == ""
 
 
 def test_a_full_disk_is_told(here):

@@ -85,7 +85,7 @@ def call(url) -> Callable[..., Result]:
 def call_by_kubectl(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """Calls `catbreeds` with a configuration of kubectl and without a host."""
 
-    def call(config: dict, *arguments: object) -> subprocess.CompletedProcess:
+    def call(config: dict | str, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"
         file.write_text(yaml.safe_dump(config))
         command = [str(CATBREEDS), *map(str, arguments)]
@@ -189,6 +189,35 @@ def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, ta
     assert "succeeded" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({}, "the server shows no Workflow of it"),
+        ({"pipeline_runtime": {"workflow_manifest": ""}}, "the server shows no Workflow of it"),
+        ({"pipeline_runtime": [1]}, "the server shows no Workflow of it"),
+        ({"pipeline_runtime": {"workflow_manifest": "{}"}}, "the server's Workflow cannot be read"),
+        (
+            {"pipeline_runtime": {"workflow_manifest": '{"metadata": {}, "status": {"compressedNodes": "H4sIAAAA"}}'}},
+            "the server's Workflow cannot be read",
+        ),
+        (
+            {
+                "pipeline_runtime": {
+                    "workflow_manifest": '{"metadata": {}, "status": {"offloadNodeStatusVersion": "1"}}'
+                }
+            },
+            "Argo Workflows keeps the status of the nodes in a database of its own",
+        ),
+    ],
+)
+def test_a_workflow_that_does_not_tell_the_outcome_is_no_success(call, server, spec, monkeypatch, answer, why):
+    server.node_bytes, server.script = LARGE, [("SUCCEEDED", REFUSED)]
+    monkeypatch.setattr(server, "get_run_v1beta1", lambda run_id: answer)
+    done = call("submit", spec, "--poll", "0.01")
+    assert done.exit_code == 1
+    assert re.search(f"whether a model was pushed cannot be read: http.*: {why}", done.stderr)
+
+
 def test_an_outcome_that_the_server_reports_itself_needs_no_workflow(call, server, spec):
     server.v1beta1 = False
     for tasks, code in [(REFUSED, 3), (dict.fromkeys(TASKS, "SUCCEEDED"), 0)]:
@@ -222,13 +251,16 @@ def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server,
     assert "no status of its nodes: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
 
 
-def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec):
-    server.v1beta1 = False
+@pytest.mark.parametrize("namespace", ["", "alice"])
+def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec, namespace):
+    server.v1beta1, server.namespaces = False, {namespace} - {""}
     server.script = [("FAILED", {"Tuner-driver": "FAILED"})]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll", "0.01", KF_PIPELINES_NAMESPACE=namespace)
     assert done.exit_code == 1
     assert "Why it failed cannot be read" in done.stdout
     assert re.search(r"^Tuner-driver failed: pods catbreeds-x7k2p-\d+$", done.stdout, re.MULTILINE)
+    pods = f"-n {namespace or 'kubeflow'} -l pipeline/runid={only(server.runs)['run_id']}"
+    assert done.stdout.splitlines()[-1] == f"    kubectl logs {pods} -c main --prefix --tail 50"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kfp_specs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -418,6 +450,12 @@ def test_kubectl_s_configuration_leads_to_the_server(call_by_kubectl, server, ur
     assert "http://localhost:8080/#/runs/details/" in done.stdout
     assert_refused(call_by_kubectl(config, "submit", spec, "--context", "there"), "not in namespace kubeflow", "--host")
     assert_refused(call_by_kubectl(config, "submit", spec, "--context", "nowhere"), "nowhere", "say --host")
+    server.token = "renewed"
+    assert_refused(call_by_kubectl(config, "submit", spec), "does not know you: sign in to the cluster again (401")
+
+
+def test_kubectl_s_configuration_that_is_damaged_is_named(call_by_kubectl, spec, tmp_path):
+    assert_refused(call_by_kubectl("hello", "submit", spec), f"KUBECONFIG={tmp_path}/kubeconfig: cannot be read")
 
 
 def test_a_certificate_that_is_not_trusted_is_refused_unless_it_is_named(call, server, spec, tmp_path):

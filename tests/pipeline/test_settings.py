@@ -124,10 +124,23 @@ def test_all_that_is_wrong_is_said_at_once():
         ("kubeflow.secrets=[{name: a, key: b, name: c, variable: D}]", "key 'name' is there twice"),
         ("seed.train=1", "seed: Input should be a valid integer"),
         ("weights.kind=1", "'weights' is a value, it has no keys below it"),
+        ("workdir=' '", "workdir: must be the path of a folder"),
     ],
 )
 def test_an_override_that_cannot_be_read_is_refused(override, part):
     assert part in refusal(override)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_section_and_a_key_of_it_contradict_each_other(order):
+    overrides = ["gate={min_accuracy: 0.4}", "gate.margin=0.01"]
+    said = (
+        "--set gate={min_accuracy: 0.4} and --set gate.margin=0.01 contradict each other: the first sets all of 'gate'"
+    )
+    assert said in refusal(*overrides[::order])
+    environment = {"CATBREEDS_GATE": "{}", "CATBREEDS_GATE__MARGIN": "0.01"}
+    assert "CATBREEDS_GATE and CATBREEDS_GATE__MARGIN contradict each other" in refusal(environment=environment)
+    assert load("demo", overrides[1:], {"CATBREEDS_GATE": "{min_accuracy: 0.4}"}).gate.margin == 0.01
 
 
 def test_the_later_source_wins(tmp_path):

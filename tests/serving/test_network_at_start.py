@@ -1,5 +1,6 @@
-"""Page, gateway and model server ask no other machine when they start: not every cluster may reach the internet."""
+"""What images start asks no other machine at its start: not every cluster may reach the internet."""
 
+import json
 import os
 import signal
 import subprocess
@@ -41,12 +42,17 @@ SERVERS = {
 }
 
 
+def guarded(folder: Path) -> dict[str, str]:
+    """The environment of a process under the guard, which notes in the file `asked`."""
+    (folder / "sitecustomize.py").write_text(GUARD)
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    return os.environ | {"ASKED": str(folder / "asked"), "PYTHONPATH": path, "HOME": str(folder)}
+
+
 def start(folder: Path, module: str) -> None:
     """Runs a server under the guard until it answers and SIGTERM has ended it."""
-    (folder / "sitecustomize.py").write_text(GUARD)
     place, port = SERVERS[module][0], free_port()
-    path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
-    environment = os.environ | {"ASKED": str(folder / "asked"), "PYTHONPATH": path, "HOME": str(folder)}
+    environment = guarded(folder)
     flags = []
     if place.startswith("--"):
         (folder / "none.config").write_text("model_config_list {}")
@@ -79,9 +85,18 @@ def test_a_server_asks_nobody_beyond_this_machine_when_it_starts(tmp_path, modul
     assert (tmp_path / "asked").read_text() == ""
 
 
+def test_a_task_of_a_pipeline_asks_nobody_by_itself(tmp_path):
+    invocation = {
+        "inputs": {"parameterValues": {"marker": str(tmp_path / "told")}},
+        "outputs": {"artifacts": {}, "outputFile": str(tmp_path / "output.json")},
+    }
+    command = ["-m", "pipeline.kubeflow_entrypoint", "tests.kfp.executors.TellsParameters", json.dumps(invocation), ""]
+    subprocess.run([sys.executable, *command], env=guarded(tmp_path), check=True, timeout=DEADLINE)
+    assert (tmp_path / "told").read_text() == "marker"
+    assert (tmp_path / "asked").read_text() == ""
+
+
 def test_the_guard_notes_who_is_asked(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(GUARD)
     script = "import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
-    environment = os.environ | {"ASKED": str(tmp_path / "asked"), "PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    subprocess.run([sys.executable, "-c", script], env=guarded(tmp_path), check=False)
     assert (tmp_path / "asked").read_text() == "socket.connect ('192.0.2.1', 9)\n"

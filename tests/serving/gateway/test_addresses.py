@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client import WrongAddress
+from serving.client import WrongAddress, WrongKey
 from serving.client.gateway import GatewayClient
 from tests.running import catbreeds
 from tests.serving.gateway.gateways import PHOTOS
@@ -49,11 +49,30 @@ def test_the_address_of_another_server_is_told(gateway, model_server, photo):
         ("--rest", "localhost", "write http://HOST:PORT"),
         ("--gateway", "http://", "write http://HOST:PORT"),
         ("--gateway", "http://localhost:many", "write http://HOST:PORT"),
+        ("--gateway", "http://localhost:99999", "a port is 1 to 65535; write http://HOST:PORT"),
+        ("--rest", "http://[::1]:0/", "a port is 1 to 65535; write http://HOST:PORT"),
+        ("--grpc", "localhost:99999", "a port is 1 to 65535; write HOST:PORT"),
+        *((flag, "", f"{flag}: the value is empty") for flag in ("--gateway", "--rest", "--grpc", "--label")),
     ],
 )
 def test_what_is_no_address_is_wrong_usage(photo, flag, address, says):
     code, said = predict(photo, flag, address)
     assert (code, says in said) == (2, True), said
+
+
+def test_an_https_address_of_a_server_that_speaks_http_is_wrong_usage(gateway, model_server, photo):
+    for flag, port in (("--gateway", gateway.port), ("--rest", model_server.rest_port)):
+        code, said = predict(photo, flag, f"https://localhost:{port}")
+        assert (code, f"https://localhost:{port} does not speak https; write http://HOST:PORT" in said) == (2, True)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "\x7f"])
+def test_a_key_that_no_header_can_carry_is_wrong_usage_and_is_not_shown(gateway, photo, key):
+    done = catbreeds("predict", photo, "--gateway", gateway.url, "--api-key", key)
+    assert (done.returncode, "the API key has characters that no HTTP header" in done.stderr) == (2, True)
+    assert key not in done.stderr
+    with pytest.raises(WrongKey, match="the request key has characters"):
+        GatewayClient(gateway.url, request_key=key)
 
 
 def test_a_slash_at_the_end_changes_nothing(gateway, photo):

@@ -3,12 +3,14 @@
 import re
 import signal
 import socket
+import subprocess
 
+import httpx
 import pytest
 
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem, start
-from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually, free_port
+from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually, free_port, listening
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -39,6 +41,21 @@ def test_head_says_that_it_is_not_ready(start_gateway):
     gateway = start_gateway(free_port())
     response = gateway.http.head("/readyz")
     assert (response.status_code in (503, 504), response.content) == (True, b"")
+
+
+def test_variables_of_other_programs_change_nothing_and_an_address_may_have_brackets(monkeypatch):
+    others = {"WEB_CONCURRENCY": "many", "HOST": "x", "PORT": "y", "FORWARDED_ALLOW_IPS": "?", "UVICORN_PORT": "1"}
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    port = free_port()
+    process = start({"host": "[::1]", "port": str(port)}, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: process.poll() is not None or listening(process.pid))
+        assert listening(process.pid) == {port: "::1"}
+        assert httpx.get(f"http://[::1]:{port}/healthz", timeout=DEADLINE).is_success
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
 
 
 def test_a_label_that_is_configured_is_asked_for(start_gateway, model_server):
@@ -113,6 +130,9 @@ def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, mode
         ({"max_pixel": "5"}, "CATBREEDS_GATEWAY_MAX_PIXEL: no such setting; there are "),
         ({"api_keys": "secret"}, "CATBREEDS_GATEWAY_API_KEYS: "),
         ({"model_server": "http://localhost:8500"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, gRPC has no URLs"),
+        ({"model_server": "localhost:99999"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, a port is 1 to 65535"),
+        ({"traffic_file": "/"}, "CATBREEDS_GATEWAY_TRAFFIC_FILE: Value error, is a folder; name the file"),
+        ({"host": ""}, "CATBREEDS_GATEWAY_HOST: "),
         *(
             ({"cors_origins": f"https://cats.example,{origin}"}, f"CATBREEDS_GATEWAY_CORS_ORIGINS: {origin!r}")
             for origin in (

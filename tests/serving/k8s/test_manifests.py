@@ -8,11 +8,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.serving.k8s.promises import PROMISES, changed
+from tests.serving.k8s import custom_resources
+from tests.serving.k8s.promises import PROMISES, changed, drop, put
 from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, switches
-
-# Resources of operators: their schemas are not Kubernetes's. Promises look at what they refer to.
-_CUSTOM = {"Gateway", "GCPBackendPolicy", "HTTPRoute", "HealthCheckPolicy", "PodMonitor", "PrometheusRule"}
 
 
 @functools.cache
@@ -31,7 +29,7 @@ def test_every_variant_renders_and_is_valid(rendered, overlay, version):
     assert len(rendered[overlay]) == 2 ** len(switches(overlay))
     for variant in rendered[overlay]:
         for object_ in variant.objects:
-            if object_["kind"] not in _CUSTOM:
+            if custom_resources.group(object_) not in custom_resources.GROUPS:
                 reason = invalid(json.dumps(object_, sort_keys=True), version)
                 assert reason is None, f"{variant.name}: {object_['kind']} {object_['metadata']['name']}: {reason}"
 
@@ -40,6 +38,45 @@ def test_every_variant_renders_and_is_valid(rendered, overlay, version):
 def test_validation_can_fail(rendered, version):
     deployment = rendered["local"][0].find("Deployment", "gateway")
     assert invalid(json.dumps(deployment | {"speck": {}}), version)
+
+
+def require_definitions(api_group: str) -> None:
+    """Skips the test where there are none; the reason says why."""
+    try:
+        custom_resources.definitions(api_group)
+    except custom_resources.Unavailable as error:
+        pytest.skip(str(error))
+
+
+# Their schemas are not Kubernetes's, but come with the operators.
+@pytest.mark.parametrize("api_group", custom_resources.GROUPS)
+def test_custom_resources_of_every_variant_are_valid(rendered, api_group):
+    require_definitions(api_group)
+    checked = 0
+    for variant in [*rendered["local"], *rendered["gke"]]:
+        for object_ in variant.objects:
+            if custom_resources.group(object_) == api_group:
+                reason = custom_resources.invalid(json.dumps(object_, sort_keys=True))
+                assert reason is None, f"{variant.name}: {object_['kind']} {object_['metadata']['name']}: {reason}"
+                checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [
+        ("HTTPRoute/catbreeds", put("HTTPRoute/catbreeds", "spec/rulez", [])),
+        ("HTTPRoute/catbreeds", put("HTTPRoute/catbreeds", "spec/rules/0/matches/0/path/type", "Prefix")),
+        ("Gateway/catbreeds", drop("Gateway/catbreeds", "spec/gatewayClassName")),
+        ("PodMonitor/gateway", put("PodMonitor/gateway", "spec/podMetricsEndpoints/0/interval", "soon")),
+        ("PrometheusRule/catbreeds", put("PrometheusRule/catbreeds", "spec/groups/0/rules/0/labels/severity", 1)),
+        ("PrometheusRule/catbreeds", put("PrometheusRule/catbreeds", "apiVersion", "monitoring.coreos.com/v2")),
+    ],
+)
+def test_validation_of_custom_resources_can_fail(rendered, which, change):
+    object_ = changed(rendered["gke"][-1], change).find(*which.split("/"))
+    require_definitions(custom_resources.group(object_))
+    assert custom_resources.invalid(json.dumps(object_))
 
 
 def test_every_component_can_be_switched_on():

@@ -30,6 +30,7 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         slow: versions that are loading for as long as they are in it.
         wanted: versions of the latest configuration.
         refusal: code of every answer to Predict.
+        fault: code of every answer about its versions, if it has one.
     """
 
     def __init__(self, broken: frozenset[int] = frozenset()):
@@ -41,6 +42,7 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         self.slow: set[int] = set()
         self.wanted: set[int] = set()
         self.refusal = grpc.StatusCode.UNAVAILABLE
+        self.fault: grpc.StatusCode | None = None
         self._seen: set[int] = set()
         self._failed: set[int] = set()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
@@ -85,6 +87,8 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         context.abort(self.refusal, "no answer")
 
     def GetModelStatus(self, request, context):
+        if self.fault:
+            context.abort(self.fault, "out of order")
         self.loaded |= self.wanted - self.slow - self.broken
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in self.loaded:

@@ -11,6 +11,7 @@ from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
 from serving.rollout.laptop import GATEWAY, Laptop
 from serving.rollout.rollout import CanaryStopped, Limits, Rollout, RolloutError
 from serving.traffic import CANARY
+from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import eventually
@@ -122,6 +123,23 @@ def test_without_traffic_there_is_no_verdict_and_without_a_canary_nothing_to_jud
     assert registry.labels() == {"stable": 1, CANARY: 2}
     assert rollout.stop_canary("by hand")[0] == 2
     assert registry.labels() == {"stable": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "says"),
+    [
+        (200, b"<html>sign in</html>", "these are no metrics of a gateway"),
+        (200, b'catbreeds_gateway_model_server_seconds_count{label="stable"} NaN', "these are no metrics of a gateway"),
+        (404, b"", "answers 404 Not Found; try again$"),
+    ],
+)
+def test_what_answers_otherwise_than_a_gateway_is_named(rollout, registry, laptop, code, body, says):
+    rollout.start_canary(2, share=0.1)
+    with flaky_server.serving() as server, laptop.announced(GATEWAY, server.address.removeprefix("http://")):
+        server.answers["/metrics"] = [flaky_server.status(code, body)]
+        with pytest.raises(RolloutError, match=f"does not tell its traffic: {server.address}/metrics: {says}"):
+            rollout.check_canary(0, RULES)
+    assert registry.labels() == {"stable": 1, CANARY: 2}
 
 
 def traffic(answered: int, failed: int = 0, slow: int = 0) -> Traffic:

@@ -1,6 +1,7 @@
 """In a cluster: an API that enforces resource versions, pods that are embedded servers, faults at every call."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -10,9 +11,9 @@ import yaml
 from serving.registry import RegistryError
 from serving.rollout import cluster as cluster_module
 from serving.rollout.cluster import Cluster
-from serving.rollout.fleet import FleetError
+from serving.rollout.fleet import FleetError, Server
 from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
-from serving.rollout.plan import CONFIG_FILE, read_plan
+from serving.rollout.plan import CONFIG_FILE, plan_of, read_plan
 from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
 from serving.traffic import CANARY
 from tests.pipeline import flaky_server
@@ -112,6 +113,46 @@ def test_of_two_promotions_at_once_one_succeeds_and_the_other_ends_at_once_and_s
         server.slow.clear()
     assert command("promote", 3)[0] == 4
     assert [server.faults for server in strict] == [[], []]
+
+
+def test_a_configuration_that_arrives_after_somebody_else_s_does_not_stay_on_the_server(
+    api, strict, registry, command, monkeypatch
+):
+    command("promote", 2)
+    reaching, rolled_back = threading.Event(), threading.Event()
+    reach = Cluster.reach
+
+    def reach_late(cluster: Cluster, server: Server) -> str:
+        if server.name == "pod model-server-1" and not reaching.is_set():
+            reaching.set()
+            assert rolled_back.wait(DEADLINE)
+        return reach(cluster, server)
+
+    monkeypatch.setattr(Cluster, "reach", reach_late)
+    with ThreadPoolExecutor(1) as thread:
+        promotion = thread.submit(command, "promote", 3)
+        assert reaching.wait(DEADLINE)
+        command("rollback")
+        rolled_back.set()
+        with pytest.raises(RolloutError, match="somebody else is rolling out"):
+            promotion.result(DEADLINE)
+    assert registry.labels() == {"stable": 1}
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+
+
+def test_a_version_that_somebody_else_promotes_does_not_become_canary(api, strict, registry, command):
+    promote = registry.promote
+
+    def promoted_meanwhile(version: int, label: str = "stable") -> int | None:
+        if label == CANARY:
+            promote(version)
+        return promote(version, label)
+
+    registry.promote = promoted_meanwhile
+    with pytest.raises(RolloutError, match=r"^version 2 is stable already$"):
+        command("start_canary", 2, 0.1)
+    assert (registry.labels(), registry.stopped(2)) == ({"stable": 2}, "")
+    assert [server.labels for server in strict] == [{"stable": 2}] * 2
 
 
 def test_a_rollback_loads_its_version_again_when_a_promotion_took_it_away(api, strict, registry, command):
@@ -338,6 +379,20 @@ def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_
     assert "canary" not in api.config_map["data"][CONFIG_FILE]
 
 
+@pytest.mark.parametrize("code", ["INTERNAL", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"])
+def test_a_pod_that_answers_with_an_error_keeps_no_other_from_going_back(api, strict, registry, command, code):
+    command("promote", 2)
+    strict[1].fault = grpc.StatusCode[code]
+    expected = rf"^pod model-server-1 does not answer: {code}: out of order; all others have moved, try again$"
+    with pytest.raises(RolloutError, match=expected):
+        command("rollback")
+    assert strict[0].labels == {"stable": 1}
+    strict[1].fault = None
+    command("rollback")
+    assert [server.labels for server in strict] == [{"stable": 1}] * 2
+    assert registry.labels() == {"stable": 1}
+
+
 def test_two_who_roll_back_at_once_go_back_by_one_version(api, pods, registry, command):
     command("promote", 2)
     command("promote", 3)
@@ -396,6 +451,51 @@ def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(kubeconfig, body):
         server.files[CONFIG_MAP] = body
         with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match="answers with"):
             cluster.read()
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "says"),
+    [
+        (
+            403,
+            b'{"message": "User \\"system:anonymous\\" cannot get"}',
+            "not signed in: User .* cannot get; sign in again",
+        ),
+        (502, b"<html><title>502</title>\n</html>", "Kubernetes answers 502: Bad Gateway; try again"),
+        (503, b'{"error": {"code": 503}}', "Kubernetes answers 503: Service Unavailable; try again"),
+        (500, b"no endpoints\nat stack", "Kubernetes answers 500: no endpoints; try again"),
+        (500, b'{"message": "etcd is away\\nat stack"}', "Kubernetes answers 500: etcd is away; try again"),
+        (500, b"", "Kubernetes answers 500: Internal Server Error; try again"),
+    ],
+)
+def test_an_error_is_shown_as_a_sentence_whatever_answers(kubeconfig, code, body, says):
+    with flaky_server.serving() as server:
+        kubeconfig(server.address)
+        server.answers[CONFIG_MAP] = [flaky_server.status(code, body)]
+        with (
+            Cluster("cats", "catbreeds", "/models") as cluster,
+            pytest.raises(FleetError, match=f"^namespace cats: {says}$"),
+        ):
+            cluster.read()
+
+
+def test_a_namespace_that_is_not_there_is_named(kubeconfig):
+    with flaky_server.serving() as server:
+        kubeconfig(server.address)
+        missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
+        server.answers[CONFIG_MAP.removesuffix("/model-config")] = [missing]
+        expected = r'^namespace cats: namespaces "cats" not found; is it another --namespace or --context\?$'
+        with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match=expected):
+            cluster.write(plan_of({"stable": 1}, [], 2, 0.0), None)
+
+
+@pytest.mark.parametrize("content", ["a: [1", "hello", "[]", "clusters: 7\n", "\0"])
+def test_a_configuration_of_kubectl_that_is_damaged_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    (tmp_path / "kubeconfig").write_text(content)
+    with pytest.raises(FleetError, match=f"^no configuration of a Kubernetes cluster: .*{tmp_path}"):
+        Cluster("cats", "catbreeds", "/models")
 
 
 def test_kubernetes_is_asked_through_the_proxy_of_the_environment_which_messages_name(kubeconfig, monkeypatch):

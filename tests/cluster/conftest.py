@@ -1,0 +1,105 @@
+"""What the tests share: the cluster, definitions of custom resources, one deployment."""
+
+import json
+import os
+from collections.abc import Iterator
+
+import kubernetes
+import pytest
+import tensorflow as tf
+
+from serving.registry import Registry
+from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
+from tests.cluster.clusters import MODEL, Deployed, get, kubectl, made_namespace, moved
+from tests.cluster.kubelet import Kubelet
+from tests.serving.classifier import BREEDS, Classifier
+from tests.serving.gateway.gateways import PHOTOS
+from tests.serving.k8s import custom_resources
+from tests.serving.k8s.variants import OVERLAYS, Variant, variants
+from tests.serving.model_server.servers import eventually
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> None:
+    """Skips all tests where no cluster is named: what kubectl finds without KUBECONFIG may be anybody's."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG names no cluster; CONTRIBUTING.md says how to start one")
+
+
+@pytest.fixture(scope="session")
+def rendered(cluster, tmp_path_factory) -> list[Variant]:
+    """All variants of the manifests."""
+    return [one for overlay in OVERLAYS for one in variants(overlay, tmp_path_factory.mktemp(overlay))]
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster) -> Iterator[str]:
+    """In which nothing is deployed."""
+    with made_namespace() as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def defined(cluster) -> Iterator[set[str]]:
+    """API groups of custom resources that the cluster knows. Definitions that it lacks are removed in the end."""
+    there = {one["metadata"]["name"] for one in get("customresourcedefinitions")["items"]}
+    groups, made = {name.partition(".")[2] for name in there} & {*custom_resources.GROUPS}, []
+    for group in set(custom_resources.GROUPS) - groups:
+        try:
+            made += custom_resources.definitions(group)
+        except custom_resources.Unavailable:
+            continue
+        groups.add(group)
+    if made:
+        kubectl("apply", "--server-side", objects=made)
+    for one in made:
+        kubectl("wait", "--for", "condition=Established", f"crd/{one['metadata']['name']}")
+    yield groups
+    if made:
+        kubectl("delete", objects=made)
+
+
+@pytest.fixture(scope="session")
+def deployed(rendered, tmp_path_factory) -> Iterator[Deployed]:
+    """The overlay `local`, before any version was promoted."""
+    folder = tmp_path_factory.mktemp("deployed")
+    model = folder / "model"
+    Classifier().save(model)
+    answer = tf.saved_model.load(str(model)).signatures["serving_default"](image_bytes=tf.constant(PHOTOS[:1]))
+    golden = [Golden(PHOTOS[0], BREEDS[0], float(answer["probabilities"][0, 0]))]
+    (model / "assets.extra").mkdir()
+    (model / GOLDEN_FILE).write_text(json.dumps(golden_document(golden)))
+    registry = Registry(folder / "work" / "serving" / MODEL)
+    for version in range(1, 5):
+        (model / "assets.extra" / "catbreeds.json").write_text(
+            json.dumps({"recipe_digest": f"recipe-{version}", "breeds": BREEDS})
+        )
+        assert registry.push(model, {}) == version
+    for name in ("models", "account", "pods"):
+        (folder / name).mkdir()
+    (folder / "models" / MODEL).mkdir()
+    with made_namespace() as name, kubernetes.config.new_client_from_config(os.environ["KUBECONFIG"]) as api:
+        kubelet = Kubelet(api, name, folder / "pods")
+        try:
+            local = next(one for one in rendered if one.name == "local")
+            objects = moved(local.objects, name, kubelet.node)
+            deployed = Deployed(name, objects, kubelet, registry, folder / "models", folder / "account")
+            deployed.apply()
+            kubectl("scale", "deployment/model-server", "deployment/gateway", "--replicas", 2, "--namespace", name)
+            deployed.sign_in()
+            for version in (1, 2):
+                deployed.publish(version)
+            yield deployed
+        finally:
+            kubelet.close()
+        assert kubelet.failure is None
+
+
+@pytest.fixture(scope="session")
+def served(deployed) -> Deployed:
+    """After the first promotion; before it no model server has started."""
+    kubelet = deployed.kubelet
+    eventually(lambda: [pod.process for pod in kubelet.pods.values() if pod.app == "model-server"] == [None, None])
+    deployed.run("promote", 1)
+    eventually(lambda: len(kubelet.ready("model-server")) == len(kubelet.ready("gateway")) == 2)
+    return deployed

@@ -1,0 +1,323 @@
+"""A node of the cluster on this machine: model servers and gateways are processes, each on a loopback address.
+
+It does what a kubelet does for them: it starts the containers of pods that the scheduler gave to its node, with their
+flags, variables and ConfigMaps, asks their readiness probes, tells the pods' status, waits in `preStop`, sends SIGTERM,
+and removes the pod. Other containers wait for an image. It restarts nothing, and forwards no ports.
+"""
+
+import contextlib
+import datetime
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from kubernetes import client
+from kubernetes.client import ApiException
+
+from tests import fork_server
+
+_LOOK_SECONDS = 0.25
+_LEASES = "kube-node-lease"
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Names:
+    """A DNS server on a port of its own, which knows the headless Service `model-server`.
+
+    Attributes:
+        target: as gRPC takes it, for a channel to that Service.
+    """
+
+    def __init__(self):
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.target = f"dns://127.0.0.1:{self._socket.getsockname()[1]}/model-server:8500"
+        self.addresses: tuple[str, ...] = ()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                query, client_address = self._socket.recvfrom(512)
+                self._socket.sendto(self._answer(query), client_address)
+
+    def _answer(self, query: bytes) -> bytes:
+        end = query.index(b"\0", 12) + 5
+        question, kind = query[12:end], int.from_bytes(query[end - 4 : end - 2], "big")
+        known = question.lower().startswith(b"\x0cmodel-server")
+        found = [socket.inet_aton(address) for address in self.addresses] if known and kind == 1 else []
+        flags = b"\x81\x80" if known else b"\x81\x83"
+        counts = b"".join(count.to_bytes(2, "big") for count in (1, len(found), 0, 0))
+        records = b"".join(b"\xc0\x0c\0\1\0\1" + (5).to_bytes(4, "big") + b"\0\4" + address for address in found)
+        return query[:2] + flags + counts + question + records
+
+
+class Pod:
+    """A pod of the node, and the process of its container.
+
+    Args:
+        pod: as the API has it.
+        address: that it listens on.
+        folder: for its volumes and its log.
+        names: the DNS server.
+    """
+
+    def __init__(self, pod: Any, address: str, folder: Path, names: Names):
+        self.name, self.uid, self.address = pod.metadata.name, pod.metadata.uid, address
+        self.ready = False
+        self.process: subprocess.Popen | None = None
+        self.ending: threading.Thread | None = None
+        self.log = folder / f"{self.name}.log"
+        self.container = pod.spec.containers[0]
+        self.app = pod.metadata.labels["app.kubernetes.io/name"]
+        self._grace = pod.spec.termination_grace_period_seconds
+        self._folders = {mount.mount_path: folder / self.name / mount.name for mount in self.container.volume_mounts}
+        for path in self._folders.values():
+            path.mkdir(parents=True)
+        self._config_maps = [volume for volume in pod.spec.volumes if volume.config_map]
+        self._names = names
+        self._started = ""
+
+    def mount(self, config_maps: dict[str, dict[str, str]]) -> bool:
+        """Writes the ConfigMaps' files; False if one is missing that is not optional."""
+        for volume in self._config_maps:
+            files = config_maps.get(volume.config_map.name)
+            if files is None and not volume.config_map.optional:
+                return False
+            folder = next(path for path in self._folders.values() if path.name == volume.name)
+            for name, text in (files or {}).items():
+                if not (folder / name).is_file() or (folder / name).read_text() != text:
+                    (folder / f".{name}").write_text(text)
+                    os.replace(folder / f".{name}", folder / name)
+        return True
+
+    def start(self) -> None:
+        """Starts the process of the container, if it is one that this machine has."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_")}
+        if self.app == "model-server":
+            flags = [self._moved(argument) for argument in self.container.args]
+            command, popen = [sys.executable, "-m", "serving.model_server", *flags], fork_server.Popen
+            command.append(f"--host={self.address}")
+        elif self.app == "gateway":
+            command, popen = [sys.executable, "-m", "serving.gateway"], subprocess.Popen
+            environment |= {entry.name: self._moved(entry.value) for entry in self.container.env}
+            assert environment["CATBREEDS_GATEWAY_MODEL_SERVER"] == "dns:///model-server:8500"
+            environment |= {
+                "CATBREEDS_GATEWAY_MODEL_SERVER": self._names.target,
+                "CATBREEDS_GATEWAY_HOST": self.address,
+            }
+        else:
+            return
+        self._started = now()
+        with self.log.open("wb") as log:
+            self.process = popen(command, env=environment, stdout=log, stderr=log)
+
+    def probe(self) -> None:
+        """Asks the readiness probe."""
+        get = self.container.readiness_probe.http_get
+        port = next(port.container_port for port in self.container.ports if port.name == get.port)
+        try:
+            timeout = self.container.readiness_probe.timeout_seconds
+            self.ready = httpx.get(f"http://{self.address}:{port}{get.path}", timeout=timeout).is_success
+        except httpx.TransportError:
+            self.ready = False
+
+    def status(self) -> dict[str, Any]:
+        """What a kubelet tells."""
+        running = self.process is not None
+        state = {"running": {"startedAt": self._started}} if running else {"waiting": {"reason": "ContainerCreating"}}
+        conditions = [{"type": kind, "status": str(self.ready)} for kind in ("Ready", "ContainersReady")]
+        return {
+            "phase": "Running" if running else "Pending",
+            "podIP": self.address if running else None,
+            "podIPs": [{"ip": self.address}] if running else None,
+            "conditions": conditions,
+            "containerStatuses": [
+                {
+                    "name": self.container.name,
+                    "image": self.container.image,
+                    "imageID": "",
+                    "ready": self.ready,
+                    "started": running,
+                    "restartCount": 0,
+                    "state": state,
+                }
+            ],
+        }
+
+    def end(self, signal_: signal.Signals = signal.SIGTERM) -> None:
+        """Ends the process."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal_)
+        try:
+            self.process.wait(self._grace)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _moved(self, text: str) -> str:
+        for mounted, folder in self._folders.items():
+            text = re.sub(rf"(^|=){re.escape(mounted)}/", rf"\g<1>{folder}/", text)
+        return text
+
+
+class Kubelet:
+    """Runs the node until it is closed.
+
+    Args:
+        api: a client of the cluster.
+        namespace: whose pods it takes; the node has its name.
+        folder: for the pods' files.
+
+    Attributes:
+        pods: that are on the node, by name.
+    """
+
+    def __init__(self, api: client.ApiClient, namespace: str, folder: Path):
+        self.node, self._namespace, self._folder = namespace, namespace, folder
+        self.api = api
+        self._core, self._coordination = client.CoreV1Api(api), client.CoordinationV1Api(api)
+        self.pods: dict[str, Pod] = {}
+        self.names = Names()
+        self.failure: BaseException | None = None
+        self._number = 0
+        self._network = os.urandom(2)
+        self._closed = threading.Event()
+        self._told: dict[str, dict[str, Any]] = {}
+        self._register()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def ready(self, app: str) -> list[Pod]:
+        """Pods of an app that are ready and are not to end."""
+        return [pod for pod in list(self.pods.values()) if pod.app == app and pod.ready and not pod.ending]
+
+    def close(self) -> None:
+        """Ends all processes, and removes the node."""
+        self._closed.set()
+        self._thread.join()
+        for pod in self.pods.values():
+            pod.end(signal.SIGKILL)
+            if pod.ending:
+                pod.ending.join()
+        self.names.close()
+        for delete in (
+            lambda: self._core.delete_node(self.node),
+            lambda: self._coordination.delete_namespaced_lease(self.node, _LEASES),
+        ):
+            with contextlib.suppress(ApiException):
+                delete()
+
+    def _register(self) -> None:
+        resources = {"cpu": "64", "memory": "512Gi", "pods": "110", "ephemeral-storage": "100Gi"}
+        node = {
+            "metadata": {"name": self.node, "labels": {"kubernetes.io/hostname": self.node}},
+            # Only pods that tolerate it come here.
+            "spec": {"taints": [{"key": "catbreeds-test", "effect": "NoSchedule"}]},
+            "status": {
+                "capacity": resources,
+                "allocatable": resources,
+                "conditions": [
+                    {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now()}
+                ],
+            },
+        }
+        self._core.create_node(node)
+        self._beat()
+
+    def _beat(self) -> None:
+        spec = {"holderIdentity": self.node, "leaseDurationSeconds": 40, "renewTime": now()}
+        try:
+            self._coordination.patch_namespaced_lease(self.node, _LEASES, {"spec": spec})
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            self._coordination.create_namespaced_lease(_LEASES, {"metadata": {"name": self.node}, "spec": spec})
+
+    def _run(self) -> None:
+        beaten = time.monotonic()
+        try:
+            while not self._closed.wait(_LOOK_SECONDS):
+                if time.monotonic() > beaten + 10:
+                    self._beat()
+                    beaten = time.monotonic()
+                self._look()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def _look(self) -> None:
+        listed = self._core.list_namespaced_pod(self._namespace, field_selector=f"spec.nodeName={self.node}").items
+        config_maps = {
+            config.metadata.name: config.data or {}
+            for config in self._core.list_namespaced_config_map(self._namespace).items
+        }
+        for pod in listed:
+            here = self.pods.get(pod.metadata.name)
+            if here is None:
+                here = self.pods[pod.metadata.name] = self._take(pod)
+            if pod.metadata.deletion_timestamp:
+                if here.ending is None:
+                    here.ending = threading.Thread(target=self._end, args=(here,))
+                    here.ending.start()
+                continue
+            mounted = here.mount(config_maps)
+            if here.process is None and mounted:
+                here.start()
+            if here.process is not None:
+                here.probe()
+            self._tell(here)
+        gone = self.pods.keys() - {pod.metadata.name for pod in listed}
+        for name in gone:
+            if self.pods[name].ending is None:  # it was removed by force
+                self.pods[name].end(signal.SIGKILL)
+            del self.pods[name]
+        self.names.addresses = tuple(pod.address for pod in self.ready("model-server"))
+
+    def _take(self, pod: Any) -> Pod:
+        self._number += 1
+        address = f"127.{self._network[0] or 1}.{self._network[1]}.{self._number}"
+        return Pod(pod, address, self._folder, self.names)
+
+    def _tell(self, pod: Pod) -> None:
+        status = pod.status()
+        if self._told.get(pod.uid) != status:
+            with contextlib.suppress(_Gone):
+                self._of(pod, self._core.patch_namespaced_pod_status, {"status": status})
+                self._told[pod.uid] = status
+
+    def _end(self, pod: Pod) -> None:
+        if pod.process:
+            self._closed.wait(pod.container.lifecycle.pre_stop.sleep.seconds)
+        pod.end()
+        with contextlib.suppress(_Gone):
+            self._of(
+                pod, self._core.delete_namespaced_pod, {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}}
+            )
+
+    def _of(self, pod: Pod, method: Any, body: dict[str, Any]) -> None:
+        try:
+            method(pod.name, self._namespace, body=body)
+        except ApiException as error:
+            if error.status not in (404, 409):
+                raise
+            raise _Gone from None
+
+
+class _Gone(Exception):
+    """The pod is not there any more."""

@@ -1,0 +1,140 @@
+"""Rollout as in a pod of the cluster: its rights, its resource versions, its pods, while people ask the gateways."""
+
+import signal
+
+import pytest
+from kubernetes import client
+from kubernetes.client import ApiException
+
+from serving.rollout.cluster import Cluster
+from serving.rollout.fleet import Conflict
+from serving.rollout.plan import CONFIG_FILE, read_plan
+from tests.cluster.clusters import MODEL, get
+from tests.serving.model_server.servers import DEADLINE, eventually
+
+
+@pytest.fixture
+def served(served):
+    served.begin_with(1)
+    return served
+
+
+def test_promote_and_rollback_fail_no_request(served):
+    with served.traffic() as traffic:
+        assert served.run("promote", 2) == "version 2 is stable, before it version 1\n2 servers serve it\n"
+        assert traffic.goes_to({2})
+        assert served.labels() == [{"stable": 2}] * 3
+        assert served.run("rollback") == "version 1 is stable again, instead of version 2\n2 servers serve it\n"
+        assert traffic.goes_to({1})
+    assert served.labels() == [{"stable": 1}] * 3
+    assert {*traffic.versions} == {1, 2}
+
+
+def test_a_canary_gets_its_share_and_becomes_stable_and_no_request_fails(served):
+    with served.traffic() as traffic:
+        told = served.run("promote", 2, "--canary", "--share", 0.5)
+        assert "version 2 is canary and gets 50% of the gateways' requests\n1 golden requests" in told
+        assert served.labels() == [{"stable": 1, "canary": 2}] * 3
+        eventually(lambda: traffic.goes_to({1, 2}))
+        told = served.run("canary", "--promote", "--wait", DEADLINE / 2)
+        assert "version 2 is stable, before it version 1\n2 servers serve it\n" in told
+        assert traffic.goes_to({2})
+    assert served.labels() == [{"stable": 2}] * 3
+
+
+def test_a_canary_that_is_stopped_gets_no_requests_and_none_fails(served):
+    with served.traffic() as traffic:
+        served.run("promote", 2, "--canary", "--share", 0.5)
+        eventually(lambda: traffic.goes_to({1, 2}))
+        assert served.run("canary", "--stop") == "version 2 is not canary any more\n2 servers serve it\n"
+        assert traffic.goes_to({1})
+    assert served.labels() == [{"stable": 1}] * 3
+
+
+def test_of_two_promotions_at_once_one_succeeds_and_the_other_says_at_once_that_it_did_not(served):
+    with served.traffic():
+        first = served.start("promote", 3)  # which pods do not see yet
+        eventually(lambda: 3 in read_plan(served.live()["data"], MODEL).versions)
+        told = served.run("promote", 2)
+        output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time that a version has to load
+    assert told == "version 2 is stable, before it version 1\n2 servers serve it\n"
+    assert (first.returncode, output) == (1, "")
+    assert f"namespace {served.namespace}: somebody else is rolling out, and took version 3 from" in errors
+    assert served.labels() == [{"stable": 2}] * 3
+    served.publish(3)
+    assert "version 3 is stable, before it version 2\n" in served.run("promote", 3)
+
+
+def test_a_write_to_a_configuration_that_somebody_else_has_changed_is_a_conflict(served, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with Cluster(served.namespace, MODEL, str(served.models)) as cluster:
+        plan, revision = cluster.read()
+        served.run("promote", 2)
+        with pytest.raises(Conflict, match="somebody else has just changed the ConfigMap model-config"):
+            cluster.write(plan, revision)
+    assert read_plan(served.live()["data"], MODEL).labels == {"stable": 2}
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_a_command_that_is_killed_fails_no_request_and_finishes_when_it_is_run_again(served, writes):
+    before = [served.live()["metadata"]["resourceVersion"]]
+
+    def wrote() -> bool:
+        revision = served.live()["metadata"]["resourceVersion"]
+        if revision != before[-1]:
+            before.append(revision)
+        return len(before) > writes or command.poll() is not None
+
+    with served.traffic() as traffic:
+        command = served.start("promote", 2)
+        eventually(wrote)
+        if command.poll() is None:
+            command.send_signal(signal.SIGKILL)
+        command.communicate(timeout=DEADLINE)
+        assert all(labels["stable"] in (1, 2) for labels in served.labels())
+        assert "version 2 is stable" in served.run("promote", 2)
+        assert traffic.goes_to({2})
+    assert served.labels() == [{"stable": 2}] * 3
+    assert read_plan(served.live()["data"], MODEL).labels == {"stable": 2}
+
+
+def test_a_command_that_is_killed_while_servers_wait_for_a_version_finishes_when_it_is_run_again(served):
+    with served.traffic() as traffic:
+        command = served.start("promote", 4)  # which pods do not see yet
+        eventually(lambda: 4 in read_plan(served.live()["data"], MODEL).versions)
+        command.kill()
+        assert command.wait(DEADLINE) == -signal.SIGKILL
+        assert served.labels() == [{"stable": 1}] * 3
+        served.publish(4)
+        assert "version 4 is stable, before it version 1\n" in served.run("promote", 4)
+        assert traffic.goes_to({4})
+    assert served.labels() == [{"stable": 4}] * 3
+
+
+def test_evictions_take_one_model_server_at_a_time_and_fail_no_request(served):
+    core = client.CoreV1Api(served.kubelet.api)
+    name = ("poddisruptionbudget/model-server", "--namespace", served.namespace)
+    eventually(lambda: get(*name)["status"]["disruptionsAllowed"] == 1)
+    first, second = served.kubelet.ready("model-server")
+
+    def evict(pod) -> None:
+        body = {"metadata": {"name": pod.name, "namespace": served.namespace}}
+        core.create_namespaced_pod_eviction(pod.name, served.namespace, body)
+
+    with served.traffic():
+        evict(first)
+        with pytest.raises(ApiException) as refusal:
+            evict(second)
+        assert refusal.value.status == 429
+        eventually(lambda: first.name not in served.kubelet.pods and len(served.kubelet.ready("model-server")) == 2)
+        # The pod that is new has read the live configuration, and follows the next command.
+        assert served.labels() == [{"stable": 1}] * 3
+        assert "2 servers serve it" in served.run("promote", 2)
+        assert served.labels() == [{"stable": 2}] * 3
+
+
+def test_files_of_the_live_configuration_are_those_that_pods_mount(served):
+    for pod in [*served.kubelet.ready("model-server"), *served.kubelet.ready("gateway")]:
+        data = served.live()["data"]
+        folder = pod.log.parent / pod.name / "model-config"
+        eventually(lambda folder=folder, data=data: (folder / CONFIG_FILE).read_text() == data[CONFIG_FILE])
