@@ -23,6 +23,7 @@ from pipeline.cli_common import (
     SetOption,
     WorkdirOption,
     fail,
+    on_this_machine,
     read_settings,
     told,
 )
@@ -85,7 +86,9 @@ def _open_standard_streams() -> None:
 
 @app.command()
 def sample_data(
-    out: Annotated[Path, typer.Argument(help="Folder to write; one folder a breed is made in it.")],
+    out: Annotated[
+        Path, typer.Argument(callback=on_this_machine, help="Folder to write; one folder a breed is made in it.")
+    ],
     breeds: Annotated[int, typer.Option(help="Number of imaginary breeds.")] = 6,
     photos: Annotated[int, typer.Option(help="Photos of each breed.")] = 40,
     first: Annotated[int, typer.Option(help="Number of the first photo: later ones are photos unseen before.")] = 0,
@@ -166,7 +169,11 @@ def schema_update(
     data: Annotated[str, typer.Option(help="Folder or archive of photos, one folder a breed.")],
     schema: Annotated[
         Path | None,
-        typer.Option(help="Folder of the schema.", show_default="photos_schema, or schemas/<name of the data>"),
+        typer.Option(
+            callback=on_this_machine,
+            help="Folder of the schema.",
+            show_default="photos_schema, or schemas/<name of the data>",
+        ),
     ] = None,
     profile: ProfileOption = "standard",
     workdir: WorkdirOption = None,
@@ -186,7 +193,9 @@ def compile_(
     profile: Annotated[
         list[str] | None, typer.Option(help="Profiles to compile.", show_default="standard and smoke")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the specifications.")] = Path("kfp_specs"),
+    output: Annotated[Path, typer.Option(callback=on_this_machine, help="Folder for the specifications.")] = Path(
+        "kfp_specs"
+    ),
     settings: SetOption = None,
 ) -> None:
     """Compile the pipeline for Kubeflow Pipelines and Vertex AI: <profile>.yaml with its two specifications."""

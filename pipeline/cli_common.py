@@ -2,6 +2,7 @@
 
 import enum
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 WorkdirOption = Annotated[str | None, typer.Option(help="Everything a run writes lies below it.", show_default="runs")]
 VersionArgument = Annotated[int, typer.Argument(help="Number of a pushed version; `catbreeds models` lists them.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class Exit(enum.IntEnum):
@@ -51,6 +55,19 @@ def no_folder(path: str) -> str:
         if os.path.exists(place):
             return "" if os.path.isdir(place) else f"{name} is not a folder"
     return ""
+
+
+def on_this_machine(path: Path | None) -> Path | None:
+    """Callback of options and arguments that take no address such as gs://bucket/folder, which `Path` makes gs:/bucket.
+
+    Raises:
+        BadParameter: it is one.
+    """
+    if path is not None and _ADDRESS.match(str(path)):
+        raise typer.BadParameter(
+            f"{str(path).replace(':/', '://', 1)}: must be a path of this machine; mount the bucket"
+        )
+    return path
 
 
 def read_settings(profile: str, overrides: list[str] | None, **options: str | None) -> Settings:

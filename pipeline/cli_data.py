@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli_common import Exit, fail, told
+from pipeline.cli_common import Exit, fail, on_this_machine, told
 
 if TYPE_CHECKING:
     from pipeline.console import TransferView
@@ -20,7 +20,9 @@ app = typer.Typer(
     help="Fetch real photos of cats. What was cut off goes on when you run the command again.", no_args_is_help=True
 )
 
-OutArgument = Annotated[Path, typer.Argument(help="Folder to fill; one folder a breed is made in it.")]
+OutArgument = Annotated[
+    Path, typer.Argument(callback=on_this_machine, help="Folder to fill; one folder a breed is made in it.")
+]
 
 TriesOption = Annotated[int, typer.Option(min=1, help="Give up after so many tries in a row that brought nothing.")]
 
@@ -48,6 +50,7 @@ def oxford(
     archives: Annotated[
         Path | None,
         typer.Option(
+            callback=on_this_machine,
             help="Folder of the archives, which are kept there.",
             show_default="hidden in the folder to fill, and removed when all is done",
         ),

@@ -282,11 +282,16 @@ class Settings(_Section):
         """Where models are pushed: TF Serving's base path."""
         return Path(self.workdir).resolve() / "serving" / self.model_name
 
-    @field_validator("workdir")
+    @field_validator("workdir", "photos_schema")
     @classmethod
     def _local(cls, value):
-        if "://" in value:
+        if value and "://" in value:
             raise ValueError("must be a folder of this machine; mount the bucket")
+        return value
+
+    @field_validator("workdir")
+    @classmethod
+    def _named(cls, value):
         if not value.strip():
             raise ValueError("must be the path of a folder")
         return value
@@ -402,13 +407,11 @@ def _copied(value: Any) -> Any:
 
 
 def _refuse_parts_of_others(origins: Mapping[str, str]) -> None:
-    """Of `gate={...}` and `gate.margin=...` one would silently undo the other."""
+    """Of `gate={...}` and `gate.margin=...`, both of which may set a key, the order would decide silently."""
     for section, whole in origins.items():
         for key, part in origins.items():
             if key.startswith(f"{section}."):
-                raise SettingsError(
-                    f"{whole} and {part} contradict each other: the first sets all of {section!r}; remove one"
-                )
+                raise SettingsError(f"{whole} and {part} both set keys of {section!r}; put all of them into one")
 
 
 def _override(values: dict[str, Any], override: str) -> str:

@@ -195,3 +195,29 @@ def test_a_record_of_runs_that_cannot_be_opened_is_not_called_damaged_or_missing
     (here / "work" / "metadata.sqlite").mkdir(parents=True)
     done = catbreeds(*arguments, "--workdir", "work")
     assert_told(done, "work/metadata.sqlite: cannot be read: Is a directory")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", "--output"],
+        ["schema", "update", "--data", "photos", "--workdir", "work", "--schema"],
+        ["schema", "update", "--data", "photos", "--workdir"],
+        ["sample-data"],
+        ["data", "oxford"],
+        ["data", "oxford", "out", "--archives"],
+        ["data", "kaggle"],
+        ["models", "--workdir"],
+        ["run", "--data", "photos", "--set", "photos_schema="],
+    ],
+    ids=" ".join,
+)
+def test_an_address_in_a_bucket_is_refused_where_only_a_folder_of_this_machine_will_do(here, arguments):
+    *others, last = arguments
+    given = [f"{last}gs://cats/out"] if last.endswith("=") else [last, "gs://cats/out"]
+    done = catbreeds(*others, *given)
+    said = "".join(done.stderr.replace("│", "").split())
+    assert done.returncode == 2
+    assert "gs://cats/out" in said
+    assert "ofthismachine;mountthebucket" in said
+    assert not list(here.glob("gs:*"))
