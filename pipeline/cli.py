@@ -27,7 +27,7 @@ from pipeline.cli_common import (
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
 from serving import proxies
-from serving.names import is_one_line, is_utf_8, printable
+from serving.names import counted, is_one_line, is_utf_8, printable
 from serving.registry import RegistryError
 
 # Below a folder with such characters TensorFlow and Beam find other files, or none: they take paths for patterns.
@@ -105,7 +105,7 @@ def sample_data(
             bad = write_defects(out, paths, lambda hash: split_of(hash, deal.train, deal.eval, deal.seed), seed=seed)
     except (ValueError, OSError) as error:
         raise fail(told(error) if isinstance(error, OSError) else error) from None
-    print(f"{len(paths)} photos of {breeds} imaginary breeds in {out}")
+    print(f"{counted(len(paths), 'photo')} of {breeds} imaginary breeds in {out}")
     for path, kind in bad:
         print(f"{path.relative_to(out)}: {kind}")
 
@@ -363,7 +363,7 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
     documents = report.collect(runs, config, run_id)
     page = report.write(Path(config.workdir) / "report", documents)
     ran = sum(not run.cached for run in runs.values())
-    console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
+    console.print(f"{counted(ran, 'component')} run, {len(runs) - ran} cached.", highlight=False)
     report.show(console, documents)
     if "Rollout" in runs:
         outcome = read_json(runs["Rollout"].outputs["outcome"], ROLLOUT_FILE)["outcome"]

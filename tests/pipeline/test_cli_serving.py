@@ -173,7 +173,6 @@ def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
     [
         ("nobody.invalid", "'nobody.invalid': "),
         ("http://localhost", "'http://localhost': "),
-        ("[::1]", "'[::1]': "),
         ("", "'': not an IP address"),
         ("fe80::1%lo", "'fe80::1%lo': not an IP address"),
         ("192.0.2.1", "--host 192.0.2.1: Cannot assign requested address"),
