@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,7 @@ app.add_typer(cli_serving.app)
 def main() -> None:
     """Entry point of the console script."""
     _open_standard_streams()
+    _forget_settings_of_other_projects()
     # Some file names, and on a terminal that is not UTF-8 many characters, cannot be written as they are.
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
@@ -70,6 +72,15 @@ def main() -> None:
         fail(told(error))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
         sys.exit(Exit.WRONG_INPUT)
+
+
+def _forget_settings_of_other_projects() -> None:
+    """Libraries that commands import give warnings, which must not be errors; and no command opens a window."""
+    os.environ["MPLBACKEND"] = "agg"
+    if os.environ.pop("PYTHONWARNINGS", ""):
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)  # as Python does without the variable
 
 
 def _open_standard_streams() -> None:
