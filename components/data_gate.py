@@ -20,7 +20,7 @@ from components.documents import read_json, read_json_lines, write_json
 from components.errors import DataError
 from components.image_example_gen import PHOTOS_FILE, REPORT_FILE
 from components.near_duplicates import KINDS as DUPLICATES
-from serving.names import distinguishable, respelled, spelling
+from serving.names import counted, distinguishable, respelled, spelling
 from serving.registry import Registry, RegistryError
 
 VERDICT_FILE = "verdict.json"
@@ -157,7 +157,8 @@ def _odd_sizes(rows: list[dict[str, Any]], schema: schema_pb2.Schema, schema_fil
         odd = [f"  {row['path']}: {row[side]}" for row in rows if side in row and not low <= row[side] <= high]
         if odd:
             errors.append(
-                f"{len(odd)} photos have a {side} outside {low} to {high} pixels; remove them or widen {schema_file}:"
+                f"{counted(len(odd), 'photo')} {'has' if len(odd) == 1 else 'have'} a {side} outside {low} to {high} "
+                f"pixels; remove {'it' if len(odd) == 1 else 'them'} or widen {schema_file}:"
             )
             errors += _some(odd)
     return errors
@@ -191,8 +192,8 @@ def _unlearnable(breeds: dict[str, dict[str, int]], rows: list[dict[str, Any]], 
         errors.append(f"only {len(breeds)} breed ({', '.join(breeds)}); two are the least to tell apart")
     photos = {breed: sum(counts.values()) for breed, counts in breeds.items()}
     errors += [
-        f"breed {breed!r} has {count} photos{instead(breed)}; each needs ingest.min_photos_per_breed={min_photos}: "
-        "add photos or remove the folder"
+        f"breed {breed!r} has {counted(count, 'photo')}{instead(breed)}; each needs "
+        f"ingest.min_photos_per_breed={min_photos}: add photos or remove the folder"
         for breed, count in photos.items()
         if count < min_photos
     ]

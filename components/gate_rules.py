@@ -15,6 +15,7 @@ from components.statistics import (
     sign_test,
     wilson_interval,
 )
+from serving.names import counted
 
 SIGNIFICANCE = 0.05
 # With fewer test photos that only the candidate has right no sign test is significant.
@@ -106,7 +107,8 @@ def decide(
         return decision
     if len(candidate) < rules.min_test_photos:
         decision.refuse(
-            f"{len(candidate)} test photos are too few to judge by, gate.min_test_photos={rules.min_test_photos}: "
+            f"{counted(len(candidate), 'test photo')} {'is' if len(candidate) == 1 else 'are'} too few to judge by, "
+            f"gate.min_test_photos={rules.min_test_photos}: "
             "add photos or give split.test a larger share"
         )
     if not candidate:
@@ -148,8 +150,8 @@ def _judge_alone(decision: Decision, rules: Rules, candidate: list[dict[str, Any
     accuracy = right / len(candidate)
     low, high = wilson_interval(right, len(candidate))
     measured = (
-        f"{accuracy:.3f} on {len(candidate)} test photos (95 % interval {low:.3f} to {high:.3f}; balanced accuracy "
-        f"{found['balanced_accuracy']:.3f})"
+        f"{accuracy:.3f} on {counted(len(candidate), 'test photo')} (95 % interval {low:.3f} to {high:.3f}; "
+        f"balanced accuracy {found['balanced_accuracy']:.3f})"
     )
     if accuracy < rules.min_accuracy:
         decision.refuse(f"accuracy {measured} is below the least allowed, gate.min_accuracy={rules.min_accuracy:g}")
@@ -183,8 +185,8 @@ def _judge_majority(decision: Decision) -> None:
     found, allowed = decision.majority, f"gate.above_majority asks for less than {SIGNIFICANCE:g}"
     baseline = (
         f"always answering {found['breed']!r}, the largest breed of train: that is right on {found['accuracy']:.3f} of "
-        f"the test photos; {found['only_candidate_right']} photos won, {found['only_majority_right']} lost of "
-        f"{found['photos']}, one-sided exact McNemar p = {found['sign_test_p']:.4f}"
+        f"the test photos; {counted(found['only_candidate_right'], 'photo')} won, {found['only_majority_right']} lost "
+        f"of {found['photos']}, one-sided exact McNemar p = {found['sign_test_p']:.4f}"
     )
     others = found["photos"] - found["photos_of_breed"]
     if found["sign_test_p"] < SIGNIFICANCE:
@@ -270,7 +272,7 @@ def _compare(decision: Decision, rules: Rules, candidate: list, champion: list, 
             f"difference {difference:+.3f}, exact McNemar p = {p_value:.4f}, asked for less than {SIGNIFICANCE:g}",
         ),
     }[rules.policy]
-    counts = f"{gained} photos won, {lost} lost of {photos}, at most {most_lost:.1%} at 95 % confidence"
+    counts = f"{counted(gained, 'photo')} won, {lost} lost of {photos}, at most {most_lost:.1%} at 95 % confidence"
     sentence = f"gate.policy={rules.policy} against version {version} ({counts}): {words}"
     if passed:
         decision.note(f"meets {sentence}")
@@ -289,14 +291,14 @@ def _doubt(rules: Rules, comparison: dict[str, Any]) -> str | None:
         needed = photos_to_exclude(rules.margin)
         more = f"; it takes at least {needed} photos" if photos < needed < math.inf else ""
         return (
-            f"{photos} photos cannot exclude a loss larger than gate.margin={rules.margin:g}: a bootstrap interval is "
-            "too narrow where the models differ on few photos; a score interval (Newcombe) begins at "
+            f"{counted(photos, 'photo')} cannot exclude a loss larger than gate.margin={rules.margin:g}: a bootstrap "
+            "interval is too narrow where the models differ on few photos; a score interval (Newcombe) begins at "
             f"{lower:+.3f}{more}"
         )
     if rules.policy == "better" and comparison["mcnemar_p"] >= SIGNIFICANCE:
         return (
-            f"{photos} photos cannot show that it is better: two equally good models differ at least as much with "
-            f"probability {comparison['mcnemar_p']:.4f} (exact McNemar)"
+            f"{counted(photos, 'photo')} cannot show that it is better: two equally good models differ at least as "
+            f"much with probability {comparison['mcnemar_p']:.4f} (exact McNemar)"
         )
     return None
 
@@ -310,7 +312,7 @@ def _judge_slice(decision: Decision, rules: Rules, breed: str, rows: list, their
     )
     if enforced and champions - ours > rules.max_slice_drop + 1e-9:  # a share has rounding errors
         decision.refuse(
-            f"breed {breed!r} falls from {champions:.3f} to {ours:.3f} on {len(rows)} photos, more than "
+            f"breed {breed!r} falls from {champions:.3f} to {ours:.3f} on {counted(len(rows), 'photo')}, more than "
             f"gate.max_slice_drop={rules.max_slice_drop:g}"
         )
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from components.errors import DataError
-from serving.names import distinguishable, is_one_line, printable, respelled, spelling
+from serving.names import counted, distinguishable, is_one_line, printable, respelled, spelling
 
 LINK_TO_NOTHING = "a link to nothing"
 LINK_AGAIN = "a link to a folder that is read already"
@@ -353,7 +353,7 @@ def _contents(folder: _Folder) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    words = noun if number == 1 else re.sub(r"(?<![.\w])(archive|file|folder)\b", r"\1s", noun, count=1)
+    words = noun if number == 1 else re.sub(r"(?<![.\w])(file|folder)\b", r"\1s", noun, count=1)
     return f"{number} {words}"
 
 
@@ -382,7 +382,7 @@ def _left_archives(refused: list[Refused]) -> list[str]:
     if not paths:
         return []
     names = ", ".join([*paths[:3], *["..."] * (len(paths) > 3)])
-    return [f"{_count(len(paths), 'archive')} left out ({names}): if there are photos inside, unpack them"]
+    return [f"{counted(len(paths), 'archive')} left out ({names}): if there are photos inside, unpack them"]
 
 
 def _check_names(data: str, breeds: set[str]) -> None:

@@ -15,7 +15,7 @@ from components.documents import read_json
 from components.model_gate import GATE_FILE
 from components.report_page import report_page
 from components.run_documents import Sources, gather, settings_of_run
-from components.views import show_text
+from components.views import plain_markdown, show_text
 
 _RUN_INPUTS = {
     "ingest": IngestReport,
@@ -109,13 +109,13 @@ def _summary(documents: dict) -> str:
     ]
     serving = [f"{label}: version {version}" for label, version in gate["serving"].items()]
     lines = [
-        f"## {documents['verdict']}",
+        f"## {plain_markdown(documents['verdict'])}",
         "",
-        *(f"- {reason}" for reason in gate["reasons"]),
+        *(f"- {plain_markdown(reason)}" for reason in gate["reasons"]),
         "",
         f"In service: {', '.join(serving) or 'nothing'}.",
         "",
-        f"Winner: **{comparison['winner']}** ({comparison['reason']}).",
+        f"Winner: **{comparison['winner']}** ({plain_markdown(comparison['reason'])}).",
         "",
         "| backbone | eval accuracy | 95 % interval | loss | top-3 |",
         "|---|---|---|---|---|",

@@ -5,6 +5,7 @@ The numbers are in a file as well: an artifact without content gets lost on its 
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from components.artifacts import HTML, ClassificationMetrics, Markdown, Metrics
 from components.documents import write_json
 
 VIEW_FILE = "view.json"
+# What Markdown or the HTML in it would take for markup. CommonMark shows each of these characters after a backslash.
+_MARKDOWN = re.compile(r"[\\`*_~<>\[\]|&#!]|^[-+]", re.MULTILINE)
 
 
 def show_numbers(artifact: Metrics, numbers: Mapping[str, float | None]) -> None:
@@ -33,6 +36,11 @@ def show_confusion(artifact: ClassificationMetrics, confusion: Mapping[str, Any]
     if matrix:
         artifact.set_json_value_custom_property("confusionMatrix", matrix)
     write_json(artifact.uri, VIEW_FILE, matrix)
+
+
+def plain_markdown(text: str) -> str:
+    """Markdown that shows `text` as it is, with the names of breeds that are in it."""
+    return _MARKDOWN.sub(r"\\\g<0>", text)
 
 
 def show_text(artifact: HTML | Markdown, text: str) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from pipeline.cli_common import (
 )
 from pipeline.settings import Settings, SettingsError, to_yaml
 from serving import proxies
-from serving.names import is_one_line, is_utf_8, printable
+from serving.names import counted, is_one_line, is_utf_8, printable
 from serving.registry import RegistryError
 
 # Below a folder with such characters TensorFlow and Beam find other files, or none: they take paths for patterns.
@@ -57,6 +58,7 @@ app.add_typer(cli_serving.app)
 def main() -> None:
     """Entry point of the console script."""
     _open_standard_streams()
+    _forget_settings_of_other_projects()
     # Some file names, and on a terminal that is not UTF-8 many characters, cannot be written as they are.
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
@@ -72,6 +74,15 @@ def main() -> None:
         fail(told(error))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
         sys.exit(Exit.WRONG_INPUT)
+
+
+def _forget_settings_of_other_projects() -> None:
+    """Libraries that commands import give warnings, which must not be errors; and no command opens a window."""
+    os.environ["MPLBACKEND"] = "agg"
+    if os.environ.pop("PYTHONWARNINGS", ""):
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)  # as Python does without the variable
 
 
 def _open_standard_streams() -> None:
@@ -109,7 +120,7 @@ def sample_data(
             bad = write_defects(out, paths, lambda hash: split_of(hash, deal.train, deal.eval, deal.seed), seed=seed)
     except (ValueError, OSError) as error:
         raise fail(told(error) if isinstance(error, OSError) else error) from None
-    print(f"{len(paths)} photos of {breeds} imaginary breeds in {out}")
+    print(f"{counted(len(paths), 'photo')} of {breeds} imaginary breeds in {out}")
     for path, kind in bad:
         print(f"{path.relative_to(out)}: {kind}")
 
@@ -374,7 +385,7 @@ def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Consol
     documents = report.collect(runs, config, run_id)
     page = report.write(Path(config.workdir) / "report", documents)
     ran = sum(not run.cached for run in runs.values())
-    console.print(f"{ran} components run, {len(runs) - ran} cached.", highlight=False)
+    console.print(f"{counted(ran, 'component')} run, {len(runs) - ran} cached.", highlight=False)
     report.show(console, documents)
     if "Rollout" in runs:
         outcome = read_json(runs["Rollout"].outputs["outcome"], ROLLOUT_FILE)["outcome"]

@@ -6,6 +6,7 @@ import time
 import keras_tuner as kt
 import tensorflow_transform as tft
 from keras_tuner.errors import FatalError
+from keras_tuner.src.engine.trial import Trial, TrialStatus
 from keras_tuner.src.tuners.hyperband import HyperbandOracle
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
@@ -112,7 +113,7 @@ class _VariableDropout(keras.layers.Layer):
 
 
 class TrialError(FatalError):
-    """A trial of the search failed; the message names its hyperparameters and the cause."""
+    """Trials of the search failed; the message names their hyperparameters and the cause."""
 
 
 class HeadHyperband(kt.Hyperband):
@@ -135,9 +136,7 @@ class HeadHyperband(kt.Hyperband):
         try:
             result = super().run_trial(trial, *args, **kwargs)
         except Exception as error:
-            tried = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
-            described = ", ".join(f"{name}={value:g}" for name, value in tried.items())
-            raise TrialError(f"trial {trial.trial_id} ({described}) failed: {type(error).__name__}: {error}") from error
+            raise TrialError(f"{_described(trial)} failed: {type(error).__name__}: {error}") from error
         self._seconds[trial.trial_id] = time.monotonic() - started
         self._counter.add()
         return result
@@ -146,16 +145,40 @@ class HeadHyperband(kt.Hyperband):
         """Runs all trials, then notes their seconds beside their hyperparameters, which is what TFX writes down.
 
         Only then: Hyperband compares those values to tell trials apart.
+
+        Raises:
+            TrialError: see `run_trial`; or of three trials in a row, or of all, the objective is no number.
         """
         # Keras Tuner collects garbage twice a trial; what TensorFlow and TFX keep in memory makes that slow.
         gc.collect()
         gc.freeze()
         try:
             super().search(*args, **kwargs)
+        except RuntimeError as error:
+            self._refuse_failed(error)
+            raise
         finally:
             gc.unfreeze()
+        if not any(trial.status == TrialStatus.COMPLETED for trial in self.oracle.trials.values()):
+            self._refuse_failed(None)
         for trial_id, trial in self.oracle.trials.items():
             trial.hyperparameters.values[TRIAL_SECONDS] = self._seconds[trial_id]
+
+    def _refuse_failed(self, cause: Exception | None) -> None:
+        """Raises a TrialError if trials ended without a number; Keras Tuner says only how many they were."""
+        failed = [trial for trial in self.oracle.trials.values() if trial.status == TrialStatus.FAILED]
+        if failed:
+            trials = ", ".join(map(_described, failed[-3:]))
+            raise TrialError(
+                f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged, "
+                "or embeddings are not finite. Lower the highest tuner.learning_rate; if that does not help, look at "
+                "the statistics of the embeddings and at the weights of the backbone"
+            ) from cause
+
+
+def _described(trial: Trial) -> str:
+    tried = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
+    return f"trial {trial.trial_id} ({', '.join(f'{name}={value:g}' for name, value in tried.items())})"
 
 
 def _trials(oracle: HyperbandOracle) -> int:

@@ -77,6 +77,11 @@ def respelled(names: Iterable[str]) -> list[list[str]]:
     return sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural unless it is one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def distinguishable(names: Iterable[str]) -> str:
     """Names in ASCII with escapes, so that the difference between those that look the same can be seen."""
     return " and ".join(ascii(name) for name in names)

@@ -1,8 +1,8 @@
 """Which proxy a connection goes through: none to this machine; to others as the environment says.
 
 The environment variables are http_proxy, https_proxy, all_proxy and no_proxy; gRPC takes grpc_proxy and no_grpc_proxy
-first. Each may also be written in capital letters; small letters take precedence. no_proxy lists hosts, domains,
-addresses and networks such as 10.0.0.0/8, or is *.
+first. Each may also be written in capital letters; small letters take precedence. no_proxy lists hosts, domains
+(example.org, .example.org or *.example.org), addresses and networks such as 10.0.0.0/8, or is *.
 """
 
 import base64
@@ -96,8 +96,8 @@ def grpc_options(target: str) -> list[tuple[str, str | int]]:
 
 def apply_to_libraries() -> None:
     """Changes this process's environment so that libraries which read it by themselves find the same proxies."""
-    _, value = _first(("no_proxy",))
-    if value.strip() != "*":
+    value = ",".join(_hosts(_first(("no_proxy",))[1]))
+    if value != "*":
         value = ",".join(filter(None, [value, *_THIS_MACHINE]))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = value
     for scheme in _PORTS:
@@ -159,14 +159,20 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_bypassed(host: str, port: int | None, no_proxy: str) -> bool:
-    if urllib.request.proxy_bypass_environment(f"{host}:{port}" if port else host, {"no": no_proxy}):
+    hosts = _hosts(no_proxy)
+    if urllib.request.proxy_bypass_environment(f"{host}:{port}" if port else host, {"no": ",".join(hosts)}):
         return True
     ip = _ip(host)
-    for name in filter(None, map(str.strip, no_proxy.split(","))) if ip else ():
+    for name in hosts if ip else ():
         with suppress(ValueError):
             if ip in ipaddress.ip_network(name.strip("[]"), strict=False):
                 return True
     return False
+
+
+def _hosts(no_proxy: str) -> list[str]:
+    """The items of no_proxy, with commas or blanks between; *.example.org is what others write as .example.org."""
+    return [f".{name[2:]}" if name.startswith("*.") else name for name in re.split(r"[,\s]+", no_proxy) if name]
 
 
 def _refuse_unsupported(proxy: Proxy, scheme: str, host: str) -> None:

@@ -9,7 +9,7 @@ from typing import Self
 
 from serving.client.answers import Answer
 from serving.names import printable
-from serving.photo import PhotoError, normalise
+from serving.photo import MAX_BYTES, PhotoError, normalise
 
 # The content of a photo's file, or its path.
 PhotoLike = bytes | str | os.PathLike
@@ -70,8 +70,21 @@ class AsyncClient(abc.ABC):
 
 
 def read(photos: Sequence[PhotoLike]) -> list[bytes]:
-    """Contents of the files."""
-    return [photo if isinstance(photo, bytes) else Path(photo).read_bytes() for photo in photos]
+    """Contents of the files.
+
+    Raises:
+        PhotoError: a file is larger than any photo may be, or has no end, as /dev/zero.
+        OSError: one cannot be read.
+    """
+    return [photo if isinstance(photo, bytes) else _content(photo) for photo in photos]
+
+
+def _content(path: str | os.PathLike) -> bytes:
+    with Path(path).open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise PhotoError("too_large", f"{printable(str(path))}: the file has more than {MAX_BYTES // 2**20} MB")
+    return content
 
 
 def names(photos: Sequence[PhotoLike]) -> list[str]:

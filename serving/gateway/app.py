@@ -39,14 +39,22 @@ _PHOTO_PROBLEMS = problems(
     _400="The photo or the form is damaged, empty or too small.",
     _408="The request took too long to arrive.",
     _413="Too many bytes, pixels or photos.",
-    _415="Not a photo of a known format.",
+    _415="Not a photo of a known format, or the body is compressed.",
     _422="A parameter or a field of the form is wrong.",
     _503="Too many requests at a time, or no model is ready.",
     _504="There was no answer within the deadline.",
 )
 TopK = Annotated[int, Query(ge=1, le=1000, description="How many breeds to answer.")]
 
-predictions = APIRouter(responses=_PHOTO_PROBLEMS)
+
+async def _refuse_unknown_parameters(request: Request) -> None:
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    if unknown := [name for name in request.query_params if name not in known]:
+        there = f"there is {', '.join(known)}" if known else "this address has none"
+        raise Problem(422, "invalid_parameter", f"{unknown[0][:100]}: no such parameter; {there}")
+
+
+predictions = APIRouter(responses=_PHOTO_PROBLEMS, dependencies=[Depends(_refuse_unknown_parameters)])
 operations = APIRouter()
 
 

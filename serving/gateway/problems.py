@@ -45,9 +45,13 @@ class Problem(Exception):
             self.headers["Retry-After"] = str(retry_after)
 
     @classmethod
-    def of_photo(cls, error: PhotoError, name: str) -> "Problem":
+    def of_photo(cls, error: PhotoError, name: str | None) -> "Problem":
         """A photo that cannot be used."""
-        return cls(_PHOTO_CODES.get(error.kind, 400), error.kind, str(error), photo=name)
+        # Who sends JSON, or base64 alone, sends no form.
+        how = (
+            "; send its bytes, or a form with the field 'file'" if name is None and error.kind == "not_an_image" else ""
+        )
+        return cls(_PHOTO_CODES.get(error.kind, 400), error.kind, f"{error}{how}", photo=name)
 
     @classmethod
     def of_model_server(cls, error: ClientError) -> "Problem":

@@ -33,9 +33,13 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     """The body, as far as it may be long.
 
     Raises:
-        Problem: it is too long, or takes too long.
+        Problem: it is compressed, too long, or takes too long.
         ClientDisconnect: the client went away.
     """
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        detail = f"the body is encoded by {encoding[:100]!r}; send it as it is, without Content-Encoding"
+        raise Problem(415, "encoded", detail, headers={"Accept-Encoding": "identity"})
     too_large = Problem(413, "too_large", f"the request has more than {settings.max_bytes:,} bytes")
     if int(request.headers.get("Content-Length", 0)) > settings.max_bytes:
         raise too_large

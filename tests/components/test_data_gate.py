@@ -137,7 +137,7 @@ def test_a_breed_that_is_missing_where_it_is_measured_is_only_a_warning(gate, sp
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_photos_outside_the_bounds_of_the_schema_stop_the_run_and_are_named(gate, split):
-    with pytest.raises(DataError, match="1 photos have a width outside 32 to 8192 pixels") as caught:
+    with pytest.raises(DataError, match="1 photo has a width outside 32 to 8192 pixels") as caught:
         gate.judge(GOOD, widths={split: 16})
     assert str(caught.value).splitlines()[2:] == [f"    {split}/16.jpg: 16"]
 

@@ -237,7 +237,9 @@ class Place:
         given = {"registry": registry, "run_id": "run-7", "settings": self._settings, "data": "photos"}
         Executor().Do(inputs, outputs, {**given, "weights_dir": ""})
         page = (self.folder / "page.html").read_text(encoding="utf-8")
-        return shown(page), spaced((self.folder / "summary.md").read_text(encoding="utf-8"))
+        summary = (self.folder / "summary.md").read_text(encoding="utf-8")
+        assert not re.search(r"(?<!\\)[<`|]", summary.partition("| backbone |")[0]), summary
+        return shown(page), spaced(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", summary))
 
     def terminal(self) -> str:
         """What `catbreeds report` prints of a run on this machine, with single spaces."""

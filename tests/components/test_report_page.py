@@ -569,7 +569,7 @@ def test_a_large_run_stays_small_and_folds_its_lists():
     found["ingest"]["left_out"] = [row for rows in found["left_out"].values() for row in rows]
     page = Page(found)
     assert len(page.source) < 800_000
-    assert "300 of 111 files were left out" in page.text
+    assert "Left out: 300 of 111 files." in page.text
     damaged = next(text for text in page.folded if text.startswith("damaged: 150"))
     assert damaged.count("why") == 150
     assert page.text.count("damaged/149.jpg") == 1

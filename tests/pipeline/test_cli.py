@@ -47,6 +47,19 @@ def test_help_settings_and_the_doctor_s_findings_are_shown_without_loading_tenso
     assert len(done.stdout.splitlines()) > 10
 
 
+def test_settings_of_other_projects_for_warnings_and_matplotlib_change_nothing(tmp_path):
+    code = (
+        "import os, warnings\nfrom pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code\n"
+        "for kind in (UserWarning, DeprecationWarning):\n    warnings.warn('a library warns', kind)\n"
+        "import matplotlib\nprint(matplotlib.get_backend(), 'PYTHONWARNINGS' in os.environ)"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "error", "MPLBACKEND": "module://of_another_project"}
+    command = [sys.executable, "-c", code, "models", "--workdir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "agg False"
+
+
 def test_help_names_every_command(catbreeds):
     done = catbreeds("--help")
     assert done.returncode == 0

@@ -173,7 +173,6 @@ def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
     [
         ("nobody.invalid", "'nobody.invalid': "),
         ("http://localhost", "'http://localhost': "),
-        ("[::1]", "'[::1]': "),
         ("", "'': not an IP address"),
         ("224.0.0.1", "'224.0.0.1': a multicast address"),
         ("ff02::1", "'ff02::1': a multicast address"),

@@ -1,6 +1,7 @@
 """The head and the search for its hyperparameters, on toy embeddings."""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,6 +157,22 @@ def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cau
         r"trial \d+ \(units=\d+, dropout=0\.\d, learning_rate=[\d.e-]+, weight_decay=[\d.]+\) failed: ", told
     )
     assert told.endswith(f"{type(cause).__name__}: {cause}")
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN axis")
+@pytest.mark.parametrize("space", [{"max_epochs": 6}, {"max_epochs": 2, "factor": 10}], ids=["several", "only one"])
+def test_trials_whose_loss_is_no_number_end_the_search_with_their_hyperparameters_and_what_to_do(
+    search, monkeypatch, space
+):
+    def not_finite(count: int, seed: int, finite=toy_records) -> Records:
+        return finite(count, seed)._replace(embeddings=np.full((count, SIZE), np.nan, np.float32))
+
+    monkeypatch.setattr(sys.modules[__name__], "toy_records", not_finite)
+    with pytest.raises(tuning.TrialError) as raised:
+        search(units=[0], **space)
+    told = str(raised.value)
+    assert re.match(r"val_loss is not a number at the end of trial \d+ \(units=0, dropout=0\.\d, learning_rate=", told)
+    assert "Lower the highest tuner.learning_rate" in told
 
 
 def test_search_finds_the_learning_rate_that_learns(search):

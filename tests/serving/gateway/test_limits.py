@@ -1,5 +1,6 @@
 """What the gateway refuses, how it says so, and that nothing that is sent makes it fail."""
 
+import base64
 import gzip
 import hashlib
 import re
@@ -61,6 +62,25 @@ def test_what_is_no_photo_is_refused_with_the_reason(gateway, photo, refusal):
     response = gateway.predict(PHOTOS[0], photo)
     assert problem(response) == refusal
     assert response.json()["photo"] == "1.jpg"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"instances": []}', b"[1]", base64.b64encode(PHOTOS[0])], ids=["object", "list", "64"]
+)
+def test_json_and_base64_alone_are_told_what_to_send(gateway, body):
+    response = gateway.http.post(PREDICT, content=body, headers={"Content-Type": "application/json"})
+    assert problem(response) == (415, "not_an_image")
+    assert response.json()["detail"].endswith("; send its bytes, or a form with the field 'file'")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, deflate"])
+def test_a_compressed_body_is_told_to_be_sent_as_it_is(gateway, encoding):
+    headers = {"Content-Encoding": encoding}
+    response = gateway.http.post(PREDICT, content=gzip.compress(PHOTOS[0]), headers=headers)
+    assert problem(response) == (415, "encoded")
+    assert response.headers["accept-encoding"] == "identity"
+    assert "send it as it is, without Content-Encoding" in response.json()["detail"]
+    assert gateway.http.post(PREDICT, content=PHOTOS[0], headers={"Content-Encoding": "identity"}).is_success
 
 
 def test_pixels_are_counted_before_they_are_decoded(gateway):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def photos(tmp_path) -> list[Path]:
     (folder / "empty.jpg").touch()
     (folder / "folder").mkdir()
     return paths
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_without_end_is_too_large_and_a_pipe_is_read(ways, photos, way):
+    pipe = photos[0].with_name("pipe")
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(photos[0].read_bytes()))
+    writer.start()
+    done = catbreeds("predict", "/dev/zero", pipe, *ways[way])
+    writer.join()
+    assert done.stderr == "catbreeds: /dev/zero: the file has more than 64 MB\n"
+    assert done.stdout.startswith(f"{pipe}: {BREEDS[0]} ")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -73,6 +73,13 @@ def test_top_k_limits_the_breeds(gateway):
         assert problem(gateway.predict(PHOTOS[0], params={"top_k": wrong})) == (422, "invalid_parameter")
 
 
+def test_a_parameter_that_is_not_known_is_refused_by_name(gateway):
+    for path, name, there in ((PREDICT, "topk", "there is top_k"), ("/predict", "top_k", "this address has none")):
+        response = gateway.predict(PHOTOS[0], path=path, params={name: 1})
+        assert problem(response) == (422, "invalid_parameter")
+        assert response.json()["detail"] == f"{name}: no such parameter; {there}"
+
+
 def test_the_plain_address_answers_probability_by_breed(gateway):
     answer = gateway.predict(PHOTOS[3], path="/predict").json()
     assert next(iter(answer)) == BREEDS[3]
