@@ -57,10 +57,12 @@ class Workflow:
     Attributes:
         namespace: of its pods.
         nodes: all of them, in order of their starts.
+        message: why it failed as a whole; "" where Argo does not say.
     """
 
     namespace: str
     nodes: tuple[Node, ...]
+    message: str = ""
 
     def tasks(self) -> dict[str, Node]:
         """Task -> its node."""
@@ -99,7 +101,7 @@ def read_workflow(manifest: str) -> Workflow:
         why = status.get("message", "")
         raise WorkflowError(f"the server's Workflow has no status of its nodes{': ' + why if why else ''}")
     found.sort(key=lambda node: (node.start is None, node.start and node.start.timestamp(), node.name))
-    return Workflow(metadata.get("namespace", ""), tuple(found))
+    return Workflow(metadata.get("namespace", ""), tuple(found), status.get("message", ""))
 
 
 def _node(metadata: dict[str, Any], node: dict[str, Any]) -> Node:

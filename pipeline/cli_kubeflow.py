@@ -287,18 +287,23 @@ def _show_failures(
     kubeflow: "Kubeflow", run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None"
 ) -> None:
     """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
-    if workflow:
-        for node in workflow.failures():
-            what = f"the driver of {node.task}" if node.is_driver else node.task
-            print(f"{what} failed{': ' + node.message if node.message else ''}")
-            print(f"    kubectl logs -n {workflow.namespace} {node.pod} -c main")
+    logs = f"    kubectl logs -n {kubeflow.namespace} -l pipeline/runid={run.run_id} -c main --prefix --tail 50"
+    failures = workflow.failures() if workflow else []
+    for node in failures:
+        what = f"the driver of {node.task}" if node.is_driver else node.task
+        print(f"{what} failed{': ' + node.message if node.message else ''}")
+        print(f"    kubectl logs -n {workflow.namespace} {node.pod} -c main" if node.pod else logs)
+    if failures:
         return
-    print(f"Why it failed cannot be read: {unread}")
+    if workflow:
+        print(f"No task failed; Argo Workflows ended the run{': ' + workflow.message if workflow.message else ''}")
+    else:
+        print(f"Why it failed cannot be read: {unread}")
     for task in (run.run_details and run.run_details.task_details) or ():
         if task.state == "FAILED":
             pods = " ".join(child.pod_name for child in task.child_tasks or () if child.pod_name)
             print(f"{task.display_name} failed{': pods ' + pods if pods else ''}")
-    print(f"    kubectl logs -n {kubeflow.namespace} -l pipeline/runid={run.run_id} -c main --prefix --tail 50")
+    print(logs)
 
 
 def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:

@@ -71,8 +71,10 @@ class KubeflowServer:
         node_bytes: size of a node's status in Argo's Workflow. When all nodes together have more than 1 MiB, Argo
             compresses them, and the tasks of a run stay as they were.
         invalid: why Argo does not even start the Workflow, if it does not.
+        ended: why Argo ended the Workflow, if it does so while no task fails.
         default_retries: Argo retries whatever it runs, as in the default installation of 2.17.
         messages: node -> why it failed, as Argo says it.
+        podless: tasks that end before they have a pod.
         refuses_uploads: why it refuses each pipeline, if it does.
         v1beta1: whether the server has that API, in which the Workflow of a run is.
         login: answers everything with a login page.
@@ -87,8 +89,9 @@ class KubeflowServer:
         self.script: list = [("SUCCEEDED", {})]
         self.node_bytes = 1000
         self.default_retries = False
-        self.invalid = ""
+        self.invalid = self.ended = ""
         self.messages: dict[str, str] = {}
+        self.podless: set[str] = set()
         self.refuses_uploads = ""
         self.v1beta1 = True
         self.login = False
@@ -179,9 +182,11 @@ class KubeflowServer:
         if isinstance(step, int):
             raise Refusal(step, "upstream connect error")
         state, tasks = step
-        workflow = _workflow(tasks, self.messages, self.node_bytes, self.default_retries)
+        workflow = _workflow(tasks, self.messages, self.podless, self.node_bytes, self.default_retries)
         if self.invalid:
             workflow["status"] = {"phase": "Failed", "message": self.invalid}
+        elif self.ended:
+            workflow["status"]["message"] = self.ended
         run.update(state=state, workflow=json.dumps(workflow))
         if "nodes" in workflow["status"]:
             run["tasks"] = [_task(node) for node in workflow["status"]["nodes"].values()]
@@ -352,7 +357,9 @@ def _keep(items: dict[str, dict], key: str, item: dict) -> dict:
     return items[identity]
 
 
-def _workflow(tasks: dict[str, str], messages: dict[str, str], node_bytes: int, default_retries: bool) -> dict:
+def _workflow(
+    tasks: dict[str, str], messages: dict[str, str], podless: set[str], node_bytes: int, default_retries: bool
+) -> dict:
     """Argo's Workflow of a run: for each task its driver, itself, its executor, and the pod of that."""
     name = "catbreeds-x7k2p"
     states = {"root": "RUNNING", "root-driver": "SUCCEEDED"}
@@ -361,7 +368,7 @@ def _workflow(tasks: dict[str, str], messages: dict[str, str], node_bytes: int, 
         if task.endswith("-driver"):
             continue
         states.setdefault(f"root.{task}-driver", "OMITTED" if state == "OMITTED" else "SUCCEEDED")
-        if state not in ("SKIPPED", "OMITTED", "PENDING"):
+        if state not in ("SKIPPED", "OMITTED", "PENDING") and task not in podless:
             states[f"root.{task}.executor"] = states[f"root.{task}.executor(0)"] = state
     if default_retries:
         several = {re.sub(r"(?<!\))(?=\.)", "(0)", path): state for path, state in states.items()}

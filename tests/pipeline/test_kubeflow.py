@@ -251,6 +251,25 @@ def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server,
     assert "no status of its nodes: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
 
 
+def test_a_task_that_fails_before_it_has_a_pod_is_named_with_the_command_for_the_run_s_logs(call, server, spec):
+    server.podless, server.messages = {"Tuner"}, {"Tuner": "exceeded quota: compute"}
+    server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "FAILED"})]
+    *_, failed, log = call("submit", spec, "--poll", "0.01").stdout.splitlines()
+    assert failed == "Tuner failed: exceeded quota: compute"
+    pods = f"-n kubeflow -l pipeline/runid={only(server.runs)['run_id']}"
+    assert log == f"    kubectl logs {pods} -c main --prefix --tail 50"
+
+
+def test_a_run_that_argo_ends_while_no_task_fails_is_told_with_argo_s_reason(call, server, spec):
+    server.ended = "Max duration limit exceeded"
+    server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "RUNNING"})]
+    done = call("submit", spec, "--poll", "0.01")
+    assert (done.exit_code, done.stderr) == (1, "")
+    *_, failed, log = done.stdout.splitlines()
+    assert failed == "No task failed; Argo Workflows ended the run: Max duration limit exceeded"
+    assert log.startswith(f"    kubectl logs -n kubeflow -l pipeline/runid={only(server.runs)['run_id']} ")
+
+
 @pytest.mark.parametrize("namespace", ["", "alice"])
 def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec, namespace):
     server.v1beta1, server.namespaces = False, {namespace} - {""}

@@ -115,6 +115,24 @@ def test_of_two_promotions_at_once_one_succeeds_and_the_other_ends_at_once_and_s
     assert [server.faults for server in strict] == [[], []]
 
 
+def test_a_promotion_ends_when_the_live_configuration_has_changed_though_no_server_was_told(
+    api, strict, registry, command
+):
+    command("promote", 2)
+    for server in strict:
+        server.slow.add(3)
+    with ThreadPoolExecutor(1) as thread:
+        promotion = thread.submit(command, "promote", 3)
+        eventually(lambda: all(3 in server.wanted for server in strict))
+        data = dict(api.config_map["data"])
+        data[CONFIG_FILE] = data[CONFIG_FILE].replace("versions: 3", "versions: 1")
+        api.change({**api.config_map, "data": data})
+        with pytest.raises(RolloutError, match="somebody else is rolling out, and took version 3"):
+            promotion.result(20)  # versions may take 30 s to load
+    assert registry.labels() == {"stable": 2}
+    assert [server.wanted for server in strict] == [{1, 2}] * 2
+
+
 def test_a_configuration_that_arrives_after_somebody_else_s_does_not_stay_on_the_server(
     api, strict, registry, command, monkeypatch
 ):
