@@ -70,13 +70,15 @@ def on_this_machine(path: Path | None) -> Path | None:
     return path
 
 
-def read_settings(profile: str, overrides: list[str] | None, **options: str | None) -> Settings:
-    """Settings of a command; its own options are the last word."""
+def read_settings(
+    profile: str, overrides: list[str] | None, check_workdir: bool = True, **options: str | None
+) -> Settings:
+    """Settings of a command; its own options are the last word, and a workdir among them can be a folder."""
     given = {key: value for key, value in options.items() if value is not None}
     try:
         config = load(profile, overrides or [], os.environ, given)
     except SettingsError as error:
         raise fail(error) from None
-    if "workdir" in options and (problem := no_folder(config.workdir)):
+    if check_workdir and "workdir" in options and (problem := no_folder(config.workdir)):
         raise fail(f"workdir: {printable(config.workdir)}: {printable(problem)}; choose another --workdir")
     return config

@@ -264,7 +264,7 @@ def test_a_server_that_exits_at_once_stops_the_model_with_its_own_words(place):
 
 
 def test_a_server_that_never_has_the_model_ready_is_not_waited_for_forever(place, monkeypatch):
-    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 1)
+    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 3)
     place.install_server("never loads")
     with pytest.raises(ServingError, match="does not serve the model"):
         place.check()
