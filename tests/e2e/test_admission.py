@@ -70,7 +70,13 @@ def test_models_lists_each_version_with_its_labels_and_why_it_was_admitted(pushe
     assert 0 <= low <= second["test_accuracy"] <= high <= 1
     assert any("against version 1" in reason for reason in second["reasons"])
     table = in_workdir(pushed, "models").stdout
-    for text in ("version 1 stable\n", "resnet50", first["data_digest"][:8], "minutes ago", "no model is in service to"):
+    for text in (
+        "version 1 stable\n",
+        "resnet50",
+        first["data_digest"][:8],
+        "minutes ago",
+        "no model is in service to",
+    ):
         assert text in table
 
 
