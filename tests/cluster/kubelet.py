@@ -2,7 +2,8 @@
 
 It does what a kubelet does for them: it starts the containers of pods that the scheduler gave to its node, with their
 flags, variables and ConfigMaps, asks their readiness probes, tells the pods' status, waits in `preStop`, sends SIGTERM,
-and removes the pod. Other containers wait for an image. It restarts nothing, and forwards no ports.
+and removes the pod. It looks each quarter of a second, where a kubelet takes up to two minutes for a ConfigMap and asks
+a probe by its period. Other containers wait for an image. It restarts nothing, and forwards no ports.
 """
 
 import contextlib
@@ -95,6 +96,7 @@ class Pod:
         self._config_maps = [volume for volume in pod["spec"]["volumes"] if "configMap" in volume]
         self._names = names
         self._started = ""
+        self._failed = 0  # probes in a row
 
     def mount(self, config_maps: dict[str, dict[str, str]]) -> bool:
         """Writes the ConfigMaps' files; False if one is missing that is not optional."""
@@ -136,10 +138,11 @@ class Pod:
         path, name = probe["httpGet"]["path"], probe["httpGet"]["port"]
         port = next(port["containerPort"] for port in self.container["ports"] if port["name"] == name)
         try:
-            response = httpx.get(f"http://{self.address}:{port}{path}", timeout=probe["timeoutSeconds"])
-            self.ready = response.is_success
+            succeeds = httpx.get(f"http://{self.address}:{port}{path}", timeout=probe["timeoutSeconds"]).is_success
         except httpx.TransportError:
-            self.ready = False
+            succeeds = False
+        self._failed = 0 if succeeds else self._failed + 1
+        self.ready = succeeds or (self.ready and self._failed < probe["failureThreshold"])
 
     def status(self) -> dict[str, Any]:
         """What a kubelet tells."""
