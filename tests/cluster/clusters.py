@@ -48,7 +48,7 @@ def get(*arguments: object) -> Object:
 def made_namespace() -> Iterator[str]:
     """A namespace as `serving/k8s/namespace.yaml` makes it, under a name of its own; it is deleted in the end."""
     name = f"catbreeds-test-{secrets.token_hex(3)}"
-    kubectl("create", objects=moved([yaml.safe_load((K8S / "namespace.yaml").read_text())], name))
+    kubectl("apply", objects=moved([yaml.safe_load((K8S / "namespace.yaml").read_text())], name))
     try:
         yield name
     finally:

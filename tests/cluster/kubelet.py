@@ -2,11 +2,13 @@
 
 It does what a kubelet does for them: it starts the containers of pods that the scheduler gave to its node, with their
 flags, variables and ConfigMaps, asks their readiness probes, tells the pods' status, waits in `preStop`, sends SIGTERM,
-and removes the pod. Other containers wait for an image. It restarts nothing, and forwards no ports.
+and removes the pod. It looks each quarter of a second, where a kubelet takes up to two minutes for a ConfigMap and asks
+a probe by its period. Other containers wait for an image. It restarts nothing, and forwards no ports.
 """
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import signal
@@ -23,6 +25,7 @@ from kubernetes import client
 from kubernetes.client import ApiException
 
 from tests import fork_server
+from tests.serving.k8s.variants import Object
 
 _LOOK_SECONDS = 0.25
 _LEASES = "kube-node-lease"
@@ -76,29 +79,32 @@ class Pod:
         names: the DNS server.
     """
 
-    def __init__(self, pod: Any, address: str, folder: Path, names: Names):
-        self.name, self.uid, self.address = pod.metadata.name, pod.metadata.uid, address
+    def __init__(self, pod: Object, address: str, folder: Path, names: Names):
+        self.name, self.uid, self.address = pod["metadata"]["name"], pod["metadata"]["uid"], address
         self.ready = False
         self.process: subprocess.Popen | None = None
         self.ending: threading.Thread | None = None
         self.log = folder / f"{self.name}.log"
-        self.container = pod.spec.containers[0]
-        self.app = pod.metadata.labels["app.kubernetes.io/name"]
-        self._grace = pod.spec.termination_grace_period_seconds
-        self._folders = {mount.mount_path: folder / self.name / mount.name for mount in self.container.volume_mounts}
+        (self.container,) = pod["spec"]["containers"]
+        self.app = pod["metadata"]["labels"]["app.kubernetes.io/name"]
+        self._grace = pod["spec"]["terminationGracePeriodSeconds"]
+        self._folders = {
+            mount["mountPath"]: folder / self.name / mount["name"] for mount in self.container["volumeMounts"]
+        }
         for path in self._folders.values():
             path.mkdir(parents=True)
-        self._config_maps = [volume for volume in pod.spec.volumes if volume.config_map]
+        self._config_maps = [volume for volume in pod["spec"]["volumes"] if "configMap" in volume]
         self._names = names
         self._started = ""
+        self._failed = 0  # probes in a row
 
     def mount(self, config_maps: dict[str, dict[str, str]]) -> bool:
         """Writes the ConfigMaps' files; False if one is missing that is not optional."""
         for volume in self._config_maps:
-            files = config_maps.get(volume.config_map.name)
-            if files is None and not volume.config_map.optional:
+            files = config_maps.get(volume["configMap"]["name"])
+            if files is None and not volume["configMap"].get("optional"):
                 return False
-            folder = next(path for path in self._folders.values() if path.name == volume.name)
+            folder = next(path for path in self._folders.values() if path.name == volume["name"])
             for name, text in (files or {}).items():
                 if not (folder / name).is_file() or (folder / name).read_text() != text:
                     (folder / f".{name}").write_text(text)
@@ -109,12 +115,12 @@ class Pod:
         """Starts the process of the container, if it is one that this machine has."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_")}
         if self.app == "model-server":
-            flags = [self._moved(argument) for argument in self.container.args]
+            flags = [self._moved(argument) for argument in self.container["args"]]
             command, popen = [sys.executable, "-m", "serving.model_server", *flags], fork_server.Popen
             command.append(f"--host={self.address}")
         elif self.app == "gateway":
             command, popen = [sys.executable, "-m", "serving.gateway"], subprocess.Popen
-            environment |= {entry.name: self._moved(entry.value) for entry in self.container.env}
+            environment |= {entry["name"]: self._moved(entry["value"]) for entry in self.container["env"]}
             assert environment["CATBREEDS_GATEWAY_MODEL_SERVER"] == "dns:///model-server:8500"
             environment |= {
                 "CATBREEDS_GATEWAY_MODEL_SERVER": self._names.target,
@@ -128,13 +134,15 @@ class Pod:
 
     def probe(self) -> None:
         """Asks the readiness probe."""
-        get = self.container.readiness_probe.http_get
-        port = next(port.container_port for port in self.container.ports if port.name == get.port)
+        probe = self.container["readinessProbe"]
+        path, name = probe["httpGet"]["path"], probe["httpGet"]["port"]
+        port = next(port["containerPort"] for port in self.container["ports"] if port["name"] == name)
         try:
-            timeout = self.container.readiness_probe.timeout_seconds
-            self.ready = httpx.get(f"http://{self.address}:{port}{get.path}", timeout=timeout).is_success
+            succeeds = httpx.get(f"http://{self.address}:{port}{path}", timeout=probe["timeoutSeconds"]).is_success
         except httpx.TransportError:
-            self.ready = False
+            succeeds = False
+        self._failed = 0 if succeeds else self._failed + 1
+        self.ready = succeeds or (self.ready and self._failed < probe["failureThreshold"])
 
     def status(self) -> dict[str, Any]:
         """What a kubelet tells."""
@@ -148,8 +156,8 @@ class Pod:
             "conditions": conditions,
             "containerStatuses": [
                 {
-                    "name": self.container.name,
-                    "image": self.container.image,
+                    "name": self.container["name"],
+                    "image": self.container["image"],
                     "imageID": "",
                     "ready": self.ready,
                     "started": running,
@@ -171,9 +179,8 @@ class Pod:
             self.process.wait()
 
     def _moved(self, text: str) -> str:
-        for mounted, folder in self._folders.items():
-            text = re.sub(rf"(^|=){re.escape(mounted)}/", rf"\g<1>{folder}/", text)
-        return text
+        mounted = "|".join(map(re.escape, self._folders))
+        return re.sub(rf"(^|=)({mounted})/", lambda found: f"{found[1]}{self._folders[found[2]]}/", text)
 
 
 class Kubelet:
@@ -204,7 +211,9 @@ class Kubelet:
         self._thread.start()
 
     def ready(self, app: str) -> list[Pod]:
-        """Pods of an app that are ready and are not to end."""
+        """Pods of an app that are ready and are not to end; fails if the node has failed."""
+        if self.failure:
+            raise self.failure
         return [pod for pod in list(self.pods.values()) if pod.app == app and pod.ready and not pod.ending]
 
     def close(self) -> None:
@@ -262,16 +271,22 @@ class Kubelet:
             raise
 
     def _look(self) -> None:
-        listed = self._core.list_namespaced_pod(self._namespace, field_selector=f"spec.nodeName={self.node}").items
+        # Not as objects of the generated client, which is older than `preStop.sleep`.
+        listed = json.loads(
+            self._core.list_namespaced_pod(
+                self._namespace, field_selector=f"spec.nodeName={self.node}", _preload_content=False
+            ).data
+        )["items"]
         config_maps = {
             config.metadata.name: config.data or {}
             for config in self._core.list_namespaced_config_map(self._namespace).items
         }
         for pod in listed:
-            here = self.pods.get(pod.metadata.name)
+            name = pod["metadata"]["name"]
+            here = self.pods.get(name)
             if here is None:
-                here = self.pods[pod.metadata.name] = self._take(pod)
-            if pod.metadata.deletion_timestamp:
+                here = self.pods[name] = self._take(pod)
+            if "deletionTimestamp" in pod["metadata"]:
                 if here.ending is None:
                     here.ending = threading.Thread(target=self._end, args=(here,))
                     here.ending.start()
@@ -280,16 +295,17 @@ class Kubelet:
             if here.process is None and mounted:
                 here.start()
             if here.process is not None:
+                assert here.process.poll() is None, here.log.read_text()
                 here.probe()
             self._tell(here)
-        gone = self.pods.keys() - {pod.metadata.name for pod in listed}
+        gone = self.pods.keys() - {pod["metadata"]["name"] for pod in listed}
         for name in gone:
             if self.pods[name].ending is None:  # it was removed by force
                 self.pods[name].end(signal.SIGKILL)
             del self.pods[name]
         self.names.addresses = tuple(pod.address for pod in self.ready("model-server"))
 
-    def _take(self, pod: Any) -> Pod:
+    def _take(self, pod: Object) -> Pod:
         self._number += 1
         address = f"127.{self._network[0] or 1}.{self._network[1]}.{self._number}"
         return Pod(pod, address, self._folder, self.names)
@@ -302,13 +318,16 @@ class Kubelet:
                 self._told[pod.uid] = status
 
     def _end(self, pod: Pod) -> None:
-        if pod.process:
-            self._closed.wait(pod.container.lifecycle.pre_stop.sleep.seconds)
-        pod.end()
-        with contextlib.suppress(_Gone):
-            self._of(
-                pod, self._core.delete_namespaced_pod, {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}}
-            )
+        try:
+            if pod.process:
+                self._closed.wait(pod.container["lifecycle"]["preStop"]["sleep"]["seconds"])
+            pod.end()
+            with contextlib.suppress(_Gone):
+                removal = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}}
+                self._of(pod, self._core.delete_namespaced_pod, removal)
+        except BaseException as error:
+            self.failure = error
+            raise
 
     def _of(self, pod: Pod, method: Any, body: dict[str, Any]) -> None:
         try:

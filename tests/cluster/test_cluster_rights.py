@@ -63,7 +63,6 @@ def test_an_account_has_the_rights_of_its_role_and_no_others(asked, served, acco
 @pytest.mark.parametrize("verb", ["get", "update", "create", "list"])
 def test_what_rollout_calls_is_allowed(asked, served, verb):
     config = served.live()
-    del config["metadata"]["managedFields"]
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other", "namespace": served.namespace}}
     done = {
         "get": lambda: asked("rollout", "get", "configmap", "model-config"),
@@ -100,4 +99,4 @@ def test_what_rollout_calls_is_allowed(asked, served, verb):
 def test_what_rollout_does_not_call_is_refused(asked, served, call):
     pod = served.kubelet.ready("model-server")[0].name
     done = asked("rollout", *call.replace("POD", pod).split(" "))
-    assert (done.returncode, "(Forbidden)" in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, "forbidden" in done.stderr) == (1, True), done.stderr

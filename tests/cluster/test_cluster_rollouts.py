@@ -8,7 +8,7 @@ from kubernetes.client import ApiException
 
 from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import Conflict
-from serving.rollout.plan import CONFIG_FILE, read_plan
+from serving.rollout.plan import read_plan
 from tests.cluster.clusters import MODEL, get
 from tests.serving.model_server.servers import DEADLINE, eventually
 
@@ -131,10 +131,3 @@ def test_evictions_take_one_model_server_at_a_time_and_fail_no_request(served):
         assert served.labels() == [{"stable": 1}] * 3
         assert "2 servers serve it" in served.run("promote", 2)
         assert served.labels() == [{"stable": 2}] * 3
-
-
-def test_files_of_the_live_configuration_are_those_that_pods_mount(served):
-    for pod in [*served.kubelet.ready("model-server"), *served.kubelet.ready("gateway")]:
-        data = served.live()["data"]
-        folder = pod.log.parent / pod.name / "model-config"
-        eventually(lambda folder=folder, data=data: (folder / CONFIG_FILE).read_text() == data[CONFIG_FILE])

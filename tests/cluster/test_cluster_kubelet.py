@@ -1,0 +1,66 @@
+"""From outside of the cluster, through `kubectl port-forward`, and a container that starts again: these need a kubelet.
+
+The cluster is that of docs/kubernetes.md, "On a laptop": its node has the models of `make demo`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.clusters import get, kubectl, made_namespace, moved
+from tests.running import catbreeds
+from tests.serving.k8s.variants import K8S, ROOT
+from tests.serving.model_server.servers import DEADLINE
+
+_MODEL_SERVERS = ("pods", "--selector", "app.kubernetes.io/name=model-server", "--namespace")
+_START_SECONDS = 10 * DEADLINE  # it pulls an image of some GB
+
+
+@pytest.fixture(scope="session")
+def registry(cluster) -> Path:
+    """Workdir whose models the node sees, as the cluster was made."""
+    if not any(node["status"].get("nodeInfo", {}).get("kubeletVersion") for node in get("nodes")["items"]):
+        pytest.skip("no node of the cluster has a kubelet")
+    (node,) = yaml.safe_load((K8S / "overlays" / "local" / "kind.yaml").read_text())["nodes"]
+    workdir = ROOT / Path(node["extraMounts"][0]["hostPath"]).parent
+    if not workdir.is_dir():
+        pytest.skip(f"{workdir} is not there; `make demo` makes it")
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def outside(registry, rendered) -> Iterator[str]:
+    """A namespace with the overlay `local`, whose first version was promoted from outside of the cluster."""
+    local = next(one for one in rendered if one.name == "local")
+    with made_namespace() as name:
+        kubectl("apply", objects=moved(local.objects, name))
+        promote(registry, name)
+        wait_for_model_server(name)
+        yield name
+
+
+def promote(workdir: Path, namespace: str) -> str:
+    """Promotes what is stable already: it is told to each model server."""
+    done = catbreeds("promote", 1, "--workdir", workdir, "--namespace", namespace)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_for_model_server(namespace: str) -> None:
+    kubectl("--namespace", namespace, "rollout", "status", "deployment/model-server", f"--timeout={_START_SECONDS}s")
+
+
+def test_a_promotion_from_outside_reaches_pods_by_forwarded_ports(registry, outside):
+    assert promote(registry, outside).endswith("1 server serves it\n")
+
+
+def test_a_container_that_was_started_again_serves_and_follows_the_next_promotion(registry, outside):
+    (pod,) = get(*_MODEL_SERVERS, outside)["items"]
+    name = ("--namespace", outside, "exec", pod["metadata"]["name"], "--")
+    kubectl(*name, "sh", "-c", "kill -9 $(pidof tensorflow_model_server)", check=False)
+    restarts = "jsonpath={.status.containerStatuses[0].restartCount}=1"
+    kubectl("--namespace", outside, "wait", "--for", restarts, f"pod/{pod['metadata']['name']}", "--timeout=300s")
+    wait_for_model_server(outside)
+    assert promote(registry, outside).endswith("1 server serves it\n")
