@@ -5,6 +5,9 @@ import re
 import socket
 
 LOOPBACK = "127.0.0.1"
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+# gRPC's resolvers of names.
+_RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _PORT = re.compile(r"(?:[a-z]+://)?[^/?#]*:(\d+)(?:[/?#]|$)", re.IGNORECASE)
 # What is bound to all addresses is reached on this machine by loopback.
 _REACHED_BY = {"0.0.0.0": LOOPBACK, "::": "::1"}
@@ -39,6 +42,18 @@ def has_possible_port(address: str) -> bool:
     """Whether the port of `address`, a URL or HOST:PORT, can be one; also where it has none, or no number."""
     port = _PORT.match(address)
     return port is None or 1 <= int(port[1]) <= 65535
+
+
+def wrong_grpc_target(target: str) -> str:
+    """Why `target` cannot be a target of gRPC; "" if nothing is wrong."""
+    scheme = _SCHEME.match(target)
+    if scheme and scheme[1].lower() not in _RESOLVERS:
+        return "gRPC has no URLs"
+    if not has_possible_port(target):
+        return "a port is 1 to 65535"
+    if ":" not in target:
+        return "the port is missing"  # gRPC would take 443
+    return ""
 
 
 def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:

@@ -23,7 +23,7 @@ from serving.client.errors import (
     WrongAddress,
     is_unknown_label,
 )
-from serving.listening import has_possible_port
+from serving.listening import wrong_grpc_target
 
 TIMEOUT = 30.0  # seconds
 
@@ -70,7 +70,7 @@ class GrpcClient(Client):
 
     Raises:
         Refused: the environment names a proxy that cannot be used.
-        WrongAddress: `target` is a URL, or its port is none.
+        WrongAddress: `target` is a URL, or has no possible port.
     """
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
@@ -147,10 +147,8 @@ def _options(target: str) -> list[tuple[str, str | int]]:
 
 
 def _checked(target: str) -> str:
-    if target.startswith(("http://", "https://")):
-        raise WrongAddress(f"{target} is no address of gRPC; write HOST:PORT")
-    if not has_possible_port(target):
-        raise WrongAddress(f"{target} is no address of gRPC: a port is 1 to 65535; write HOST:PORT")
+    if problem := wrong_grpc_target(target):
+        raise WrongAddress(f"{target} is no address of gRPC: {problem}; write HOST:PORT")
     return target
 
 

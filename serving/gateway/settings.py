@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from serving import photo
 from serving.environment import is_service_link
-from serving.listening import has_possible_port, without_brackets
+from serving.listening import without_brackets, wrong_grpc_target
 
 PREFIX = "CATBREEDS_GATEWAY_"
 
@@ -40,10 +40,8 @@ def _origin(text: str) -> str:
 
 
 def _grpc_target(text: str) -> str:
-    if text.startswith(("http://", "https://")):
-        raise ValueError("gRPC has no URLs; write HOST:PORT")
-    if not has_possible_port(text):
-        raise ValueError("a port is 1 to 65535; write HOST:PORT")
+    if problem := wrong_grpc_target(text):
+        raise ValueError(f"{problem}; write HOST:PORT")
     return text
 
 

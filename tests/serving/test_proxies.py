@@ -265,8 +265,8 @@ def test_libraries_that_read_the_environment_by_themselves_find_the_same(environ
     ("host", "variables", "said"),
     [
         ("127.0.0.1:{port}", {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}, None),
-        (ELSEWHERE, {"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY=socks5://127.0.0.1:9: no such proxy"),
-        (ELSEWHERE, {"ALL_PROXY": "http://127.0.0.1:9"}, "(through the proxy ALL_PROXY=http://127.0.0.1:9)"),
+        (f"{ELSEWHERE}:8500", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY=socks5://127.0.0.1:9: no such proxy"),
+        (f"{ELSEWHERE}:8500", {"ALL_PROXY": "http://127.0.0.1:9"}, "(through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )
 def test_predict_says_which_proxy_it_took(tmp_path, environment, way, host, variables, said):

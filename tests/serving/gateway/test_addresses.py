@@ -52,6 +52,8 @@ def test_the_address_of_another_server_is_told(gateway, model_server, photo):
         ("--gateway", "http://localhost:99999", "a port is 1 to 65535; write http://HOST:PORT"),
         ("--rest", "http://[::1]:0/", "a port is 1 to 65535; write http://HOST:PORT"),
         ("--grpc", "localhost:99999", "a port is 1 to 65535; write HOST:PORT"),
+        ("--grpc", "grpc://localhost:8500", "gRPC has no URLs; write HOST:PORT"),
+        ("--grpc", "localhost", "the port is missing; write HOST:PORT"),
         *((flag, "", f"{flag}: the value is empty") for flag in ("--gateway", "--rest", "--grpc", "--label")),
     ],
 )

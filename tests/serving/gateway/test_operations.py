@@ -131,6 +131,7 @@ def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, mode
         ({"api_keys": "secret"}, "CATBREEDS_GATEWAY_API_KEYS: "),
         ({"model_server": "http://localhost:8500"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, gRPC has no URLs"),
         ({"model_server": "localhost:99999"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, a port is 1 to 65535"),
+        ({"model_server": "tfserving"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, the port is missing"),
         ({"traffic_file": "/"}, "CATBREEDS_GATEWAY_TRAFFIC_FILE: Value error, is a folder; name the file"),
         ({"host": ""}, "CATBREEDS_GATEWAY_HOST: "),
         *(
