@@ -22,7 +22,7 @@ FOREIGN := $(filter-out $(addprefix PIP_,$(SOURCES)) $(addprefix UV_,$(SOURCES))
 CLEAN := env $(addprefix -u ,$(FOREIGN))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow coverage lint docs browser debootstrap buildah compile images deploy promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -65,8 +65,11 @@ lint: setup ## style and formatting
 browser: ## Debian's Chromium, which tests of the web page drive
 	@$(call DEBIAN,chromium)
 
-debootstrap: ## Debian's debootstrap, with which a test makes a fresh machine
+debootstrap: ## Debian's debootstrap, with which tests make a fresh machine and a base of images
 	@$(call DEBIAN,debootstrap)
+
+buildah: ## Debian's buildah, with which tests build the images
+	@$(call DEBIAN,buildah)
 
 compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
