@@ -100,7 +100,8 @@ COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-
 lock: setup ## resolve requirements/*.in anew
 	$(COMPILE) requirements/wheels.txt requirements/dev.in -o $(LOCK)
 	for image in pipeline gateway page; do \
-	  $(COMPILE) -c $(LOCK) requirements/$$image.in -o requirements/$$image.lock || exit 1; done
+	  $(COMPILE) -c $(LOCK) --excludes requirements/unused.txt requirements/$$image.in -o requirements/$$image.lock \
+	    || exit 1; done
 
 clean: ## remove what was built and run, but not .venv
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache

@@ -90,14 +90,14 @@ class Container:
                 stderr=output,
             )
 
-    def wait(self, seconds: float) -> int:
-        return self.process.wait(seconds)
+    def wait(self) -> int:
+        return self.process.wait(5 * DEADLINE)
 
     def terminate(self) -> int:
         """Sends SIGTERM to process 1, which no default action would end; its exit code."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGTERM)
-        return self.wait(DEADLINE)
+        return self.wait()
 
     def get(self, url: str) -> httpx.Response:
         """The answer of a server that may still be starting."""
@@ -132,6 +132,7 @@ def store(debian, tmp_path_factory) -> Iterator[Store]:
                 *(f"--volume={volume}" for volume in volumes),
                 ROOT,
             )
+        print(store("images"))
         yield store
     finally:
         subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
@@ -196,7 +197,7 @@ def test_the_pipeline_s_image_trains_a_model_that_a_gateway_s_image_answers_from
     place = ("--workdir", "/catbreeds/runs")
     shared = ((volume, "/catbreeds"),)
     run = start("pipeline", "run", "--profile", "demo", "--data", "/catbreeds/photos", *place, *settings, shared=shared)
-    assert run.wait(600) == 0, run.log.read_text()
+    assert run.wait() == 0, run.log.read_text()
     assert "In service: version 1." in run.log.read_text()
 
     grpc, rest, port = free_port(), free_port(), free_port()
@@ -216,4 +217,4 @@ def test_the_pipeline_s_image_compiles_pipelines_and_has_the_command_of_their_ta
     compiled = start("pipeline", "compile", "--output", "/tmp/specs")
     task = start("pipeline", "--help", command=("python", "-m", "pipeline.kubeflow_entrypoint"))
     for container in (compiled, task):
-        assert container.wait(DEADLINE) == 0, container.log.read_text()
+        assert container.wait() == 0, container.log.read_text()
