@@ -171,6 +171,13 @@ def start(store, tmp_path) -> Iterator:
         container.process.wait()
 
 
+@pytest.mark.parametrize("image", DOCKERFILES)
+def test_the_image_s_user_is_not_root_and_finds_a_root_that_cannot_be_written_to(start, image):
+    container = start(image, command=("sh", "-c", "id -u; touch /app/file"))
+    assert container.wait() == 1
+    assert container.log.read_text() == "10001\ntouch: cannot touch '/app/file': Read-only file system\n"
+
+
 def test_the_gateway_s_image_says_that_it_lives_and_why_it_is_not_ready(start):
     port, nowhere = free_port(), free_port()
     variables = {"CATBREEDS_GATEWAY_PORT": port, "CATBREEDS_GATEWAY_MODEL_SERVER": f"localhost:{nowhere}"}
