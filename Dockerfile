@@ -18,9 +18,13 @@ RUN pip install --no-cache-dir uv==${UV} \
  && python -m venv --without-pip /venv
 ENV UV_PYTHON=/venv/bin/python \
     UV_COMPILE_BYTECODE=1 \
-    UV_NO_CACHE=1
+    UV_LINK_MODE=copy
 COPY requirements/pipeline.lock /build/
-RUN uv pip install --no-deps --require-hashes -r /build/pipeline.lock
+# Wheels stay in the builder's cache, not in a layer. Headers and the packages' own tests are of no use in a container.
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --no-deps --require-hashes -r /build/pipeline.lock \
+ && rm -r /venv/lib/python*/site-packages/tensorflow/include \
+ && find /venv -type d -name tests -prune -exec rm -r {} +
 COPY requirements/tfx_bsl_sql_shim /build/tfx_bsl_sql_shim
 WORKDIR /app
 COPY setup.py pyproject.toml ./

@@ -22,7 +22,8 @@ FOREIGN := $(filter-out $(addprefix PIP_,$(SOURCES)) $(addprefix UV_,$(SOURCES))
 CLEAN := env $(addprefix -u ,$(FOREIGN))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster coverage lint docs browser debootstrap compile images deploy promtool protos lock clean
+.PHONY: help setup demo test test-slow test-cluster coverage lint docs browser debootstrap buildah compile images deploy \
+  promtool protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,8 +70,11 @@ lint: setup ## style and formatting
 browser: ## Debian's Chromium, which tests of the web page drive
 	@$(call DEBIAN,chromium)
 
-debootstrap: ## Debian's debootstrap, with which a test makes a fresh machine
+debootstrap: ## Debian's debootstrap, with which tests make a fresh machine and a base of images
 	@$(call DEBIAN,debootstrap)
+
+buildah: ## Debian's buildah, with which tests build the images
+	@$(call DEBIAN,buildah)
 
 compile: setup ## write kfp_specs: the pipeline for Kubeflow Pipelines and Vertex AI
 	$(CATBREEDS) compile
@@ -101,7 +105,8 @@ COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-
 lock: setup ## resolve requirements/*.in anew
 	$(COMPILE) requirements/wheels.txt requirements/dev.in -o $(LOCK)
 	for image in pipeline gateway page; do \
-	  $(COMPILE) -c $(LOCK) requirements/$$image.in -o requirements/$$image.lock || exit 1; done
+	  $(COMPILE) -c $(LOCK) --excludes requirements/unused.txt requirements/$$image.in -o requirements/$$image.lock \
+	    || exit 1; done
 
 clean: ## remove what was built and run, but not .venv
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache

@@ -7,20 +7,22 @@ with them in the end.
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import debian as debian_12
 from tests.running import SMALL, Run, run_pipeline
 
-LONGEST = ("test_fresh_machine", "test_runs", "small", "demo", "test_admission")
+LONGEST = ("debian", "test_runs", "small", "demo", "test_admission")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def group(item: pytest.Item) -> str:
-        return min({"demo", "small"} & set(item.fixturenames), default=item.path.stem)
+        return min({"debian", "demo", "small"} & set(item.fixturenames), default=item.path.stem)
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
@@ -64,6 +66,19 @@ def small(tmp_path_factory, draw_photos) -> Run:
     run = run_pipeline(draw_photos(breeds=3, photos=25), tmp_path_factory.mktemp("small"), *SMALL)
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory) -> Iterator[Path]:
+    """Root of a bare Debian 12 with the packages that the README asks for; tests change only copies of it."""
+    if reason := debian_12.why_not():
+        pytest.skip(reason)
+    root = tmp_path_factory.mktemp("debian") / "root"
+    try:
+        debian_12.install(root)
+        yield root
+    finally:
+        subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -212,3 +212,12 @@ def test_a_package_of_pure_python_may_come_as_source(source_only, tmp_path):
 def test_the_locks_have_the_rules_of_wheels_txt():
     rule = sorted(rules(ROOT / "requirements" / "wheels.txt"))
     assert {lock.name: sorted(rules(lock)) for lock in LOCKS} == {lock.name: rule for lock in LOCKS}
+
+
+def test_packages_that_the_images_leave_out_are_required_without_that():
+    """Else the line is of no use."""
+    unused = re.findall(r"^[\w-]+$", (ROOT / "requirements" / "unused.txt").read_text(), re.MULTILINE)
+    assert unused
+    locked = {lock.stem: re.findall(r"^([\w-]+)==", lock.read_text(), re.MULTILINE) for lock in LOCKS}
+    assert set(unused) <= set(locked.pop("dev"))
+    assert [name for names in locked.values() for name in names if name in unused] == []

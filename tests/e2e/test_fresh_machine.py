@@ -4,35 +4,15 @@ It works on what is committed, in a root of its own, and downloads all packages:
 kept takes part.
 """
 
-import os
 import re
-import shutil
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.settings import ROOT
-
-RELEASE = "bookworm"  # Debian 12
-
-# Where pip and uv find packages, and which certificates they trust; but nothing that they keep on this machine.
-REGISTRIES = re.compile(
-    "(?!.*(CACHE|PYTHON))(PIP_|UV_|SSL_CERT_|REQUESTS_CA_BUNDLE)|(https?|no|all)_proxy", re.IGNORECASE
-)
-
-# Mounts are this process's own, so they end with it. Each argument behind the root is a path to share, up to "--".
-IN_ROOT = """
-root=$1; shift
-mount -t proc proc "$root/proc"
-mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
-while [ "$1" != -- ]; do
-  if [ -d "$1" ]; then mkdir -p "$root$1"; else mkdir -p "$root${1%/*}"; touch "$root$1"; fi
-  mount --bind "$1" "$root$1"; shift
-done
-shift
-exec chroot "$@"
-"""
+from tests import debian as debian_12
 
 
 class Machine:
@@ -40,63 +20,38 @@ class Machine:
 
     def __init__(self, root: Path):
         self.root = root
-        self.registries = {name: value for name, value in os.environ.items() if REGISTRIES.match(name)}
 
     def run(self, command: str, user: str = "root") -> subprocess.CompletedProcess:
         home = "/root" if user == "root" else f"/home/{user}"
-        variables = {"HOME": home, "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8", **self.registries}
-        shared = {path for value in self.registries.values() for path in value.split() if Path(path).is_absolute()}
+        variables = {"HOME": home, "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
         return subprocess.run(
-            [
-                *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", IN_ROOT, "sh", self.root),
-                *(path for path in sorted(shared) if Path(path).exists()),
-                *("--", f"--userspec={user}:{user}", self.root),
-                *("sh", "-c", f"cd && {command}"),
-            ],
-            env=variables,
+            debian_12.enter(
+                f"echo {shlex.quote(str(self.root))}",
+                f"{user}:{user}",
+                ("sh", "-c", f"cd && {command}"),
+                [(path, str(path)) for path in debian_12.registry_files()],
+            ),
+            env=variables | debian_12.registries(),
             capture_output=True,
             text=True,
             check=False,
         )
 
 
-def prerequisites() -> str:
-    """Debian's packages that the README asks for, with commas between."""
-    return ",".join(re.search(r"apt-get install (.+)", (ROOT / "README.md").read_text())[1].split())
-
-
-def mirror() -> list[str]:
-    """The one that this machine's apt uses; without, debootstrap knows one."""
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {RELEASE}", "Component: main"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()[:1]
-
-
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    if os.geteuid() != 0:
-        pytest.skip("only root can make a root file system")
-    if not shutil.which("debootstrap"):
-        pytest.skip("no debootstrap; make debootstrap installs it")
-    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
-        pytest.skip("nothing can be mounted here, as in a container without privileges")
+def machine(debian, tmp_path_factory):
+    """Debian with the user "cat", who has a clone of this repository."""
     root = tmp_path_factory.mktemp("machine") / "root"
     try:
-        yield install(root)
+        subprocess.run(["cp", "--archive", debian, root], check=True)
+        machine = Machine(root)
+        assert machine.run("useradd --create-home --shell /bin/sh cat").returncode == 0
+        clone = root / "home" / "cat" / "catbreeds"
+        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, clone], check=True)
+        assert machine.run("chown -R cat:cat /home/cat").returncode == 0
+        yield machine
     finally:  # 6 GB, which pytest would keep
         subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)
-
-
-def install(root: Path) -> Machine:
-    """Debian with the user "cat", who has a clone of this repository."""
-    options = ("--variant=minbase", f"--include={prerequisites()}")
-    command = ["unshare", "--mount", "debootstrap", *options, RELEASE, root, *mirror()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    machine = Machine(root)
-    assert machine.run("useradd --create-home --shell /bin/sh cat").returncode == 0
-    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, root / "home" / "cat" / "catbreeds"], check=True)
-    assert machine.run("chown -R cat:cat /home/cat").returncode == 0
-    return machine
 
 
 @pytest.mark.slow
