@@ -424,20 +424,25 @@ def _override(values: dict[str, Any], override: str) -> str:
 
 
 def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
-    """Puts the YAML value `text` at the dotted `key`."""
+    """Puts the YAML value `text` at the dotted `key`; for settings that are text, `text` need not be quoted."""
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise SettingsError(f"{origin}: {section!r} is a value, it has no keys below it")
+    is_text = _type_of(key) in (str, str | None)
     try:
         value = strict_yaml.load(text)
-    except strict_yaml.DuplicateKey as error:
-        raise SettingsError(f"{origin}: {error}") from None
-    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
-        raise SettingsError(f"{origin}: {text!r} is not a YAML value") from None
-    # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one.
-    _put(values, key, name, _number(value) if value == text.strip() else value)
+    except (yaml.YAMLError, ValueError) as error:  # the latter for what looks like a date and is none
+        if not is_text:
+            reason = str(error) if isinstance(error, strict_yaml.DuplicateKey) else f"{text!r} is not a YAML value"
+            raise SettingsError(f"{origin}: {reason}") from None
+        value = text.strip()
+    if is_text:
+        value = value if value is None or isinstance(value, str) else text.strip()
+    elif value == text.strip():
+        value = _number(value)  # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one
+    _put(values, key, name, value)
 
 
 def _put(values: dict[str, Any], key: str, name: str, value: Any) -> None:
@@ -450,13 +455,19 @@ def _put(values: dict[str, Any], key: str, name: str, value: Any) -> None:
 
 
 def _is_section(key: str) -> bool:
-    section: Any = Settings
-    for part in key.split("."):
-        fields = getattr(section, "model_fields", {})
-        if part not in fields:
-            return False
-        section = fields[part].annotation
+    section = _type_of(key)
     return isinstance(section, type) and issubclass(section, _Section)
+
+
+def _type_of(key: str) -> Any:
+    """The type of the setting at a dotted key; None if there is none."""
+    found: Any = Settings
+    for part in key.split("."):
+        fields = getattr(found, "model_fields", {})
+        if part not in fields:
+            return None
+        found = fields[part].annotation
+    return found
 
 
 def _number(text: str) -> float | str:

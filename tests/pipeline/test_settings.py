@@ -119,7 +119,7 @@ def test_all_that_is_wrong_is_said_at_once():
     [
         ("tuner.max_epochs", "--set tuner.max_epochs: write --set key=value"),
         ("seed=[", "'[' is not a YAML value"),
-        ("data=2024-13-45", "'2024-13-45' is not a YAML value"),
+        ("seed=2024-13-45", "'2024-13-45' is not a YAML value"),
         ("gate={margin: 0.02, margin: 1.0}", "line 1: key 'margin' is there twice; remove one"),
         ("kubeflow.secrets=[{name: a, key: b, name: c, variable: D}]", "key 'name' is there twice"),
         ("seed.train=1", "seed: Input should be a valid integer"),
@@ -129,6 +129,13 @@ def test_all_that_is_wrong_is_said_at_once():
 )
 def test_an_override_that_cannot_be_read_is_refused(override, part):
     assert part in refusal(override)
+
+
+@pytest.mark.parametrize("text", ["2024", "1e3", "2024-13-45", "yes", "0x10", "CC: BY", "[photos", "{}", "- a"])
+def test_where_only_text_can_stand_it_need_not_be_quoted(text):
+    environment = {"CATBREEDS_WORKDIR": text}
+    settings = load("demo", [f"data={text}", f"card.data_licence={text}", f"card.contact='{text}'"], environment)
+    assert {settings.workdir, settings.data, settings.card.data_licence, settings.card.contact} == {text}
 
 
 @pytest.mark.parametrize("order", [1, -1])
