@@ -53,13 +53,15 @@ def no_folder(path: str) -> str:
     return ""
 
 
-def read_settings(profile: str, overrides: list[str] | None, **options: str | None) -> Settings:
-    """Settings of a command; its own options are the last word."""
+def read_settings(
+    profile: str, overrides: list[str] | None, *, check_workdir: bool = True, **options: str | None
+) -> Settings:
+    """Settings of a command; its own options are the last word. A command with --workdir needs a folder there."""
     given = {key: value for key, value in options.items() if value is not None}
     try:
         config = load(profile, overrides or [], os.environ, given)
     except SettingsError as error:
         raise fail(error) from None
-    if "workdir" in options and (problem := no_folder(config.workdir)):
+    if check_workdir and "workdir" in options and (problem := no_folder(config.workdir)):
         raise fail(f"workdir: {printable(config.workdir)}: {printable(problem)}; choose another --workdir")
     return config
