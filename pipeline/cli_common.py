@@ -71,9 +71,9 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 
 def read_settings(
-    profile: str, overrides: list[str] | None, check_workdir: bool = True, **options: str | None
+    profile: str, overrides: list[str] | None, *, check_workdir: bool = True, **options: str | None
 ) -> Settings:
-    """Settings of a command; its own options are the last word, and a workdir among them can be a folder."""
+    """Settings of a command; its own options are the last word. A command with --workdir needs a folder there."""
     given = {key: value for key, value in options.items() if value is not None}
     try:
         config = load(profile, overrides or [], os.environ, given)

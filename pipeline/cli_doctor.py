@@ -35,7 +35,7 @@ def doctor(
 
     Exit code: 0 a run on this machine can work, 2 it cannot.
     """
-    config = read_settings(profile, settings, check_workdir=False, workdir=workdir)
+    config = read_settings(profile, settings, check_workdir=False, workdir=workdir)  # it is a finding
     from pipeline.doctor import examine
 
     findings = examine(config, kubeflow_host, imports)
