@@ -165,7 +165,7 @@ class Deployed:
                 traffic.ended.set()
         for person in asking:
             person.result()
-        assert not traffic.failures
+        assert not traffic.failures, traffic.failures[0]
 
 
 class Traffic:
@@ -207,6 +207,7 @@ class Traffic:
         """Whether what is answered from now on comes from all of these versions, and from no others."""
         seen = len(self.versions)
         eventually(lambda: self.failures or len(self.versions) > seen + 40)
+        assert not self.failures, self.failures[0]
         return set(self.versions[seen + 8 :]) == versions
 
 
