@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from components.architectures import ARCHITECTURES
 from pipeline import strict_yaml
 from serving.environment import is_service_link
+from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -434,7 +435,7 @@ def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
     try:
         value = strict_yaml.load(text)
     except (yaml.YAMLError, ValueError) as error:  # the latter for what looks like a date and is none
-        if not is_text:
+        if not is_text or not is_utf_8(text):
             reason = str(error) if isinstance(error, strict_yaml.DuplicateKey) else f"{text!r} is not a YAML value"
             raise SettingsError(f"{origin}: {reason}") from None
         value = text.strip()
