@@ -76,9 +76,9 @@ def bucket_of(folder: Path) -> type:
     return Bucket
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(tmp_path_factory):
-    """The folder that `bucket://` stands for."""
+    """The folder that `bucket://` stands for; one in a process, because TFX keeps the first file system of a scheme."""
     folder = tmp_path_factory.mktemp("bucket")
     filesystem_registry.DEFAULT_FILESYSTEM_REGISTRY.register(bucket_of(folder), priority=0)
     return folder
