@@ -341,20 +341,16 @@ def _contents(folder: _Folder) -> str:
     """What a folder holds, in a few words."""
     if folder.problem:
         return folder.problem
-    kinds = Counter(f"{match[0].lower()} file" if (match := _ENDING.search(name)) else "file" for name in folder.files)
-    kinds.update(f"file ({reason})" for _, reason in folder.refused)
-    parts = [_count(number, kind) for kind, number in kinds.most_common(3)]
+    endings = (_ENDING.search(name) for name in folder.files)
+    kinds = Counter((f"{match[0].lower()} file" if match else "file", "") for match in endings)
+    kinds.update(("file", f" ({reason})") for _, reason in folder.refused)
+    parts = [f"{counted(number, noun)}{reason}" for (noun, reason), number in kinds.most_common(3)]
     if folder.folders:
         names = ", ".join([*(repr(printable(name)) for name in list(folder.folders)[:3]), "..."][: len(folder.folders)])
         files = sum(1 for child in folder.folders.values() for _ in child.everything())
-        parts.append(f"{_count(len(folder.folders), 'folder')} with {_count(files, 'file')} ({names})")
+        parts.append(f"{counted(len(folder.folders), 'folder')} with {counted(files, 'file')} ({names})")
     unpack = "; unpack archives" if any(may_be_archive(path) for path in folder.everything()) else ""
     return "holds " + (", ".join(parts) or "nothing") + unpack
-
-
-def _count(number: int, noun: str) -> str:
-    words = noun if number == 1 else re.sub(r"(?<![.\w])(file|folder)\b", r"\1s", noun, count=1)
-    return f"{number} {words}"
 
 
 def _other_folders(data: str, layout: _Layout) -> str:

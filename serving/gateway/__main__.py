@@ -42,7 +42,7 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Or uvicorn takes both from variables that are meant for other programs.
+        # Without these, uvicorn reads both from WEB_CONCURRENCY and FORWARDED_ALLOW_IPS, which other programs set.
         workers=1,
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,

@@ -47,7 +47,7 @@ class Problem(Exception):
     @classmethod
     def of_photo(cls, error: PhotoError, name: str | None) -> "Problem":
         """A photo that cannot be used."""
-        # Who sends JSON, or base64 alone, sends no form.
+        # A body without a form may be JSON or base64: the answer says what to send.
         how = (
             "; send its bytes, or a form with the field 'file'" if name is None and error.kind == "not_an_image" else ""
         )
