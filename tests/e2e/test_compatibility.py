@@ -1,0 +1,127 @@
+"""A workdir and a registry that an earlier version of this project wrote can still be used.
+
+The archive beside this file holds the workdir `/catbreeds/work`. Commit 7e3dd0b wrote it by two runs with the settings
+below, on the photos of `catbreeds sample-data --breeds 3 --photos 16`. In place of ResNet50 it had a network of two
+convolutions, so that the archive is small.
+"""
+
+import json
+import shutil
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.past_run import PastRun
+from serving.registry import Registry
+from tests.running import SMALL, Run, catbreeds, run_pipeline
+
+ARCHIVE = Path(__file__).with_name("workdir_written_by_7e3dd0b.tar.xz")
+WRITTEN_AT = "/catbreeds/work"
+SETTINGS = (*SMALL, "gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> Path:
+    """The workdir, as if it had been written where it is now: nothing writes to it."""
+    folder = tmp_path_factory.mktemp("written_before")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    workdir = folder / "work"
+    with sqlite3.connect(workdir / "metadata.sqlite") as database:
+        database.execute("UPDATE Artifact SET uri = replace(uri, ?, ?)", (WRITTEN_AT, str(workdir)))
+    database.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(unpacked, tmp_path) -> Path:
+    """A copy for a test that changes labels."""
+    shutil.copytree(unpacked / "serving", tmp_path / "serving")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def next_run(unpacked, draw_photos, tmp_path_factory) -> Run:
+    """A run of today's code in a copy of the workdir, on the same photos."""
+    copy = tmp_path_factory.mktemp("continued") / "work"
+    shutil.copytree(unpacked, copy)
+    run = run_pipeline(draw_photos(breeds=3, photos=16), copy, *SETTINGS)
+    assert run.process.returncode == 0, run.process.stdout + run.process.stderr
+    return run
+
+
+def answer(workdir: Path, *arguments):
+    done = catbreeds(*arguments, "--workdir", workdir, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_models_lists_the_versions_with_their_labels_and_reasons(unpacked):
+    first, second = answer(unpacked, "models")
+    assert (first["version"], first["labels"], second["version"], second["labels"]) == (1, ["stable"], 2, [])
+    assert first["backbone"] == second["backbone"] == "resnet50"
+    assert first["test_accuracy"] == pytest.approx(0.6)
+    assert any("against version 1" in reason for reason in second["reasons"])
+
+
+def test_report_shows_the_last_run(unpacked):
+    done = catbreeds("report", "--workdir", unpacked)
+    assert done.returncode == 0, done.stderr
+    for text in ("Winner: resnet50", "pushed as version 2", "In service: version 1"):
+        assert text in done.stdout
+
+
+def test_notebooks_read_the_last_run(unpacked):
+    run = PastRun(unpacked, "Pusher")
+    assert [row["backbone"] for row in run.comparison["candidates"]] == ["resnet50"]
+    assert run.measured("resnet50").metrics["overall"]["photos"] == 8
+    assert run.trials("resnet50")
+
+
+def test_lineage_leads_from_a_version_to_its_data_settings_and_code(unpacked):
+    found = answer(unpacked, "lineage", 2)
+    record = Registry(unpacked / "serving" / "catbreeds").record(2)
+    assert found["data"]["data"] == "/catbreeds/photos"
+    assert found["settings"]["trainer"]["epochs"] == 3
+    assert found["weights"] == record["backbone"]
+    assert found["code"]["Trainer-resnet50"] == record["code_digest"]
+    assert len(answer(unpacked, "lineage", 2, "--photos")) > 20
+
+
+def test_gate_decides_again_from_the_recorded_evaluations(unpacked):
+    again = answer(unpacked, "gate")
+    assert (again["outcome"], again["blessed"], again["champion"]["version"]) == ("blessed", True, 1)
+    assert catbreeds("gate", "--set", "gate.min_accuracy=1", "--workdir", unpacked).returncode == 3
+
+
+def test_promote_and_rollback_move_the_stable_label(workdir):
+    assert catbreeds("promote", 2, "--workdir", workdir).returncode == 0
+    assert Registry(workdir / "serving" / "catbreeds").labels() == {"stable": 2}
+    assert catbreeds("rollback", "--workdir", workdir).returncode == 0
+    assert Registry(workdir / "serving" / "catbreeds").labels() == {"stable": 1}
+
+
+def test_predict_asks_a_version_that_was_pushed_before(unpacked, draw_photos):
+    photo = next(draw_photos(breeds=2, photos=1, first=1000).rglob("*.jpg"))
+    (row,) = answer(unpacked, "predict", photo)["photos"]
+    assert row["model"]["version"] == 1
+    assert len(row["predictions"]) == 3
+
+
+def test_a_run_compares_its_candidate_with_the_version_in_service(next_run):
+    gate = json.loads((next_run.workdir / "report" / "gate.json").read_text())
+    assert (gate["champion"]["version"], gate["pushed_version"]) == (1, 3)
+    assert gate["comparison"]["photos"] == gate["champion"]["test_photos"] == 10
+    assert [row["version"] for row in answer(next_run.workdir, "models")] == [1, 2, 3]
+    assert answer(next_run.workdir, "lineage", 1)["weights"]["architecture"] == "resnet50"
+
+
+def test_a_run_trains_again_once_and_then_finds_its_results(next_run):
+    """The digest of the code holds the names of modules: where they change, a deployment trains once more."""
+    assert "Trainer-resnet50" in next_run.ran
+    again = run_pipeline(next_run.photos, next_run.workdir, *SETTINGS)
+    assert again.process.returncode == 0, again.process.stdout
+    assert "Trainer-resnet50" in again.cached
+    assert not {node for node in again.ran if "resnet50" in node}
