@@ -11,7 +11,7 @@ setup(
     packages=[*find_packages(include=["pipeline*", "components*", "serving*"]), "schemas"],
     package_data={
         "pipeline": ["profiles/*.yaml"],
-        "components": ["templates/*.html.j2"],
+        "components": ["reporting/templates/*.html.j2"],
         "schemas": ["*/schema.pbtxt"],
     },
     # Loose on purpose: what is tested together is in requirements/dev.lock.

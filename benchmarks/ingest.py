@@ -48,7 +48,7 @@ def ingest(data: str) -> dict[str, float]:
     from tfx.types.standard_artifacts import Examples
 
     from components.artifacts import IngestReport
-    from components.image_example_gen import ImageExampleGen
+    from components.ingestion.image_example_gen import ImageExampleGen
     from pipeline.settings import Settings
 
     settings = Settings()
@@ -105,7 +105,7 @@ def _draw(folder: Path, images: int) -> None:
     """Drawings at the size of photos in the web, with the grain that makes their files as large."""
     from PIL import Image, ImageChops
 
-    from pipeline.sample_data import BREEDS, draw_photo
+    from pipeline.datasets.sample_data import BREEDS, draw_photo
 
     grain = Image.effect_noise(SIZE, 12).convert("RGB")
     for number in range(images):

@@ -24,8 +24,8 @@ sys.path.pop(0)  # this folder, where serving.py would be taken for the package
 
 import tensorflow as tf
 
-from components.documents import read_json
-from pipeline.sample_data import write_sample_data
+from components.json_files import read_json
+from pipeline.datasets.sample_data import write_sample_data
 from pipeline.settings import load
 
 BREEDS = 6

@@ -37,16 +37,16 @@ import tensorflow as tf
 from tfx.types.standard_component_specs import TUNER_RESULTS_KEY
 from tfx.utils import path_utils
 
-from components.backbone_selector import TUNER_RESULTS_FILE
-from components.documents import read_json
-from components.training_records import TRIAL_SECONDS
-from pipeline import local_runner
+from components.candidates.backbone_selector import TUNER_RESULTS_FILE
+from components.candidates.training_records import TRIAL_SECONDS
+from components.json_files import read_json
+from pipeline.datasets.sample_data import write_sample_data
 from pipeline.graph import create_pipeline
-from pipeline.head import build_head
-from pipeline.local_runner import NodeRun
-from pipeline.sample_data import write_sample_data
+from pipeline.modules.head import build_head
+from pipeline.run_context import this_machine
+from pipeline.runners import local as local_runner
+from pipeline.runners.local import NodeRun
 from pipeline.settings import Settings, load
-from pipeline.target import this_machine
 
 BACKBONE = "xception"
 COUNTED = ("EmbeddingGen", "Transform", "Tuner", "Trainer")

@@ -18,7 +18,7 @@ for _name in (
 
 
 def __getattr__(name: str):
-    # Lazy, so that `components.architectures` can be read without the seconds that importing TFX takes.
+    # Lazy, so that `components.candidates.architectures` can be read without the seconds that importing TFX takes.
     if name[0].isupper():
         artifacts = importlib.import_module("components.artifacts")
         if hasattr(artifacts, name):

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column
 
 if TYPE_CHECKING:
-    from pipeline.local_runner import NodeRun
+    from pipeline.runners.local import NodeRun
 
 
 def _whole() -> Column:
@@ -77,7 +77,7 @@ def _copy(descriptor: int, stream: TextIO) -> TextIO:
 class RunView:
     """Shows a run: a line for each component that is done, on a terminal also what is running and how far it is.
 
-    It is the listener of `pipeline.local_runner.run`.
+    It is the listener of `pipeline.runners.local.run`.
 
     Args:
         console: where to show it.

@@ -11,23 +11,23 @@ from tfx.dsl.experimental.conditionals.conditional import Cond
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import trainer_pb2, transform_pb2
 
-from components.admitted import Admitted
-from components.backbone import Backbone
-from components.backbone_selector import BackboneSelector
-from components.champion_model import ChampionModel
-from components.data_gate import DataGate
-from components.embedding_gen import EmbeddingGen
-from components.evaluator import Evaluator
-from components.image_example_gen import ImageExampleGen
-from components.import_schema_gen import ImportSchemaGen
-from components.model_gate import ModelGate
-from components.pusher import Pusher
-from components.retrain_gate import RetrainGate
-from components.rollout import Rollout
-from components.run_report import RunReport
-from components.serving_check import ServingCheck
+from components.candidates.backbone import Backbone
+from components.candidates.backbone_selector import BackboneSelector
+from components.candidates.embedding_gen import EmbeddingGen
+from components.candidates.evaluator import Evaluator
+from components.ingestion.data_gate import DataGate
+from components.ingestion.image_example_gen import ImageExampleGen
+from components.ingestion.import_schema_gen import ImportSchemaGen
+from components.ingestion.retrain_gate import RetrainGate
+from components.release.champion_model import ChampionModel
+from components.release.gate_passed import Admitted
+from components.release.model_gate import ModelGate
+from components.release.pusher import Pusher
+from components.release.rollout import Rollout
+from components.release.serving_check import ServingCheck
+from components.reporting.run_report import RunReport
+from pipeline.run_context import Target, photos_schema
 from pipeline.settings import ROOT, Settings
-from pipeline.target import Target, photos_schema
 
 if StatisticsGen is None:
     # TFX hides a failed import behind None.
@@ -36,8 +36,18 @@ if StatisticsGen is None:
 SERVING_CHECK_PHOTOS = 4
 _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
 # What decides on a trained head, and what decides on a whole model.
-_HEAD_MODULES = ("components.embedding_gen", "components.served_model", "pipeline.preprocessing", "pipeline.training")
-_MODEL_MODULES = (*_HEAD_MODULES, "components.image_example_gen", "pipeline.tuning", "components.backbone_selector")
+_HEAD_MODULES = (
+    "components.candidates.embedding_gen",
+    "components.candidates.served_model",
+    "pipeline.modules.preprocessing",
+    "pipeline.modules.training",
+)
+_MODEL_MODULES = (
+    *_HEAD_MODULES,
+    "components.ingestion.image_example_gen",
+    "pipeline.modules.tuning",
+    "components.candidates.backbone_selector",
+)
 _MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
 _ALWAYS = contextlib.nullcontext()
 
@@ -75,7 +85,7 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
         rule=settings.selection.rule,
         top_k=settings.top_k,
         model_name=settings.model_name,
-        code=target.code("components.backbone_selector"),
+        code=target.code("components.candidates.backbone_selector"),
     )
     admission = _admission_nodes(settings, target, selector, examples, statistics, schema, retrain)
     nodes += [selector, *admission.values()]
@@ -106,7 +116,7 @@ def _example_gen(settings: Settings, target: Target) -> BaseNode:
     return ImageExampleGen(
         data=target.data,
         data_digest=target.data_digest,
-        code=target.code("components.image_example_gen"),
+        code=target.code("components.ingestion.image_example_gen"),
         train=settings.split.train,
         eval=settings.split.eval,
         seed=settings.split.seed,
@@ -131,7 +141,7 @@ def _data_nodes(settings: Settings, target: Target) -> list[BaseNode]:
         stable=target.stable,
         max_bad_share=settings.ingest.max_bad_share,
         min_photos_per_breed=settings.ingest.min_photos_per_breed,
-        code=target.code("components.data_gate"),
+        code=target.code("components.ingestion.data_gate"),
     )
     return [examples, statistics, schema, validator, gate]
 
@@ -167,14 +177,14 @@ def _candidate_nodes(
             weights_digest=target.weights_digest(backbone),
             image_size=settings.image_size,
             seed=settings.seed,
-            code=target.code("components.backbone"),
+            code=target.code("components.candidates.backbone"),
         )
     embeddings = EmbeddingGen(
         examples=examples.outputs["examples"],
         backbone=network.outputs["model"],
         schema_template=_EMBEDDINGS_SCHEMA.read_text(encoding="utf-8"),
         batch=settings.beam.embedding_batch,
-        code=target.code("components.embedding_gen"),
+        code=target.code("components.candidates.embedding_gen"),
     )
     # Wrong data leaves no embedding. On a cluster it also costs no backbone; on one machine there is nothing else to do
     # while the data is checked.
@@ -184,10 +194,10 @@ def _candidate_nodes(
     transform = Transform(
         examples=embeddings.outputs["embeddings"],
         schema=embeddings.outputs["schema"],
-        preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="pipeline.modules.preprocessing.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "eval"]),
         disable_statistics=True,
-        custom_config={"code": target.code("pipeline.preprocessing")},
+        custom_config={"code": target.code("pipeline.modules.preprocessing")},
     )
     learned: dict[str, Any] = {
         "examples": transform.outputs["transformed_examples"],
@@ -196,17 +206,17 @@ def _candidate_nodes(
         "eval_args": trainer_pb2.EvalArgs(),
     }
     tuner = Tuner(
-        tuner_fn="pipeline.tuning.tuner_fn",
+        tuner_fn="pipeline.modules.tuning.tuner_fn",
         custom_config={
             "tuner": settings.tuner.model_dump(mode="json"),
             "batch_size": settings.trainer.batch_size,
             "seed": settings.seed,
-            "code": target.code("pipeline.tuning"),
+            "code": target.code("pipeline.modules.tuning"),
         },
         **learned,
     )
     trainer = Trainer(
-        run_fn="pipeline.training.run_fn",
+        run_fn="pipeline.modules.training.run_fn",
         hyperparameters=tuner.outputs["best_hyperparameters"],
         custom_config={
             "trainer": settings.trainer.model_dump(mode="json"),
@@ -222,7 +232,7 @@ def _candidate_nodes(
         model=trainer.outputs["model"],
         split="eval",
         signature="classify_embedding",
-        code=target.code("components.evaluator"),
+        code=target.code("components.candidates.evaluator"),
     )
     return {
         "backbone": network.with_id(f"Backbone-{backbone}"),
@@ -248,7 +258,7 @@ def _admission_nodes(
         candidate=selector.outputs["winner"],
         registry=target.registry,
         stable=target.stable,
-        code=target.code("components.champion_model"),
+        code=target.code("components.release.champion_model"),
     )
     # Two nodes, not one: each model numbers breeds by itself, and a new champion does not re-measure the candidate.
     measures = {
@@ -258,7 +268,7 @@ def _admission_nodes(
             model=model,
             split="test",
             signature="serving_default",
-            code=target.code("components.evaluator"),
+            code=target.code("components.candidates.evaluator"),
         ).with_id(node_id)
         for node_id, model in {
             "Evaluator-gate": selector.outputs["winner"],
@@ -271,7 +281,7 @@ def _admission_nodes(
         champion=champion.outputs["champion"],
         champion_evaluation=measures["Evaluator-champion"].outputs["evaluation"],
         ingest=examples.outputs["report"],
-        code=target.code("components.model_gate"),
+        code=target.code("components.release.model_gate"),
         **target.gate,
     )
     check = ServingCheck(
@@ -280,7 +290,7 @@ def _admission_nodes(
         examples=examples.outputs["examples"],
         evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         photos=SERVING_CHECK_PHOTOS,
-        code=target.code("components.serving_check", "serving.probe"),
+        code=target.code("components.release.serving_check", "serving.local.saved_model_process"),
     )
     pusher = Pusher(
         model=selector.outputs["winner"],

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from components.architectures import ARCHITECTURES
+from components.candidates.architectures import ARCHITECTURES
 from pipeline import strict_yaml
 from serving.environment import is_service_link
 from serving.names import is_utf_8

@@ -16,7 +16,7 @@ import pytest
 from tests import debian as debian_12
 from tests.running import SMALL, Run, run_pipeline
 
-LONGEST = ("debian", "test_runs", "small", "demo", "test_admission")
+LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_admission")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,7 +42,7 @@ def restore_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def draw_photos(tmp_path_factory) -> Callable[..., Path]:
     """Writes photos of imaginary breeds to a folder of its own."""
-    from pipeline.sample_data import write_sample_data
+    from pipeline.datasets.sample_data import write_sample_data
 
     def draw(**options) -> Path:
         folder = tmp_path_factory.mktemp("photos")

@@ -1,8 +1,8 @@
 """Processes that start in milliseconds: forks of one that has imported TensorFlow and TFX.
 
 `Popen` takes the commands of this project that spend seconds on imports: `catbreeds ...`,
-`python -m serving.model_server ...`, `python -m pipeline.kubeflow_entrypoint ...`. The rest of a process is real:
-its id, its exit code, signals, standard streams, environment and working directory. What a module reads from the
+`python -m serving.model_server ...`, `python -m pipeline.runners.kubeflow.entrypoint ...`. The rest of a process is
+real: its id, its exit code, signals, standard streams, environment and working directory. What a module reads from the
 environment while it is imported, and what a process has imported, can only be tested with `subprocess`.
 
 Each pytest process starts one server, when a test first needs it; it ends with that process.
@@ -28,17 +28,17 @@ from pathlib import Path
 
 MODULES = (
     "pipeline.graph",
-    "pipeline.local_runner",
-    "pipeline.training",
-    "pipeline.tuning",
-    "pipeline.target",
-    "pipeline.report",
-    "pipeline.history",
-    "pipeline.lineage",
-    "pipeline.kubeflow_runner",
-    "pipeline.kubeflow_entrypoint",
+    "pipeline.runners.local",
+    "pipeline.modules.training",
+    "pipeline.modules.tuning",
+    "pipeline.run_context",
+    "pipeline.results.report",
+    "pipeline.results.metadata",
+    "pipeline.results.lineage",
+    "pipeline.runners.kubeflow.compiler",
+    "pipeline.runners.kubeflow.entrypoint",
     "pipeline.cli",
-    "components.report_page",
+    "components.reporting.report_page",
     "serving.model_server.server",
 )
 _ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from pipeline.settings import ROOT
 ROOMS = ("components", "pipeline", "schemas", "serving")
 # Nothing that the code reads: for what builds images and generates code.
 NOT_INSTALLED = ("Dockerfile", "*.proto", "docker-compose.yaml")
-FOR_NOTEBOOKS = "pipeline/notebook.py"  # their requirements are in dev.in
+FOR_NOTEBOOKS = "pipeline/results/notebook.py"  # their requirements are in dev.in
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from serving.client import Prediction
-from serving.gateway.documents import (
+from serving.gateway.metrics import Metrics
+from serving.gateway.observer import Observer
+from serving.gateway.predictor import Predictor
+from serving.gateway.problems import HANDLERS, Problem
+from serving.gateway.readiness import Readiness
+from serving.gateway.response_schemas import (
     AnswerDocument,
     AnswersDocument,
     ProblemDocument,
@@ -21,11 +26,6 @@ from serving.gateway.documents import (
     photo_body,
     problems,
 )
-from serving.gateway.metrics import Metrics
-from serving.gateway.observer import Observer
-from serving.gateway.predictor import Predictor
-from serving.gateway.problems import HANDLERS, Problem
-from serving.gateway.readiness import Readiness
 from serving.gateway.settings import Settings
 
 _DESCRIPTION = """Send a photo of a cat, get its breed.

@@ -20,8 +20,8 @@ import urllib3.exceptions
 from kubernetes.client import ApiException
 
 from serving import kubectl_configuration, proxies
-from serving.bound_process import bound
 from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
+from serving.local.child_process import bound
 from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
 from serving.rollout.plan import Plan, PlanError, read_plan
 

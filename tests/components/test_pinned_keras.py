@@ -20,7 +20,7 @@ ELSEWHERE = {
 }
 CONFIG = {"backend": "torch", "floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first"}
 CODE = """
-import pipeline.tuning
+import pipeline.modules.tuning
 import json, os, keras
 c = keras.config
 settings = [c.backend(), c.floatx(), c.epsilon(), c.image_data_format(), c.dtype_policy().name, c.max_epochs()]

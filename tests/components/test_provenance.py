@@ -75,15 +75,19 @@ def test_the_code_digest_of_several_modules_changes_with_each(project):
 
 
 def test_the_code_digest_of_a_real_component_covers_what_it_imports(monkeypatch, tmp_path):
-    before = code_digest("components.image_example_gen")
+    before = code_digest("components.ingestion.image_example_gen")
     source = provenance._source
-    for name, changes in {"serving.photo": True, "components.documents": True, "pipeline.report": False}.items():
+    for name, changes in {
+        "serving.photo": True,
+        "components.json_files": True,
+        "pipeline.results.report": False,
+    }.items():
         edited = tmp_path / f"{name}.py"
         edited.write_bytes(source(name).read_bytes() + b"# edited\n")
         with monkeypatch.context() as patch:
             patch.setattr(provenance, "_source", lambda n, name=name, edited=edited: edited if n == name else source(n))
-            assert (code_digest("components.image_example_gen") != before) is changes, name
-    assert code_digest("components.image_example_gen") == before
+            assert (code_digest("components.ingestion.image_example_gen") != before) is changes, name
+    assert code_digest("components.ingestion.image_example_gen") == before
 
 
 def test_the_commit_of_an_image_is_the_one_it_was_built_from(monkeypatch):

@@ -25,16 +25,18 @@ from tfx.types.standard_artifacts import (
     TunerResults,
 )
 
-from components import artifacts, backbone_selector, run_report
-from components.backbone import find_weights
-from components.champion_model import ChampionModel
-from components.data_gate import DataGate
-from components.documents import read_json
-from components.model_gate import ModelGate
+from components import artifacts
+from components.candidates import backbone_selector
+from components.candidates.backbone import find_weights
+from components.ingestion.data_gate import DataGate
+from components.ingestion.retrain_gate import RetrainGate
+from components.json_files import read_json
 from components.provenance import file_digest
-from components.pusher import Pusher
-from components.retrain_gate import RetrainGate
-from components.serving_check import ServingCheck
+from components.release.champion_model import ChampionModel
+from components.release.model_gate import ModelGate
+from components.release.pusher import Pusher
+from components.release.serving_check import ServingCheck
+from components.reporting import run_report
 from pipeline.settings import load, to_yaml
 from serving.registry import Registry, RegistryError
 from tests.running import catbreeds
@@ -174,7 +176,7 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
         weights="random",
         weights_dir="",
         settings="{}",
-        modules="components.splits",
+        modules="components.ingestion.splits",
     )
     champion = remote.output(Model)
     ChampionModel.test_call(candidate=model, champion=champion, registry=str(registry.base), code="")

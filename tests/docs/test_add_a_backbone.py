@@ -26,7 +26,7 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     for room in ("components", "pipeline", "serving", "schemas", "docs"):
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "components" / "architectures.py"
+    path = folder / "components" / "candidates" / "architectures.py"
     before, after = path.read_text().split("\n}\n", 1)
     path.write_text(f"{before}\n{block('python')}}}\n{after}")
     return folder

@@ -7,8 +7,8 @@ import pytest
 from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 
 from components.artifacts import GateDecision, IngestReport, Metrics
-from components.champion_model import ChampionModel, stable_identity
-from components.model_gate import ModelGate
+from components.release.champion_model import ChampionModel, stable_identity
+from components.release.model_gate import ModelGate
 from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 

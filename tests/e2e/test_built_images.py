@@ -222,6 +222,6 @@ def test_the_pipeline_s_image_trains_a_model_that_a_gateway_s_image_answers_from
 
 def test_the_pipeline_s_image_compiles_pipelines_and_has_the_command_of_their_tasks(start):
     compiled = start("pipeline", "compile", "--output", "/tmp/specs")
-    task = start("pipeline", "--help", command=("python", "-m", "pipeline.kubeflow_entrypoint"))
+    task = start("pipeline", "--help", command=("python", "-m", "pipeline.runners.kubeflow.entrypoint"))
     for container in (compiled, task):
         assert container.wait() == 0, container.log.read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.past_run import PastRun
+from pipeline.results.past_run import PastRun
 from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.sample_data import BREEDS, draw_photo
+from pipeline.datasets.sample_data import BREEDS, draw_photo
 from tests.running import catbreeds, run_pipeline
 
 BACKBONES = ("xception", "resnet50", "efficientnetb7")
@@ -106,7 +106,7 @@ def test_serving_equals_training(winner, demo, tf):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_each_backbone_with_its_head_answers_as_they_do_one_after_the_other(demo, backbone, tf):
-    from components.served_model import ServedModel
+    from components.candidates.served_model import ServedModel
 
     paths = [demo.artifact(f"{node}-{backbone}", "model") / "Format-Serving" for node in ("Backbone", "Trainer")]
     model = ServedModel([str(paths[0])], str(paths[1]), top_k=5)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline.sample_data import BREEDS, draw_photo
+from pipeline.datasets.sample_data import BREEDS, draw_photo
 from serving.client.gateway import GatewayClient
 from serving.client.grpc import GrpcClient
 from serving.client.rest import RestClient

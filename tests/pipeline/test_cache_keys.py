@@ -6,9 +6,9 @@ import pytest
 
 from components import provenance
 from pipeline.graph import create_pipeline
-from pipeline.local_runner import metadata_config
+from pipeline.run_context import this_machine
+from pipeline.runners.local import metadata_config
 from pipeline.settings import load
-from pipeline.target import this_machine
 
 BRANCHES = ("resnet50", "xception")
 # They differ in every run, or hold all settings.
@@ -88,11 +88,11 @@ def test_other_weights_in_the_file_are_another_parameter_of_that_backbone(parame
 @pytest.mark.parametrize(
     ("module", "nodes"),
     [
-        ("components.model_gate", {"ModelGate"}),
-        ("components.evaluator", {*of_each("Evaluator"), "Evaluator-gate", "Evaluator-champion"}),
-        ("components.served_model", {"BackboneSelector", *of_each("Trainer")}),
-        ("pipeline.tuning", of_each("Tuner")),
-        ("pipeline.head", of_each("Tuner", "Trainer")),
+        ("components.release.model_gate", {"ModelGate"}),
+        ("components.candidates.evaluator", {*of_each("Evaluator"), "Evaluator-gate", "Evaluator-champion"}),
+        ("components.candidates.served_model", {"BackboneSelector", *of_each("Trainer")}),
+        ("pipeline.modules.tuning", of_each("Tuner")),
+        ("pipeline.modules.head", of_each("Tuner", "Trainer")),
         ("serving.photo", {"ImageExampleGen", "DataGate", "BackboneSelector", "ServingCheck"}),
     ],
 )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from serving import stack
 from serving.gateway.settings import Settings as GatewaySettings
+from serving.local import stack
 from serving.model_server import flags
 from serving.page.settings import Settings as PageSettings
 

@@ -90,7 +90,13 @@ def test_a_task_of_a_pipeline_asks_nobody_by_itself(tmp_path):
         "inputs": {"parameterValues": {"marker": str(tmp_path / "told")}},
         "outputs": {"artifacts": {}, "outputFile": str(tmp_path / "output.json")},
     }
-    command = ["-m", "pipeline.kubeflow_entrypoint", "tests.kfp.executors.TellsParameters", json.dumps(invocation), ""]
+    command = [
+        "-m",
+        "pipeline.runners.kubeflow.entrypoint",
+        "tests.pipeline.runners.kubeflow.executors.TellsParameters",
+        json.dumps(invocation),
+        "",
+    ]
     subprocess.run([sys.executable, *command], env=guarded(tmp_path), check=True, timeout=DEADLINE)
     assert (tmp_path / "told").read_text() == "marker"
     assert (tmp_path / "asked").read_text() == ""

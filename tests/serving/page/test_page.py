@@ -15,8 +15,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from serving.local.processes import Program, missing
 from serving.page.text import plain
-from serving.processes import Program, missing
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from components.artifacts import PushRecord, RolloutRecord
-from components.rollout import Rollout as Component
-from pipeline.kubeflow_runner import compile_pipeline
+from components.release.rollout import Rollout as Component
+from pipeline.runners.kubeflow.compiler import compile_pipeline
 from pipeline.settings import load
 from serving.rollout.rollout import Rollout
 

@@ -1,0 +1,123 @@
+"""EmbeddingGen: each photo goes through a frozen backbone exactly once; heads then learn from the embeddings."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+import apache_beam as beam
+import tensorflow as tf
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.dsl.component.experimental.annotations import BeamComponentParameter, InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types import artifact_utils
+from tfx.types.standard_artifacts import Examples, Model, Schema
+from tfx.utils import io_utils, path_utils
+
+from components import progress
+from components.candidates.backbone import RECORD_FILE
+from components.json_files import read_json
+
+SPLITS = ("train", "eval")
+
+
+class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.types.experimental.ConcreteFunction]):
+    """Runs a backbone's SavedModel over (split, serialized tf.Example); loaded once per worker process.
+
+    Args:
+        path: directory of the SavedModel.
+        batch: most images in one forward pass; it bounds the memory.
+        total: number of images, for the progress bar.
+    """
+
+    def __init__(self, path: str, batch: int, total: int | None = None):
+        super().__init__()
+        self._path, self._batch, self._total = path, batch, total
+
+    def load_model(self):
+        """The signature that embeds, and the counter of what it has done."""
+        self._counter = progress.Counter("photos", self._total)
+        self._model = tf.saved_model.load(self._path)  # a signature does not keep its model alive
+        return self._model.signatures["serving_default"]
+
+    def batch_elements_kwargs(self):
+        """Bounds for Beam's batching."""
+        return {"min_batch_size": min(8, self._batch), "max_batch_size": self._batch}
+
+    def run_inference(
+        self, batch: Sequence[tuple[str, bytes]], model, inference_args=None
+    ) -> Iterator[tuple[str, bytes]]:
+        """Embeds the images of `batch`, in order."""
+        photos = [tf.train.Example.FromString(example).features.feature for _, example in batch]
+        images = tf.constant([photo["image_bytes"].bytes_list.value[0] for photo in photos])
+        embeddings = model(image_bytes=images)["embedding"].numpy()
+        self._counter.add(len(batch))
+        for (split, _), photo, embedding in zip(batch, photos, embeddings, strict=True):
+            feature = {name: photo[name] for name in ("breed", "path", "content_hash")}
+            feature["embedding"] = tf.train.Feature(float_list=tf.train.FloatList(value=embedding))
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            yield split, example.SerializeToString(deterministic=True)
+
+
+@component(use_beam=True)
+def EmbeddingGen(
+    examples: InputArtifact[Examples],
+    backbone: InputArtifact[Model],
+    embeddings: OutputArtifact[Examples],
+    schema: OutputArtifact[Schema],
+    schema_template: Parameter[str],
+    batch: Parameter[int],
+    code: Parameter[str],
+    beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
+):
+    """Embeds train and eval; test is kept for the gate, which measures from the photos' bytes.
+
+    Features: embedding (float32 [d]), breed, path, content_hash.
+
+    Args:
+        schema_template: schema of the embeddings in text format; their length is added.
+        batch: most images in one forward pass.
+        code: digest of the modules that it runs.
+    """
+    path = path_utils.serving_model_path(backbone.uri)
+    total = sum(examples.get_int_custom_property(f"photos_{split}") for split in SPLITS)
+    embeddings.split_names = artifact_utils.encode_split_names(list(SPLITS))
+    started = time.monotonic()
+    with beam_pipeline as pipeline:
+        embedded = (
+            [
+                pipeline
+                | f"Read[{split}]" >> beam.io.ReadFromTFRecord(_files(examples, split))
+                | f"Tag[{split}]" >> beam.Map(lambda example, split: (split, example), split=split)
+                for split in SPLITS
+            ]
+            | beam.Flatten()
+            | "Embed" >> RunInference(BackboneHandler(path, batch, total))
+            | "Split" >> beam.Partition(lambda row, _: SPLITS.index(row[0]), len(SPLITS))
+        )
+        for split, rows in zip(SPLITS, embedded, strict=True):
+            _ = (
+                rows
+                | f"Drop[{split}]" >> beam.Values()
+                | f"Write[{split}]"
+                >> beam.io.WriteToTFRecord(
+                    os.path.join(artifact_utils.get_split_uri([embeddings], split), "data_tfrecord"),
+                    file_name_suffix=".gz",
+                )
+            )
+    embeddings.set_float_custom_property("seconds", time.monotonic() - started)
+    embeddings.set_int_custom_property("photos", total)
+    _write_schema(schema.uri, schema_template, read_json(path, RECORD_FILE)["embedding_size"])
+
+
+def _files(examples: Examples, split: str) -> str:
+    return io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
+
+
+def _write_schema(uri: str, template: str, embedding_size: int) -> None:
+    schema = text_format.Parse(template, schema_pb2.Schema())
+    for feature in schema.feature:
+        if feature.name == "embedding":
+            feature.shape.dim.add(size=embedding_size)
+    io_utils.write_pbtxt_file(os.path.join(uri, "schema.pbtxt"), schema)

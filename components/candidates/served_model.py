@@ -1,0 +1,141 @@
+"""The model that is pushed: backbones and a head in one SavedModel, from the bytes of a photo to breeds."""
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from components import saved_model
+from components.candidates.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
+from components.json_files import read_json, write_json
+from components.provenance import json_digest
+from serving.model_record import RECORD_FILE
+
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+_LATENCY_CALLS = 15
+
+
+class ServedModel(tf.Module):
+    """Backbones, Transform's graph and head in one; each variable is written once.
+
+    Signatures:
+        serving_default: image_bytes string [n] (JPEG or PNG of any size) -> probabilities float32 [n, breeds] and
+            breeds string [n, breeds], in the same order.
+        top_k: image_bytes -> breeds string [n, k], probabilities float32 [n, k], most probable first.
+        classify_embedding: embedding float32 [n, d] -> as serving_default.
+        transform_labels: breed string [n] -> label int64 [n].
+
+    Args:
+        backbones: directories of the backbones' SavedModels.
+        head: directory of the SavedModel of `pipeline.modules.head_model.HeadModel`; it classifies the embeddings of
+            `backbones` concatenated in their order.
+        top_k: number of breeds that `top_k` answers.
+
+    Raises:
+        ValueError: the head was not trained on embeddings as long as those of `backbones`.
+    """
+
+    def __init__(self, backbones: Sequence[str], head: str, top_k: int):
+        super().__init__()
+        records = [read_json(path, BACKBONE_RECORD_FILE) for path in backbones]
+        self._backbones = [tf.saved_model.load(path) for path in backbones]
+        self._head = tf.saved_model.load(head)
+        self._image_size = max(record["image_size"] for record in records)
+        head_record = read_json(head, RECORD_FILE)
+        self._record = _record(records, head_record, top_k)
+        classify = self._head.signatures["classify_embedding"]
+        label = self._head.signatures["transform_labels"]
+        embedding_size = sum(record["embedding_size"] for record in records)
+        if embedding_size != head_record["embedding_size"]:
+            raise ValueError(
+                f"{head}: classifies embeddings of {head_record['embedding_size']} numbers, the backbones give "
+                f"{embedding_size}"
+            )
+        breeds = len(head_record["breeds"])
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
+        def serve(image_bytes):
+            embeddings = [
+                backbone.signatures["serving_default"](image_bytes=image_bytes)["embedding"]
+                for backbone in self._backbones
+            ]
+            return classify(embedding=tf.concat(embeddings, axis=1))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
+        def serve_top_k(image_bytes):
+            answer = serve(image_bytes)
+            values, indices = tf.math.top_k(answer["probabilities"], k=min(top_k, breeds))
+            return {"probabilities": values, "breeds": tf.gather(answer["breeds"], indices, batch_dims=1)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, embedding_size], tf.float32, "embedding")], autograph=False)
+        def classify_embedding(embedding):
+            return classify(embedding=embedding)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
+        def transform_labels(breed):
+            return label(breed=breed)
+
+        self.endpoints = {
+            "serving_default": serve,
+            "top_k": serve_top_k,
+            "classify_embedding": classify_embedding,
+            "transform_labels": transform_labels,
+        }
+
+    def save(self, path: str, model_name: str) -> None:
+        """Writes the SavedModel, its record (see `serving.model_record`) and warmup requests for TF Serving."""
+        saved_model.save(self, path, self.endpoints, for_servers=True)
+        write_json(path, RECORD_FILE, self._record)
+        with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
+            for signature in ("serving_default", "top_k"):
+                writer.write(_warmup_request(model_name, signature).SerializeToString())
+
+    def latency_ms(self) -> float:
+        """Median milliseconds of one photo of the backbones' own size through `serving_default`, after a first call."""
+        shape = [self._image_size, self._image_size, 3]
+        noise = tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, 256, tf.int32), tf.uint8)
+        photo = tf.io.encode_jpeg(noise)[tf.newaxis]
+        seconds = []
+        for _ in range(_LATENCY_CALLS + 1):
+            started = time.perf_counter()
+            self.endpoints["serving_default"](photo)
+            seconds.append(time.perf_counter() - started)
+        return 1000 * statistics.median(seconds[1:])
+
+
+def _record(backbones: list[dict[str, Any]], head: dict[str, Any], top_k: int) -> dict[str, Any]:
+    """What the served model is made of: the record of the head, with the backbones and the whole's parameters."""
+    backbone = backbones[0] if len(backbones) == 1 else _joined(backbones)
+    record = {key: value for key, value in head.items() if key != "embedding_size"} | {
+        "backbone": backbone,
+        "settings": head["settings"] | {"top_k": top_k},
+        "parameters": backbone["parameters"] + head["parameters"],
+    }
+    # Two models with one recipe are one model: the gate calls that "nothing new".
+    return record | {"recipe_digest": json_digest(record)}
+
+
+def _joined(backbones: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several backbones in the words of one; `parts` has each."""
+    return {
+        "architecture": "+".join(backbone["architecture"] for backbone in backbones),
+        "weights": "+".join(sorted({backbone["weights"] for backbone in backbones})),
+        "weights_digest": json_digest([backbone["weights_digest"] for backbone in backbones]),
+        "image_size": max(backbone["image_size"] for backbone in backbones),
+        "embedding_size": sum(backbone["embedding_size"] for backbone in backbones),
+        "parameters": sum(backbone["parameters"] for backbone in backbones),
+        "parts": backbones,
+    }
+
+
+def _warmup_request(model_name: str, signature: str) -> prediction_log_pb2.PredictionLog:
+    grey = tf.io.encode_jpeg(tf.fill([256, 256, 3], tf.constant(128, tf.uint8)))
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model_name
+    request.model_spec.signature_name = signature
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([grey.numpy()]))
+    return prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

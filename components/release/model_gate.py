@@ -1,0 +1,80 @@
+"""ModelGate: the one place that decides whether a candidate may serve."""
+
+from typing import Any
+
+from tfx.components.evaluator import constants
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
+from tfx.utils import path_utils
+
+from components.artifacts import GateDecision, IngestReport, Metrics
+from components.evaluation_result import read_measured
+from components.json_files import read_json, write_json
+from components.kubeflow_ui import show_numbers
+from components.release.champion_model import CHAMPION_FILE
+from components.release.gate_rules import Rules, judge
+from serving.model_record import RECORD_FILE
+
+GATE_FILE = "gate.json"
+
+
+@component
+def ModelGate(
+    candidate: InputArtifact[Model],
+    candidate_evaluation: InputArtifact[ModelEvaluation],
+    champion: InputArtifact[Model],
+    champion_evaluation: InputArtifact[ModelEvaluation],
+    ingest: InputArtifact[IngestReport],
+    blessing: OutputArtifact[ModelBlessing],
+    decision: OutputArtifact[GateDecision],
+    metrics: OutputArtifact[Metrics],
+    min_accuracy: Parameter[float],
+    min_test_photos: Parameter[int],
+    above_majority: Parameter[int],
+    policy: Parameter[str],
+    margin: Parameter[float],
+    min_slice: Parameter[int],
+    max_slice_drop: Parameter[float],
+    code: Parameter[str],
+):
+    """Applies the rules to what the Evaluators measured on test; writes the blessing and gate.json.
+
+    Args:
+        above_majority: 1 or 0, because parameters of a TFX run have no truth values.
+        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: see `gate` in the settings.
+        code: digest of the modules that it runs.
+    """
+    document = judge(
+        Rules(min_accuracy, min_test_photos, bool(above_majority), policy, margin, min_slice, max_slice_drop),
+        read_json(path_utils.serving_model_path(candidate.uri), RECORD_FILE),
+        read_measured(candidate_evaluation.uri),
+        read_json(champion.uri, CHAMPION_FILE),
+        read_measured(champion_evaluation.uri),
+        read_json(ingest.uri, "report.json"),
+    )
+    write_json(decision.uri, GATE_FILE, document)
+    decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))
+    show_numbers(metrics, _numbers(document))
+    name, value = (
+        (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)
+        if document["blessed"]
+        else (constants.NOT_BLESSED_FILE_NAME, constants.NOT_BLESSED_VALUE)
+    )
+    write_json(blessing.uri, name, None)
+    blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, value)
+
+
+def _numbers(gate: dict[str, Any]) -> dict[str, float | None]:
+    """What the Kubeflow UI shows of gate.json."""
+    champion, comparison = gate["champion"] or {}, gate["comparison"] or {}
+    return {
+        "blessed": gate["blessed"],
+        "test_accuracy": gate["candidate"].get("test_accuracy"),
+        "test_photos": gate["candidate"].get("test_photos"),
+        "balanced_accuracy": gate["candidate"].get("balanced_accuracy"),
+        "majority_accuracy": (gate["majority"] or {}).get("accuracy"),
+        "champion_version": champion.get("version"),
+        "champion_test_accuracy": champion.get("test_accuracy"),
+        **{name: value for name, value in comparison.items() if name not in ("policy", "photos")},
+    }

@@ -1,0 +1,126 @@
+"""RunReport: the report of a run as a page and as a summary, where no command line shows them."""
+
+from typing import ClassVar
+
+from tfx.dsl.components.base.base_component import BaseComponent
+from tfx.dsl.components.base.base_executor import BaseExecutor
+from tfx.dsl.components.base.executor_spec import ExecutorClassSpec
+from tfx.types import Channel
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, ModelRun, TunerResults
+
+from components.artifacts import HTML, Comparison, DataVerdict, GateDecision, IngestReport, Markdown, PushRecord
+from components.candidates.architectures import ARCHITECTURES
+from components.json_files import read_json
+from components.kubeflow_ui import plain_markdown, show_text
+from components.release.model_gate import GATE_FILE
+from components.reporting.report_page import report_page
+from components.reporting.run_summary import Sources, gather, settings_of_run
+
+_RUN_INPUTS = {
+    "ingest": IngestReport,
+    "verdict": DataVerdict,
+    "examples": Examples,
+    "comparison": Comparison,
+    "winner": Model,
+    "evaluation": ModelEvaluation,
+    "decision": GateDecision,
+    "pushed": PushRecord,
+}
+_BACKBONE_INPUTS = {"training": ModelRun, "trials": TunerResults}
+
+
+class _Spec(ComponentSpec):
+    PARAMETERS: ClassVar = {
+        name: ExecutionParameter(type=str) for name in ("registry", "run_id", "settings", "data", "weights_dir")
+    }
+    INPUTS: ClassVar = {
+        **{key: ChannelParameter(type=artifact) for key, artifact in _RUN_INPUTS.items()},
+        **{
+            f"{key}_{backbone}": ChannelParameter(type=artifact, optional=True)
+            for backbone in ARCHITECTURES
+            for key, artifact in _BACKBONE_INPUTS.items()
+        },
+    }
+    OUTPUTS: ClassVar = {"page": ChannelParameter(type=HTML), "summary": ChannelParameter(type=Markdown)}
+
+
+class Executor(BaseExecutor):
+    """Gathers what the components wrote and renders it."""
+
+    def Do(self, input_dict, output_dict, exec_properties):
+        """See TFX's BaseExecutor."""
+        uris = {key: artifacts[0].uri for key, artifacts in input_dict.items() if artifacts}
+        by_backbone = {
+            key: {name: uris[f"{key}_{name}"] for name in ARCHITECTURES if f"{key}_{name}" in uris}
+            for key in _BACKBONE_INPUTS
+        }
+        registry = exec_properties["registry"]
+        settings = settings_of_run(
+            exec_properties["settings"],
+            exec_properties["data"],
+            exec_properties["weights_dir"],
+            registry,
+            read_json(uris["decision"], GATE_FILE)["rules"],
+        )
+        sources = Sources(**{key: uris[key] for key in _RUN_INPUTS}, **by_backbone)
+        documents = gather(sources, registry, exec_properties["run_id"], settings)
+        show_text(output_dict["page"][0], report_page(documents))
+        show_text(output_dict["summary"][0], _summary(documents))
+
+
+class RunReport(BaseComponent):
+    """Writes what `catbreeds run` shows on one machine.
+
+    Args:
+        training: backbone -> the Trainer's model_run.
+        trials: backbone -> the Tuner's results.
+        inputs: the other channels, see `components.reporting.run_summary.Sources`.
+        parameters: registry, run_id, settings (YAML), and the run's own data and weights_dir.
+    """
+
+    SPEC_CLASS = _Spec
+    EXECUTOR_SPEC = ExecutorClassSpec(Executor)
+
+    def __init__(
+        self,
+        training: dict[str, Channel],
+        trials: dict[str, Channel],
+        inputs: dict[str, Channel],
+        parameters: dict[str, object],
+    ):
+        by_backbone = {
+            f"{key}_{backbone}": channel
+            for key, channels in (("training", training), ("trials", trials))
+            for backbone, channel in channels.items()
+        }
+        outputs = {"page": Channel(type=HTML), "summary": Channel(type=Markdown)}
+        super().__init__(_Spec(**parameters, **inputs, **by_backbone, **outputs))
+
+
+def _summary(documents: dict) -> str:
+    """The comparison and the verdict, in Markdown."""
+    gate, comparison = documents["gate"], documents["comparison"]
+    rows = [
+        "| {backbone} | {eval_accuracy:.3f} | {low:.2f}-{high:.2f} | {eval_loss:.2f} | {top3_accuracy:.3f} |".format(
+            **row, low=row["eval_accuracy_ci95"][0], high=row["eval_accuracy_ci95"][1]
+        )
+        for row in comparison["candidates"]
+    ]
+    serving = [f"{label}: version {version}" for label, version in gate["serving"].items()]
+    lines = [
+        f"## {plain_markdown(documents['verdict'])}",
+        "",
+        *(f"- {plain_markdown(reason)}" for reason in gate["reasons"]),
+        "",
+        f"In service: {', '.join(serving) or 'nothing'}.",
+        "",
+        f"Winner: **{comparison['winner']}** ({plain_markdown(comparison['reason'])}).",
+        "",
+        "| backbone | eval accuracy | 95 % interval | loss | top-3 |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+    if documents["random"]:
+        lines += ["", "These backbones have random weights: they show the pipeline at work, nothing else."]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,117 @@
+"""Runs components in a workdir for the commands `run` and `schema update`: paths, lock, log, progress, exit codes."""
+
+import datetime
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.cli.common import Exit, fail, told
+from pipeline.console import noise_to
+from pipeline.settings import Settings, SettingsError
+from serving import proxies
+from serving.names import is_one_line, is_utf_8, printable
+from serving.registry import RegistryError
+
+# Below a folder with such characters TensorFlow and Beam find other files, or none: they take paths for patterns.
+_PATTERN_CHARACTERS = frozenset("*?[]\\")
+
+
+def check_paths(config: Settings) -> None:
+    """Refuses paths that TensorFlow or TFX cannot use, before they are imported, which takes long."""
+    for name in ("data", "workdir", "weights_dir", "photos_schema"):
+        place = getattr(config, name)
+        if place and "\0" not in place:
+            whole = place if "://" in place else os.path.realpath(place)
+            if not is_utf_8(whole):
+                raise fail(f"{name}: {printable(whole)}: the path is not UTF-8; rename its folders")
+    workdir = os.path.realpath(config.workdir)
+    if not is_one_line(workdir) or not _PATTERN_CHARACTERS.isdisjoint(workdir):
+        raise fail(
+            f"workdir: {printable(workdir)}: the whole path must have no control characters and none of "
+            f"{' '.join(sorted(_PATTERN_CHARACTERS))}; choose another --workdir"
+        )
+    if "://" not in config.data:
+        try:
+            os.stat(config.data)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise fail(
+                f"data: {printable(config.data)}: no such folder or archive; "
+                "it must hold one folder of photos for each breed"
+            ) from None
+        except OSError as error:
+            raise fail(f"data: {printable(config.data)}: cannot be opened: {error.strerror}") from None
+
+
+def in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> Exit:
+    """Calls `work` with a run id, the log and the console, while no other run is at work in the workdir."""
+    from filelock import FileLock, Timeout
+
+    workdir = Path(config.workdir)
+    try:
+        (workdir / "logs").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(workdir / ".run.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise fail(f"{workdir}: another run is at work there; wait for it or take another --workdir") from None
+    except OSError as error:
+        raise fail(f"{workdir}: cannot be the workdir: {told(error)}; take another --workdir") from None
+    run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    log = workdir / "logs" / f"{run_id}.log"
+    with lock, noise_to(log) as console:
+        return work(run_id, log, console)
+
+
+def run_components(
+    config: Settings, run_id: str, log: Path, console: Console, only_ingestion: bool = False
+) -> dict[str, Any] | Exit:
+    """Runs the components; everything that is not for people goes to logs."""
+    import logging
+
+    from pipeline.console import RunView
+
+    logs = log.with_suffix("")  # a file for each component
+    with RunView(console, logs) as view:
+        view.starting("starting TensorFlow and TFX")
+        gc.disable()  # what is imported is never garbage, and looking for some takes a quarter of the time
+        from absl import logging as absl_logging
+
+        absl_logging.set_verbosity(absl_logging.INFO)
+        logging.captureWarnings(True)
+        from components.errors import DataError, WeightsError
+        from pipeline.graph import create_ingestion, create_pipeline
+        from pipeline.run_context import this_machine
+        from pipeline.runners import local as local_runner
+
+        gc.freeze()
+        gc.enable()
+        try:
+            proxies.apply_to_libraries()  # Keras downloads weights, Beam may ask a runner
+            connection = local_runner.metadata_config(config.workdir)
+            create = create_ingestion if only_ingestion else create_pipeline
+            graph = create(config, this_machine(config, run_id), connection)
+            runs = local_runner.run(graph, run_id, view, logs, config.workers)
+            _write_ingest(config, runs)
+            return runs
+        except (DataError, WeightsError, RegistryError, SettingsError) as error:
+            console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return Exit.WRONG_INPUT
+        except local_runner.ComponentError as error:
+            _write_ingest(config, error.results)
+            console.print("Fix the cause and rerun; completed components are reused.")
+            wrong_input = all(isinstance(cause, DataError | WeightsError) for cause in error.causes.values())
+            return Exit.WRONG_INPUT if wrong_input else Exit.FAILED
+        except KeyboardInterrupt:
+            console.print("Stopped. Rerun to continue after the last completed component.")
+            return Exit.FAILED
+
+
+def _write_ingest(config: Settings, runs: dict[str, Any]) -> None:
+    """Writes what was found in the photos for people, also where the run stops because of it."""
+    from pipeline.results import report
+
+    if "ImageExampleGen" in runs:
+        report.write_ingest(Path(config.workdir) / "report", report.read_ingest(runs["ImageExampleGen"]))

@@ -1,0 +1,138 @@
+"""Files that are no good photos, one of every kind that ingestion knows: for tests, and to see what it says of them."""
+
+import io
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from pipeline.datasets.sample_data import BREEDS, draw_photo
+from serving.photo import MAX_BYTES, normalise
+
+
+class Defect(NamedTuple):
+    """A bad file.
+
+    Attributes:
+        path: where it is.
+        kind: what ingestion must call it.
+    """
+
+    path: Path
+    kind: str
+
+
+def write_defects(
+    folder: Path, photos: list[Path], split_of: Callable[[str], str], copies: int = 1, seed: int = 0
+) -> list[Defect]:
+    """Adds bad files to sample data.
+
+    Args:
+        folder: of breed folders.
+        photos: good ones in it; the first `copies` of them in train get a near-duplicate elsewhere.
+        split_of: the split of a content hash.
+        copies: files of each kind.
+        seed: of what they show.
+
+    Raises:
+        ValueError: too few photos in train.
+    """
+    breeds = sorted({path.parent for path in photos})
+    written = []
+
+    def write(path: Path, content: bytes, kind: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        written.append(Defect(path, kind))
+
+    for copy in range(copies):
+        breed = breeds[copy % len(breeds)]
+        image = draw_photo(BREEDS[copy % len(BREEDS)], f"defect {seed} {copy}")
+        for name, kind, content in _single_files(image, random.Random(f"{seed} {copy}")):
+            write(breed / f"{Path(name).stem}_{copy}{Path(name).suffix}", content, kind)
+        conflict = _jpeg(image, 90)
+        for other in (breed, breeds[(copy + 1) % len(breeds)]):
+            write(other / f"two_breeds_{copy}.jpg", conflict, "label_conflict")
+        original = photos[copy % len(photos)]
+        write(original.with_name(f"{original.stem}_copy_{copy}{original.suffix}"), original.read_bytes(), "duplicate")
+        write(folder / f"loose_{copy}.jpg", conflict, "not_read")
+    for number, (original, content) in enumerate(_straddling(photos, split_of, copies)):
+        write(original.with_name(f"smaller_copy_{number}.jpg"), content, "near_duplicate")
+    written.append(_oversized(breeds[0] / "film.jpg"))
+    written.append(_dangling(breeds[0] / "moved_away.jpg"))
+    for name in (".DS_Store", "Thumbs.db", "__MACOSX/._cat.jpg", "._cat.jpg"):
+        hidden = breeds[0] / name
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(b"no photo, and no one's business")
+    return written
+
+
+def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
+    """Name, kind and content of files that are bad by themselves."""
+    yield "empty.jpg", "empty", b""
+    yield "text.jpg", "not_an_image", b"Not Found\n" * rng.randint(1, 50)
+    yield "page.png", "not_an_image", b"<!doctype html><title>404</title>"
+    yield "noise.jpg", "not_an_image", rng.randbytes(rng.randint(100, 5000))
+    yield "scan.jpg", "not_an_image", _encoded(image, "TIFF")
+    yield "document.png", "not_an_image", _encoded(image, "PDF")
+    for format, ending in (
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("GIF", "gif"),
+        ("BMP", "bmp"),
+        ("HEIF", "heic"),
+    ):
+        whole = _encoded(image, format)
+        yield f"cut_off.{ending}", "damaged", whole[: int(len(whole) * rng.uniform(0.4, 0.8))]
+    png = bytearray(_encoded(image, "PNG"))
+    png[len(png) // 2] ^= 0xFF
+    yield "flipped_bit.png", "damaged", bytes(png)
+    yield "thumbnail.jpg", "too_small", _jpeg(image.resize((24, rng.randint(8, 40))), 80)
+    yield "strip.png", "too_small", _encoded(image.resize((rng.randint(2000, 3000), 40)), "PNG")
+    huge = Image.new("1", (12_000, 9_000 + rng.randint(0, 100)))  # a hundred million pixels in a few kilobytes
+    yield "bomb.png", "too_large", _encoded(huge, "PNG")
+
+
+def _straddling(photos: list[Path], split_of: Callable[[str], str], count: int) -> Iterator[tuple[Path, bytes]]:
+    """Photos of train, each with a smaller copy that the deal puts elsewhere."""
+    for photo in photos:
+        picture = normalise(photo.read_bytes())
+        if not count:
+            return
+        if split_of(picture.digest) != "train":
+            continue
+        for quality in range(95, 60, -1):
+            size = (max(picture.width * 3 // 4, 64), max(picture.height * 3 // 4, 64))
+            content = _jpeg(Image.open(io.BytesIO(picture.data)).resize(size), quality)
+            if split_of(normalise(content).digest) != "train":
+                yield photo, content
+                count -= 1
+                break
+    if count:
+        raise ValueError(f"{count} photos more are needed in train")
+
+
+def _oversized(path: Path) -> Defect:
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # a hole: takes no room on the disk
+    return Defect(path, "too_large")
+
+
+def _dangling(path: Path) -> Defect:
+    if not os.path.lexists(path):
+        path.symlink_to("nowhere.jpg")
+    return Defect(path, "not_read")
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    return _encoded(image, "JPEG", quality=quality)
+
+
+def _encoded(image: Image.Image, format: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()

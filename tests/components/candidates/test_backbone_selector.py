@@ -1,0 +1,50 @@
+"""Which candidate wins on eval."""
+
+import itertools
+
+import pytest
+
+from components.candidates.backbone_selector import select
+
+XCEPTION = {"backbone": "xception", "eval_accuracy": 0.80, "parameters": 20_861_480}
+RESNET50 = {"backbone": "resnet50", "eval_accuracy": 0.85, "parameters": 23_587_712}
+EFFICIENTNET = {"backbone": "efficientnetb7", "eval_accuracy": 0.85, "parameters": 64_097_687}
+
+
+@pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, {**RESNET50, "eval_accuracy": 0.7}, EFFICIENTNET]))
+def test_the_most_accurate_wins_whatever_its_size_or_place(rows):
+    winner, reason = select(list(rows), "most_accurate")
+    assert winner == "efficientnetb7"
+    assert "most accurate" in reason
+    assert "0.850, before xception with 0.800" in reason
+
+
+@pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, RESNET50, EFFICIENTNET]))
+def test_of_equally_accurate_ones_the_smaller_wins(rows):
+    winner, reason = select(list(rows), "most_accurate")
+    assert winner == "resnet50"
+    assert reason == "as accurate on eval as efficientnetb7 (0.850), with fewer parameters"
+
+
+def test_a_single_candidate_wins_and_the_reason_says_so():
+    assert select([XCEPTION], "smaller_within_interval") == ("xception", "the only candidate")
+
+
+@pytest.mark.parametrize(
+    ("low", "winner"), [(0.86, "efficientnetb7"), (0.85, "resnet50"), (0.801, "resnet50"), (0.80, "xception")]
+)
+def test_the_smallest_within_the_interval_of_the_most_accurate_wins(low, winner):
+    best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [low, 0.95]}
+    for rows in itertools.permutations([XCEPTION, RESNET50, best]):
+        chosen, reason = select(list(rows), "smaller_within_interval")
+        assert chosen == winner
+        assert "efficientnetb7" in reason or "most accurate" in reason
+
+
+def test_the_reason_tells_the_interval_the_sizes_and_both_accuracies():
+    best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [0.8, 0.95]}
+    _, reason = select([best, XCEPTION, RESNET50], "smaller_within_interval")
+    assert reason == (
+        "the smallest, with 20.9 million parameters, of the 3 whose accuracy on eval lies in the 95 % interval of the "
+        "most accurate one (efficientnetb7: 0.900, 0.800 to 0.950): 0.800"
+    )

@@ -1,0 +1,129 @@
+"""The served model is its backbones and its head: the same answers, whether from photos or from embeddings."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from components import saved_model
+from components.candidates.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
+from components.candidates.served_model import ServedModel
+from components.json_files import write_json
+from serving.model_record import RECORD_FILE, read_record
+
+BREEDS = ["Rex", "Münsterkatze", "Van"]
+PHOTOS = [tf.io.encode_jpeg(tf.fill([height, 9, 3], tf.constant(90, tf.uint8))).numpy() for height in (5, 11, 40)]
+
+
+class Backbone(tf.Module):
+    """The embedding of a photo: `size` powers of the length of its bytes."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.scale = tf.Variable(0.001)
+        self.size = size
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def embed(self, image_bytes):
+        length = tf.cast(tf.strings.length(image_bytes), tf.float32) * self.scale
+        return {"embedding": tf.stack([length ** (power + 1) for power in range(self.size)], axis=1)}
+
+
+class Head(tf.Module):
+    """A linear classifier with the signatures of `pipeline.modules.head_model.HeadModel`."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.kernel = tf.Variable(np.random.default_rng(0).normal(size=(size, len(BREEDS))).astype(np.float32))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, size], tf.float32, "embedding")])
+        def classify(embedding):
+            probabilities = tf.nn.softmax(embedding @ self.kernel)
+            return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")])
+        def label(breed):
+            return {"label": tf.argmax(tf.cast(breed[:, tf.newaxis] == BREEDS, tf.int64), axis=1)}
+
+        self.endpoints = {"classify_embedding": classify, "transform_labels": label}
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Writes backbones of given sizes and a head for them; their directories."""
+
+    def write(*sizes: int, head_size: int | None = None) -> tuple[list[str], str]:
+        paths = []
+        for number, size in enumerate(sizes):
+            path, backbone = str(tmp_path / f"backbone{number}"), Backbone(size)
+            saved_model.save(backbone, path, {"serving_default": backbone.embed})
+            record = {
+                "architecture": f"toy{number}",
+                "weights": "random",
+                "weights_digest": f"w{number}",
+                "image_size": 32 + number,
+                "embedding_size": size,
+                "parameters": 1,
+            }
+            write_json(path, BACKBONE_RECORD_FILE, record)
+            paths.append(path)
+        head, path = Head(head_size or sum(sizes)), str(tmp_path / "head")
+        saved_model.save(head, path, head.endpoints)
+        record = {"breeds": BREEDS, "hyperparameters": {"units": 0}, "settings": {"seed": 0}, "parameters": 7}
+        write_json(path, RECORD_FILE, record | {"embedding_size": head_size or sum(sizes)})
+        return paths, path
+
+    return write
+
+
+@pytest.mark.parametrize("sizes", [(4,), (2, 3)])
+def test_a_photo_gets_the_answer_that_the_head_gives_for_its_embeddings(parts, tmp_path, sizes):
+    backbones, head = parts(*sizes)
+    ServedModel(backbones, head, top_k=2).save(str(tmp_path / "served"), "catbreeds")
+    model = tf.saved_model.load(str(tmp_path / "served"))
+    photos = tf.constant(PHOTOS)
+    modules, classifier = [Backbone(size) for size in sizes], Head(sum(sizes))
+    embeddings = tf.concat([module.embed(photos)["embedding"] for module in modules], axis=1)
+    wanted = classifier.endpoints["classify_embedding"](embeddings)
+    served = model.signatures["serving_default"](image_bytes=photos)
+    np.testing.assert_allclose(served["probabilities"], wanted["probabilities"], atol=1e-6)
+    assert [name.decode() for name in served["breeds"].numpy()[2]] == BREEDS
+    by_embedding = model.signatures["classify_embedding"](embedding=embeddings)
+    np.testing.assert_allclose(by_embedding["probabilities"], wanted["probabilities"], atol=1e-6)
+    top = model.signatures["top_k"](image_bytes=photos)
+    assert top["probabilities"].shape == (3, 2)
+    order = np.argsort(-wanted["probabilities"].numpy(), axis=1)[:, :2]
+    assert [[name.decode() for name in row] for row in top["breeds"].numpy()] == [[BREEDS[i] for i in r] for r in order]
+    labels = model.signatures["transform_labels"](breed=tf.constant(["Van", "Rex"]))["label"]
+    assert labels.numpy().tolist() == [2, 0]
+
+
+def test_the_record_of_several_backbones_reads_like_that_of_one(parts, tmp_path):
+    backbones, head = parts(2, 3)
+    ServedModel(backbones, head, top_k=5).save(str(tmp_path / "served"), "catbreeds")
+    record = read_record(tmp_path / "served")
+    assert record["backbone"]["architecture"] == "toy0+toy1"
+    assert record["backbone"]["weights"] == "random"
+    assert [part["image_size"] for part in record["backbone"]["parts"]] == [32, 33]
+    assert record["parameters"] == 1 + 1 + 7
+    assert record["settings"] == {"seed": 0, "top_k": 5}
+    assert len(record["recipe_digest"]) == 64
+
+
+def test_another_backbone_is_another_recipe(parts, tmp_path):
+    backbones, head = parts(2, 2, head_size=2)
+    digests = set()
+    for number, backbone in enumerate(backbones):
+        ServedModel([backbone], head, top_k=5).save(str(tmp_path / str(number)), "catbreeds")
+        digests.add(read_record(tmp_path / str(number))["recipe_digest"])
+    assert len(digests) == 2
+
+
+def test_a_head_of_other_backbones_is_refused(parts):
+    backbones, head = parts(2, head_size=3)
+    with pytest.raises(ValueError, match="classifies embeddings of 3 numbers, the backbones give 2"):
+        ServedModel(backbones, head, top_k=5)
+
+
+def test_latency_is_measured_in_milliseconds(parts):
+    backbones, head = parts(2)
+    assert 0 < ServedModel(backbones, head, top_k=5).latency_ms() < 10_000

@@ -1,0 +1,219 @@
+"""Photos become examples: every good one once, every other file named, and none moves when others come."""
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import apache_beam as beam
+import pytest
+import tensorflow as tf
+from tfx.types import artifact_utils
+from tfx.types.standard_artifacts import Examples
+
+from components import progress
+from components.artifacts import IngestReport
+from components.ingestion import image_example_gen
+from components.ingestion.image_example_gen import ImageExampleGen
+from components.ingestion.splits import SPLITS, split_of
+from pipeline.datasets.defects import write_defects
+from pipeline.datasets.sample_data import write_sample_data
+from pipeline.settings import load
+from serving.photo import normalise
+
+
+class Ingested(NamedTuple):
+    """What the component wrote."""
+
+    examples: Examples
+    report: dict
+    rows: list[dict]
+
+    def features(self, split: str) -> list[dict[str, bytes | int]]:
+        uri = artifact_utils.get_split_uri([self.examples], split)
+        records = tf.data.TFRecordDataset(tf.io.gfile.glob(f"{uri}/*"))
+        parsed = [tf.train.Example.FromString(r).features.feature for r in records.as_numpy_iterator()]
+        return [{k: (f.bytes_list.value or f.int64_list.value)[0] for k, f in row.items()} for row in parsed]
+
+    def splits(self) -> dict[str, str]:
+        return {row["path"]: row["split"] for row in self.rows if "split" in row}
+
+
+def ingest(data: Path, out: Path, **changes) -> Ingested:
+    examples, report = Examples(), IngestReport()
+    examples.uri, report.uri = str(out / "examples"), str(out / "report")
+    settings = {
+        "train": 0.5,
+        "eval": 0.25,
+        "seed": 0,
+        "max_side": 1024,
+        "near_duplicate_bits": 48,
+    }
+    with_beam = {"beam_pipeline": beam.Pipeline(argv=load("demo").beam.pipeline_args())}
+    ImageExampleGen.test_call(
+        examples, report, data=str(data), data_digest="", code="", **{**settings, **changes}, **with_beam
+    )
+    rows = [json.loads(line) for line in (out / "report" / "photos.jsonl").read_text().splitlines()]
+    return Ingested(examples, json.loads((out / "report" / "report.json").read_text()), rows)
+
+
+def deal(content_hash: str) -> str:
+    return split_of(content_hash, 0.5, 0.25, 0)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """13 good photos: 6 of each of two breeds, and one of a third whose name is no ASCII."""
+    folder = tmp_path_factory.mktemp("good")
+    write_sample_data(folder, breeds=2, photos=6)
+    other, _ = write_sample_data(folder.parent / "other", breeds=2, photos=1, first=50)
+    (folder / "Größe 1").mkdir()
+    shutil.copy(other, folder / "Größe 1" / "a b.JPG")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(good, tmp_path_factory):
+    """The good photos among a bad file of every kind, ingested."""
+    folder = shutil.copytree(good, tmp_path_factory.mktemp("mixed") / "photos")
+    defects = write_defects(folder, sorted(folder.rglob("*_000*.*")), deal)
+    return folder, ingest(folder, folder.parent), defects
+
+
+def test_every_good_photo_is_there_once_over_the_splits_with_its_breed(mixed, good):
+    _, result, _ = mixed
+    found = [feature for split in SPLITS for feature in result.features(split)]
+    wanted = {path.relative_to(good).as_posix(): normalise(path.read_bytes()) for path in good.rglob("*.*")}
+    assert sorted(f["path"].decode() for f in found) == sorted(wanted)
+    for feature in found:
+        path = feature["path"].decode()
+        assert feature.keys() == {"image_bytes", "breed", "path", "content_hash", "width", "height"}
+        assert feature["breed"].decode() == path.split("/")[0]
+        assert feature["image_bytes"] == wanted[path].data
+        assert feature["content_hash"].decode() == wanted[path].digest
+        assert (feature["width"], feature["height"]) == (wanted[path].width, wanted[path].height)
+
+
+def test_the_photos_lie_in_the_split_that_the_report_says(mixed):
+    _, result, _ = mixed
+    assert artifact_utils.decode_split_names(result.examples.split_names) == list(SPLITS)
+    for split in SPLITS:
+        paths = {feature["path"].decode() for feature in result.features(split)}
+        assert paths == {path for path, where in result.splits().items() if where == split}
+        assert result.examples.get_int_custom_property(f"photos_{split}") == len(paths)
+
+
+def test_every_bad_file_is_named_with_its_kind_and_a_reason_and_hidden_ones_are_ignored(mixed):
+    folder, result, defects = mixed
+    wanted = {defect.path.relative_to(folder).as_posix(): defect.kind for defect in defects}
+    assert {row["path"]: row["kind"] for row in result.report["left_out"]} == wanted
+    assert all(row["reason"] for row in result.report["left_out"])
+
+
+def test_duplicates_name_the_photo_that_stays(mixed):
+    _, result, defects = mixed
+    likes = {row["path"]: row["like"] for row in result.rows if "like" in row}
+    assert len(likes) == sum(d.kind in ("duplicate", "near_duplicate", "label_conflict") for d in defects)
+    for row in result.rows:
+        if row.get("kind") in ("duplicate", "near_duplicate"):
+            assert row["like"] in result.splits()
+            assert row["like"] in row["reason"]
+
+
+def test_the_report_counts_photos_by_breed_and_split(mixed):
+    _, result, defects = mixed
+    assert (result.report["files"], result.report["photos"]) == (13 + len(defects), 13)
+    counts = {breed: sum(splits.values()) for breed, splits in result.report["breeds"].items()}
+    assert counts == {"Größe 1": 1, "Harbor Grey": 6, "Mosscoat": 6}
+    tally = Counter((path.split("/")[0], split) for path, split in result.splits().items())
+    assert {(b, s): n for b, splits in result.report["breeds"].items() for s, n in splits.items() if n} == tally
+
+
+def test_nothing_but_examples_and_report_is_left_behind(mixed):
+    folder, result, _ = mixed
+    files = {path.name for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents}
+    assert {name for name in files if not name.startswith("data_tfrecord")} == {"photos.jsonl", "report.json"}
+    assert result.report["files"] == len(result.rows)
+
+
+def test_a_split_without_photos_has_a_file_all_the_same(good, tmp_path):
+    result = ingest(good, tmp_path, train=1.0, eval=0.0)
+    assert [len(result.features(split)) for split in SPLITS] == [13, 0, 0]
+    assert all(list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS)
+
+
+def test_many_photos_go_to_many_files(good, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_example_gen, "_PHOTOS_A_FILE", 2)
+    result = ingest(shutil.make_archive(str(tmp_path / "photos"), "gztar", good), tmp_path)
+    files = [list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS]
+    photos = [len(result.features(split)) for split in SPLITS]
+    assert [len(paths) for paths in files] == [math.ceil(count / 2) for count in photos]
+    assert sum(photos) == 13
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_gives_what_its_folder_gives(mixed, tmp_path, kind):
+    folder, result, _ = mixed
+    shutil.copytree(folder, tmp_path / "data" / "Cats" / "photos", ignore=shutil.ignore_patterns("moved_away.jpg"))
+    archive = shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "data")
+    unpacked = ingest(archive, tmp_path)
+    splits = {path.removeprefix("Cats/photos/"): split for path, split in unpacked.splits().items()}
+    assert splits == result.splits()
+    assert unpacked.report["breeds"] == result.report["breeds"]
+    assert len(unpacked.report["left_out"]) == len(result.report["left_out"]) - 1
+
+
+def test_data_without_one_good_photo_is_reported_like_any_other(tmp_path):
+    (tmp_path / "data" / "Manx").mkdir(parents=True)
+    (tmp_path / "data" / "Manx" / "cat.jpg").write_text("no photo")
+    report = ingest(tmp_path / "data", tmp_path).report
+    assert (report["photos"], len(report["left_out"])) == (0, 1)
+    assert report["breeds"] == {"Manx": {"train": 0, "eval": 0, "test": 0}}
+
+
+@pytest.mark.slow
+def test_a_thousand_good_photos_are_kept_and_all_bad_ones_named_also_when_others_come(tmp_path):
+    data = tmp_path / "photos"
+    photos = write_sample_data(data, breeds=5, photos=200)
+    defects = write_defects(data, photos, deal, copies=9)
+    assert len(defects) == 191
+    first = ingest(data, tmp_path / "first")
+    assert {row["path"]: row["kind"] for row in first.report["left_out"]} == {
+        defect.path.relative_to(data).as_posix(): defect.kind for defect in defects
+    }
+    assert first.splits().keys() == {path.relative_to(data).as_posix() for path in photos}
+
+    write_sample_data(data, breeds=5, photos=100, first=200)
+    second = ingest(data, tmp_path / "second")
+    assert len(second.splits()) == 1500
+    assert second.report["left_out"] == first.report["left_out"]
+    assert {path: second.splits()[path] for path in first.splits()} == first.splits()
+
+
+def test_photos_are_dealt_by_the_shares_and_anew_by_another_seed():
+    hashes = [f"{number:064x}" for number in range(4000)]
+    dealt = [split_of(content, 0.7, 0.1, 0) for content in hashes]
+    shares = Counter(dealt)
+    assert [shares[split] / 4000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+    again = [split_of(content, 0.7, 0.1, 1) for content in hashes]
+    same = sum(a == b for a, b in zip(dealt, again, strict=True)) / 4000
+    assert same == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.03)
+
+
+def test_large_photos_are_reduced(good, tmp_path):
+    result = ingest(good, tmp_path, max_side=64)
+    sizes = [max(f["width"], f["height"]) for split in SPLITS for f in result.features(split)]
+    assert sizes == [64] * 13
+
+
+def test_progress_is_told_photo_by_photo(good, tmp_path):
+    told = []
+    progress.listen(lambda *report: told.append(report))
+    try:
+        ingest(good, tmp_path)
+    finally:
+        progress.listen(None)
+    assert told[-1] == ("photos", 13, 13)
+    assert len(told) == 13

@@ -1,0 +1,200 @@
+"""RetrainGate: what ends a run early, and what does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluation
+
+from components.artifacts import GateDecision, IngestReport, Markdown, PushRecord, RetrainDecision, ServingReport
+from components.errors import WeightsError
+from components.ingestion import retrain_gate
+from components.ingestion.retrain_gate import RetrainGate
+from components.json_files import write_json
+from components.release.pusher import Pusher
+from serving.model_record import RECORD_FILE
+from serving.registry import Registry
+
+PHOTOS = [
+    {"path": "Birman/1.jpg", "breed": "Birman", "split": "train", "content_hash": "a1"},
+    {"path": "Sphynx/1.jpg", "breed": "Sphynx", "split": "test", "content_hash": "b2"},
+    {"path": "Sphynx/2.jpg", "breed": "Sphynx", "kind": "duplicate", "reason": "the same photo as Sphynx/1.jpg"},
+]
+PARAMETERS = {
+    "backbones": "resnet50 xception",
+    "weights": "imagenet",
+    "weights_dir": "",
+    "settings": '{"seed": 0}',
+    "modules": "serving.photo",
+}
+
+
+class Gate:
+    """Calls the component after an ingestion, before a registry."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.registry, self.calls = folder, Registry(folder / "serving"), 0
+
+    def __call__(self, photos: list[dict] = PHOTOS, **changed: str) -> tuple[bool, dict, str]:
+        """Whether to retrain, retrain.json and the summary."""
+        self.calls += 1
+        artifacts = {"ingest": IngestReport(), "decision": RetrainDecision(), "summary": Markdown()}
+        for name, artifact in artifacts.items():
+            artifact.uri = str(self.folder / str(self.calls) / name)
+        Path(artifacts["ingest"].uri).mkdir(parents=True)
+        lines = "\n".join(json.dumps(row) for row in photos)
+        (Path(artifacts["ingest"].uri) / "photos.jsonl").write_text(lines, encoding="utf-8")
+        RetrainGate.test_call(**artifacts, registry=str(self.registry.base), **{**PARAMETERS, **changed})
+        decision = artifacts["decision"]
+        document = json.loads((Path(decision.uri) / "retrain.json").read_text(encoding="utf-8"))
+        summary = Path(artifacts["summary"].uri).read_text(encoding="utf-8")
+        return decision.get_int_custom_property("retrain") == 1, document, summary
+
+    def push(self, origin_digest: str | None) -> int:
+        """Pushes a model with that origin."""
+        model = self.folder / "model"
+        (model / RECORD_FILE).parent.mkdir(parents=True, exist_ok=True)
+        (model / RECORD_FILE).write_text('{"recipe_digest": "r"}', encoding="utf-8")
+        (model / "saved_model.pb").touch()
+        return self.registry.push(model, {"origin_digest": origin_digest})
+
+
+@pytest.fixture
+def gate(tmp_path) -> Gate:
+    return Gate(tmp_path)
+
+
+@pytest.fixture
+def pushed(gate) -> Gate:
+    """There is a version with the origin of PHOTOS and PARAMETERS."""
+    gate.push(gate()[1]["origin_digest"])
+    return gate
+
+
+def test_where_nothing_was_pushed_a_run_goes_on(gate):
+    retrain, document, summary = gate()
+    assert (retrain, document["version"]) == (True, None)
+    assert summary.startswith("**New**")
+
+
+def test_the_origin_of_a_pushed_version_ends_the_run_and_names_the_version(pushed):
+    retrain, document, summary = pushed()
+    assert (retrain, document["version"]) == (False, 1)
+    assert summary.startswith("**Nothing new**: version 1 was made from this data")
+
+
+@pytest.mark.parametrize(
+    "photos",
+    [
+        pytest.param(PHOTOS[:1], id="a photo is gone"),
+        pytest.param([*PHOTOS, PHOTOS[0] | {"content_hash": "c3"}], id="a photo is new"),
+        pytest.param([PHOTOS[0] | {"breed": "Sphynx"}, *PHOTOS[1:]], id="another breed"),
+        pytest.param([PHOTOS[0] | {"split": "eval"}, *PHOTOS[1:]], id="another split"),
+    ],
+)
+def test_other_photos_are_new(pushed, photos):
+    assert pushed(photos)[0]
+
+
+@pytest.mark.parametrize(
+    "photos",
+    [
+        pytest.param(PHOTOS[::-1], id="another order"),
+        pytest.param(PHOTOS[:2], id="without what was left out"),
+        pytest.param([PHOTOS[0] | {"path": "Birman/renamed.jpg"}, *PHOTOS[1:]], id="another file name"),
+    ],
+)
+def test_the_same_photos_are_nothing_new(pushed, photos):
+    assert not pushed(photos)[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": '{"seed": 1}'},
+        {"modules": "serving.photo serving.local.saved_model_process"},
+        {"backbones": "resnet50"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_other_code_settings_or_backbones_are_new(pushed, changed):
+    assert pushed(**changed)[0]
+
+
+def test_another_source_of_a_module_is_new(pushed, monkeypatch):
+    monkeypatch.setattr(retrain_gate, "code_digest", lambda *modules: "another")
+    assert pushed()[0]
+
+
+def test_other_weights_in_the_files_are_new(gate, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for backbone in ("resnet50", "xception"):
+        (folder / f"{backbone}_notop.weights.h5").write_bytes(b"weights")
+    gate.push(gate(weights_dir=str(folder))[1]["origin_digest"])
+    assert not gate(weights_dir=str(folder))[0]
+    assert gate()[0]
+    (folder / "resnet50_notop.weights.h5").write_bytes(b"others")
+    assert gate(weights_dir=str(folder))[0]
+    (folder / "resnet50_notop.weights.h5").unlink()
+    with pytest.raises(WeightsError, match="has no weights for resnet50"):
+        gate(weights_dir=str(folder))
+
+
+def test_a_version_that_cannot_serve_is_no_reason_to_stop(pushed):
+    (pushed.registry.path(1) / "saved_model.pb").unlink()
+    assert pushed()[0]
+    (pushed.registry.path(1) / "admission.json").write_text("damaged", encoding="utf-8")
+    assert pushed()[0]
+
+
+def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_anew_once(pushed, tmp_path):
+    origin = pushed()[1]["origin_digest"]
+    pushed.push("another")
+    pushed.registry.promote(2)
+    (pushed.registry.path(1) / "saved_model.pb").unlink()
+    (pushed.registry.path(2) / RECORD_FILE).write_text('{"recipe_digest": "s"}', encoding="utf-8")
+    assert pushed()[0]
+    assert pushed.registry.find("r") is None  # or Pusher would push nothing, at each run
+    pushed.push(origin)
+    assert not pushed()[0]
+
+
+@pytest.mark.parametrize("blessed", [True, False])
+def test_a_run_that_makes_a_pushed_model_again_from_another_origin_is_not_repeated(gate, tmp_path, blessed):
+    """Such as after a push from another machine, or when only test photos are new."""
+    gate.push(None)
+    retrain, document, _ = gate()
+    assert retrain
+    folder = tmp_path / "run"
+    artifacts = {
+        "model": Model(),
+        "decision": GateDecision(),
+        "serving_report": ServingReport(),
+        "ingest": IngestReport(),
+    }
+    artifacts |= {"statistics": ExampleStatistics(), "evaluation": ModelEvaluation(), "pushed": PushRecord()}
+    artifacts["retrain"] = RetrainDecision()
+    for name, artifact in artifacts.items():
+        artifact.uri = str(folder / name)
+    write_json(artifacts["retrain"].uri, "retrain.json", document)
+    decision = {"blessed": blessed, "candidate": {"recipe_digest": "r"}, "champion": None}
+    write_json(artifacts["decision"].uri, "gate.json", decision)
+    parameters = ("run_id", "run_date", "schedule_time", "settings", "data", "weights_dir", "model_name")
+    parameters += ("data_source", "data_licence", "contact")
+    Pusher.test_call(**artifacts, registry=str(gate.registry.base), **dict.fromkeys(parameters, ""))
+    push = json.loads((folder / "pushed" / "push.json").read_text(encoding="utf-8"))
+    assert push == {"version": None, "already_pushed_as": 1}
+    retrain, document, _ = gate()
+    assert (retrain, document["version"]) == (False, 1)
+
+
+def test_a_version_of_unknown_origin_is_no_reason_to_stop(gate):
+    gate.push(None)
+    assert gate()[0]
+
+
+def test_the_newest_version_of_the_origin_is_named(pushed):
+    pushed.push(pushed()[1]["origin_digest"])
+    pushed.push("another")
+    assert pushed()[1]["version"] == 2

@@ -1,0 +1,318 @@
+"""ServingCheck against a stand-in for `tensorflow_model_server`: what it lets pass, what it stops, what it leaves."""
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tfx.components.evaluator import constants
+from tfx.types import artifact_utils
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
+
+from components.artifacts import ServingReport
+from components.release import serving_check
+from components.release.serving_check import ServingCheck, ServingError
+from serving.photo import normalise
+from serving.rollout.golden import Golden
+
+BREEDS = ["Birman", "Manx", "Sphynx"]
+PHOTOS = {f"photo {number}".encode(): [0.1 * number, 0.2, 0.8 - 0.1 * number] for number in range(3)}
+
+# Like TF Serving it takes one version of a model, is not ready at once, ignores SIGTERM and answers in rows.
+SERVER = """#!{python} -SE
+import argparse, base64, hashlib, http.server, json, os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+parser = argparse.ArgumentParser()
+for name in ("port", "rest_api_port", "model_name", "model_base_path"):
+    parser.add_argument("--" + name, required=True)
+options = parser.parse_args()
+plan = json.load(open({plan!r}))
+with open(plan["started"], "a") as file:
+    print(os.getpid(), file=file)
+if plan["mode"] == "exits":
+    sys.exit("Failed to start server: no such op in version " + ",".join(os.listdir(options.model_base_path)))
+assert open(options.model_base_path + "/1/saved_model.pb").read() == "the model"
+refusals = iter(range(10**9 if plan["mode"] == "never loads" else 2))
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, code, document):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def do_GET(self):
+        known = self.path == "/v1/models/" + options.model_name + "/metadata"
+        ready = known and next(refusals, None) is None
+        self.answer(200 if ready else 404, {{"model_spec": {{"name": options.model_name}}}})
+
+    def do_POST(self):
+        assert self.path == "/v1/models/" + options.model_name + ":predict"
+        if plan["mode"] == "dies":
+            os._exit(9)
+        if plan["mode"] == "refuses":
+            return self.answer(400, {{"error": "input is not a JPEG"}})
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        photos = [base64.b64decode(row["image_bytes"]["b64"]) for row in body["instances"]]
+        rows = [plan["answers"].get(hashlib.sha256(photo).hexdigest(), plan["other"]) for photo in photos]
+        self.answer(200, {{"predictions": rows[:-1] if plan["mode"] == "forgets" else rows}})
+
+http.server.HTTPServer(("127.0.0.1", int(options.rest_api_port)), Handler).serve_forever()
+"""
+
+
+def sha(photo: bytes) -> str:
+    return hashlib.sha256(photo).hexdigest()
+
+
+def feature(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+class Workplace:
+    """Artifacts as the components before would have written them, and a model server on PATH."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.photos = folder, {}
+        self.artifacts = {}
+        for name, kind in {
+            "model": Model,
+            "blessing": ModelBlessing,
+            "examples": Examples,
+            "evaluation": ModelEvaluation,
+            "report": ServingReport,
+        }.items():
+            self.artifacts[name] = kind()
+            self.artifacts[name].uri = str(folder / name)
+        self.model = folder / "model" / "Format-Serving"
+        self.model.mkdir(parents=True)
+        (self.model / "saved_model.pb").write_text("the model")
+        self.write_photos(PHOTOS, BREEDS)
+
+    def write_photos(self, photos: dict[bytes, list[float]], breeds: list[str]) -> None:
+        """Photos with the probabilities that were measured, and their true breeds."""
+        self.photos = photos
+        rows = [self._outcome(photo, breed) for photo, breed in zip(photos, breeds, strict=True)]
+        (self.folder / "evaluation").mkdir(exist_ok=True)
+        (self.folder / "evaluation" / "outcomes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        examples = self.artifacts["examples"]
+        examples.split_names = artifact_utils.encode_split_names(["train", "test"])
+        path = Path(artifact_utils.get_split_uri([examples], "test")) / "data_tfrecord-00000-of-00001"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for photo in photos:
+                features = {"image_bytes": feature(photo), "content_hash": feature(sha(photo).encode())}
+                example = tf.train.Example(features=tf.train.Features(feature=features))
+                writer.write(example.SerializeToString())
+
+    def _outcome(self, photo: bytes, breed: str) -> dict:
+        probabilities = self.photos[photo]
+        best = max(range(3), key=probabilities.__getitem__)
+        return {
+            "path": f"{breed}/{photo[:7].decode(errors='replace')}.jpg",
+            "content_hash": sha(photo),
+            "breed": breed,
+            "predicted": BREEDS[best],
+            "confidence": round(probabilities[best], 6),
+        }
+
+    def install_server(
+        self, mode: str = "serves", answers: dict[bytes, dict] | None = None, other: dict | None = None
+    ) -> None:
+        """Puts the stand-in on PATH; `answers` replaces what it says of some photos, `other` is for unknown ones."""
+        said = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
+        said = {sha(photo): answer for photo, answer in {**said, **(answers or {})}.items()}
+        plan = {"mode": mode, "answers": said, "other": other, "started": str(self.folder / "started")}
+        (self.folder / "plan.json").write_text(json.dumps(plan))
+        program = self.folder / "bin" / "tensorflow_model_server"
+        program.parent.mkdir()
+        program.write_text(SERVER.format(python=sys.executable, plan=str(self.folder / "plan.json")))
+        program.chmod(0o755)
+
+    def started(self) -> list[int]:
+        """Process ids of the servers that were started."""
+        path = self.folder / "started"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def golden(self) -> list[Golden]:
+        """What was kept of the photos."""
+        rows = json.loads((self.folder / "report" / "golden.json").read_text())
+        return [Golden(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
+
+    def check(self, photos: int = 3, blessed: int = constants.BLESSED_VALUE) -> dict:
+        self.artifacts["blessing"].set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
+        ServingCheck.test_call(**self.artifacts, photos=photos, code="")
+        return json.loads((self.folder / "report" / "serving_check.json").read_text())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A workplace where, whatever the check finds, no process and no temporary file is left."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    workplace = Workplace(tmp_path)
+    yield workplace
+    assert not any(psutil.pid_exists(pid) for pid in workplace.started())
+    assert not [path for path in (tmp_path / "temporary").iterdir() if path.is_dir()]
+
+
+def test_a_server_that_answers_what_was_measured_passes(place):
+    place.install_server()
+    assert place.check() == {"checked": True, "server": "tensorflow_model_server", "photos": 3}
+    assert len(place.started()) == 1
+
+
+def test_the_server_is_not_asked_through_a_proxy(place, monkeypatch):
+    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 20)  # not to be waited for, should it fail
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    place.install_server()
+    assert place.check()["checked"]
+
+
+def test_only_as_many_photos_are_asked_for_as_wanted(place):
+    last = list(PHOTOS)[-1]
+    place.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
+    assert place.check(photos=2)["photos"] == 2
+
+
+def test_the_photos_that_are_kept_are_of_as_many_breeds_as_possible_whatever_their_order(place):
+    photos = {f"photo {number}".encode(): [0.01 * number, 0.0, 1 - 0.01 * number] for number in range(9)}
+    breeds = ["Birman"] * 6 + ["Sphynx", "Manx", "Sphynx"]
+    place.write_photos(photos, breeds)
+    place.install_server()
+    assert place.check(photos=4)["photos"] == 4
+    of = dict(zip(photos, breeds, strict=True))
+    kept = [of[golden.photo] for golden in place.golden()]
+    assert sorted(kept) == ["Birman", "Birman", "Manx", "Sphynx"]
+    for photo, breed, probability in place.golden():
+        assert (breed, probability) == ("Sphynx", pytest.approx(photos[photo][2]))
+
+
+def noise(width: int, height: int) -> bytes:
+    """A JPEG that cannot be compressed."""
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 200).convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
+    return buffer.getvalue()
+
+
+def test_photos_of_many_bytes_are_kept_smaller_with_the_answer_of_the_server(place):
+    large = [noise(1024, 1024), noise(800, 1024), noise(2000, 1500)]
+    assert min(map(len, large)) > 500_000
+    place.write_photos(dict(zip(large, PHOTOS.values(), strict=True)), BREEDS)
+    place.install_server(other={"breeds": BREEDS, "probabilities": [0.1, 0.7, 0.2]})
+    place.check()
+    kept = place.golden()
+    assert len(kept) == 3
+    for photo, breed, probability in kept:
+        assert (breed, probability) == ("Manx", 0.7)
+        assert len(photo) <= 500_000
+        assert normalise(photo).data == photo  # clients send it as it is
+        assert min(Image.open(io.BytesIO(photo)).size) >= 256 * 3 // 4
+
+
+def test_a_large_photo_too_narrow_to_be_smaller_is_checked_and_not_kept(place):
+    narrow = noise(8192, 64)
+    assert len(narrow) > 500_000
+    place.write_photos({narrow: [0.0, 0.2, 0.8], b"photo 1": [0.1, 0.2, 0.7]}, BREEDS[:2])
+    place.install_server()
+    assert place.check()["photos"] == 2
+    assert [golden.photo for golden in place.golden()] == [b"photo 1"]
+
+
+def test_breeds_may_be_numbered_otherwise_and_the_last_digits_differ(place):
+    answers = {
+        photo: {"breeds": BREEDS[::-1], "probabilities": [value + 2e-4 for value in values[::-1]]}
+        for photo, values in PHOTOS.items()
+    }
+    place.install_server(answers=answers)
+    assert place.check()["checked"]
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_another_confidence_stops_the_model_and_names_the_photo(place, photo):
+    place.install_server(answers={photo: {"breeds": BREEDS, "probabilities": [0.05, 0.9, 0.05]}})
+    with pytest.raises(ServingError, match=rf"/{photo.decode()}\.jpg: the model server says Manx with 0.9000"):
+        place.check()
+
+
+def test_probabilities_that_do_not_add_up_stop_the_model(place):
+    place.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.5, 0.5, 0.8]}})
+    with pytest.raises(ServingError, match="photo 0"):
+        place.check()
+
+
+def test_another_breed_with_the_same_confidence_stops_the_model(place):
+    place.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
+    with pytest.raises(ServingError, match="says Birman"):
+        place.check()
+
+
+def test_a_server_that_exits_at_once_stops_the_model_with_its_own_words(place):
+    place.install_server("exits")
+    with pytest.raises(ServingError, match="Failed to start server: no such op in version 1"):
+        place.check()
+    assert len(place.started()) == 1
+
+
+def test_a_server_that_never_has_the_model_ready_is_not_waited_for_forever(place, monkeypatch):
+    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 3)
+    place.install_server("never loads")
+    with pytest.raises(ServingError, match="does not serve the model"):
+        place.check()
+    assert len(place.started()) == 1
+
+
+def test_a_server_that_refuses_the_request_stops_the_model_with_its_answer(place):
+    place.install_server("refuses")
+    with pytest.raises(ServingError, match=r"answers 400: .*input is not a JPEG"):
+        place.check()
+
+
+@pytest.mark.parametrize("mode", ["dies", "forgets"])
+def test_a_server_that_dies_or_forgets_a_photo_stops_the_model_as_a_serving_error(place, mode):
+    place.install_server(mode)
+    with pytest.raises(ServingError):
+        place.check()
+
+
+@pytest.mark.parametrize("mode", ["dies", "forgets"])
+def test_a_server_that_dies_or_forgets_a_photo_never_passes(place, mode):
+    place.install_server(mode)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        place.check()
+    assert not (place.folder / "report").exists()
+
+
+def test_a_model_that_was_refused_is_not_loaded(place):
+    place.install_server("exits")
+    assert place.check(blessed=constants.NOT_BLESSED_VALUE) == {"checked": False}
+    assert place.started() == []
+
+
+def test_without_a_model_server_tensorflow_answers_in_a_process_of_its_own(place):
+    table = tf.constant(list(PHOTOS.values()), tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
+    def serve(image_bytes):
+        rows = tf.gather(table, tf.strings.to_number(tf.strings.substr(image_bytes, 6, 1), tf.int32))
+        return {"probabilities": rows, "breeds": tf.broadcast_to(tf.constant(BREEDS), tf.shape(rows))}
+
+    module = tf.Module()
+    module.serve = serve
+    tf.saved_model.save(module, str(place.model), signatures={"serving_default": serve})
+    assert place.check() == {"checked": True, "server": "tensorflow", "photos": 3}
+
+
+def test_without_a_model_server_a_process_that_fails_stops_the_model(place, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(ServingError, match="TensorFlow in a fresh process cannot serve"):
+        place.check()

@@ -1,0 +1,329 @@
+"""Whatever the gate decides: the page, the summary, the terminal and the model card show it, with the right reasons."""
+
+import html
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation, ModelRun, TunerResults
+from typer.testing import CliRunner
+
+from components.artifacts import (
+    HTML,
+    Comparison,
+    DataVerdict,
+    GateDecision,
+    IngestReport,
+    Markdown,
+    Metrics,
+    PushRecord,
+)
+from components.release.model_card import Statements, card_page, model_card
+from components.release.model_gate import ModelGate
+from components.release.statistics import wilson_interval
+from components.reporting import charts, run_summary
+from components.reporting.run_report import Executor
+from components.reporting.run_summary import Sources, gather
+from pipeline.cli import app
+from pipeline.results import report
+from pipeline.settings import load, to_yaml
+
+BREEDS = ["Birman", 'Maine <u title="x">Coon</u> & [bold]co', ":cat: | Manx"]
+PHOTOS = 9  # of each breed in test, at most
+HASHES = [f"{number}-{photo}" for number in range(len(BREEDS)) for photo in range(PHOTOS)]
+RECORD = {
+    "backbone": {"architecture": "resnet50", "weights": "random", "weights_digest": "w" * 64, "image_size": 32},
+    "breeds": BREEDS,
+    "parameters": 23_000_000,
+    "hyperparameters": {"units": 0, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.0},
+    **{f"{name}_digest": name[0] * 64 for name in ("recipe", "data", "code")},
+}
+CANDIDATE = {
+    **{"backbone": "resnet50", "weights": "random", "eval_accuracy": 0.7, "eval_accuracy_ci95": [0.5, 0.8]},
+    **{"eval_loss": 1.2, "top3_accuracy": 0.9, "embedding_seconds": 3.0, "tuning_seconds": 1.0, "tuning_trials": 1},
+    **{"training_seconds": 1.0, "parameters": 23_000_000, "saved_model_bytes": 96_000_000, "latency_ms_p50": 21.0},
+}
+TRIAL = {"trial_id": "00", "score": 0.7, "units": 0, "dropout": 0.5, "learning_rate": 0.01, "weight_decay": 0.0}
+TRIAL |= {"tuner/epochs": 2, "tuner/initial_epoch": 0, "tuner/seconds": 0.3}
+
+
+def write(folder: Path, name: str, document: object) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(document), encoding="utf-8")
+
+
+def outcome(content_hash: str, correct: bool) -> dict:
+    number = int(content_hash[0])
+    return {
+        "path": f"{number}/{content_hash}.jpg",
+        "content_hash": content_hash,
+        "breed": BREEDS[number],
+        "predicted": BREEDS[number if correct else (number + 1) % len(BREEDS)],
+        "correct": correct,
+        "confidence": 0.8,
+        "probability": 0.8 if correct else 0.1,
+    }
+
+
+def measurements(rows: list[dict]) -> dict:
+    """metrics.json, as the Evaluator writes it of these outcomes."""
+
+    def scores(found: list[dict]) -> dict:
+        right = sum(row["correct"] for row in found)
+        ends = wilson_interval(right, len(found))
+        accuracy = {"accuracy": right / len(found), "accuracy_ci95": list(ends), "top3_accuracy": 1.0}
+        return {**accuracy, "loss": 0.8, "photos": len(found)}
+
+    matrix = [[sum((r["breed"], r["predicted"]) == (a, b) for r in rows) for b in BREEDS] for a in BREEDS]
+    return {
+        "overall": scores(rows),
+        "breeds": {
+            breed: scores([row for row in rows if row["breed"] == breed])
+            for breed in sorted({row["breed"] for row in rows})
+        },
+        "confusion": {"breeds": BREEDS, "rows": matrix},
+        "calibration": {
+            "bins": [{"photos": len(rows), "confidence": 0.8, "accuracy": 0.5}],
+            "expected_calibration_error": 0.3,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the gate is given, and what becomes of a model that it blesses.
+
+    Attributes:
+        candidate: content hash -> whether the candidate is right.
+        champion: likewise.
+        info: champion.json.
+        rules: of the gate.
+        train: photos of each breed in train.
+        pushed_before: the registry has the same model already.
+    """
+
+    candidate: dict[str, bool]
+    champion: dict[str, bool]
+    info: dict | None
+    rules: dict
+    train: list[int]
+    pushed_before: bool
+
+    @property
+    def comparable(self) -> bool:
+        """Whether ChampionModel brings the model in service."""
+        info = self.info
+        return bool(info) and not info["unreadable"] and not info["is_candidate"] and set(info["breeds"]) == set(BREEDS)
+
+
+def champions(photos: list[str]) -> st.SearchStrategy[dict | None]:
+    known = {"version": 1, "unreadable": None, "backbone": "xception", "recipe_digest": "o" * 64}
+    learned = st.lists(st.sampled_from(photos), unique=True) | st.just(photos) | st.just(photos[1:]) | st.just([])
+    return st.one_of(
+        st.none(),
+        st.just({"version": 1, "unreadable": "/models/1: ValueError: <damaged>"}),
+        st.just({**known, "is_candidate": True, "breeds": BREEDS, "learned": photos}),
+        st.just({**known, "is_candidate": False, "breeds": [*BREEDS[1:], "Bengal"], "learned": photos}),
+        learned.map(lambda hashes: {**known, "is_candidate": False, "breeds": BREEDS[::-1], "learned": hashes}),
+        learned.map(lambda hashes: {**known, "is_candidate": False, "breeds": BREEDS, "learned": hashes}),
+    )
+
+
+@st.composite
+def cases(draw) -> Case:
+    photos = draw(st.lists(st.sampled_from(HASHES), unique=True, min_size=1))
+    answers = st.lists(st.booleans(), min_size=len(photos), max_size=len(photos)) | st.just([True] * len(photos))
+    share = st.sampled_from([0.0, 0.02, 0.3, 0.5, 1.0])
+    return Case(
+        candidate=dict(zip(photos, draw(answers), strict=True)),
+        champion=dict(zip(photos, draw(answers), strict=True)),
+        info=draw(champions(photos)),
+        rules={
+            "min_accuracy": draw(share),
+            "min_test_photos": draw(st.sampled_from([1, 3, 10])),
+            "above_majority": draw(st.sampled_from([0, 1])),
+            "policy": draw(st.sampled_from(["not_worse", "better", "significantly_better"])),
+            "margin": draw(share),
+            "min_slice": draw(st.sampled_from([1, 3, 20])),
+            "max_slice_drop": draw(share),
+        },
+        train=draw(st.lists(st.integers(3, 6), min_size=len(BREEDS), max_size=len(BREEDS))),
+        pushed_before=draw(st.booleans()),
+    )
+
+
+class Place:
+    """What the components around the gate have written, and the doors that show its decision."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._settings = to_yaml(load("smoke", options={"data": "photos", "workdir": str(folder / "work")}))
+        write(folder, "winner/Format-Serving/assets.extra/catbreeds.json", RECORD)
+        write(folder, "verdict/verdict.json", {"passed": True, "warnings": []})
+        write(folder, "trials/tuner_results.json", [TRIAL])
+        history = {key: [1.0, 0.5] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        write(folder, "training/training.json", {"epochs": 2, "best_epoch": 2, "history": history})
+        (folder / "serving" / "catbreeds" / "1").mkdir(parents=True)
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 40)).save(buffer, "JPEG")
+        (folder / "examples" / "Split-test").mkdir(parents=True)
+        with tf.io.TFRecordWriter(str(folder / "examples" / "Split-test" / "data_tfrecord")) as writer:
+            for content_hash in HASHES:
+                example = tf.train.Example()
+                for name, value in (("content_hash", content_hash.encode()), ("image_bytes", buffer.getvalue())):
+                    example.features.feature[name].bytes_list.value.append(value)
+                writer.write(example.SerializeToString())
+
+    def artifact(self, kind: type, name: str):
+        found = kind()
+        found.uri = str(self.folder / name)
+        return found
+
+    def decide(self, case: Case) -> dict:
+        """gate.json, from ModelGate."""
+        counts = dict(zip(BREEDS, case.train, strict=True))
+        tested = {breed: sum(key[0] == str(number) for key in case.candidate) for number, breed in enumerate(BREEDS)}
+        breeds = {breed: {"train": counts[breed], "eval": 2, "test": tested[breed]} for breed in BREEDS}
+        files = sum(map(sum, (row.values() for row in breeds.values())))
+        write(self.folder, "ingest/report.json", {"breeds": breeds, "files": files, "photos": files, "left_out": []})
+        sizes = {split: sum(row[split] for row in breeds.values()) for split in ("train", "eval", "test")}
+        comparison = {"breeds": BREEDS, "candidates": [CANDIDATE], "winner": "resnet50", "reason": "the only candidate"}
+        comparison |= {"rule": "most_accurate", "split_sizes": sizes}
+        write(self.folder, "comparison/comparison.json", comparison)
+        self._measured("evaluation", case.candidate)
+        self._measured("champion_evaluation", case.champion if case.comparable else {})
+        write(self.folder, "champion/champion.json", case.info)
+        ModelGate.test_call(
+            candidate=self.artifact(Model, "winner"),
+            candidate_evaluation=self.artifact(ModelEvaluation, "evaluation"),
+            champion=self.artifact(Model, "champion"),
+            champion_evaluation=self.artifact(ModelEvaluation, "champion_evaluation"),
+            ingest=self.artifact(IngestReport, "ingest"),
+            blessing=self.artifact(ModelBlessing, "blessing"),
+            decision=self.artifact(GateDecision, "decision"),
+            metrics=self.artifact(Metrics, "metrics"),
+            code="",
+            **case.rules,
+        )
+        gate = json.loads((self.folder / "decision" / "gate.json").read_text(encoding="utf-8"))
+        pushed = gate["blessed"] and not case.pushed_before
+        version = (2 if case.info else 1) if pushed else None
+        push = {"version": version, "already_pushed_as": 1 if case.pushed_before else None}
+        write(self.folder, "pushed/push.json", push)
+        return gate
+
+    def _measured(self, name: str, right: dict[str, bool]) -> None:
+        rows = [outcome(*pair) for pair in right.items()]
+        write(self.folder, f"{name}/metrics.json", measurements(rows) if rows else None)
+        lines = "\n".join(map(json.dumps, rows))
+        (self.folder / name / "outcomes.jsonl").write_text(lines, encoding="utf-8")
+
+    def run_report(self) -> tuple[str, str]:
+        """Page and summary of RunReport, without tags and with single spaces."""
+        kinds = {"ingest": IngestReport, "verdict": DataVerdict, "examples": Examples, "comparison": Comparison}
+        kinds |= {"winner": Model, "evaluation": ModelEvaluation, "decision": GateDecision, "pushed": PushRecord}
+        inputs = {key: [self.artifact(kind, key)] for key, kind in kinds.items()}
+        inputs["training_resnet50"] = [self.artifact(ModelRun, "training")]
+        inputs["trials_resnet50"] = [self.artifact(TunerResults, "trials")]
+        outputs = {"page": [self.artifact(HTML, "page.html")], "summary": [self.artifact(Markdown, "summary.md")]}
+        registry = str(self.folder / "serving" / "catbreeds")
+        given = {"registry": registry, "run_id": "run-7", "settings": self._settings, "data": "photos"}
+        Executor().Do(inputs, outputs, {**given, "weights_dir": ""})
+        page = (self.folder / "page.html").read_text(encoding="utf-8")
+        summary = (self.folder / "summary.md").read_text(encoding="utf-8")
+        assert not re.search(r"(?<!\\)[<`|]", summary.partition("| backbone |")[0]), summary
+        return shown(page), spaced(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", summary))
+
+    def terminal(self) -> str:
+        """What `catbreeds report` prints of a run on this machine, with single spaces."""
+        keys = ("ingest", "verdict", "examples", "comparison", "winner", "evaluation", "decision", "pushed")
+        uris = {key: str(self.folder / key) for key in keys}
+        by_backbone = {key: {"resnet50": str(self.folder / key)} for key in ("training", "trials")}
+        sources = Sources(**uris, **by_backbone)
+        documents = gather(sources, self.folder / "serving" / "catbreeds", "run-7", self._settings)
+        report.write(self.folder / "work" / "report", documents)
+        done = CliRunner().invoke(app, ["report", "--workdir", str(self.folder / "work")])
+        assert done.exit_code == 0, done.output
+        return spaced(done.output)
+
+    def card(self, gate: dict, version: int) -> str:
+        """The model card of a push."""
+        admission = {"gate": gate, "pushed_at": "2026-11-28T10:00:00+00:00", "run_id": "run-7", "commit": ""}
+        ingest = json.loads((self.folder / "ingest" / "report.json").read_text(encoding="utf-8"))
+        metrics = json.loads((self.folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+        card = model_card(
+            "catbreeds", version, Statements("a", "b", "c"), RECORD, ingest, metrics, {**admission, "model_uri": "/m"}
+        )
+        return shown(card_page(json.loads(json.dumps(card))))
+
+
+def shown(page: str) -> str:
+    return spaced(html.unescape(re.sub(r"<(style).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)))
+
+
+def spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    with pytest.MonkeyPatch.context() as patch:
+        for chart in ("learning_curves", "tuning_trials", "calibration_curve"):  # slow, and no matter of the gate
+            patch.setattr(charts, chart, lambda *_: "")
+        patch.setattr(run_summary, "git_commit", lambda: None)  # asks Git, each time
+        yield Place(tmp_path_factory.mktemp("decisions"))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_every_decision_is_shown_with_all_its_reasons_wherever_people_look(place, case):
+    gate = place.decide(case)
+    page, summary = place.run_report()
+    places = {"page": page, "summary": summary, "terminal": place.terminal()}
+    if gate["blessed"] and not case.pushed_before:
+        places["card"] = place.card(gate, 1)
+    for name, text in places.items():
+        for reason in gate["reasons"]:
+            assert spaced(reason) in text, name
+        for breed in gate["candidate"]["never_recognised"]:
+            assert gate["outcome"] == "nothing_new" or spaced(breed) in text, name
+    assert ("not compared: " in page) == (gate["comparison"] is None)
+    assert gate["comparison"] or f"not compared: {spaced(gate['not_compared'])}" in page
+    assert f"Balanced accuracy, the mean of the breeds: {gate['candidate']['balanced_accuracy']:.3f}." in page
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_every_decision_follows_from_what_was_measured_and_says_what_it_rests_on(place, case):
+    gate = place.decide(case)
+    right, photos = sum(case.candidate.values()), len(case.candidate)
+    reasons = " ".join(gate["reasons"])
+    assert gate["reasons"]
+    if case.info and not case.info["unreadable"] and case.info["is_candidate"]:
+        assert gate["outcome"] == "nothing_new"
+        return
+    if gate["blessed"]:
+        assert photos >= case.rules["min_test_photos"]
+        assert right / photos >= case.rules["min_accuracy"]
+        largest = gate["majority"]["accuracy"] * photos
+        assert not case.rules["above_majority"] or right > largest
+    assert gate["blessed"] == (
+        not re.search(
+            "too few to judge by|is below the least|not shown to|cannot be shown|fails gate|falls from", reasons
+        )
+    )
+    assert (gate["comparison"] is None) == (gate["not_compared"] is not None)
+    assert gate["not_compared"] is None or gate["not_compared"] in gate["reasons"]
+    assert ("the breeds are not those of" in reasons) == (
+        bool(case.info) and not case.info["unreadable"] and set(case.info["breeds"]) != set(BREEDS)
+    )
+    learned = len(set(case.info["learned"]) & set(case.candidate)) if case.comparable else 0
+    assert (f"learned from {learned} of the {photos} test photos" in reasons) == (learned > 0)
+    assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - learned

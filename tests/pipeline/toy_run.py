@@ -1,8 +1,0 @@
-"""Runs the toy pipeline in the folder that its argument names: `python -m tests.pipeline.toy_run FOLDER`."""
-
-import sys
-from pathlib import Path
-
-from tests.pipeline.test_local_runner import run
-
-run(Path(sys.argv[1]))
