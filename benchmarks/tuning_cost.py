@@ -37,13 +37,13 @@ import tensorflow as tf
 from tfx.types.standard_component_specs import TUNER_RESULTS_KEY
 from tfx.utils import path_utils
 
-from components.candidates.backbone_selector import TUNER_RESULTS_FILE
-from components.candidates.training_records import TRIAL_SECONDS
+from components.candidates.trial_metrics import TRIAL_SECONDS
+from components.file_names import TUNER_RESULTS_FILE
 from components.json_files import read_json
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.graph import create_pipeline
 from pipeline.modules.head import build_head
-from pipeline.run_context import this_machine
+from pipeline.run_context import local_run_context
 from pipeline.runners import local as local_runner
 from pipeline.runners.local import NodeRun
 from pipeline.settings import Settings, load
@@ -152,7 +152,7 @@ def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
     """Runs the pipeline up to the Trainer: node id -> what became of it."""
     config = local_runner.metadata_config(settings.workdir)
     follower = _UntilTrained()
-    graph = create_pipeline(settings, this_machine(settings, "benchmark"), config)
+    graph = create_pipeline(settings, local_run_context(settings, "benchmark"), config)
     with contextlib.suppress(_Trained):
         local_runner.run(graph, "benchmark", follower, Path(settings.workdir) / "logs", workers=1)
     return follower.runs

@@ -9,7 +9,7 @@ class WeightsError(ValueError):
     """A backbone's weights cannot be had; the message names the file or setting to mend."""
 
 
-class DocumentError(ValueError):
+class DamagedFileError(ValueError):
     """A document that a component wrote is damaged; the message names the file."""
 
 

@@ -2,14 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from components.errors import DocumentError
+from components.errors import DamagedFileError
+from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, read_json_lines
 
-METRICS_FILE = "metrics.json"
-OUTCOMES_FILE = "outcomes.jsonl"
 
-
-class Measured(NamedTuple):
+class EvaluationResult(NamedTuple):
     """One model on one split.
 
     Attributes:
@@ -22,20 +20,22 @@ class Measured(NamedTuple):
     outcomes: list[dict[str, Any]]
 
 
-def read_measured(uri: str) -> Measured:
+def read_evaluation_result(uri: str) -> EvaluationResult:
     """What the Evaluator wrote to `uri`.
 
     Raises:
-        DocumentError: the two documents are not of the same photos.
+        DamagedFileError: the two documents are not of the same photos.
     """
     metrics = read_json(uri, METRICS_FILE)
     if metrics is None:
-        return Measured(None, [])
+        return EvaluationResult(None, [])
     outcomes = read_outcomes(uri)
     photos = metrics["overall"]["photos"]
     if len(outcomes) != photos:
-        raise DocumentError(f"{uri}: damaged: {METRICS_FILE} is of {photos} photos, {OUTCOMES_FILE} of {len(outcomes)}")
-    return Measured(metrics, outcomes)
+        raise DamagedFileError(
+            f"{uri}: damaged: {METRICS_FILE} is of {photos} photos, {OUTCOMES_FILE} of {len(outcomes)}"
+        )
+    return EvaluationResult(metrics, outcomes)
 
 
 def read_outcomes(uri: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from components.errors import DocumentError
+from components.errors import DamagedFileError
 from components.local_copies import is_remote
 
 
@@ -14,7 +14,7 @@ def read_json(uri: str, name: str) -> Any:
 
     Raises:
         FileNotFoundError: it is not there.
-        DocumentError: it is damaged.
+        DamagedFileError: it is damaged.
     """
     return _parse(os.path.join(uri, name), json.loads)
 
@@ -35,7 +35,7 @@ def _parse(path: str, parse: Callable[[str], Any]) -> Any:
         try:
             return parse(file.read())
         except ValueError as error:
-            raise DocumentError(f"{path}: damaged: {error}") from None
+            raise DamagedFileError(f"{path}: damaged: {error}") from None
 
 
 def _open(path: str, mode: str):

@@ -1,4 +1,4 @@
-"""The pipeline's graph. One function for every runner; what differs between them is in their `Target`."""
+"""The pipeline's graph. One function for every runner; what differs between them is in their `RunContext`."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ from components.ingestion.image_example_gen import ImageExampleGen
 from components.ingestion.import_schema_gen import ImportSchemaGen
 from components.ingestion.retrain_gate import RetrainGate
 from components.release.champion_model import ChampionModel
-from components.release.gate_passed import Admitted
+from components.release.gate_passed import GatePassed
 from components.release.model_gate import ModelGate
 from components.release.pusher import Pusher
 from components.release.rollout import Rollout
 from components.release.serving_check import ServingCheck
 from components.reporting.run_report import RunReport
-from pipeline.run_context import Target, photos_schema
+from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
 
 if StatisticsGen is None:
@@ -52,24 +52,24 @@ _MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "t
 _ALWAYS = contextlib.nullcontext()
 
 
-def create_pipeline(settings: Settings, target: Target, metadata_connection_config=None) -> Pipeline:
+def create_pipeline(settings: Settings, context: RunContext, metadata_connection_config=None) -> Pipeline:
     """The whole graph, from photos to a pushed model.
 
     Args:
         settings: of the run.
-        target: where it runs.
+        context: where it runs.
         metadata_connection_config: of ML Metadata, where the runner needs one.
 
     Raises:
         WeightsError: `weights_dir` has no weights for a backbone.
     """
-    nodes = _data_nodes(settings, target)
+    nodes = _data_nodes(settings, context)
     examples, statistics, schema, _, data_gate = nodes
-    retrain = _retrain_gate(settings, target, examples) if target.in_cluster else None
+    retrain = _retrain_gate(settings, context, examples) if context.in_cluster else None
     nodes += [retrain] if retrain else []
     candidates = {}
     for backbone in settings.backbones:
-        branch = _candidate_nodes(settings, target, backbone, examples, data_gate, retrain)
+        branch = _candidate_nodes(settings, context, backbone, examples, data_gate, retrain)
         nodes += branch.values()
         candidates[backbone] = {
             "backbone": branch["backbone"].outputs["model"],
@@ -85,20 +85,20 @@ def create_pipeline(settings: Settings, target: Target, metadata_connection_conf
         rule=settings.selection.rule,
         top_k=settings.top_k,
         model_name=settings.model_name,
-        code=target.code("components.candidates.backbone_selector"),
+        code_digest=context.code_digest("components.candidates.backbone_selector"),
     )
-    admission = _admission_nodes(settings, target, selector, examples, statistics, schema, retrain)
+    admission = _admission_nodes(settings, context, selector, examples, statistics, schema, retrain)
     nodes += [selector, *admission.values()]
-    if target.in_cluster:
-        nodes.append(_run_report(target, candidates, selector, examples, data_gate, admission))
+    if context.in_cluster:
+        nodes.append(_run_report(context, candidates, selector, examples, data_gate, admission))
         with Cond(admission["gate"].outputs["decision"].future()[0].custom_property("refused") == 0):
-            nodes.append(Admitted())
+            nodes.append(GatePassed())
     return _pipeline(settings, nodes, metadata_connection_config)
 
 
-def create_ingestion(settings: Settings, target: Target, metadata_connection_config=None) -> Pipeline:
+def create_ingestion(settings: Settings, context: RunContext, metadata_connection_config=None) -> Pipeline:
     """The first component alone; a whole run in the same workdir finds its result in the cache."""
-    return _pipeline(settings, [_example_gen(settings, target)], metadata_connection_config)
+    return _pipeline(settings, [_example_gen(settings, context)], metadata_connection_config)
 
 
 def _pipeline(settings: Settings, nodes: list[BaseNode], metadata_connection_config) -> Pipeline:
@@ -112,11 +112,11 @@ def _pipeline(settings: Settings, nodes: list[BaseNode], metadata_connection_con
     )
 
 
-def _example_gen(settings: Settings, target: Target) -> BaseNode:
+def _example_gen(settings: Settings, context: RunContext) -> BaseNode:
     return ImageExampleGen(
-        data=target.data,
-        data_digest=target.data_digest,
-        code=target.code("components.ingestion.image_example_gen"),
+        data=context.data,
+        data_digest=context.data_digest,
+        code_digest=context.code_digest("components.ingestion.image_example_gen"),
         train=settings.split.train,
         eval=settings.split.eval,
         seed=settings.split.seed,
@@ -125,35 +125,35 @@ def _example_gen(settings: Settings, target: Target) -> BaseNode:
     )
 
 
-def _data_nodes(settings: Settings, target: Target) -> list[BaseNode]:
+def _data_nodes(settings: Settings, context: RunContext) -> list[BaseNode]:
     """Photos to verified examples; the last node stops the run when the data is wrong."""
-    examples = _example_gen(settings, target)
+    examples = _example_gen(settings, context)
     statistics = StatisticsGen(examples=examples.outputs["examples"])
-    schema = ImportSchemaGen(text=photos_schema(settings).read_text(encoding="utf-8"), schema_file=target.schema_file)
+    schema = ImportSchemaGen(text=photos_schema(settings).read_text(encoding="utf-8"), schema_file=context.schema_file)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
     gate = DataGate(
         anomalies=validator.outputs["anomalies"],
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
         report=examples.outputs["report"],
-        schema_file=target.schema_file,
-        registry=target.registry,
-        stable=target.stable,
+        schema_file=context.schema_file,
+        registry=context.registry,
+        stable=context.stable,
         max_bad_share=settings.ingest.max_bad_share,
         min_photos_per_breed=settings.ingest.min_photos_per_breed,
-        code=target.code("components.ingestion.data_gate"),
+        code_digest=context.code_digest("components.ingestion.data_gate"),
     )
     return [examples, statistics, schema, validator, gate]
 
 
-def _retrain_gate(settings: Settings, target: Target, examples: BaseNode) -> BaseNode:
+def _retrain_gate(settings: Settings, context: RunContext, examples: BaseNode) -> BaseNode:
     """Whether a run is worth its cost."""
     return RetrainGate(
         ingest=examples.outputs["report"],
-        registry=target.registry,
+        registry=context.registry,
         backbones=" ".join(settings.backbones),
         weights=settings.weights,
-        weights_dir=target.weights_dir,
+        weights_dir=context.weights_dir,
         settings=json.dumps(settings.model_dump(mode="json", include=set(_MODEL_SETTINGS)), sort_keys=True),
         modules=" ".join(_MODEL_MODULES),
     )
@@ -161,7 +161,7 @@ def _retrain_gate(settings: Settings, target: Target, examples: BaseNode) -> Bas
 
 def _candidate_nodes(
     settings: Settings,
-    target: Target,
+    context: RunContext,
     backbone: str,
     examples: BaseNode,
     data_gate: BaseNode,
@@ -173,23 +173,23 @@ def _candidate_nodes(
         network = Backbone(
             architecture=backbone,
             weights=settings.weights,
-            weights_dir=target.weights_dir,
-            weights_digest=target.weights_digest(backbone),
+            weights_dir=context.weights_dir,
+            weights_digest=context.weights_digest(backbone),
             image_size=settings.image_size,
             seed=settings.seed,
-            code=target.code("components.candidates.backbone"),
+            code_digest=context.code_digest("components.candidates.backbone"),
         )
     embeddings = EmbeddingGen(
         examples=examples.outputs["examples"],
         backbone=network.outputs["model"],
         schema_template=_EMBEDDINGS_SCHEMA.read_text(encoding="utf-8"),
         batch=settings.beam.embedding_batch,
-        code=target.code("components.candidates.embedding_gen"),
+        code_digest=context.code_digest("components.candidates.embedding_gen"),
     )
     # Wrong data leaves no embedding. On a cluster it also costs no backbone; on one machine there is nothing else to do
     # while the data is checked.
     embeddings.add_upstream_node(data_gate)
-    if target.in_cluster:
+    if context.in_cluster:
         network.add_upstream_node(data_gate)
     transform = Transform(
         examples=embeddings.outputs["embeddings"],
@@ -197,7 +197,7 @@ def _candidate_nodes(
         preprocessing_fn="pipeline.modules.preprocessing.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "eval"]),
         disable_statistics=True,
-        custom_config={"code": target.code("pipeline.modules.preprocessing")},
+        custom_config={"code_digest": context.code_digest("pipeline.modules.preprocessing")},
     )
     learned: dict[str, Any] = {
         "examples": transform.outputs["transformed_examples"],
@@ -211,7 +211,7 @@ def _candidate_nodes(
             "tuner": settings.tuner.model_dump(mode="json"),
             "batch_size": settings.trainer.batch_size,
             "seed": settings.seed,
-            "code": target.code("pipeline.modules.tuning"),
+            "code_digest": context.code_digest("pipeline.modules.tuning"),
         },
         **learned,
     )
@@ -222,7 +222,7 @@ def _candidate_nodes(
             "trainer": settings.trainer.model_dump(mode="json"),
             "seed": settings.seed,
             "modules": _HEAD_MODULES,
-            "code": target.code(*_HEAD_MODULES),
+            "code_digest": context.code_digest(*_HEAD_MODULES),
         },
         **learned,
     )
@@ -232,7 +232,7 @@ def _candidate_nodes(
         model=trainer.outputs["model"],
         split="eval",
         signature="classify_embedding",
-        code=target.code("components.candidates.evaluator"),
+        code_digest=context.code_digest("components.candidates.evaluator"),
     )
     return {
         "backbone": network.with_id(f"Backbone-{backbone}"),
@@ -246,7 +246,7 @@ def _candidate_nodes(
 
 def _admission_nodes(
     settings: Settings,
-    target: Target,
+    context: RunContext,
     selector: BaseNode,
     examples: BaseNode,
     statistics: BaseNode,
@@ -256,9 +256,9 @@ def _admission_nodes(
     """The winner against the model in service, on the test photos that nothing has seen yet; then the push."""
     champion = ChampionModel(
         candidate=selector.outputs["winner"],
-        registry=target.registry,
-        stable=target.stable,
-        code=target.code("components.release.champion_model"),
+        registry=context.registry,
+        stable=context.stable,
+        code_digest=context.code_digest("components.release.champion_model"),
     )
     # Two nodes, not one: each model numbers breeds by itself, and a new champion does not re-measure the candidate.
     measures = {
@@ -268,7 +268,7 @@ def _admission_nodes(
             model=model,
             split="test",
             signature="serving_default",
-            code=target.code("components.candidates.evaluator"),
+            code_digest=context.code_digest("components.candidates.evaluator"),
         ).with_id(node_id)
         for node_id, model in {
             "Evaluator-gate": selector.outputs["winner"],
@@ -281,8 +281,8 @@ def _admission_nodes(
         champion=champion.outputs["champion"],
         champion_evaluation=measures["Evaluator-champion"].outputs["evaluation"],
         ingest=examples.outputs["report"],
-        code=target.code("components.release.model_gate"),
-        **target.gate,
+        code_digest=context.code_digest("components.release.model_gate"),
+        **context.gate,
     )
     check = ServingCheck(
         model=selector.outputs["winner"],
@@ -290,7 +290,7 @@ def _admission_nodes(
         examples=examples.outputs["examples"],
         evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         photos=SERVING_CHECK_PHOTOS,
-        code=target.code("components.release.serving_check", "serving.local.saved_model_process"),
+        code_digest=context.code_digest("components.release.serving_check", "serving.local.saved_model_process"),
     )
     pusher = Pusher(
         model=selector.outputs["winner"],
@@ -299,13 +299,13 @@ def _admission_nodes(
         statistics=statistics.outputs["statistics"],
         evaluation=measures["Evaluator-gate"].outputs["evaluation"],
         ingest=examples.outputs["report"],
-        registry=target.registry,
-        run_id=target.run_id,
-        run_date=target.run_date,
-        schedule_time=target.schedule_time,
-        settings=target.settings,
-        data=target.data,
-        weights_dir=target.weights_dir,
+        registry=context.registry,
+        run_id=context.run_id,
+        run_date=context.run_date,
+        schedule_time=context.schedule_time,
+        settings=context.settings,
+        data=context.data,
+        weights_dir=context.weights_dir,
         model_name=settings.model_name,
         **settings.card.model_dump(),
         **({"retrain": retrain.outputs["decision"]} if retrain else {}),
@@ -314,8 +314,8 @@ def _admission_nodes(
     if settings.rollout.start != "off":
         nodes["rollout"] = Rollout(
             pushed=pusher.outputs["pushed"],
-            registry=target.registry,
-            run_id=target.run_id,
+            registry=context.registry,
+            run_id=context.run_id,
             namespace=settings.rollout.namespace if settings.rollout.start == "cluster" else "",
             models=settings.rollout.models,
             share=settings.rollout.share,
@@ -326,7 +326,7 @@ def _admission_nodes(
 
 
 def _run_report(
-    target: Target,
+    context: RunContext,
     candidates: dict[str, dict[str, Any]],
     selector: BaseNode,
     examples: BaseNode,
@@ -348,10 +348,10 @@ def _run_report(
             "pushed": admission["pusher"].outputs["pushed"],
         },
         parameters={
-            "registry": target.registry,
-            "run_id": target.run_id,
-            "settings": target.settings,
-            "data": target.data,
-            "weights_dir": target.weights_dir,
+            "registry": context.registry,
+            "run_id": context.run_id,
+            "settings": context.settings,
+            "data": context.data,
+            "weights_dir": context.weights_dir,
         },
     )

@@ -18,7 +18,7 @@ from serving.registry import Registry
 
 
 @dataclass(frozen=True)
-class Target:
+class RunContext:
     """What the graph is told by the runner.
 
     Attributes:
@@ -30,7 +30,7 @@ class Target:
         stable: see `components.release.champion_model.stable_identity`; None where the run has to look.
         schema_file: where the schema of the photos came from, for people.
         gate: the rules of the gate; truth values as 1 and 0, for TFX's parameters of a run have none.
-        code: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
+        code_digest: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
         run_id: differs in each run.
         run_date, schedule_time: see `components.release.pusher.date_of_run`.
         settings: the settings in YAML, for the record.
@@ -46,7 +46,7 @@ class Target:
     stable: str | None
     schema_file: str
     gate: dict[str, Any]
-    code: Callable[..., str]
+    code_digest: Callable[..., str]
     run_id: str
     run_date: str | RuntimeParameter
     schedule_time: str
@@ -75,7 +75,7 @@ def _absolute(path: str) -> str:
     return path if not path or is_remote(path) else str(Path(path).resolve())
 
 
-def this_machine(settings: Settings, run_id: str) -> Target:
+def local_run_context(settings: Settings, run_id: str) -> RunContext:
     """A run here: everything is looked at beforehand, so that the cache sees what has changed.
 
     Args:
@@ -87,7 +87,7 @@ def this_machine(settings: Settings, run_id: str) -> Target:
         SettingsError: there is no schema.
     """
     data, weights_dir = _absolute(settings.data), _absolute(settings.weights_dir or "")
-    return Target(
+    return RunContext(
         data=data,
         data_digest=open_source(data).digest(),
         weights_dir=weights_dir,
@@ -96,7 +96,7 @@ def this_machine(settings: Settings, run_id: str) -> Target:
         stable=stable_identity(Registry(settings.registry)),
         schema_file=str(photos_schema(settings)),
         gate={name: int(rule) if isinstance(rule, bool) else rule for name, rule in settings.gate.model_dump().items()},
-        code=code_digest,
+        code_digest=code_digest,
         run_id=run_id,
         run_date="",
         schedule_time="",

@@ -19,11 +19,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from serving.model_record import RECORD_FILE
+from serving.labels import STABLE
+from serving.model_files import ADMISSION_FILE, MODEL_RECORD_FILE, with_current_keys
 from serving.names import distinguishable, respelled, spelling
 
-STABLE = "stable"
-ADMISSION_FILE = "admission.json"
 NO_OBJECT_STORE = (
     "{}: the registry of pushed models must be a folder: it needs locks and renames, which object stores lack; "
     "mount the bucket or a volume (Vertex AI mounts gs://BUCKET/PATH at /gcs/BUCKET/PATH)"
@@ -106,12 +105,12 @@ class Registry:
         return self._read(version, ADMISSION_FILE)
 
     def record(self, version: int) -> dict[str, Any]:
-        """What `version` is made of, see `serving.model_record`.
+        """What `version` is made of, see `serving.model_files`.
 
         Raises:
             RegistryError: there is no such version, or its files are damaged.
         """
-        return self._read(version, RECORD_FILE)
+        return self._read(version, MODEL_RECORD_FILE)
 
     def _read(self, version: int, name: str) -> dict[str, Any]:
         self._require(version)
@@ -122,7 +121,7 @@ class Registry:
             raise RegistryError(f"{path}: cannot be read: {error}") from None
         if not isinstance(document, dict):
             raise RegistryError(f"{path}: damaged: a {type(document).__name__} instead of an object")
-        return document
+        return with_current_keys(document)
 
     def _require(self, version: int) -> None:
         if version not in self.versions():
@@ -134,28 +133,28 @@ class Registry:
         Raises:
             RegistryError: there is no such version, or it is damaged.
         """
-        if "recipe_digest" not in self.record(version) or not (self.path(version) / "saved_model.pb").is_file():
+        if "model_digest" not in self.record(version) or not (self.path(version) / "saved_model.pb").is_file():
             raise RegistryError(
                 f"{self.path(version)}: damaged, it has no saved_model.pb or no whole record; it must not serve"
             )
 
-    def find(self, recipe_digest: str) -> int | None:
-        """The newest undamaged version that was made by this recipe."""
-        return self._newest(lambda version: self.record(version)["recipe_digest"] == recipe_digest)
+    def find_model(self, model_digest: str) -> int | None:
+        """The newest undamaged version that was with this digest."""
+        return self._newest(lambda version: self.record(version)["model_digest"] == model_digest)
 
-    def find_origin(self, origin_digest: str) -> int | None:
+    def find_by_inputs(self, inputs_digest: str) -> int | None:
         """The newest undamaged version that was made from this data, code, weights and settings."""
-        known = self._read_labels()["origins"].get(origin_digest)
+        known = self._read_labels()["origins"].get(inputs_digest)
         return self._newest(
-            lambda version: version == known or self.admission(version).get("origin_digest") == origin_digest
+            lambda version: version == known or self.admission(version).get("inputs_digest") == inputs_digest
         )
 
-    def add_origin(self, version: int, origin_digest: str) -> None:
-        """Records that this data, code, weights and settings give `version` as well; see `find_origin`."""
-        if self.find_origin(origin_digest) is None:
+    def add_inputs(self, version: int, inputs_digest: str) -> None:
+        """Records that this data, code, weights and settings give `version` as well; see `find_by_inputs`."""
+        if self.find_by_inputs(inputs_digest) is None:
             with self._locked():
                 state = self._read_labels()
-                self._write_labels({**state, "origins": state["origins"] | {origin_digest: version}})
+                self._write_labels({**state, "origins": state["origins"] | {inputs_digest: version}})
 
     def _newest(self, matches: Callable[[int], bool]) -> int | None:
         """The newest of the undamaged versions that match.
@@ -381,7 +380,7 @@ class Registry:
 
     def _read_labels(self) -> dict[str, Any]:
         """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given;
-        `stopped`: version -> why it lost a label; `origins`: digest -> version, see `add_origin`.
+        `stopped`: version -> why it lost a label; `origins`: digest -> version, see `add_inputs`.
         """
         path = self.base / _LABELS_FILE
         try:

@@ -2,8 +2,6 @@
 
 import json
 
-CANARY = "canary"
-
 
 def traffic_text(canary_share: float) -> str:
     """Content of the file.

@@ -16,12 +16,11 @@ from tfx.utils import path_utils
 from components import saved_model
 from components.candidates.architectures import ARCHITECTURES, WEIGHTS_HOST, weight_file_names
 from components.errors import WeightsError
+from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
 from components.local_copies import local_copy
 from components.pinned_keras import keras
 from serving import proxies
-
-RECORD_FILE = "assets.extra/backbone.json"
 
 
 def find_weights(backbone: str, weights_dir: str) -> str:
@@ -131,7 +130,7 @@ def Backbone(
     weights_digest: Parameter[str],
     image_size: Parameter[int],
     seed: Parameter[int],
-    code: Parameter[str],
+    code_digest: Parameter[str],
 ):
     """Writes the backbone's SavedModel (signature serving_default: image_bytes -> embedding) and what it is made of.
 
@@ -142,7 +141,7 @@ def Backbone(
         weights_digest: of the file there; a new one re-runs the component.
         image_size: pixels.
         seed: of random weights.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
 
     Raises:
         WeightsError: see `find_weights` and `build_network`.
@@ -161,7 +160,7 @@ def Backbone(
         "embedding_size": network.output_shape[-1],
         "parameters": network.count_params(),
     }
-    write_json(path, RECORD_FILE, record)
+    write_json(path, BACKBONE_RECORD_FILE, record)
     model.set_string_custom_property("architecture", architecture)
     model.set_string_custom_property("weights_digest", record["weights_digest"])
 

@@ -13,23 +13,21 @@ from tfx.utils import path_utils
 from components import progress, saved_model
 from components.artifacts import Comparison, IngestReport
 from components.candidates.architectures import ARCHITECTURES
-from components.candidates.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
 from components.candidates.served_model import ServedModel
-from components.candidates.training_records import (
+from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_FIRST_EPOCH, TRIAL_SECONDS
+from components.file_names import (
+    BACKBONE_RECORD_FILE,
+    COMPARISON_FILE,
+    INGEST_REPORT_FILE,
+    METRICS_FILE,
     TRAINING_FILE,
-    TRIAL_EPOCHS,
-    TRIAL_FIRST_EPOCH,
-    TRIAL_SECONDS,
     TUNER_RESULTS_FILE,
 )
-from components.evaluation_result import METRICS_FILE
-from components.ingestion.image_example_gen import REPORT_FILE
 from components.ingestion.splits import SPLITS
 from components.json_files import read_json, write_json
 from components.local_copies import local_copy, local_output
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 
-COMPARISON_FILE = "comparison.json"
 _CANDIDATE_INPUTS = {
     "backbone": Model,
     "model": Model,
@@ -45,7 +43,7 @@ class _Spec(ComponentSpec):
         "rule": ExecutionParameter(type=str),
         "top_k": ExecutionParameter(type=int),
         "model_name": ExecutionParameter(type=str),
-        "code": ExecutionParameter(type=str),
+        "code_digest": ExecutionParameter(type=str),
     }
     INPUTS: ClassVar = {
         "report": ChannelParameter(type=IngestReport),
@@ -70,7 +68,7 @@ class Executor(BaseExecutor):
         }
         candidates = [_candidate(inputs) for inputs in found.values()]
         winner, reason = select(candidates, exec_properties["rule"])
-        report = read_json(input_dict["report"][0].uri, REPORT_FILE)
+        report = read_json(input_dict["report"][0].uri, INGEST_REPORT_FILE)
         output = output_dict["winner"][0]
         counter = progress.Counter("candidates", len(candidates))
         # The choice is made: latency is only shown. Nothing else runs now that could disturb it, neither in the local
@@ -94,7 +92,7 @@ class Executor(BaseExecutor):
                 "reason": reason,
                 "rule": exec_properties["rule"],
                 "split_sizes": {split: sum(counts[split] for counts in report["breeds"].values()) for split in SPLITS},
-                "breeds": read_json(_path(found[winner]["model"]), RECORD_FILE)["breeds"],
+                "breeds": read_json(_path(found[winner]["model"]), MODEL_RECORD_FILE)["breeds"],
             },
         )
 
@@ -108,7 +106,7 @@ class BackboneSelector(BaseComponent):
         rule: see `select`.
         top_k: number of breeds that the signature `top_k` answers.
         model_name: TF Serving's name for the model.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
     """
 
     SPEC_CLASS = _Spec
@@ -121,7 +119,7 @@ class BackboneSelector(BaseComponent):
         rule: str,
         top_k: int,
         model_name: str,
-        code: str,
+        code_digest: str,
     ):
         inputs = {
             f"{key}_{backbone}": channel
@@ -130,7 +128,15 @@ class BackboneSelector(BaseComponent):
         }
         outputs = {"winner": Channel(type=Model), "comparison": Channel(type=Comparison)}
         super().__init__(
-            _Spec(rule=rule, top_k=top_k, model_name=model_name, code=code, report=report, **inputs, **outputs)
+            _Spec(
+                rule=rule,
+                top_k=top_k,
+                model_name=model_name,
+                code_digest=code_digest,
+                report=report,
+                **inputs,
+                **outputs,
+            )
         )
 
 
@@ -169,7 +175,7 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
 def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
     """One row of comparison.json, but for its size and its latency."""
     backbone = read_json(_path(inputs["backbone"]), BACKBONE_RECORD_FILE)
-    head = read_json(_path(inputs["model"]), RECORD_FILE)
+    head = read_json(_path(inputs["model"]), MODEL_RECORD_FILE)
     overall = read_json(inputs["evaluation"].uri, METRICS_FILE)["overall"]
     training = read_json(inputs["model_run"].uri, TRAINING_FILE)
     trials = read_json(inputs["tuner_results"].uri, TUNER_RESULTS_FILE)

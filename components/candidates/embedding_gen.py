@@ -16,7 +16,7 @@ from tfx.types.standard_artifacts import Examples, Model, Schema
 from tfx.utils import io_utils, path_utils
 
 from components import progress
-from components.candidates.backbone import RECORD_FILE
+from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json
 
 SPLITS = ("train", "eval")
@@ -68,7 +68,7 @@ def EmbeddingGen(
     schema: OutputArtifact[Schema],
     schema_template: Parameter[str],
     batch: Parameter[int],
-    code: Parameter[str],
+    code_digest: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
     """Embeds train and eval; test is kept for the gate, which measures from the photos' bytes.
@@ -78,7 +78,7 @@ def EmbeddingGen(
     Args:
         schema_template: schema of the embeddings in text format; their length is added.
         batch: most images in one forward pass.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
     """
     path = path_utils.serving_model_path(backbone.uri)
     total = sum(examples.get_int_custom_property(f"photos_{split}") for split in SPLITS)
@@ -108,7 +108,7 @@ def EmbeddingGen(
             )
     embeddings.set_float_custom_property("seconds", time.monotonic() - started)
     embeddings.set_int_custom_property("photos", total)
-    _write_schema(schema.uri, schema_template, read_json(path, RECORD_FILE)["embedding_size"])
+    _write_schema(schema.uri, schema_template, read_json(path, BACKBONE_RECORD_FILE)["embedding_size"])
 
 
 def _files(examples: Examples, split: str) -> str:

@@ -18,11 +18,12 @@ from tfx.utils import io_utils, path_utils
 from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 
 from components.artifacts import ClassificationMetrics, Metrics
-from components.evaluation_result import METRICS_FILE, OUTCOMES_FILE, read_outcomes
+from components.evaluation_result import read_outcomes
+from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import show_confusion, show_numbers
 from components.release.statistics import wilson_interval
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 
 _CALIBRATION_BINS = 10
 
@@ -62,7 +63,7 @@ def Evaluator(
     confusion: OutputArtifact[ClassificationMetrics],
     split: Parameter[str],
     signature: Parameter[str],
-    code: Parameter[str],
+    code_digest: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
     """Writes TFMA's results, `metrics.json` (their numbers) and `outcomes.jsonl` (a line for each photo).
@@ -72,7 +73,7 @@ def Evaluator(
     Args:
         split: name of the split to measure.
         signature: the model's signature whose inputs the examples hold.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
     """
     path = path_utils.serving_model_path(model.uri)
     if not fileio.exists(os.path.join(path, "saved_model.pb")):
@@ -108,7 +109,7 @@ def Evaluator(
                 tensor_adapter_config=adapter,
             )
         )
-    measured = _summarise(evaluation.uri, read_json(path, RECORD_FILE)["breeds"])
+    measured = _summarise(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
     write_json(evaluation.uri, METRICS_FILE, measured)
     evaluation.set_float_custom_property("accuracy", measured["overall"]["accuracy"])
     show_numbers(metrics, _numbers(measured))

@@ -10,12 +10,11 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from components import saved_model
-from components.candidates.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
+from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
 from components.provenance import json_digest
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE, WARMUP_FILE
 
-WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _LATENCY_CALLS = 15
 
 
@@ -45,7 +44,7 @@ class ServedModel(tf.Module):
         self._backbones = [tf.saved_model.load(path) for path in backbones]
         self._head = tf.saved_model.load(head)
         self._image_size = max(record["image_size"] for record in records)
-        head_record = read_json(head, RECORD_FILE)
+        head_record = read_json(head, MODEL_RECORD_FILE)
         self._record = _record(records, head_record, top_k)
         classify = self._head.signatures["classify_embedding"]
         label = self._head.signatures["transform_labels"]
@@ -87,9 +86,9 @@ class ServedModel(tf.Module):
         }
 
     def save(self, path: str, model_name: str) -> None:
-        """Writes the SavedModel, its record (see `serving.model_record`) and warmup requests for TF Serving."""
+        """Writes the SavedModel, its record (see `serving.model_files`) and warmup requests for TF Serving."""
         saved_model.save(self, path, self.endpoints, for_servers=True)
-        write_json(path, RECORD_FILE, self._record)
+        write_json(path, MODEL_RECORD_FILE, self._record)
         with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
             for signature in ("serving_default", "top_k"):
                 writer.write(_warmup_request(model_name, signature).SerializeToString())
@@ -116,7 +115,7 @@ def _record(backbones: list[dict[str, Any]], head: dict[str, Any], top_k: int) -
         "parameters": backbone["parameters"] + head["parameters"],
     }
     # Two models with one recipe are one model: the gate calls that "nothing new".
-    return record | {"recipe_digest": json_digest(record)}
+    return record | {"model_digest": json_digest(record)}
 
 
 def _joined(backbones: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import ExampleStatistics
 from tfx.utils import io_utils
 
-# Beside the model in the registry: TFDV's statistics of the photos that it learned from.
-STATISTICS_FILE = "assets.extra/train_statistics.pb"
+from serving.model_files import TRAIN_STATISTICS_FILE
 
 _Statistics = statistics_pb2.DatasetFeatureStatisticsList
 
@@ -28,7 +27,7 @@ def load_statistics(path: str) -> _Statistics:
 
 def champion_statistics(version_path: str) -> _Statistics | None:
     """Statistics of the train split of a pushed version, None where it has none."""
-    path = os.path.join(version_path, STATISTICS_FILE)
+    path = os.path.join(version_path, TRAIN_STATISTICS_FILE)
     return load_statistics(path) if fileio.exists(path) else None
 
 

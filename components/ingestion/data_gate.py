@@ -15,15 +15,14 @@ from tfx.utils import io_utils
 
 from components.artifacts import DataVerdict, IngestReport
 from components.errors import DataError
+from components.file_names import INGEST_REPORT_FILE, PHOTOS_FILE, VERDICT_FILE
 from components.ingestion.data_drift import champion_statistics, describe_drift, load_statistics, train_statistics
-from components.ingestion.image_example_gen import PHOTOS_FILE, REPORT_FILE
 from components.ingestion.near_duplicates import KINDS as DUPLICATES
 from components.json_files import read_json, read_json_lines, write_json
 from components.release.champion_model import stable_version
 from serving.names import counted, distinguishable, respelled, spelling
 from serving.registry import Registry, RegistryError
 
-VERDICT_FILE = "verdict.json"
 _NAMED_AT_MOST = 10
 _SIDES = ("width", "height")
 # What our own words say better, because they name the breed or the photos.
@@ -47,7 +46,7 @@ def DataGate(
     max_bad_share: Parameter[float],
     min_photos_per_breed: Parameter[int],
     registry: Parameter[str],
-    code: Parameter[str],
+    code_digest: Parameter[str],
     stable: Parameter[str] = None,
 ):
     """Refuses data that is not as the schema says, or with too little to learn from; writes warnings about the rest.
@@ -57,13 +56,13 @@ def DataGate(
         max_bad_share: refuse the data when a larger share of files is no usable photo.
         min_photos_per_breed: refuse the data when a breed has fewer photos.
         registry: base path of the pushed models: drift is told against the data of the one in service.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
         stable: see `components.release.champion_model.stable_version`.
 
     Raises:
         DataError: names all that is wrong.
     """
-    summary = read_json(report.uri, REPORT_FILE)
+    summary = read_json(report.uri, INGEST_REPORT_FILE)
     rows = read_json_lines(report.uri, PHOTOS_FILE)
     rules = schema_pb2.Schema()
     io_utils.parse_pbtxt_file(io_utils.get_only_uri_in_dir(schema.uri), rules)

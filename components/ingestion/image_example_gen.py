@@ -20,6 +20,7 @@ from tfx.types.standard_artifacts import Examples
 
 from components import progress
 from components.artifacts import IngestReport
+from components.file_names import INGEST_REPORT_FILE, PHOTOS_FILE
 from components.ingestion.near_duplicates import FindDuplicates, perceptual_hash
 from components.ingestion.photo_layout import Refused
 from components.ingestion.photo_source import list_photos, open_source
@@ -28,8 +29,6 @@ from components.json_files import read_json_lines, write_json
 from serving import photo
 from serving.names import printable
 
-PHOTOS_FILE = "photos.jsonl"
-REPORT_FILE = "report.json"
 _THREADS = os.cpu_count() or 1
 # Handing photos over one by one takes threads longer than the waiting is worth.
 _GROUP = 8
@@ -43,7 +42,7 @@ def ImageExampleGen(
     report: OutputArtifact[IngestReport],
     data: Parameter[str],
     data_digest: Parameter[str],
-    code: Parameter[str],
+    code_digest: Parameter[str],
     train: Parameter[float],
     eval: Parameter[float],
     seed: Parameter[int],
@@ -58,7 +57,7 @@ def ImageExampleGen(
     Args:
         data: folder or archive, see `components.ingestion.photo_source`.
         data_digest: digest of the photos; a new one re-runs the component.
-        code: digest of the modules that it runs; likewise.
+        code_digest: of the modules that it runs; likewise.
         train: share of the train split; `eval` likewise, test is the rest.
         seed: deals the photos anew.
         max_side: longest side in pixels.
@@ -101,7 +100,7 @@ def ImageExampleGen(
         )
     fileio.rmtree(staging)
     summary = _summarise(report.uri) | {"warnings": warnings}
-    write_json(report.uri, REPORT_FILE, summary)
+    write_json(report.uri, INGEST_REPORT_FILE, summary)
     for split, folder in folders.items():
         count = sum(breed[split] for breed in summary["breeds"].values())
         examples.set_int_custom_property(f"photos_{split}", count)

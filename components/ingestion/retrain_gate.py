@@ -7,13 +7,11 @@ from tfx.dsl.component.experimental.decorators import component
 
 from components.artifacts import IngestReport, Markdown, RetrainDecision
 from components.candidates.backbone import weights_source
-from components.ingestion.image_example_gen import PHOTOS_FILE
+from components.file_names import PHOTOS_FILE, RETRAIN_FILE
 from components.json_files import read_json_lines, write_json
 from components.kubeflow_ui import show_text
 from components.provenance import code_digest, file_digest, json_digest
 from serving.registry import Registry
-
-RETRAIN_FILE = "retrain.json"
 
 
 @component
@@ -49,8 +47,8 @@ def RetrainGate(
         "settings": settings,
     }
     digest = json_digest(origin)
-    version = Registry(registry).find_origin(digest)
-    write_json(decision.uri, RETRAIN_FILE, {"origin_digest": digest, "origin": origin, "version": version})
+    version = Registry(registry).find_by_inputs(digest)
+    write_json(decision.uri, RETRAIN_FILE, {"inputs_digest": digest, "origin": origin, "version": version})
     decision.set_int_custom_property("retrain", int(version is None))
     show_text(summary, _summary(version, origin))
 

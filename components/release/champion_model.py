@@ -8,12 +8,11 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Model
 from tfx.utils import io_utils, path_utils
 
+from components.file_names import CHAMPION_FILE
 from components.json_files import read_json, write_json
 from components.provenance import json_digest
-from serving.model_record import LEARNED_FILE, RECORD_FILE
+from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE
 from serving.registry import Registry
-
-CHAMPION_FILE = "champion.json"
 
 
 def stable_identity(registry: Registry) -> str:
@@ -38,7 +37,7 @@ def ChampionModel(
     candidate: InputArtifact[Model],
     champion: OutputArtifact[Model],
     registry: Parameter[str],
-    code: Parameter[str],
+    code_digest: Parameter[str],
     stable: Parameter[str] = None,
 ):
     """Copies the version labelled stable if `candidate` can be compared with it; champion.json says what it is.
@@ -48,7 +47,7 @@ def ChampionModel(
 
     Args:
         registry: base path of the pushed models.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
         stable: see `stable_identity`; an unchanged champion is not brought again. None: the registry is asked now.
     """
     models = Registry(registry)
@@ -56,8 +55,8 @@ def ChampionModel(
     if version is None:
         write_json(champion.uri, CHAMPION_FILE, None)
         return
-    record = read_json(path_utils.serving_model_path(candidate.uri), RECORD_FILE)
-    info = _inspect(models, version, record["recipe_digest"])
+    record = read_json(path_utils.serving_model_path(candidate.uri), MODEL_RECORD_FILE)
+    info = _inspect(models, version, record["model_digest"])
     if not (info["unreadable"] or info["is_candidate"]) and set(info["breeds"]) == set(record["breeds"]):
         io_utils.copy_dir(str(models.path(version)), path_utils.serving_model_dir(champion.uri))
     write_json(champion.uri, CHAMPION_FILE, {"version": version, **info})
@@ -71,14 +70,14 @@ def _inspect(models: Registry, version: int, candidate_digest: str) -> dict[str,
         record = models.record(version)
         info = {
             "backbone": record["backbone"]["architecture"],
-            "recipe_digest": record["recipe_digest"],
+            "model_digest": record["model_digest"],
             "breeds": record["breeds"],
-            "is_candidate": record["recipe_digest"] == candidate_digest,
+            "is_candidate": record["model_digest"] == candidate_digest,
         }
         missing = {"serving_default", "transform_labels"} - tf.saved_model.load(str(path)).signatures.keys()
         if missing:
             raise ValueError(f"no signature {', '.join(sorted(missing))}")
-        learned = path / LEARNED_FILE
+        learned = path / LEARNED_PHOTOS_FILE
         known = learned.read_text(encoding="utf-8").split() if learned.is_file() else []
         return {**info, "learned": known, "unreadable": None}
     except Exception as error:  # a damaged SavedModel leads TensorFlow to raise almost anything

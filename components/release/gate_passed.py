@@ -1,8 +1,8 @@
-"""Admitted: of a run, Kubeflow Pipelines tells no more than which tasks ran; this one runs unless the gate refuses."""
+"""GatePassed: a task that runs unless the gate rejected the model; Kubeflow Pipelines reports only which tasks ran."""
 
 from tfx.dsl.component.experimental.decorators import component
 
 
 @component
-def Admitted():
+def GatePassed():
     """Does nothing: `catbreeds submit` sees whether it was skipped."""

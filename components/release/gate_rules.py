@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from components.evaluation_result import Measured
+from components.evaluation_result import EvaluationResult
 from components.release.statistics import (
     mcnemar_exact,
     paired_lower_bound,
@@ -320,16 +320,16 @@ def _judge_slice(decision: Decision, rules: Rules, breed: str, rows: list, their
 def judge(
     rules: Rules,
     record: dict[str, Any],
-    measured: Measured,
+    measured: EvaluationResult,
     champion_info: dict[str, Any] | None,
-    champion_measured: Measured,
+    champion_measured: EvaluationResult,
     ingest: dict[str, Any],
 ) -> dict[str, Any]:
     """gate.json: the decision with all that it rests on.
 
     Args:
         rules: thresholds.
-        record: of the candidate, see `serving.model_record`.
+        record: of the candidate, see `serving.model_files`.
         measured: of the candidate on test.
         champion_info: champion.json.
         champion_measured: of the champion on the same photos.
@@ -353,7 +353,7 @@ def judge(
         "candidate": {
             "backbone": record["backbone"]["architecture"],
             "weights": record["backbone"]["weights"],
-            "recipe_digest": record["recipe_digest"],
+            "model_digest": record["model_digest"],
             **_scores(measured),
         },
         "champion": champion_info
@@ -368,7 +368,7 @@ def judge(
     }
 
 
-def _scores(measured: Measured) -> dict[str, Any]:
+def _scores(measured: EvaluationResult) -> dict[str, Any]:
     if measured.metrics is None:
         return {}
     overall = measured.metrics["overall"]

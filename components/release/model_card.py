@@ -7,9 +7,6 @@ from components.candidates.architectures import ARCHITECTURES
 from components.ingestion.splits import SPLITS
 from components.reporting.pages import render
 
-CARD_FILE = "model_card.json"
-CARD_PAGE = "model_card.html"
-
 
 class Statements(NamedTuple):
     """What no program can find out; see `card` in the settings."""
@@ -34,7 +31,7 @@ def model_card(
         name: of the model.
         version: that it gets.
         statements: of the people who run the pipeline.
-        record: see `serving.model_record`.
+        record: see `serving.model_files`.
         ingest: report.json of ImageExampleGen.
         metrics: metrics.json of the Evaluator, on test.
         admission: what Pusher notes of the push.
@@ -79,7 +76,7 @@ def model_card(
             "run": admission["run_id"],
             "commit": admission["commit"],
             "artifact": admission["model_uri"],
-            **{key: record[key] for key in ("recipe_digest", "data_digest", "code_digest")},
+            **{key: record[key] for key in ("model_digest", "data_digest", "code_digest")},
             "weights_digest": backbone["weights_digest"],
         },
     }

@@ -9,14 +9,12 @@ from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 from tfx.utils import path_utils
 
 from components.artifacts import GateDecision, IngestReport, Metrics
-from components.evaluation_result import read_measured
+from components.evaluation_result import read_evaluation_result
+from components.file_names import CHAMPION_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import show_numbers
-from components.release.champion_model import CHAMPION_FILE
 from components.release.gate_rules import Rules, judge
-from serving.model_record import RECORD_FILE
-
-GATE_FILE = "gate.json"
+from serving.model_files import MODEL_RECORD_FILE
 
 
 @component
@@ -36,22 +34,22 @@ def ModelGate(
     margin: Parameter[float],
     min_slice: Parameter[int],
     max_slice_drop: Parameter[float],
-    code: Parameter[str],
+    code_digest: Parameter[str],
 ):
     """Applies the rules to what the Evaluators measured on test; writes the blessing and gate.json.
 
     Args:
         above_majority: 1 or 0, because parameters of a TFX run have no truth values.
         min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: see `gate` in the settings.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
     """
     document = judge(
         Rules(min_accuracy, min_test_photos, bool(above_majority), policy, margin, min_slice, max_slice_drop),
-        read_json(path_utils.serving_model_path(candidate.uri), RECORD_FILE),
-        read_measured(candidate_evaluation.uri),
+        read_json(path_utils.serving_model_path(candidate.uri), MODEL_RECORD_FILE),
+        read_evaluation_result(candidate_evaluation.uri),
         read_json(champion.uri, CHAMPION_FILE),
-        read_measured(champion_evaluation.uri),
-        read_json(ingest.uri, "report.json"),
+        read_evaluation_result(champion_evaluation.uri),
+        read_json(ingest.uri, INGEST_REPORT_FILE),
     )
     write_json(decision.uri, GATE_FILE, document)
     decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))

@@ -9,22 +9,32 @@ from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluati
 from tfx.utils import path_utils
 
 from components.artifacts import GateDecision, IngestReport, PushRecord, RetrainDecision, ServingReport
-from components.evaluation_result import METRICS_FILE
-from components.ingestion.data_drift import STATISTICS_FILE, train_statistics
-from components.ingestion.image_example_gen import PHOTOS_FILE, REPORT_FILE
-from components.ingestion.retrain_gate import RETRAIN_FILE
+from components.file_names import (
+    GATE_FILE,
+    INGEST_REPORT_FILE,
+    METRICS_FILE,
+    PHOTOS_FILE,
+    PUSH_FILE,
+    RETRAIN_FILE,
+    SERVING_ANSWERS_FILE,
+    SERVING_CHECK_FILE,
+)
+from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
 from components.provenance import git_commit
-from components.release.model_card import CARD_FILE, CARD_PAGE, Statements, card_page, model_card
-from components.release.model_gate import GATE_FILE
-from components.release.serving_check import ANSWERS_FILE, SERVING_FILE
+from components.release.model_card import Statements, card_page, model_card
 from components.reporting.run_summary import settings_of_run
-from serving.model_record import LEARNED_FILE, RECORD_FILE
+from serving.model_files import (
+    CARD_FILE,
+    CARD_PAGE,
+    GOLDEN_REQUESTS_FILE,
+    LEARNED_PHOTOS_FILE,
+    MODEL_RECORD_FILE,
+    TRAIN_STATISTICS_FILE,
+)
 from serving.registry import Registry
-from serving.rollout.golden import GOLDEN_FILE
 
-PUSH_FILE = "push.json"
 _PLACEHOLDERS = ("[[", "{{")
 
 
@@ -85,22 +95,22 @@ def Pusher(
     """
     gate = read_json(decision.uri, GATE_FILE)
     models = Registry(registry)
-    version, existing = None, models.find(gate["candidate"]["recipe_digest"])
+    version, existing = None, models.find_model(gate["candidate"]["model_digest"])
     if gate["champion"] and gate["champion"]["unreadable"] and gate["champion"]["version"] == existing:
         existing = None  # what was pushed is damaged: it is pushed anew
-    origin = retrain and read_json(retrain.uri, RETRAIN_FILE)["origin_digest"]
+    origin = retrain and read_json(retrain.uri, RETRAIN_FILE)["inputs_digest"]
     if existing is not None and origin:
-        models.add_origin(existing, origin)  # or the next scheduled run would train the same model again
+        models.add_inputs(existing, origin)  # or the next scheduled run would train the same model again
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,
             "run_date": date_of_run(run_date, schedule_time),
-            "origin_digest": origin,
+            "inputs_digest": origin,
             "commit": git_commit() or "",
             "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
-            "serving_check": read_json(serving_report.uri, SERVING_FILE),
+            "serving_check": read_json(serving_report.uri, SERVING_CHECK_FILE),
             "model_uri": model.uri,
         }
         path, photos = path_utils.serving_model_path(model.uri), read_json_lines(ingest.uri, PHOTOS_FILE)
@@ -110,8 +120,8 @@ def Pusher(
                 model_name,
                 version,
                 Statements(data_source, data_licence, contact),
-                read_json(path, RECORD_FILE),
-                read_json(ingest.uri, REPORT_FILE),
+                read_json(path, MODEL_RECORD_FILE),
+                read_json(ingest.uri, INGEST_REPORT_FILE),
                 read_json(evaluation.uri, METRICS_FILE),
                 admission,
             )
@@ -119,11 +129,11 @@ def Pusher(
             return {
                 CARD_FILE: json.dumps(facts, indent=1),
                 CARD_PAGE: card_page(facts),
-                LEARNED_FILE: "\n".join(learned),
-                GOLDEN_FILE: json.dumps(read_json(serving_report.uri, ANSWERS_FILE)),
+                LEARNED_PHOTOS_FILE: "\n".join(learned),
+                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_ANSWERS_FILE)),
             }
 
         with local_copy(path) as local, local_copy(train_statistics(statistics)) as learned_from:
-            version = models.push(local, admission, {STATISTICS_FILE: learned_from}, card)
+            version = models.push(local, admission, {TRAIN_STATISTICS_FILE: learned_from}, card)
         pushed.set_int_custom_property("version", version)
     write_json(pushed.uri, PUSH_FILE, {"version": version, "already_pushed_as": existing})

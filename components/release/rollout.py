@@ -7,15 +7,14 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 
 from components.artifacts import PushRecord, RolloutRecord
+from components.file_names import PUSH_FILE, ROLLOUT_FILE
 from components.json_files import read_json, write_json
-from components.release.pusher import PUSH_FILE
 from serving.registry import Registry
 from serving.rollout import rollout as driving
 from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import Fleet
 from serving.rollout.laptop import Laptop
 
-ROLLOUT_FILE = "rollout.json"
 _NO_SERVER = "no server is running on this machine: nothing to do; `catbreeds up` starts one"
 
 

@@ -22,6 +22,7 @@ from tfx.utils import path_utils
 
 from components.artifacts import ServingReport
 from components.evaluation_result import read_outcomes
+from components.file_names import SERVING_ANSWERS_FILE, SERVING_CHECK_FILE
 from components.json_files import write_json
 from components.local_copies import local_copy
 from components.photo_examples import read_images
@@ -29,9 +30,6 @@ from serving import http_client
 from serving.photo import PhotoError, normalise
 from serving.rollout.golden import Golden, golden_document
 
-SERVING_FILE = "serving_check.json"
-# Photos with the answers that were right, for whoever serves the model later.
-ANSWERS_FILE = "golden.json"
 MODEL_SERVER = "tensorflow_model_server"
 _TOLERANCE = 1e-3
 _GOLDEN_BYTES = 500_000  # the photos travel with the model
@@ -51,7 +49,7 @@ def ServingCheck(
     evaluation: InputArtifact[ModelEvaluation],
     report: OutputArtifact[ServingReport],
     photos: Parameter[int],
-    code: Parameter[str],
+    code_digest: Parameter[str],
 ):
     """Asks for test photos and expects what the Evaluator measured for them; a model that was refused is not asked.
 
@@ -62,13 +60,13 @@ def ServingCheck(
 
     Args:
         photos: how many to ask for.
-        code: digest of the modules that it runs.
+        code_digest: of the modules that it runs.
 
     Raises:
         ServingError: the model does not load, or answers differ.
     """
     if blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) != constants.BLESSED_VALUE:
-        write_json(report.uri, SERVING_FILE, {"checked": False})
+        write_json(report.uri, SERVING_CHECK_FILE, {"checked": False})
         return
     path = path_utils.serving_model_path(model.uri)
     server = MODEL_SERVER if shutil.which(MODEL_SERVER) else "tensorflow"
@@ -87,8 +85,8 @@ def ServingCheck(
     for content_hash, photo in sample.items():
         _compare(expected[content_hash], answers[photo])
     golden = [Golden(photo, *_best(answers[photo])) for photo in kept]
-    write_json(report.uri, ANSWERS_FILE, golden_document(golden))
-    write_json(report.uri, SERVING_FILE, {"checked": True, "server": server, "photos": len(sample)})
+    write_json(report.uri, SERVING_ANSWERS_FILE, golden_document(golden))
+    write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 
 def _sample(outcomes: list[dict], count: int) -> list[dict]:

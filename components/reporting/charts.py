@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
-from components.candidates.training_records import TRIAL_EPOCHS
+from components.candidates.trial_metrics import TRIAL_EPOCHS
 from components.release.statistics import wilson_interval
 
 # The colours of templates/base.html.j2.

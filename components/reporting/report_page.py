@@ -8,7 +8,7 @@ import yaml
 from components.release.gate_rules import SIGNIFICANCE
 from components.reporting import charts
 from components.reporting.pages import render
-from serving.registry import STABLE
+from serving.labels import STABLE
 
 _SELECTION_RULES = {
     "smaller_within_interval": "of the backbones whose accuracy on eval lies in the 95 % interval of the most accurate "

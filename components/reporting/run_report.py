@@ -11,9 +11,9 @@ from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, Model
 
 from components.artifacts import HTML, Comparison, DataVerdict, GateDecision, IngestReport, Markdown, PushRecord
 from components.candidates.architectures import ARCHITECTURES
+from components.file_names import GATE_FILE
 from components.json_files import read_json
 from components.kubeflow_ui import plain_markdown, show_text
-from components.release.model_gate import GATE_FILE
 from components.reporting.report_page import report_page
 from components.reporting.run_summary import Sources, gather, settings_of_run
 

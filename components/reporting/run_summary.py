@@ -7,12 +7,20 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from components.candidates.training_records import TRAINING_FILE, TUNER_RESULTS_FILE
-from components.evaluation_result import read_measured
+from components.evaluation_result import read_evaluation_result
+from components.file_names import (
+    COMPARISON_FILE,
+    GATE_FILE,
+    INGEST_REPORT_FILE,
+    PUSH_FILE,
+    TRAINING_FILE,
+    TUNER_RESULTS_FILE,
+    VERDICT_FILE,
+)
 from components.json_files import read_json
 from components.photo_examples import read_images, thumbnail
 from components.provenance import git_commit
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
 
 _TOLD_VERSIONS = ("tensorflow", "keras", "tfx", "apache-beam", "pillow")
@@ -50,17 +58,17 @@ def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -
         run_id: of the run.
         settings: of the run, in YAML.
     """
-    gate = read_json(sources.decision, "gate.json")
-    push = read_json(sources.pushed, "push.json")
+    gate = read_json(sources.decision, GATE_FILE)
+    push = read_json(sources.pushed, PUSH_FILE)
     if gate["blessed"] and push["version"] is None:
         existing = push["already_pushed_as"]
         gate.update(outcome="nothing_new", blessed=False)
         gate["reasons"].append(f"the same model is already in the registry as version {existing}")
     gate |= {"run": run_id, "pushed_version": push["version"], "serving": Registry(registry).labels()}
-    comparison = read_json(sources.comparison, "comparison.json")
+    comparison = read_json(sources.comparison, COMPARISON_FILE)
     backbones = [row["backbone"] for row in comparison["candidates"]]
-    ingest = read_json(sources.ingest, "report.json")
-    measured = read_measured(sources.evaluation)
+    ingest = read_json(sources.ingest, INGEST_REPORT_FILE)
+    measured = read_evaluation_result(sources.evaluation)
     return {
         "run_id": run_id,
         "verdict": verdict(gate),
@@ -68,13 +76,13 @@ def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -
         "gate": gate,
         "ingest": ingest,
         "left_out": left_out_by_kind(ingest),
-        "data": read_json(sources.verdict, "verdict.json"),
+        "data": read_json(sources.verdict, VERDICT_FILE),
         "training": {name: read_json(sources.training[name], TRAINING_FILE) for name in backbones},
         "trials": {name: read_json(sources.trials[name], TUNER_RESULTS_FILE) for name in backbones},
         "objective": yaml.safe_load(settings)["tuner"]["objective"],
         "test": measured.metrics,
         "worst": _worst(measured.outcomes, sources.examples),
-        "record": read_json(f"{sources.winner}/Format-Serving", RECORD_FILE),
+        "record": read_json(f"{sources.winner}/Format-Serving", MODEL_RECORD_FILE),
         "random": is_random(comparison),
         "settings": settings,
         "commit": git_commit(),

@@ -59,7 +59,8 @@ UiOption = Annotated[
 ]
 DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
 # Task of the pipeline that is skipped when the gate refuses, and omitted when nothing is new.
-_ADMITTED = "Admitted"
+# The second is the name in pipelines that earlier versions of this project compiled.
+_GATE_PASSED = ("GatePassed", "Admitted")
 _NOT_STARTED = (None, "PENDING", "OMITTED", "RUNTIME_STATE_UNSPECIFIED")
 _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _MOST_LOST_LOOKS = 60
@@ -303,17 +304,15 @@ def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: 
         if run.state == "FAILED":
             _show_failures(kubeflow, run, workflow, unread)
         return Exit.FAILED
-    if _ADMITTED in tasks:
-        admitted = (
-            workflow.tasks()[_ADMITTED].state if workflow and _ADMITTED in workflow.tasks() else seen.get(_ADMITTED)
-        )
-        if admitted == "SKIPPED":
+    if passed := next((name for name in _GATE_PASSED if name in tasks), None):
+        state = workflow.tasks()[passed].state if workflow and passed in workflow.tasks() else seen.get(passed)
+        if state == "SKIPPED":
             print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
             return Exit.REFUSED
-        if admitted not in ("SUCCEEDED", "OMITTED"):  # the latter: nothing was new
-            why = unread or f"the server's Workflow does not say how {_ADMITTED} ended"
+        if state not in ("SUCCEEDED", "OMITTED"):  # the latter: nothing was new
+            why = unread or f"the server's Workflow does not say how {passed} ended"
             message = f"the run succeeded, but whether a model was pushed cannot be read: {why}"
-            raise fail(f"{message}\nSee {_ADMITTED} in the UI, or `catbreeds models`.", Exit.FAILED)
+            raise fail(f"{message}\nSee {passed} in the UI, or `catbreeds models`.", Exit.FAILED)
     print("The run succeeded.")
     return Exit.DONE
 

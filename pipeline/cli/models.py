@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from components.errors import DocumentError, HistoryError
+from components.errors import DamagedFileError, HistoryError
 from pipeline.cli.common import (
     Exit,
     JsonOption,
@@ -34,7 +34,7 @@ def _errors_told() -> Iterator[None]:
     """What is damaged, gone or wrongly asked for ends the command with a sentence."""
     try:
         yield
-    except (SettingsError, RegistryError, HistoryError, DocumentError) as error:
+    except (SettingsError, RegistryError, HistoryError, DamagedFileError) as error:
         raise fail(error) from None
     except FileNotFoundError as error:
         raise fail(f"{error.filename}: an artifact of that run is gone") from None

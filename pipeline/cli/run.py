@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from components.errors import DocumentError
+from components.errors import DamagedFileError
 from pipeline.cli.common import Exit, ProfileOption, SetOption, WorkdirOption, fail, read_settings, told
 from pipeline.cli.workdir import check_paths, in_workdir, run_components
 from pipeline.settings import Settings, to_yaml
@@ -59,7 +59,7 @@ def report(
         raise fail(f"{error.filename}: not there; `catbreeds run` writes it") from None
     except OSError as error:
         raise fail(told(error)) from None
-    except DocumentError as error:
+    except DamagedFileError as error:
         raise fail(f"{error}; `catbreeds run` writes it anew") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise fail(f"{folder}: a document there is damaged ({error!r}); `catbreeds run` writes it anew") from None
@@ -74,8 +74,8 @@ def _run(config: Settings, run_id: str, log: Path, console: Console) -> Exit:
 
 
 def _finish(config: Settings, run_id: str, runs: dict[str, Any], console: Console) -> Exit:
+    from components.file_names import ROLLOUT_FILE
     from components.json_files import read_json
-    from components.release.rollout import ROLLOUT_FILE
     from pipeline.results import report
 
     documents = report.collect(runs, config, run_id)

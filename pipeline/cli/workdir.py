@@ -83,7 +83,7 @@ def run_components(
         logging.captureWarnings(True)
         from components.errors import DataError, WeightsError
         from pipeline.graph import create_ingestion, create_pipeline
-        from pipeline.run_context import this_machine
+        from pipeline.run_context import local_run_context
         from pipeline.runners import local as local_runner
 
         gc.freeze()
@@ -92,7 +92,7 @@ def run_components(
             proxies.apply_to_libraries()  # Keras downloads weights, Beam may ask a runner
             connection = local_runner.metadata_config(config.workdir)
             create = create_ingestion if only_ingestion else create_pipeline
-            graph = create(config, this_machine(config, run_id), connection)
+            graph = create(config, local_run_context(config, run_id), connection)
             runs = local_runner.run(graph, run_id, view, logs, config.workers)
             _write_ingest(config, runs)
             return runs

@@ -8,7 +8,7 @@ import tensorflow_transform as tft
 from components import saved_model
 from components.json_files import write_json
 from components.pinned_keras import keras
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 
 
 class HeadModel(tf.Module):
@@ -51,4 +51,4 @@ class HeadModel(tf.Module):
     def save(self, path: str, record: dict[str, Any]) -> None:
         """Writes the SavedModel and `record`, what it is made of."""
         saved_model.save(self, path, self.endpoints)
-        write_json(path, RECORD_FILE, record)
+        write_json(path, MODEL_RECORD_FILE, record)

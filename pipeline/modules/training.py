@@ -8,7 +8,7 @@ import tensorflow_transform as tft
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from components import progress
-from components.candidates.training_records import TRAINING_FILE
+from components.file_names import TRAINING_FILE
 from components.json_files import write_json
 from components.pinned_keras import keras
 from components.provenance import code_digest, json_digest

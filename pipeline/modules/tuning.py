@@ -12,7 +12,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from components import progress
-from components.candidates.training_records import TRIAL_SECONDS
+from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.pinned_keras import keras
 from pipeline.modules.head import EVALUATION_BATCH, batches, build_head, make_deterministic, read_records
 from pipeline.modules.preprocessing import VOCABULARY

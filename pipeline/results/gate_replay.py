@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from components.evaluation_result import read_measured
+from components.evaluation_result import read_evaluation_result
+from components.file_names import CHAMPION_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json
 from components.release.gate_rules import Rules, judge
 from pipeline.results.metadata import History
-from serving.model_record import read_record
+from serving.model_files import read_record, with_current_keys
 
 
 def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, Any]:
@@ -30,9 +31,14 @@ def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, 
     document = judge(
         Rules(**(known | changes)),
         read_record(Path(uris["candidate"]) / "Format-Serving"),
-        read_measured(uris["candidate_evaluation"]),
-        read_json(uris["champion"], "champion.json"),
-        read_measured(uris["champion_evaluation"]),
-        read_json(uris["ingest"], "report.json"),
+        read_evaluation_result(uris["candidate_evaluation"]),
+        _champion(uris["champion"]),
+        read_evaluation_result(uris["champion_evaluation"]),
+        read_json(uris["ingest"], INGEST_REPORT_FILE),
     )
     return {"run": run, **document}
+
+
+def _champion(uri: str) -> dict[str, Any] | None:
+    champion = read_json(uri, CHAMPION_FILE)
+    return with_current_keys(champion) if champion else None

@@ -7,6 +7,7 @@ import yaml
 from rich.text import Text
 from rich.tree import Tree
 
+from components.file_names import PHOTOS_FILE
 from components.json_files import read_json_lines
 from pipeline.results.metadata import Execution, History
 from serving.registry import Registry
@@ -24,7 +25,9 @@ _TOLD = {
     "ModelGate": ("policy", "min_accuracy"),
     "ChampionModel": ("version",),
 }
-_DIGEST = 12  # letters of a digest, enough to tell two apart
+_DIGEST = 12
+# Parameters of components as earlier versions of this project called them.
+_RENAMED = {"code": "code_digest"}  # letters of a digest, enough to tell two apart
 
 
 class Lineage:
@@ -75,7 +78,7 @@ class Lineage:
             FileNotFoundError: the report of the ingestion is gone.
         """
         (examples,) = (e for e in self.executions() if e.node == "ImageExampleGen")
-        rows = read_json_lines(examples.outputs["report"][0].uri, "photos.jsonl")
+        rows = read_json_lines(examples.outputs["report"][0].uri, PHOTOS_FILE)
         return sorted((row for row in rows if row.get("split") == "train"), key=lambda row: row["path"])
 
     def document(self) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class Lineage:
             "weights": record["backbone"],
             "hyperparameters": record["hyperparameters"],
             "search": parameters(by_node[f"Tuner-{backbone}"]),
-            "code": {e.node: code for e in executions if (code := parameters(e).get("code"))},
+            "code": {e.node: digest for e in executions if (digest := parameters(e).get("code_digest"))},
             "executions": [
                 {
                     "id": e.id,
@@ -136,7 +139,7 @@ def _label(execution: Execution, run: str) -> Text:
     known = {name: value for name, value in parameters(execution).items() if value != ""}
     for artifacts in execution.outputs.values():
         known = artifacts[0].properties | known
-    names = (*_TOLD.get(execution.node.partition("-")[0], ()), "code")
+    names = (*_TOLD.get(execution.node.partition("-")[0], ()), "code_digest")
     facts = [f"{name}={_short(known[name])}" for name in names if name in known]
     facts += [f"run={execution.run}"] if execution.run != run else []  # found in the cache
     return Text(execution.node, style="bold").append("".join(f" {fact}" for fact in facts), style="not bold dim")
@@ -155,4 +158,5 @@ def parameters(execution: Execution) -> dict[str, Any]:
         name: value for section in config.values() if isinstance(section, dict) for name, value in section.items()
     }
     plain = {name: value for name, value in config.items() if not isinstance(value, dict)}
-    return {name: value for name, value in execution.properties.items() if name != "custom_config"} | sections | plain
+    properties = {name: value for name, value in execution.properties.items() if name != "custom_config"}
+    return {_RENAMED.get(name, name): value for name, value in (properties | sections | plain).items()}

@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.candidates.training_records import TRAINING_FILE, TUNER_RESULTS_FILE
-from components.evaluation_result import Measured, read_measured
+from components.evaluation_result import EvaluationResult, read_evaluation_result
+from components.file_names import COMPARISON_FILE, PHOTOS_FILE, TRAINING_FILE, TUNER_RESULTS_FILE
 from components.json_files import read_json, read_json_lines
 from components.photo_examples import read_images
 from pipeline.results.metadata import Execution, History
@@ -50,7 +50,7 @@ class PastRun:
         Those kept have path, breed, split, content_hash, width and height; those left out path, breed, kind and reason,
         and `like` where it is another photo.
         """
-        return sorted(read_json_lines(self.uri("ImageExampleGen", "report"), "photos.jsonl"), key=lambda r: r["path"])
+        return sorted(read_json_lines(self.uri("ImageExampleGen", "report"), PHOTOS_FILE), key=lambda r: r["path"])
 
     @property
     def data(self) -> str:
@@ -78,7 +78,7 @@ class PastRun:
     @cached_property
     def comparison(self) -> dict[str, Any]:
         """comparison.json: the candidates, the winner and the reason."""
-        return read_json(self.uri("BackboneSelector", "comparison"), "comparison.json")
+        return read_json(self.uri("BackboneSelector", "comparison"), COMPARISON_FILE)
 
     def trials(self, backbone: str) -> list[dict[str, Any]]:
         """A row for each trial of the search: its score, hyperparameters and epochs."""
@@ -88,9 +88,9 @@ class PastRun:
         """training.json: epochs, history, latency and size of the candidate."""
         return read_json(self.uri(f"Trainer-{backbone}", "model_run"), TRAINING_FILE)
 
-    def measured(self, backbone: str) -> Measured:
+    def evaluation(self, backbone: str) -> EvaluationResult:
         """The candidate on eval."""
-        return read_measured(self.uri(f"Evaluator-{backbone}", "evaluation"))
+        return read_evaluation_result(self.uri(f"Evaluator-{backbone}", "evaluation"))
 
     def records(self, backbone: str, split: str) -> "Records":
         """What the head of a backbone learned from (train) or was judged by (eval): standardised embeddings."""

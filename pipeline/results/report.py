@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.file_names import COMPARISON_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.ingestion.splits import SPLITS
 from components.json_files import read_json
 from components.reporting.run_summary import Sources, gather, is_random, left_out_by_kind, verdict
 from pipeline.settings import Settings, to_yaml
-from serving.registry import STABLE
+from serving.labels import STABLE
 
 if TYPE_CHECKING:
     from pipeline.runners.local import NodeRun
@@ -35,7 +36,7 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def read_ingest(run: "NodeRun") -> dict[str, Any]:
     """What ImageExampleGen found: counts by breed and split, and every file left out."""
-    return _read(Path(run.outputs["report"]) / "report.json")
+    return _read(Path(run.outputs["report"]) / INGEST_REPORT_FILE)
 
 
 def write_ingest(folder: Path, ingest: dict[str, Any]) -> None:
@@ -49,12 +50,12 @@ def show_saved(console: Console, folder: Path, data: bool) -> None:
 
     Raises:
         FileNotFoundError: no run has come so far.
-        DocumentError: a document is no JSON.
+        DamagedFileError: a document is no JSON.
     """
     if data:
         _show_ingest(console, _read(folder / INGEST_FILE))
         return
-    _show_decision(console, _read(folder / "comparison.json"), _read(folder / "gate.json"))
+    _show_decision(console, _read(folder / COMPARISON_FILE), _read(folder / GATE_FILE))
     console.print(f"Report: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,8 @@ import structlog
 
 from serving.client import ModelChoice
 from serving.gateway.settings import Settings
-from serving.traffic import CANARY, read_canary_share
+from serving.labels import CANARY
+from serving.traffic import read_canary_share
 
 _LOG = structlog.get_logger()
 _KEPT_SECONDS = 1.0

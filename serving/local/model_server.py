@@ -9,7 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving.registry import STABLE, Registry, RegistryError
+from serving.labels import STABLE
+from serving.registry import Registry, RegistryError
 from serving.rollout.plan import CONFIG_FILE, Plan
 
 _DEADLINE_SECONDS = 300

@@ -4,9 +4,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from serving.labels import STABLE
 from serving.listening import LOOPBACK, address, local_address
 from serving.local.processes import Program
-from serving.registry import STABLE
 
 MODEL_SERVER = "tensorflow_model_server"
 # Gateway and page answer 503 until they are ready: these mean another program, or settings of another one.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings import Settings
+from serving.labels import STABLE
 from serving.listening import LOOPBACK, listen, local_address
 from serving.local import stack
 from serving.local.processes import Programs
-from serving.registry import STABLE, Registry, RegistryError
+from serving.registry import Registry, RegistryError
 from serving.rollout.laptop import GATEWAY, MODEL_SERVER, Laptop
 from serving.rollout.rollout import Limits, Rollout, RolloutError
 

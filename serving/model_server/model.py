@@ -10,13 +10,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from serving.model_files import WARMUP_FILE
 from serving.model_server import tensors
 from serving.model_server.batching import BatchScheduler, Step
 from serving.model_server.monitoring import Metrics
 from serving.model_server.status import Code, ServingError, as_serving_error, invalid
 
 DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _MOST_WARMUP_RECORDS = 1000
 
 Arrays = Mapping[str, np.ndarray]

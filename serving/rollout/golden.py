@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from serving.client import ModelChoice
 from serving.client.grpc import GrpcClient
+from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import RegistryError
 
-# TF Serving leaves assets.extra alone.
-GOLDEN_FILE = "assets.extra/golden.json"
 # Machines differ in the last digits; another model, another breed or another preprocessing does in the first.
 _TOLERANCE = 0.02
 
@@ -35,7 +34,7 @@ class Golden(NamedTuple):
 
 
 def golden_document(requests: Iterable[Golden]) -> list[dict[str, Any]]:
-    """Content of GOLDEN_FILE, before it is JSON."""
+    """Content of GOLDEN_REQUESTS_FILE, before it is JSON."""
     return [{**one._asdict(), "photo": base64.b64encode(one.photo).decode()} for one in requests]
 
 
@@ -45,7 +44,7 @@ def read_golden(model: str | Path) -> list[Golden]:
     Raises:
         RegistryError: the file cannot be read, or is damaged.
     """
-    path = Path(model) / GOLDEN_FILE
+    path = Path(model) / GOLDEN_REQUESTS_FILE
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [Golden(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf import text_format
 
-from serving.traffic import CANARY, read_canary_share, traffic_text
+from serving.labels import CANARY
+from serving.traffic import read_canary_share, traffic_text
 from serving.wire.model_management_pb2 import ModelServerConfig
 
 # Names of the files in the ConfigMap, and below a workdir.

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from serving.client import ClientError
-from serving.registry import STABLE, Registry
+from serving.labels import STABLE
+from serving.registry import Registry
 from serving.rollout.comparison import Outcome, Rules, Traffic, Verdict, compare, read_traffic
 from serving.rollout.fleet import Conflict, Fleet, FleetError, Server, Unreachable
 from serving.rollout.golden import WrongAnswer, ask_golden, read_golden

@@ -8,8 +8,9 @@ import kubernetes
 import pytest
 import tensorflow as tf
 
+from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import Registry
-from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
+from serving.rollout.golden import Golden, golden_document
 from tests.cluster.clusters import MODEL, Deployed, get, kubectl, made_namespace, moved
 from tests.cluster.kubelet import Kubelet
 from tests.serving.classifier import BREEDS, Classifier
@@ -68,11 +69,11 @@ def deployed(rendered, tmp_path_factory) -> Iterator[Deployed]:
     answer = tf.saved_model.load(str(model)).signatures["serving_default"](image_bytes=tf.constant(PHOTOS[:1]))
     golden = [Golden(PHOTOS[0], BREEDS[0], float(answer["probabilities"][0, 0]))]
     (model / "assets.extra").mkdir()
-    (model / GOLDEN_FILE).write_text(json.dumps(golden_document(golden)))
+    (model / GOLDEN_REQUESTS_FILE).write_text(json.dumps(golden_document(golden)))
     registry = Registry(folder / "work" / "serving" / MODEL)
     for version in range(1, 5):
         (model / "assets.extra" / "catbreeds.json").write_text(
-            json.dumps({"recipe_digest": f"recipe-{version}", "breeds": BREEDS})
+            json.dumps({"model_digest": f"recipe-{version}", "breeds": BREEDS})
         )
         assert registry.push(model, {}) == version
     for name in ("models", "account", "pods"):

@@ -120,7 +120,7 @@ def registry(small, tmp_path) -> Registry:
     base = tmp_path / "serving" / "catbreeds"
     shutil.copytree(small.workdir / "serving" / "catbreeds", base)
     record = base / "1" / "assets.extra" / "catbreeds.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"recipe_digest": "another"}))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"model_digest": "another"}))
     return Registry(base)
 
 
@@ -139,7 +139,7 @@ def winner(remote):
         "embeddings_resnet50": embeddings,
     }
     outputs = {"winner": [remote.output(Model)], "comparison": [remote.output(artifacts.Comparison)]}
-    parameters = {"rule": "most_accurate", "top_k": 2, "model_name": "catbreeds", "code": ""}
+    parameters = {"rule": "most_accurate", "top_k": 2, "model_name": "catbreeds", "code_digest": ""}
     backbone_selector.Executor().Do({key: [value] for key, value in inputs.items()}, outputs, parameters)
     assert read_json(outputs["comparison"][0].uri, "comparison.json")["candidates"][0]["saved_model_bytes"] > 1e6
     return outputs["winner"][0], outputs["comparison"][0]
@@ -164,7 +164,7 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
         registry=str(registry.base),
         max_bad_share=1.0,
         min_photos_per_breed=1,
-        code="",
+        code_digest="",
     )
     retrain = remote.output(artifacts.RetrainDecision)
     RetrainGate.test_call(
@@ -179,7 +179,7 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
         modules="components.ingestion.splits",
     )
     champion = remote.output(Model)
-    ChampionModel.test_call(candidate=model, champion=champion, registry=str(registry.base), code="")
+    ChampionModel.test_call(candidate=model, champion=champion, registry=str(registry.base), code_digest="")
     assert read_json(champion.uri, "champion.json")["version"] == 1
     assert (remote.bucket / champion.uri.removeprefix(SCHEME) / "Format-Serving" / "saved_model.pb").is_file()
 
@@ -194,7 +194,7 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
         blessing=blessing,
         decision=decision,
         metrics=remote.output(artifacts.Metrics),
-        code="",
+        code_digest="",
         **rules,
     )
     assert blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY), read_json(
@@ -202,7 +202,13 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
     )
     report = remote.output(artifacts.ServingReport)
     ServingCheck.test_call(
-        model=model, blessing=blessing, examples=examples, evaluation=evaluation, report=report, photos=2, code=""
+        model=model,
+        blessing=blessing,
+        examples=examples,
+        evaluation=evaluation,
+        report=report,
+        photos=2,
+        code_digest="",
     )
     assert read_json(report.uri, "serving_check.json")["checked"]
 

@@ -191,10 +191,10 @@ def test_a_model_card_goes_with_each_version(pushed):
     assert card["metrics"]["overall"]["accuracy"] == gate["candidate"]["test_accuracy"]
     assert sum(card["data"]["splits"].values()) == card["data"]["photos"] == 75
     assert card["model"]["weights_licence"] == "none: the weights are random"
-    assert card["lineage"]["recipe_digest"] == gate["candidate"]["recipe_digest"]
+    assert card["lineage"]["model_digest"] == gate["candidate"]["model_digest"]
     assert any("answers one of them for any photo" in limit for limit in card["limits"])
     page = (version / "model_card.html").read_text()
-    for text in ("Model card: catbreeds version 2", *card["limits"], *card["breeds"], card["lineage"]["recipe_digest"]):
+    for text in ("Model card: catbreeds version 2", *card["limits"], *card["breeds"], card["lineage"]["model_digest"]):
         assert text in page
     assert "http" not in page
 
@@ -224,7 +224,11 @@ class Admission:
         self.model = self._written(Model, "champion")
         identity = stable_identity(self.registry)
         ChampionModel.test_call(
-            candidate=self.candidate, champion=self.model, registry=str(self.registry.base), code="", stable=identity
+            candidate=self.candidate,
+            champion=self.model,
+            registry=str(self.registry.base),
+            code_digest="",
+            stable=identity,
         )
         return json.loads((self.folder / "champion" / "champion.json").read_text())
 
@@ -246,7 +250,7 @@ class Admission:
             metrics=self._written(Metrics, "metrics"),
             min_slice=20,
             max_slice_drop=1.0,
-            code="",
+            code_digest="",
             **rules,
         )
         return json.loads((self.folder / "decision" / "gate.json").read_text())

@@ -76,7 +76,7 @@ def test_report_shows_the_last_run(unpacked):
 def test_notebooks_read_the_last_run(unpacked):
     run = PastRun(unpacked, "Pusher")
     assert [row["backbone"] for row in run.comparison["candidates"]] == ["resnet50"]
-    assert run.measured("resnet50").metrics["overall"]["photos"] == 8
+    assert run.evaluation("resnet50").metrics["overall"]["photos"] == 8
     assert run.trials("resnet50")
 
 

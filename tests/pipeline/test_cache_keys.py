@@ -6,7 +6,7 @@ import pytest
 
 from components import provenance
 from pipeline.graph import create_pipeline
-from pipeline.run_context import this_machine
+from pipeline.run_context import local_run_context
 from pipeline.runners.local import metadata_config
 from pipeline.settings import load
 
@@ -41,7 +41,7 @@ def parameters(photos, weights, tmp_path):
         fixed = (f"backbones=[{','.join(BRANCHES)}]", "weights=imagenet", f"weights_dir={weights}")
         options = {"data": str(photos), "workdir": str(tmp_path / "work")}
         config = load("demo", (*fixed, *settings), options=options)
-        pipeline = create_pipeline(config, this_machine(config, "run"), metadata_config(config.workdir))
+        pipeline = create_pipeline(config, local_run_context(config, "run"), metadata_config(config.workdir))
         return {node.id: dict(node.exec_properties) for node in pipeline.components}
 
     return compiled

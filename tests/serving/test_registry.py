@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 import serving.registry
-from serving.registry import STABLE, Registry, RegistryError
+from serving.labels import STABLE
+from serving.registry import Registry, RegistryError
 
 ROOT = Path(serving.registry.__file__).parents[1]
 CANARY = "canary"
@@ -58,7 +59,7 @@ def make_model(folder: Path, recipe: str = "recipe-a") -> Path:
     (folder / "saved_model.pb").write_bytes(bytes(range(256)))
     (folder / "variables" / "variables.index").write_bytes(b"index")
     (folder / "variables" / "variables.data-00000-of-00001").write_bytes(recipe.encode() + b"\0\r\n\xff" * 1000)
-    (folder / "assets.extra" / "catbreeds.json").write_text(json.dumps({"recipe_digest": recipe}))
+    (folder / "assets.extra" / "catbreeds.json").write_text(json.dumps({"model_digest": recipe}))
     return folder
 
 
@@ -150,7 +151,7 @@ def test_a_registry_that_nobody_pushed_to_is_empty_and_is_not_made_by_looking(re
     assert registry.versions() == []
     assert registry.labels() == {}
     assert registry.stable() is None
-    assert registry.find("recipe-a") is None
+    assert registry.find_model("recipe-a") is None
     assert not registry.base.exists()
 
 
@@ -252,9 +253,9 @@ def test_while_a_push_is_under_way_no_reader_sees_its_version(registry, model, m
 def test_find_gives_the_newest_version_of_a_recipe(registry, tmp_path):
     for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-a"]):
         registry.push(make_model(tmp_path / str(number), recipe), {})
-    assert registry.find("recipe-a") == 3
-    assert registry.find("recipe-b") == 2
-    assert registry.find("recipe-c") is None
+    assert registry.find_model("recipe-a") == 3
+    assert registry.find_model("recipe-b") == 2
+    assert registry.find_model("recipe-c") is None
 
 
 @pytest.mark.parametrize("look", [Registry.record, Registry.admission])
@@ -464,7 +465,7 @@ def test_labels_that_cannot_be_written_stay_as_they_are(pushed):
     assert pushed.rollback() == (3, 2)
 
 
-@pytest.mark.parametrize("record", [None, b"", b'{"recipe_digest": "rec', b"\xff\xfe", b"{}"])
+@pytest.mark.parametrize("record", [None, b"", b'{"model_digest": "rec', b"\xff\xfe", b"{}"])
 def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry, tmp_path, record):
     for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-b"]):
         registry.push(make_model(tmp_path / str(number), recipe), {})
@@ -472,9 +473,9 @@ def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry,
     file.unlink()
     if record is not None:
         file.write_bytes(record)
-    assert registry.find("recipe-b") == 2
-    assert registry.find("recipe-a") == 1
-    assert registry.find("recipe-c") is None
+    assert registry.find_model("recipe-b") == 2
+    assert registry.find_model("recipe-a") == 1
+    assert registry.find_model("recipe-c") is None
 
 
 @pytest.mark.parametrize(
@@ -488,29 +489,29 @@ def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry,
 def test_no_search_finds_a_damaged_version(registry, tmp_path, name, content):
     """Where one finds what another passes over, each scheduled run retrains and pushes nothing."""
     for number in range(2):
-        registry.push(make_model(tmp_path / str(number), "recipe-b"), {"origin_digest": "origin-b"})
-    assert (registry.find("recipe-b"), registry.find_origin("origin-b")) == (2, 2)
+        registry.push(make_model(tmp_path / str(number), "recipe-b"), {"inputs_digest": "origin-b"})
+    assert (registry.find_model("recipe-b"), registry.find_by_inputs("origin-b")) == (2, 2)
     (registry.path(2) / name).unlink()
     if content is not None:
         (registry.path(2) / name).write_bytes(content)
-    assert (registry.find("recipe-b"), registry.find_origin("origin-b")) == (1, 1)
+    assert (registry.find_model("recipe-b"), registry.find_by_inputs("origin-b")) == (1, 1)
 
 
 def test_an_origin_is_found_as_long_as_its_version_is_whole_and_there(registry, tmp_path):
     for recipe in ("recipe-a", "recipe-b"):
-        registry.push(make_model(tmp_path / recipe, recipe), {"origin_digest": f"origin of {recipe}"})
-    registry.add_origin(1, "another origin")
-    registry.add_origin(2, "another origin")  # it is known already
-    assert registry.find_origin("another origin") == 1
+        registry.push(make_model(tmp_path / recipe, recipe), {"inputs_digest": f"origin of {recipe}"})
+    registry.add_inputs(1, "another origin")
+    registry.add_inputs(2, "another origin")  # it is known already
+    assert registry.find_by_inputs("another origin") == 1
     assert registry.labels() == {STABLE: 1}
     registry.promote(2)
-    assert registry.find_origin("another origin") == 1
+    assert registry.find_by_inputs("another origin") == 1
     (registry.path(1) / "saved_model.pb").unlink()
-    assert registry.find_origin("another origin") is None
+    assert registry.find_by_inputs("another origin") is None
     registry.remove([1])
-    assert registry.find_origin("another origin") is None
-    registry.add_origin(2, "another origin")
-    assert registry.find_origin("another origin") == 2
+    assert registry.find_by_inputs("another origin") is None
+    registry.add_inputs(2, "another origin")
+    assert registry.find_by_inputs("another origin") == 2
 
 
 def test_what_a_killed_push_left_is_no_version_and_the_next_push_removes_it(registry, model):
@@ -542,7 +543,7 @@ def test_processes_that_push_and_move_labels_at_once_lose_and_mix_nothing(regist
     assert list(names) == registry.versions() == list(range(1, sum(map(len, pushes)) + 1))
     for version, name in names.items():
         assert as_pushed(registry, version) == (contents(tmp_path / "models" / name), {"name": name})
-        assert registry.find(name) == version
+        assert registry.find_model(name) == version
 
     json.loads((registry.base / "labels.json").read_text(encoding="utf-8"))
     labels = registry.labels()

@@ -19,7 +19,7 @@ from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import KubeflowV2DagRu
 from tfx.utils import import_utils
 
 from pipeline.graph import create_pipeline
-from pipeline.run_context import Target, photos_schema
+from pipeline.run_context import RunContext, photos_schema
 from pipeline.runners.kubeflow import entrypoint
 from pipeline.settings import ROOT, Kubeflow, Resources, Settings, to_yaml
 
@@ -63,7 +63,7 @@ def compile_pipeline(settings: Settings) -> str:
     config = KubeflowV2DagRunnerConfig(
         default_image=settings.kubeflow.image, default_commands=list(ENTRYPOINT), use_pipeline_spec_2_1=True
     )
-    pipeline = create_pipeline(settings, _target(settings))
+    pipeline = create_pipeline(settings, _run_context(settings))
     spec = KubeflowV2DagRunner(config).run(pipeline, write_out=False)["pipelineSpec"]
     outside = {name for name, task in spec["root"]["dag"]["tasks"].items() if _reads_outside(task)}
     _shorten_types(spec)
@@ -76,14 +76,14 @@ def compile_pipeline(settings: Settings) -> str:
     return heading + yaml.safe_dump_all([spec, platform], sort_keys=True, width=120)
 
 
-def _target(settings: Settings) -> Target:
+def _run_context(settings: Settings) -> RunContext:
     """Everything that lies outside of the pipeline is a parameter of the run, and looked at in the run alone."""
     given = {
         name: RuntimeParameter(name, int if isinstance(value, bool) else type(value))
         for name, value in parameters(settings).items()
     }
     schema = photos_schema(settings)
-    return Target(
+    return RunContext(
         data=given["data"],
         data_digest="",
         weights_dir=given["weights_dir"],
@@ -93,7 +93,7 @@ def _target(settings: Settings) -> Target:
         # No path of the machine that compiles may be in what is checked in.
         schema_file=str(schema.relative_to(ROOT)) if schema.is_relative_to(ROOT) else schema.name,
         gate={name.removeprefix("gate_"): value for name, value in given.items() if name.startswith("gate_")},
-        code=lambda *modules: "",
+        code_digest=lambda *modules: "",
         run_id=_RUN_ID,
         run_date=given["run_date"],
         schedule_time=_SCHEDULE_TIME,

@@ -271,7 +271,7 @@ def written(weights, tmp_path_factory):
         weights_digest="",
         image_size=SIDE,
         seed=0,
-        code="",
+        code_digest="",
     )
     return model, Path(model.uri) / "Format-Serving"
 

@@ -9,8 +9,8 @@ from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, Schema
 from tfx.utils import path_utils
 
-from components.candidates.backbone import RECORD_FILE
 from components.candidates.embedding_gen import SPLITS, BackboneHandler, EmbeddingGen
+from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
 from pipeline.settings import ROOT, load
 
@@ -48,7 +48,7 @@ def test_each_photo_passes_once_in_bounded_batches_and_keeps_its_own_embedding(t
     write_examples(examples)
     module, path = LengthBackbone(), path_utils.serving_model_dir(backbone.uri)
     tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
-    write_json(path, RECORD_FILE, {"embedding_size": 2})
+    write_json(path, BACKBONE_RECORD_FILE, {"embedding_size": 2})
     passed, batches = Counter(), []
     infer = BackboneHandler.run_inference
 
@@ -66,7 +66,7 @@ def test_each_photo_passes_once_in_bounded_batches_and_keeps_its_own_embedding(t
         schema=schema,
         schema_template=(ROOT / "schemas" / "embeddings" / "schema.pbtxt").read_text(),
         batch=BATCH,
-        code="",
+        code_digest="",
         beam_pipeline=beam.Pipeline(argv=load("demo").beam.pipeline_args()),
     )
     assert passed == Counter(f"{split}{n}".encode() for split, count in PHOTOS.items() for n in range(count))

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from components import saved_model
-from components.candidates.backbone import RECORD_FILE as BACKBONE_RECORD_FILE
 from components.candidates.served_model import ServedModel
+from components.file_names import BACKBONE_RECORD_FILE as BACKBONE_RECORD_FILE
 from components.json_files import write_json
-from serving.model_record import RECORD_FILE, read_record
+from serving.model_files import MODEL_RECORD_FILE, read_record
 
 BREEDS = ["Rex", "Münsterkatze", "Van"]
 PHOTOS = [tf.io.encode_jpeg(tf.fill([height, 9, 3], tf.constant(90, tf.uint8))).numpy() for height in (5, 11, 40)]
@@ -69,7 +69,7 @@ def parts(tmp_path):
         head, path = Head(head_size or sum(sizes)), str(tmp_path / "head")
         saved_model.save(head, path, head.endpoints)
         record = {"breeds": BREEDS, "hyperparameters": {"units": 0}, "settings": {"seed": 0}, "parameters": 7}
-        write_json(path, RECORD_FILE, record | {"embedding_size": head_size or sum(sizes)})
+        write_json(path, MODEL_RECORD_FILE, record | {"embedding_size": head_size or sum(sizes)})
         return paths, path
 
     return write
@@ -106,7 +106,7 @@ def test_the_record_of_several_backbones_reads_like_that_of_one(parts, tmp_path)
     assert [part["image_size"] for part in record["backbone"]["parts"]] == [32, 33]
     assert record["parameters"] == 1 + 1 + 7
     assert record["settings"] == {"seed": 0, "top_k": 5}
-    assert len(record["recipe_digest"]) == 64
+    assert len(record["model_digest"]) == 64
 
 
 def test_another_backbone_is_another_recipe(parts, tmp_path):
@@ -114,7 +114,7 @@ def test_another_backbone_is_another_recipe(parts, tmp_path):
     digests = set()
     for number, backbone in enumerate(backbones):
         ServedModel([backbone], head, top_k=5).save(str(tmp_path / str(number)), "catbreeds")
-        digests.add(read_record(tmp_path / str(number))["recipe_digest"])
+        digests.add(read_record(tmp_path / str(number))["model_digest"])
     assert len(digests) == 2
 
 

@@ -6,8 +6,9 @@ import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from components.ingestion.data_drift import STATISTICS_FILE, champion_statistics, describe_drift
+from components.ingestion.data_drift import champion_statistics, describe_drift
 from pipeline.settings import ROOT
+from serving.model_files import TRAIN_STATISTICS_FILE
 
 SCHEMA = text_format.Parse((ROOT / "schemas/photos/schema.pbtxt").read_text(), schema_pb2.Schema())
 
@@ -44,7 +45,7 @@ def test_other_sizes_are_told_with_both_means():
 @pytest.mark.parametrize("written", [True, False])
 def test_the_statistics_lie_beside_the_model_or_there_are_none(tmp_path, written):
     if written:
-        path = tmp_path / STATISTICS_FILE
+        path = tmp_path / TRAIN_STATISTICS_FILE
         path.parent.mkdir()
         path.write_bytes(photos(3, 4).SerializeToString())
     assert champion_statistics(str(tmp_path)) == (photos(3, 4) if written else None)

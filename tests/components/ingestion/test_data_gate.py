@@ -14,7 +14,7 @@ from components.artifacts import DataVerdict, IngestReport
 from components.errors import DataError
 from components.ingestion.data_gate import DataGate
 from pipeline.settings import ROOT
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 
 SPLITS = ("train", "eval", "test")
 GOOD = {"Birman": (7, 2, 1), "Sphynx": (6, 1, 3)}
@@ -82,7 +82,7 @@ class Gate:
             schema_file="my schemas/schema.pbtxt",
             registry=str(self._folder / "serving"),
             stable=stable,
-            code="",
+            code_digest="",
             **self.rules,
         )
         return json.loads((self._folder / "verdict" / "verdict.json").read_text())
@@ -233,7 +233,7 @@ def test_a_schema_that_has_a_breed_in_two_spellings_stops_the_run(gate, other):
 
 @pytest.mark.parametrize("other", OTHER_SPELLINGS, ids=ascii)
 def test_a_breed_that_the_model_in_service_spells_otherwise_stops_the_run(gate, tmp_path, other):
-    record = tmp_path / "serving" / "1" / RECORD_FILE
+    record = tmp_path / "serving" / "1" / MODEL_RECORD_FILE
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"breeds": [other, "Sphynx"]}))
     with pytest.raises(DataError, match="by version 1 in service: rename the folder") as caught:

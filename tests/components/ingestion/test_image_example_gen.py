@@ -53,7 +53,7 @@ def ingest(data: Path, out: Path, **changes) -> Ingested:
     }
     with_beam = {"beam_pipeline": beam.Pipeline(argv=load("demo").beam.pipeline_args())}
     ImageExampleGen.test_call(
-        examples, report, data=str(data), data_digest="", code="", **{**settings, **changes}, **with_beam
+        examples, report, data=str(data), data_digest="", code_digest="", **{**settings, **changes}, **with_beam
     )
     rows = [json.loads(line) for line in (out / "report" / "photos.jsonl").read_text().splitlines()]
     return Ingested(examples, json.loads((out / "report" / "report.json").read_text()), rows)

@@ -12,7 +12,7 @@ from components.ingestion import retrain_gate
 from components.ingestion.retrain_gate import RetrainGate
 from components.json_files import write_json
 from components.release.pusher import Pusher
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
 
 PHOTOS = [
@@ -50,13 +50,13 @@ class Gate:
         summary = Path(artifacts["summary"].uri).read_text(encoding="utf-8")
         return decision.get_int_custom_property("retrain") == 1, document, summary
 
-    def push(self, origin_digest: str | None) -> int:
+    def push(self, inputs_digest: str | None) -> int:
         """Pushes a model with that origin."""
         model = self.folder / "model"
-        (model / RECORD_FILE).parent.mkdir(parents=True, exist_ok=True)
-        (model / RECORD_FILE).write_text('{"recipe_digest": "r"}', encoding="utf-8")
+        (model / MODEL_RECORD_FILE).parent.mkdir(parents=True, exist_ok=True)
+        (model / MODEL_RECORD_FILE).write_text('{"model_digest": "r"}', encoding="utf-8")
         (model / "saved_model.pb").touch()
-        return self.registry.push(model, {"origin_digest": origin_digest})
+        return self.registry.push(model, {"inputs_digest": inputs_digest})
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def gate(tmp_path) -> Gate:
 @pytest.fixture
 def pushed(gate) -> Gate:
     """There is a version with the origin of PHOTOS and PARAMETERS."""
-    gate.push(gate()[1]["origin_digest"])
+    gate.push(gate()[1]["inputs_digest"])
     return gate
 
 
@@ -131,7 +131,7 @@ def test_other_weights_in_the_files_are_new(gate, tmp_path):
     folder.mkdir()
     for backbone in ("resnet50", "xception"):
         (folder / f"{backbone}_notop.weights.h5").write_bytes(b"weights")
-    gate.push(gate(weights_dir=str(folder))[1]["origin_digest"])
+    gate.push(gate(weights_dir=str(folder))[1]["inputs_digest"])
     assert not gate(weights_dir=str(folder))[0]
     assert gate()[0]
     (folder / "resnet50_notop.weights.h5").write_bytes(b"others")
@@ -149,13 +149,13 @@ def test_a_version_that_cannot_serve_is_no_reason_to_stop(pushed):
 
 
 def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_anew_once(pushed, tmp_path):
-    origin = pushed()[1]["origin_digest"]
+    origin = pushed()[1]["inputs_digest"]
     pushed.push("another")
     pushed.registry.promote(2)
     (pushed.registry.path(1) / "saved_model.pb").unlink()
-    (pushed.registry.path(2) / RECORD_FILE).write_text('{"recipe_digest": "s"}', encoding="utf-8")
+    (pushed.registry.path(2) / MODEL_RECORD_FILE).write_text('{"model_digest": "s"}', encoding="utf-8")
     assert pushed()[0]
-    assert pushed.registry.find("r") is None  # or Pusher would push nothing, at each run
+    assert pushed.registry.find_model("r") is None  # or Pusher would push nothing, at each run
     pushed.push(origin)
     assert not pushed()[0]
 
@@ -178,7 +178,7 @@ def test_a_run_that_makes_a_pushed_model_again_from_another_origin_is_not_repeat
     for name, artifact in artifacts.items():
         artifact.uri = str(folder / name)
     write_json(artifacts["retrain"].uri, "retrain.json", document)
-    decision = {"blessed": blessed, "candidate": {"recipe_digest": "r"}, "champion": None}
+    decision = {"blessed": blessed, "candidate": {"model_digest": "r"}, "champion": None}
     write_json(artifacts["decision"].uri, "gate.json", decision)
     parameters = ("run_id", "run_date", "schedule_time", "settings", "data", "weights_dir", "model_name")
     parameters += ("data_source", "data_licence", "contact")
@@ -195,6 +195,6 @@ def test_a_version_of_unknown_origin_is_no_reason_to_stop(gate):
 
 
 def test_the_newest_version_of_the_origin_is_named(pushed):
-    pushed.push(pushed()[1]["origin_digest"])
+    pushed.push(pushed()[1]["inputs_digest"])
     pushed.push("another")
     assert pushed()[1]["version"] == 2

@@ -148,7 +148,7 @@ class Workplace:
 
     def check(self, photos: int = 3, blessed: int = constants.BLESSED_VALUE) -> dict:
         self.artifacts["blessing"].set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
-        ServingCheck.test_call(**self.artifacts, photos=photos, code="")
+        ServingCheck.test_call(**self.artifacts, photos=photos, code_digest="")
         return json.loads((self.folder / "report" / "serving_check.json").read_text())
 
 

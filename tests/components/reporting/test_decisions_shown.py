@@ -124,7 +124,7 @@ class Case:
 
 
 def champions(photos: list[str]) -> st.SearchStrategy[dict | None]:
-    known = {"version": 1, "unreadable": None, "backbone": "xception", "recipe_digest": "o" * 64}
+    known = {"version": 1, "unreadable": None, "backbone": "xception", "model_digest": "o" * 64}
     learned = st.lists(st.sampled_from(photos), unique=True) | st.just(photos) | st.just(photos[1:]) | st.just([])
     return st.one_of(
         st.none(),
@@ -209,7 +209,7 @@ class Place:
             blessing=self.artifact(ModelBlessing, "blessing"),
             decision=self.artifact(GateDecision, "decision"),
             metrics=self.artifact(Metrics, "metrics"),
-            code="",
+            code_digest="",
             **case.rules,
         )
         gate = json.loads((self.folder / "decision" / "gate.json").read_text(encoding="utf-8"))

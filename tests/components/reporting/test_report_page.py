@@ -90,7 +90,7 @@ def documents() -> dict:
                 "max_slice_drop": 0.2,
             },
             "measured_on": {"split": "test", "photos": TEST, "digest": "t" * 64},
-            "candidate": {**model, "weights": "imagenet", "recipe_digest": "e" * 64},
+            "candidate": {**model, "weights": "imagenet", "model_digest": "e" * 64},
             "champion": {**model, "version": 1, "unreadable": None, "is_candidate": False, "breeds": list(BREEDS)},
             "majority": {
                 "breed": "Birman",
@@ -160,7 +160,7 @@ def documents() -> dict:
         ],
         "record": {
             "backbone": {"architecture": "resnet50", "weights_digest": "w" * 64},
-            "recipe_digest": "e" * 64,
+            "model_digest": "e" * 64,
             "data_digest": "d" * 64,
             "code_digest": "c" * 64,
         },

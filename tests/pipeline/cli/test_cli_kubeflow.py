@@ -26,7 +26,7 @@ from tests.pipeline.cli.kubeflow_server import KubeflowServer, serving
 from tests.pipeline.flaky_server import behave, cut_after
 from tests.running import CATBREEDS, catbreeds
 
-TASKS = ("DataGate", "Tuner", "ModelGate", "Admitted")
+TASKS = ("DataGate", "Tuner", "ModelGate", "GatePassed")
 PARAMETERS = {
     "data": {"parameterType": "STRING", "defaultValue": "/catbreeds/photos"},
     "run_date": {"parameterType": "STRING", "defaultValue": ""},
@@ -132,15 +132,15 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
         "[ 0/4] DataGate running",
         "[ 1/4] DataGate succeeded 0 s",
         "[ 1/4] Tuner running",
-        "[ 2/4] Admitted succeeded 0 s",
+        "[ 2/4] GatePassed succeeded 0 s",
         "[ 3/4] ModelGate succeeded 0 s",
         "[ 4/4] Tuner succeeded 0 s",
     ]
     assert lines[-1] == "The run succeeded."
 
 
-REFUSED = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED", "ModelGate": "SUCCEEDED", "Admitted": "SKIPPED"}
-NOTHING_NEW = {"DataGate": "SUCCEEDED", "Tuner": "SKIPPED", "ModelGate": "OMITTED", "Admitted": "OMITTED"}
+REFUSED = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED", "ModelGate": "SUCCEEDED", "GatePassed": "SKIPPED"}
+NOTHING_NEW = {"DataGate": "SUCCEEDED", "Tuner": "SKIPPED", "ModelGate": "OMITTED", "GatePassed": "OMITTED"}
 LARGE = 100_000  # bytes of a node's status, of which 11 are more than the server reads
 
 
@@ -168,7 +168,7 @@ def test_the_exit_code_tells_how_the_run_ended(
 def test_progress_of_a_run_with_a_large_status_goes_on(call, server, spec):
     server.node_bytes = LARGE
     done = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED"}
-    running = ("RUNNING", {**done, "ModelGate": "RUNNING", "Admitted": "PENDING"})
+    running = ("RUNNING", {**done, "ModelGate": "RUNNING", "GatePassed": "PENDING"})
     server.script = [("RUNNING", {"DataGate": "RUNNING"}), *[running] * 7, ("RUNNING", {}), 401]
     shown = call("submit", spec, "--poll", "0.01").stdout
     assert [" ".join(line.split()) for line in shown.splitlines() if line.startswith("[")] == [
@@ -233,7 +233,7 @@ def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log
 ):
     server.node_bytes, server.default_retries = node_bytes, default_retries
     server.messages = {"Tuner-driver": "Error (exit code 1)", "executor(0)": "OOMKilled (exit code 137)"}
-    server.script = [("FAILED", {**dict.fromkeys(["DataGate", "ModelGate", "Admitted"], "OMITTED"), node: "FAILED"})]
+    server.script = [("FAILED", {**dict.fromkeys(["DataGate", "ModelGate", "GatePassed"], "OMITTED"), node: "FAILED"})]
     done = call("submit", spec, "--poll", "0.01")
     assert done.exit_code == 1
     reason = server.messages["executor(0)" if node == "Tuner" else node]
@@ -285,10 +285,10 @@ def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, 
 @pytest.mark.parametrize("path", sorted((ROOT / "kfp_specs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_compiled_pipelines_are_accepted_and_tell_what_the_gate_decided(call, server, path):
     pipeline = next(yaml.load_all(path.read_bytes(), yaml.CSafeLoader))
-    admitted = pipeline["root"]["dag"]["tasks"]["Admitted"]
+    admitted = pipeline["root"]["dag"]["tasks"]["GatePassed"]
     assert "['_ModelGate.decision'].artifacts[0].metadata['refused'] == 0" in admitted["triggerPolicy"]["condition"]
     for state, code in [("SUCCEEDED", 0), ("SKIPPED", 3)]:
-        server.script = [("SUCCEEDED", {"ModelGate": "SUCCEEDED", "Admitted": state})]
+        server.script = [("SUCCEEDED", {"ModelGate": "SUCCEEDED", "GatePassed": state})]
         assert call("submit", path, "--param", "gate_policy=better", "--poll", "0.01").exit_code == code
     assert call("schedule", path, "--cron", "@daily").exit_code == 0
     assert only(server.versions)["pipeline_spec"] == pipeline

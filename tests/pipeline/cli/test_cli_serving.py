@@ -45,7 +45,7 @@ class Serve:
         model = folder / "model"
         (model / "assets.extra").mkdir(parents=True)
         (model / "saved_model.pb").touch()
-        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"recipe_digest": "recipe"}))
+        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"model_digest": "recipe"}))
         for _ in range(2):
             self.registry.push(model, {})
         self.bin.mkdir()
@@ -130,7 +130,7 @@ def served(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     Classifier().save(folder / "model")
     (folder / "model" / "assets.extra").mkdir()
-    record = {"recipe_digest": "recipe", "breeds": BREEDS}
+    record = {"model_digest": "recipe", "breeds": BREEDS}
     (folder / "model" / "assets.extra" / "catbreeds.json").write_text(json.dumps(record))
     Registry(folder / "serving" / "catbreeds").push(folder / "model", {})
     return folder

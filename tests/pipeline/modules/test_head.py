@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras_tuner.errors import FailedTrialError
 
-from components.candidates.training_records import TRIAL_SECONDS
+from components.candidates.trial_metrics import TRIAL_SECONDS
 from pipeline.modules import tuning
 from pipeline.modules.head import Records, batches, build_head, make_deterministic, read_records
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.model_record import RECORD_FILE
+from serving.model_files import MODEL_RECORD_FILE
 from serving.names import printable
 from tests.running import catbreeds
 from tests.serving.classifier import BREEDS, encoded, picture
@@ -31,8 +31,8 @@ def ways(gateway, model_server, classifier, tmp_path) -> dict[str, tuple[str, ob
     """The option for each way."""
     version = tmp_path / "work" / "serving" / "catbreeds" / "1"
     shutil.copytree(classifier / "1", version)
-    (version / RECORD_FILE).parent.mkdir(exist_ok=True)
-    (version / RECORD_FILE).write_text("{}")
+    (version / MODEL_RECORD_FILE).parent.mkdir(exist_ok=True)
+    (version / MODEL_RECORD_FILE).write_text("{}")
     return {
         "gateway": ("--gateway", gateway.url),
         "grpc": ("--grpc", f"localhost:{model_server.port}"),

@@ -69,7 +69,7 @@ def classifiers(tmp_path_factory) -> tuple[Path, list[float]]:
         model.save(folder / name)
         (folder / name / "assets.extra").mkdir()
         (folder / name / "assets.extra" / "catbreeds.json").write_text(
-            json.dumps({"recipe_digest": name, "breeds": BREEDS})
+            json.dumps({"model_digest": name, "breeds": BREEDS})
         )
     probabilities = tf.saved_model.load(str(folder / "good")).signatures["serving_default"](
         image_bytes=tf.constant(PHOTOS)
@@ -85,7 +85,7 @@ def models(tmp_path_factory) -> Path:
         model = folder / str(version)
         Adder(version).save(model)
         (model / "assets.extra").mkdir()
-        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"recipe_digest": f"recipe-{version}"}))
+        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"model_digest": f"recipe-{version}"}))
     (folder / "4" / "saved_model.pb").write_bytes(b"no graph")
     return folder
 

@@ -5,12 +5,13 @@ import json
 import pytest
 
 from serving.gateway.metrics import MODEL_SERVER_SECONDS
+from serving.labels import CANARY
+from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import Registry
 from serving.rollout.comparison import Outcome, Rules, Traffic, compare
-from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
+from serving.rollout.golden import Golden, golden_document
 from serving.rollout.laptop import GATEWAY, Laptop
 from serving.rollout.rollout import CanaryStopped, Limits, Rollout, RolloutError
-from serving.traffic import CANARY
 from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS, Gateway
@@ -29,7 +30,7 @@ def registry(tmp_path, classifiers, request) -> Registry:
     wrong = [*right[:-1], right[-1]._replace(breed=BREEDS[0])]
     registry = Registry(tmp_path / "work" / "serving" / request.node.name[:60])
     for model, golden in [("good", right), ("good", right), ("good", wrong), ("failing", None)]:
-        texts = {GOLDEN_FILE: json.dumps(golden_document(golden))} if golden else {}
+        texts = {GOLDEN_REQUESTS_FILE: json.dumps(golden_document(golden))} if golden else {}
         registry.push(folder / model, {}, None, lambda version, texts=texts: texts)
     return registry
 

@@ -8,14 +8,15 @@ import grpc
 import pytest
 import yaml
 
+from serving.labels import CANARY
+from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import RegistryError
 from serving.rollout import cluster as cluster_module
 from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import FleetError, Server
-from serving.rollout.golden import GOLDEN_FILE, Golden, golden_document
+from serving.rollout.golden import Golden, golden_document
 from serving.rollout.plan import CONFIG_FILE, plan_of, read_plan
 from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
-from serving.traffic import CANARY
 from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS
@@ -227,7 +228,7 @@ def test_a_command_whose_label_somebody_else_has_moved_says_so(api, strict, regi
 @pytest.mark.parametrize("code", ["NOT_FOUND", "UNAVAILABLE", "INTERNAL", "INVALID_ARGUMENT"])
 def test_a_server_that_does_not_answer_golden_requests_stops_no_canary(api, strict, registry, command, code):
     requests = [Golden(PHOTOS[0], BREEDS[0], 0.5)]
-    (registry.path(3) / GOLDEN_FILE).write_text(json.dumps(golden_document(requests)))
+    (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text(json.dumps(golden_document(requests)))
     command("sync")
     for server in strict:
         server.refusal = grpc.StatusCode[code]
@@ -243,7 +244,7 @@ def test_a_server_that_does_not_answer_golden_requests_stops_no_canary(api, stri
 
 
 def test_golden_requests_that_cannot_be_read_stop_no_canary(api, strict, registry, command):
-    (registry.path(3) / GOLDEN_FILE).write_text("[")
+    (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text("[")
     with pytest.raises(RegistryError, match=r"golden\.json: cannot be read, or damaged"):
         command("start_canary", 3, 0.1)
     assert (registry.labels(), registry.stopped(3)) == ({"stable": 1}, "")

@@ -184,8 +184,8 @@ def test_new_photos_retrain_and_the_gate_admits_a_challenger(cluster, first, one
 def test_a_challenger_that_the_rules_of_its_run_refuse_changes_nothing_and_is_told(cluster, first, one_backbone):
     before = cluster.registry.versions(), cluster.registry.labels()
     run = cluster.run(one_backbone("trainer.epochs=2"), gate_min_test_photos=1000)
-    assert run.tasks("SKIPPED") == {"Admitted"}  # by which `catbreeds submit` tells
-    assert run.states.keys() == run.tasks("SUCCEEDED") | run.tasks("CACHED") | {"Admitted"}
+    assert run.tasks("SKIPPED") == {"GatePassed"}  # by which `catbreeds submit` tells
+    assert run.states.keys() == run.tasks("SUCCEEDED") | run.tasks("CACHED") | {"GatePassed"}
     assert (cluster.registry.versions(), cluster.registry.labels()) == before
     gate = document(run.artifacts["ModelGate"]["decision"], "gate.json")
     assert (gate["outcome"], gate["rules"]["min_test_photos"]) == ("refused", 1000)
