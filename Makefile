@@ -96,8 +96,8 @@ $(BIN)/promtool: | setup
 	dpkg-deb --extract build/prometheus/prometheus_*.deb build/prometheus
 	cp build/prometheus/usr/bin/promtool $@
 
-protos: setup ## generate serving/wire/*_pb2.py from their .proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/wire/*.proto
+protos: setup ## generate serving/protos/*_pb2.py from their .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. serving/protos/*.proto
 
 # The images' environments hold the same versions as the one that was tested.
 COMPILE := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --generate-hashes \

@@ -39,7 +39,7 @@ from serving.client.grpc import AsyncGrpcClient
 from serving.local import stack
 from serving.local.processes import Program, Programs
 from serving.photo import normalise
-from serving.rollout.plan import CONFIG_FILE, TRAFFIC_FILE, Plan
+from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
 IMAGE_SIZE = 224
 # As the photos of public data sets are: half a megapixel at most, compressed for the web.
@@ -209,7 +209,7 @@ async def take_turn(
 def servers(folder: Path) -> Iterator[dict[str, int]]:
     """Model server, gateway and the seed's backend, each a process; their ports by way."""
     grpc, rest, gateway, seed = (free_port() for _ in range(4))
-    for name, text in Plan((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name)).items():
+    for name, text in ServingConfig((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name)).items():
         (folder / name).write_text(text)
     config, traffic = folder / CONFIG_FILE, folder / TRAFFIC_FILE
     rest_url, seed_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, seed)

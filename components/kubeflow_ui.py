@@ -19,7 +19,7 @@ VIEW_FILE = "view.json"
 _MARKDOWN = re.compile(r"[\\`*_~<>\[\]|&#!]|^[-+]", re.MULTILINE)
 
 
-def show_numbers(artifact: Metrics, numbers: Mapping[str, float | None]) -> None:
+def set_metrics(artifact: Metrics, numbers: Mapping[str, float | None]) -> None:
     """Shows each number under its name; one that is not finite, or None, is not shown."""
     finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
     for name, value in finite.items():
@@ -27,7 +27,7 @@ def show_numbers(artifact: Metrics, numbers: Mapping[str, float | None]) -> None
     write_json(artifact.uri, VIEW_FILE, finite)
 
 
-def show_confusion(artifact: ClassificationMetrics, confusion: Mapping[str, Any] | None) -> None:
+def set_confusion_matrix(artifact: ClassificationMetrics, confusion: Mapping[str, Any] | None) -> None:
     """Shows a matrix as metrics.json has it: `rows[i][j]` photos of `breeds[i]` were called `breeds[j]`; None: none."""
     matrix = confusion and {
         "annotationSpecs": [{"displayName": breed} for breed in confusion["breeds"]],
@@ -43,7 +43,7 @@ def plain_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", text)
 
 
-def show_text(artifact: HTML | Markdown, text: str) -> None:
+def write_page(artifact: HTML | Markdown, text: str) -> None:
     """Shows a page."""
     fileio.makedirs(os.path.dirname(artifact.uri))
     with fileio.open(artifact.uri, "w") as file:

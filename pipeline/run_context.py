@@ -8,9 +8,9 @@ from typing import Any
 from tfx.orchestration.data_types import RuntimeParameter
 
 from components.candidates.backbone import find_weights
+from components.digests import code_digest, file_digest
 from components.ingestion.photo_source import open_source
 from components.local_copies import is_remote
-from components.provenance import code_digest, file_digest
 from components.release.champion_model import stable_identity
 from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
 from pipeline.settings import ROOT, Settings, SettingsError, to_yaml

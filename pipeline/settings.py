@@ -34,7 +34,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Split(_Section):
+class SplitSettings(_Section):
     """How photos are divided. A photo's split depends on its own pixels, the shares and `seed`."""
 
     train: float = Field(0.7, gt=0, lt=1, description="share of photos the heads learn from")
@@ -50,7 +50,7 @@ class Split(_Section):
         return self
 
 
-class Ingest(_Section):
+class IngestSettings(_Section):
     """What becomes of the photo files."""
 
     max_side: int = Field(1024, ge=64, le=8192, description="longer photos are reduced to this many pixels")
@@ -61,7 +61,7 @@ class Ingest(_Section):
     min_photos_per_breed: int = Field(3, ge=1, description="stop when a breed has fewer good photos")
 
 
-class Beam(_Section):
+class BeamSettings(_Section):
     """Where the data-parallel components run."""
 
     runner: Literal["direct", "portable", "flink", "dataflow"] = Field(
@@ -82,7 +82,7 @@ class Beam(_Section):
         return [*runners[self.runner], *self.options]
 
 
-class Tuner(_Section):
+class TunerSettings(_Section):
     """The search for the head's hyperparameters: Keras Tuner's Hyperband on cached embeddings."""
 
     objective: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what the search improves, on eval")
@@ -109,7 +109,7 @@ class Tuner(_Section):
         return value
 
 
-class Trainer(_Section):
+class TrainerSettings(_Section):
     """The final training of each backbone's head with the hyperparameters found."""
 
     epochs: int = Field(30, ge=1, le=10_000, description="at most; training stops early on eval loss")
@@ -117,7 +117,7 @@ class Trainer(_Section):
     batch_size: int = Field(32, ge=1, le=65_536, description="photos in one step of search and training")
 
 
-class Selection(_Section):
+class SelectionSettings(_Section):
     """Which backbone wins; it is judged on eval."""
 
     rule: Literal["smaller_within_interval", "most_accurate"] = Field(
@@ -127,7 +127,7 @@ class Selection(_Section):
     )
 
 
-class Gate(_Section):
+class GateSettings(_Section):
     """When a candidate may replace the model in service."""
 
     min_accuracy: Fraction = Field(0.5, description="least accuracy on test")
@@ -147,7 +147,7 @@ class Gate(_Section):
     max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
 
 
-class Rollout(_Section):
+class RolloutSettings(_Section):
     """How versions come to users, and what is kept of old ones."""
 
     start: Literal["off", "workdir", "cluster"] = Field(
@@ -167,15 +167,15 @@ class Rollout(_Section):
     )
 
     def limits(self) -> dict[str, Any]:
-        """What `serving.rollout.rollout.Limits` takes."""
+        """What `serving.rollout.controller.Limits` takes."""
         return self.model_dump(include={"loaded", "keep", "load_seconds"})
 
     def rules(self) -> dict[str, Any]:
-        """What `serving.rollout.comparison.Rules` takes."""
+        """What `serving.rollout.canary_analysis.Rules` takes."""
         return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
 
 
-class Card(_Section):
+class CardSettings(_Section):
     """What the model card says and no program can find out."""
 
     data_source: str = Field("not stated", description="where the photos come from")
@@ -206,7 +206,7 @@ class Secret(_Section):
     variable: str = Field(description="name of the environment variable")
 
 
-class Kubeflow(_Section):
+class KubeflowSettings(_Section):
     """The pipeline as it is compiled for Kubeflow Pipelines and Vertex AI.
 
     `data`, `weights_dir`, `registry` and the gate's rules become parameters of each run; these are their defaults.
@@ -267,16 +267,16 @@ class Settings(_Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of random weights, search and training")
     photos_schema: str | None = Field(None, description="folder with schema.pbtxt for photos; default: schemas/photos")
     top_k: int = Field(5, ge=1, le=100, description="breeds that the `top_k` signature answers")
-    split: Split = Split()
-    ingest: Ingest = Ingest()
-    beam: Beam = Beam()
-    tuner: Tuner = Tuner()
-    trainer: Trainer = Trainer()
-    selection: Selection = Selection()
-    gate: Gate = Gate()
-    card: Card = Card()
-    rollout: Rollout = Rollout()
-    kubeflow: Kubeflow = Kubeflow()
+    split: SplitSettings = SplitSettings()
+    ingest: IngestSettings = IngestSettings()
+    beam: BeamSettings = BeamSettings()
+    tuner: TunerSettings = TunerSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    selection: SelectionSettings = SelectionSettings()
+    gate: GateSettings = GateSettings()
+    card: CardSettings = CardSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    kubeflow: KubeflowSettings = KubeflowSettings()
 
     @property
     def registry(self) -> Path:
@@ -368,7 +368,8 @@ def check_gate(overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         if not override.startswith("gate."):
             raise SettingsError(
-                f"--set {override}: only rules of the gate can be changed: gate.{', gate.'.join(Gate.model_fields)}"
+                f"--set {override}: only rules of the gate can be changed: "
+                f"gate.{', gate.'.join(GateSettings.model_fields)}"
             )
         _override(values, override)
     try:

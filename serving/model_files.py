@@ -1,6 +1,6 @@
 """Files of a pushed version: their names, and the record that says what the model is made of.
 
-Those in `assets.extra` are part of the SavedModel; TensorFlow Serving ignores that folder, except for the warmup requests.
+Those in `assets.extra` are part of the SavedModel. TensorFlow Serving reads only the warmup requests there.
 """
 
 import json

@@ -33,7 +33,7 @@ MODULES = (
     "pipeline.modules.tuning",
     "pipeline.run_context",
     "pipeline.results.report",
-    "pipeline.results.metadata",
+    "pipeline.results.run_history",
     "pipeline.results.lineage",
     "pipeline.runners.kubeflow.compiler",
     "pipeline.runners.kubeflow.entrypoint",

@@ -21,7 +21,7 @@ from components.artifacts import ClassificationMetrics, Metrics
 from components.evaluation_result import read_outcomes
 from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, write_json
-from components.kubeflow_ui import show_confusion, show_numbers
+from components.kubeflow_ui import set_confusion_matrix, set_metrics
 from components.release.statistics import wilson_interval
 from serving.model_files import MODEL_RECORD_FILE
 
@@ -78,8 +78,8 @@ def Evaluator(
     path = path_utils.serving_model_path(model.uri)
     if not fileio.exists(os.path.join(path, "saved_model.pb")):
         write_json(evaluation.uri, METRICS_FILE, None)
-        show_numbers(metrics, {})
-        show_confusion(confusion, None)
+        set_metrics(metrics, {})
+        set_confusion_matrix(confusion, None)
         return
     config = eval_config(signature)
     shared_model = tfma.default_eval_shared_model(path, eval_config=config)
@@ -112,8 +112,8 @@ def Evaluator(
     measured = _summarise(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
     write_json(evaluation.uri, METRICS_FILE, measured)
     evaluation.set_float_custom_property("accuracy", measured["overall"]["accuracy"])
-    show_numbers(metrics, _numbers(measured))
-    show_confusion(confusion, measured["confusion"])
+    set_metrics(metrics, _numbers(measured))
+    set_confusion_matrix(confusion, measured["confusion"])
 
 
 def _numbers(measured: dict[str, Any]) -> dict[str, float]:

@@ -10,9 +10,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from components import saved_model
+from components.digests import json_digest
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
-from components.provenance import json_digest
 from serving.model_files import MODEL_RECORD_FILE, WARMUP_FILE
 
 _LATENCY_CALLS = 15
@@ -30,8 +30,8 @@ class ServedModel(tf.Module):
 
     Args:
         backbones: directories of the backbones' SavedModels.
-        head: directory of the SavedModel of `pipeline.modules.head_model.HeadModel`; it classifies the embeddings of
-            `backbones` concatenated in their order.
+        head: directory of the SavedModel of `pipeline.modules.candidate_model.CandidateModel`; it classifies the
+            embeddings of `backbones`, concatenated in their order.
         top_k: number of breeds that `top_k` answers.
 
     Raises:

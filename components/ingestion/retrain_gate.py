@@ -7,10 +7,10 @@ from tfx.dsl.component.experimental.decorators import component
 
 from components.artifacts import IngestReport, Markdown, RetrainDecision
 from components.candidates.backbone import weights_source
+from components.digests import code_digest, file_digest, json_digest
 from components.file_names import PHOTOS_FILE, RETRAIN_FILE
 from components.json_files import read_json_lines, write_json
-from components.kubeflow_ui import show_text
-from components.provenance import code_digest, file_digest, json_digest
+from components.kubeflow_ui import write_page
 from serving.registry import Registry
 
 
@@ -50,7 +50,7 @@ def RetrainGate(
     version = Registry(registry).find_by_inputs(digest)
     write_json(decision.uri, RETRAIN_FILE, {"inputs_digest": digest, "origin": origin, "version": version})
     decision.set_int_custom_property("retrain", int(version is None))
-    show_text(summary, _summary(version, origin))
+    write_page(summary, _summary(version, origin))
 
 
 def _weights_digest(backbone: str, weights: str, weights_dir: str) -> str:

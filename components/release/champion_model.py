@@ -8,9 +8,9 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Model
 from tfx.utils import io_utils, path_utils
 
+from components.digests import json_digest
 from components.file_names import CHAMPION_FILE
 from components.json_files import read_json, write_json
-from components.provenance import json_digest
 from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE
 from serving.registry import Registry
 

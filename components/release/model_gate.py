@@ -12,7 +12,7 @@ from components.artifacts import GateDecision, IngestReport, Metrics
 from components.evaluation_result import read_evaluation_result
 from components.file_names import CHAMPION_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json, write_json
-from components.kubeflow_ui import show_numbers
+from components.kubeflow_ui import set_metrics
 from components.release.gate_rules import Rules, judge
 from serving.model_files import MODEL_RECORD_FILE
 
@@ -53,7 +53,7 @@ def ModelGate(
     )
     write_json(decision.uri, GATE_FILE, document)
     decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))
-    show_numbers(metrics, _numbers(document))
+    set_metrics(metrics, _numbers(document))
     name, value = (
         (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)
         if document["blessed"]

@@ -9,6 +9,7 @@ from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluati
 from tfx.utils import path_utils
 
 from components.artifacts import GateDecision, IngestReport, PushRecord, RetrainDecision, ServingReport
+from components.digests import git_commit
 from components.file_names import (
     GATE_FILE,
     INGEST_REPORT_FILE,
@@ -22,7 +23,6 @@ from components.file_names import (
 from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
-from components.provenance import git_commit
 from components.release.model_card import Statements, card_page, model_card
 from components.reporting.run_summary import settings_of_run
 from serving.model_files import (

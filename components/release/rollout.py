@@ -10,10 +10,10 @@ from components.artifacts import PushRecord, RolloutRecord
 from components.file_names import PUSH_FILE, ROLLOUT_FILE
 from components.json_files import read_json, write_json
 from serving.registry import Registry
-from serving.rollout import rollout as driving
-from serving.rollout.cluster import Cluster
+from serving.rollout import controller as driving
 from serving.rollout.fleet import Fleet
-from serving.rollout.laptop import Laptop
+from serving.rollout.kubernetes_fleet import KubernetesFleet
+from serving.rollout.local_fleet import LocalFleet
 
 _NO_SERVER = "no server is running on this machine: nothing to do; `catbreeds up` starts one"
 
@@ -40,13 +40,13 @@ def Rollout(
         namespace: of the cluster whose servers are meant; "": those of this machine.
         models: folder of pushed models as the cluster's servers see it.
         share: of the gateways' requests, for the canary.
-        loaded, load_seconds: see `serving.rollout.rollout.Limits`.
+        loaded, load_seconds: see `serving.rollout.controller.Limits`.
     """
     push, versions = read_json(pushed.uri, PUSH_FILE), Registry(registry)
     version = push["version"] or _left_over(versions, push["already_pushed_as"])
     with _fleet(versions, namespace, models) as fleet:
         limits = driving.Limits(loaded=loaded, load_seconds=load_seconds)
-        text = _roll_out(driving.Rollout(versions, fleet, limits), versions, fleet, version, share)
+        text = _roll_out(driving.RolloutController(versions, fleet, limits), versions, fleet, version, share)
     write_json(outcome.uri, ROLLOUT_FILE, {"version": version, "outcome": text})
 
 
@@ -56,10 +56,12 @@ def _left_over(registry: Registry, version: int | None) -> int | None:
     return version if newer and version not in registry.labels().values() and not registry.stopped(version) else None
 
 
-def _roll_out(rollout: driving.Rollout, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:
+def _roll_out(
+    rollout: driving.RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float
+) -> str:
     if version is None:
         return "nothing was pushed"
-    if isinstance(fleet, Laptop) and not fleet.servers():
+    if isinstance(fleet, LocalFleet) and not fleet.servers():
         return _NO_SERVER
     try:
         if version == registry.stable():
@@ -76,7 +78,7 @@ def _roll_out(rollout: driving.Rollout, registry: Registry, fleet: Fleet, versio
 @contextlib.contextmanager
 def _fleet(registry: Registry, namespace: str, models: str) -> Iterator[Fleet]:
     if namespace:
-        with Cluster(namespace, registry.base.name, models) as cluster:
+        with KubernetesFleet(namespace, registry.base.name, models) as cluster:
             yield cluster
     else:
-        yield Laptop(registry.base.parent.parent, registry.base)
+        yield LocalFleet(registry.base.parent.parent, registry.base)

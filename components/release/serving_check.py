@@ -28,7 +28,7 @@ from components.local_copies import local_copy
 from components.photo_examples import read_images
 from serving import http_client
 from serving.photo import PhotoError, normalise
-from serving.rollout.golden import Golden, golden_document
+from serving.rollout.golden_requests import Golden, golden_document
 
 MODEL_SERVER = "tensorflow_model_server"
 _TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from components.artifacts import HTML, Comparison, DataVerdict, GateDecision, In
 from components.candidates.architectures import ARCHITECTURES
 from components.file_names import GATE_FILE
 from components.json_files import read_json
-from components.kubeflow_ui import plain_markdown, show_text
+from components.kubeflow_ui import plain_markdown, write_page
 from components.reporting.report_page import report_page
 from components.reporting.run_summary import Sources, gather, settings_of_run
 
@@ -65,8 +65,8 @@ class Executor(BaseExecutor):
         )
         sources = Sources(**{key: uris[key] for key in _RUN_INPUTS}, **by_backbone)
         documents = gather(sources, registry, exec_properties["run_id"], settings)
-        show_text(output_dict["page"][0], report_page(documents))
-        show_text(output_dict["summary"][0], _summary(documents))
+        write_page(output_dict["page"][0], report_page(documents))
+        write_page(output_dict["summary"][0], _summary(documents))
 
 
 class RunReport(BaseComponent):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from components.digests import git_commit
 from components.evaluation_result import read_evaluation_result
 from components.file_names import (
     COMPARISON_FILE,
@@ -19,7 +20,6 @@ from components.file_names import (
 )
 from components.json_files import read_json
 from components.photo_examples import read_images, thumbnail
-from components.provenance import git_commit
 from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
 

@@ -23,7 +23,7 @@ from pipeline.cli.common import (
     read_settings,
 )
 from pipeline.console import console_on
-from pipeline.settings import Gate, SettingsError, check_gate
+from pipeline.settings import GateSettings, SettingsError, check_gate
 from serving.registry import Registry, RegistryError
 
 app = typer.Typer()
@@ -76,11 +76,11 @@ def lineage(
 ) -> None:
     """Walk from a pushed version back to its photos, weights, schema, hyperparameters and code."""
     from pipeline.results.lineage import Lineage
-    from pipeline.results.metadata import History
+    from pipeline.results.run_history import RunHistory
 
     config = read_settings(profile, settings, workdir=workdir)
     with _errors_told():
-        found = Lineage(History(config.workdir), Registry(config.registry), version)
+        found = Lineage(RunHistory(config.workdir), Registry(config.registry), version)
         if photos:
             rows = found.photos()
             print(json.dumps(rows, indent=1) if as_json else "\n".join(row["path"] for row in rows))
@@ -118,7 +118,7 @@ def gate(
 
 
 def _show_replay(decision: dict, changes: dict) -> None:
-    rules = ", ".join(f"{name}={decision['rules'][name]}" for name in Gate.model_fields)
+    rules = ", ".join(f"{name}={decision['rules'][name]}" for name in GateSettings.model_fields)
     words = {"blessed": "would admit", "refused": "would refuse", "nothing_new": "would find nothing new in"}
     print(f"Run {decision['run']}, {'with other rules' if changes else 'with its own rules'}: {rules}")
     print(f"The gate {words[decision['outcome']]} {decision['candidate']['backbone']}:")

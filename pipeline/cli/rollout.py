@@ -13,8 +13,8 @@ from pipeline.settings import Settings
 from serving.registry import Registry, RegistryError
 
 if TYPE_CHECKING:  # gRPC and the client of Kubernetes take long to import; `--help` does without
+    from serving.rollout.controller import RolloutController, Told
     from serving.rollout.fleet import Fleet
-    from serving.rollout.rollout import Rollout, Told
 
 NamespaceOption = Annotated[
     str | None, typer.Option(help="Of the cluster whose servers are meant, instead of those of this machine.")
@@ -82,7 +82,7 @@ def canary(
 
     Exit code: 0 it is not worse, 3 it was stopped, 1 there was too little traffic to tell.
     """
-    from serving.rollout.comparison import Outcome, Rules
+    from serving.rollout.canary_analysis import Outcome, Rules
 
     config = read_settings(profile, settings, workdir=workdir)
     with _driving(config, namespace, context) as rollout:
@@ -102,10 +102,10 @@ def canary(
 
 
 @contextlib.contextmanager
-def _driving(config: Settings, namespace: str | None, context: str | None) -> "Iterator[Rollout]":
-    """Rollout of the place that the options mean; what goes wrong ends the command with a sentence."""
+def _driving(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
+    """RolloutController of the place that the options mean; what goes wrong ends the command with a sentence."""
+    from serving.rollout.controller import CanaryStopped, Limits, RolloutController, RolloutError
     from serving.rollout.fleet import FleetError
-    from serving.rollout.rollout import CanaryStopped, Limits, Rollout, RolloutError
 
     if context and not namespace:
         raise fail("--context needs --namespace")
@@ -114,7 +114,7 @@ def _driving(config: Settings, namespace: str | None, context: str | None) -> "I
     signal.signal(signal.SIGTERM, _stop)
     try:
         with _fleet(config, namespace, context) as fleet:
-            yield Rollout(registry, fleet, Limits(**config.rollout.limits()))
+            yield RolloutController(registry, fleet, Limits(**config.rollout.limits()))
     except RegistryError as error:
         raise fail(error) from None
     except CanaryStopped as error:
@@ -130,13 +130,13 @@ def _stop(number: int, _: object) -> None:
 @contextlib.contextmanager
 def _fleet(config: Settings, namespace: str | None, context: str | None) -> "Iterator[Fleet]":
     if namespace is None:
-        from serving.rollout.laptop import Laptop
+        from serving.rollout.local_fleet import LocalFleet
 
-        yield Laptop(Path(config.workdir), config.registry)
+        yield LocalFleet(Path(config.workdir), config.registry)
         return
-    from serving.rollout.cluster import Cluster
+    from serving.rollout.kubernetes_fleet import KubernetesFleet
 
-    with Cluster(namespace, config.model_name, config.rollout.models, context) as cluster:
+    with KubernetesFleet(namespace, config.model_name, config.rollout.models, context) as cluster:
         yield cluster
 
 

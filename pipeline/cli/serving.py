@@ -21,7 +21,7 @@ def _host(text: str) -> str:
     Raises:
         BadParameter: it is none of this machine's.
     """
-    from serving.listening import resolve
+    from serving.addresses import resolve
 
     try:
         return resolve(text)
@@ -178,8 +178,8 @@ def _serving(work: Callable[[], None], places: dict[str, tuple[str, int]]) -> No
     """Does `work` if the servers can listen there, see `refuse_busy`; failures end the command with a sentence."""
     from serving.local.processes import ProgramError
     from serving.local.up import PortError, refuse_busy
+    from serving.rollout.controller import RolloutError
     from serving.rollout.fleet import FleetError
-    from serving.rollout.rollout import RolloutError
 
     try:
         refuse_busy(places)

@@ -8,12 +8,12 @@ import tensorflow_transform as tft
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from components import progress
+from components.digests import code_digest, json_digest
 from components.file_names import TRAINING_FILE
 from components.json_files import write_json
 from components.pinned_keras import keras
-from components.provenance import code_digest, json_digest
+from pipeline.modules.candidate_model import CandidateModel
 from pipeline.modules.head import build_head, make_deterministic, read_records
-from pipeline.modules.head_model import HeadModel
 from pipeline.modules.preprocessing import VOCABULARY
 
 _HYPERPARAMETERS = ("units", "dropout", "learning_rate", "weight_decay")
@@ -59,7 +59,7 @@ def run_fn(fn_args: FnArgs) -> None:
         "settings": {"trainer": settings, "seed": config["seed"]},
         "parameters": head.count_params(),
     }
-    HeadModel(transform, head, breeds).save(fn_args.serving_model_dir, record)
+    CandidateModel(transform, head, breeds).save(fn_args.serving_model_dir, record)
     write_json(
         fn_args.model_run_dir,
         TRAINING_FILE,

@@ -28,7 +28,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     evaluation = read_records(fn_args.eval_files, transform)
     space = config["tuner"]
     tuner = HeadHyperband(
-        HeadModel(train.embeddings.shape[1], breeds, space),
+        HeadHyperModel(train.embeddings.shape[1], breeds, space),
         objective=kt.Objective(space["objective"], "min" if space["objective"] == "val_loss" else "max"),
         max_epochs=space["max_epochs"],
         factor=space["factor"],
@@ -47,7 +47,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     )
 
 
-class HeadModel(kt.HyperModel):
+class HeadHyperModel(kt.HyperModel):
     """Heads for trials. Those with as many `units` share one network, whose graphs are traced once.
 
     Args:

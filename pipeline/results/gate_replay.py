@@ -7,7 +7,7 @@ from components.evaluation_result import read_evaluation_result
 from components.file_names import CHAMPION_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json
 from components.release.gate_rules import Rules, judge
-from pipeline.results.metadata import History
+from pipeline.results.run_history import RunHistory
 from serving.model_files import read_record, with_current_keys
 
 
@@ -23,7 +23,7 @@ def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, 
         HistoryError: there is no such run, or it did not get as far as the gate.
         FileNotFoundError: an artifact of that run is gone.
     """
-    history = History(workdir)
+    history = RunHistory(workdir)
     run = run or history.last_run("ModelGate")
     gate = history.execution(run, "ModelGate")
     uris = {key: artifacts[0].uri for key, artifacts in gate.inputs.items()}

@@ -9,7 +9,7 @@ from rich.tree import Tree
 
 from components.file_names import PHOTOS_FILE
 from components.json_files import read_json_lines
-from pipeline.results.metadata import Execution, History
+from pipeline.results.run_history import Execution, RunHistory
 from serving.registry import Registry
 
 # What a component tells of itself in the tree, from its parameters and from the properties of what it wrote.
@@ -43,7 +43,7 @@ class Lineage:
         HistoryError: ML Metadata does not know its run.
     """
 
-    def __init__(self, history: History, registry: Registry, version: int):
+    def __init__(self, history: RunHistory, registry: Registry, version: int):
         self.version, self._history, self._registry = version, history, registry
         self.admission = registry.admission(version)
         self.pusher = history.execution(self.admission["run_id"], "Pusher")

@@ -9,7 +9,7 @@ from components.evaluation_result import EvaluationResult, read_evaluation_resul
 from components.file_names import COMPARISON_FILE, PHOTOS_FILE, TRAINING_FILE, TUNER_RESULTS_FILE
 from components.json_files import read_json, read_json_lines
 from components.photo_examples import read_images
-from pipeline.results.metadata import Execution, History
+from pipeline.results.run_history import Execution, RunHistory
 from serving.names import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class PastRun:
     """
 
     def __init__(self, workdir: str | Path, reached: str):
-        self._history = History(workdir)
+        self._history = RunHistory(workdir)
         self.id = self._history.last_run(reached)
 
     def execution(self, node: str) -> Execution:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import grpc
 
-from serving import proxies, wire
+from serving import proxies
+from serving.addresses import wrong_grpc_target
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
 from serving.client.errors import (
@@ -23,7 +24,6 @@ from serving.client.errors import (
     WrongAddress,
     is_unknown_label,
 )
-from serving.listening import wrong_grpc_target
 
 TIMEOUT = 30.0  # seconds
 
@@ -153,24 +153,26 @@ def _checked(target: str) -> str:
 
 
 def _method(channel):
-    return channel.unary_unary(wire.PREDICT, wire.PredictRequest.SerializeToString, wire.PredictResponse.FromString)
+    return channel.unary_unary(
+        protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
+    )
 
 
-def _request(photos: Sequence[bytes], model: ModelChoice) -> wire.PredictRequest:
-    request = wire.PredictRequest()
+def _request(photos: Sequence[bytes], model: ModelChoice) -> protos.PredictRequest:
+    request = protos.PredictRequest()
     request.model_spec.name = model.name
     if model.version is not None:
         request.model_spec.version.value = model.version
     elif model.label is not None:
         request.model_spec.version_label = model.label
     tensor = request.inputs["image_bytes"]
-    tensor.dtype = wire.DataType.DT_STRING
+    tensor.dtype = protos.DataType.DT_STRING
     tensor.tensor_shape.dim.add(size=len(photos))
     tensor.string_val.extend(photos)
     return request
 
 
-def _answers(response: wire.PredictResponse, photos: int, top_k: int | None) -> list[Answer]:
+def _answers(response: protos.PredictResponse, photos: int, top_k: int | None) -> list[Answer]:
     model = Model(response.model_spec.name, response.model_spec.version.value)
     try:
         probabilities, breeds = response.outputs["probabilities"], response.outputs["breeds"]
@@ -186,7 +188,7 @@ def _answers(response: wire.PredictResponse, photos: int, top_k: int | None) -> 
         raise BadAnswer(f"{model.name} version {model.version} is no breed classifier of ours: {error}") from None
 
 
-def _floats(tensor: wire.TensorProto) -> Sequence[float]:
+def _floats(tensor: protos.TensorProto) -> Sequence[float]:
     """TensorFlow Serving writes values, or with --enable_serialization_as_tensor_content their bytes."""
     if tensor.tensor_content:
         return struct.unpack(f"<{len(tensor.tensor_content) // 4}f", tensor.tensor_content)

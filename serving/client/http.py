@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 
 from serving import proxies
+from serving.addresses import has_possible_port
 from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable, WrongAddress
-from serving.listening import has_possible_port
 
 TIMEOUT = 30.0  # seconds
 # What OpenSSL says of a server that answers something else than TLS.

@@ -10,10 +10,10 @@ import structlog
 import uvicorn
 
 from serving import proxies
+from serving.addresses import address, listen
 from serving.gateway import logs
 from serving.gateway.app import create_app
 from serving.gateway.settings import PREFIX, Settings, SettingsError, help_text
-from serving.listening import address, listen
 
 _BACKLOG = 2048
 

@@ -14,10 +14,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from serving.client import Prediction
 from serving.gateway.metrics import Metrics
-from serving.gateway.observer import Observer
 from serving.gateway.predictor import Predictor
 from serving.gateway.problems import HANDLERS, Problem
 from serving.gateway.readiness import Readiness
+from serving.gateway.request_middleware import Observer
 from serving.gateway.response_schemas import (
     AnswerDocument,
     AnswersDocument,

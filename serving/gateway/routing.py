@@ -9,7 +9,7 @@ import structlog
 from serving.client import ModelChoice
 from serving.gateway.settings import Settings
 from serving.labels import CANARY
-from serving.traffic import read_canary_share
+from serving.traffic_split import read_canary_share
 
 _LOG = structlog.get_logger()
 _KEPT_SECONDS = 1.0

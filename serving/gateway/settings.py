@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from serving import photo
+from serving.addresses import without_brackets, wrong_grpc_target
 from serving.environment import is_service_link
-from serving.listening import without_brackets, wrong_grpc_target
 
 PREFIX = "CATBREEDS_GATEWAY_"
 

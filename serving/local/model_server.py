@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serving.labels import STABLE
 from serving.registry import Registry, RegistryError
-from serving.rollout.plan import CONFIG_FILE, Plan
+from serving.rollout.serving_config import CONFIG_FILE, ServingConfig
 
 _DEADLINE_SECONDS = 300
 
@@ -44,7 +44,7 @@ class LocalServer:
         self.grpc, self.rest = f"localhost:{port}", f"http://localhost:{rest_port}"
         self._folder = tempfile.TemporaryDirectory(prefix="catbreeds-server-")
         config, log = Path(self._folder.name, "models.config"), Path(self._folder.name, "log")
-        plan = Plan((version,), {STABLE: version})
+        plan = ServingConfig((version,), {STABLE: version})
         config.write_text(plan.files(name, str(registry.base))[CONFIG_FILE], encoding="utf-8")
         command = [sys.executable, "-m", "serving.model_server", f"--port={port}", f"--rest_api_port={rest_port}"]
         command += [f"--model_config_file={config}", "--allow_version_labels_for_unavailable_models"]

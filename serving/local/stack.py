@@ -4,8 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from serving.addresses import LOOPBACK, address, local_address
 from serving.labels import STABLE
-from serving.listening import LOOPBACK, address, local_address
 from serving.local.processes import Program
 
 MODEL_SERVER = "tensorflow_model_server"

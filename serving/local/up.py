@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.settings import Settings
+from serving.addresses import LOOPBACK, listen, local_address
 from serving.labels import STABLE
-from serving.listening import LOOPBACK, listen, local_address
 from serving.local import stack
 from serving.local.processes import Programs
 from serving.registry import Registry, RegistryError
-from serving.rollout.laptop import GATEWAY, MODEL_SERVER, Laptop
-from serving.rollout.rollout import Limits, Rollout, RolloutError
+from serving.rollout.controller import Limits, RolloutController, RolloutError
+from serving.rollout.local_fleet import GATEWAY, MODEL_SERVER, LocalFleet
 
 # Numbers of drawn photos that no run has seen: nobody draws as many to learn from.
 _UNSEEN = 1_000_000
@@ -144,20 +144,20 @@ def refuse_busy(places: Mapping[str, tuple[str, int]]) -> None:
             raise PortError(f"port {port}: {error.strerror}; say another one with {flag}") from None
 
 
-def _write_config(config: Settings) -> tuple[Laptop, Rollout, dict[str, int]]:
+def _write_config(config: Settings) -> tuple[LocalFleet, RolloutController, dict[str, int]]:
     """Writes what the model server reads when it starts; returns label -> version beside those who change it later."""
     registry = Registry(config.registry)
     stable = registry.stable()
     if stable is None:
         raise RegistryError(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
     registry.require_servable(stable)
-    laptop = Laptop(config.workdir, config.registry)
-    rollout = Rollout(registry, laptop, Limits(**config.rollout.limits()))
+    laptop = LocalFleet(config.workdir, config.registry)
+    rollout = RolloutController(registry, laptop, Limits(**config.rollout.limits()))
     rollout.sync()
     return laptop, rollout, registry.labels()
 
 
-def _catch_up(rollout: Rollout) -> None:
+def _catch_up(rollout: RolloutController) -> None:
     """Tells the server what was promoted while it started, in the background: it may take a minute."""
 
     def work() -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from serving.listening import LOOPBACK
+from serving.addresses import LOOPBACK
 
 # Flags of tensorflow_model_server 2.19 that change what it does in ways this server cannot.
 _UNSUPPORTED = (

@@ -14,7 +14,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.listening import address
+from serving.addresses import address
 from serving.model_server.manager import Manager
 from serving.model_server.messages import HealthCheckRequest, HealthCheckResponse
 from serving.model_server.service import Service

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
-from serving.listening import listen
+from serving.addresses import listen
 from serving.model_server.json_tensors import JsonRequest
 from serving.model_server.monitoring import Metrics
 from serving.model_server.service import Service

@@ -9,7 +9,7 @@ import threading
 
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.listening import address
+from serving.addresses import address
 from serving.model_server.batching import BatchScheduler
 from serving.model_server.grpc_service import GrpcServer
 from serving.model_server.manager import Manager

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from serving.addresses import without_brackets
 from serving.environment import is_service_link
-from serving.listening import without_brackets
 from serving.names import is_header_value
 
 PREFIX = "CATBREEDS_PAGE_"

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from serving.rollout.plan import Plan
+from serving.rollout.serving_config import ServingConfig
 
 
 class FleetError(RuntimeError):
@@ -46,14 +46,14 @@ class Fleet(Protocol):
     base_path: str
     where: str
 
-    def read(self) -> tuple[Plan | None, str | None]:
+    def read(self) -> tuple[ServingConfig | None, str | None]:
         """The live configuration and its revision; None, None if there is none yet.
 
         Raises:
             FleetError: it cannot be read.
         """
 
-    def write(self, plan: Plan, revision: str | None) -> str:
+    def write(self, plan: ServingConfig, revision: str | None) -> str:
         """Makes `plan` the live configuration, if that still is of `revision`; returns the new revision.
 
         Raises:

@@ -19,8 +19,8 @@ import httpx
 import yaml
 
 from serving.registry import Registry
-from serving.rollout.cluster import CONFIG_MAP
-from serving.rollout.model_server import ModelServer
+from serving.rollout.kubernetes_fleet import CONFIG_MAP
+from serving.rollout.model_server_client import ModelServerClient
 from tests import fork_server
 from tests.cluster.kubelet import Kubelet
 from tests.serving.gateway.gateways import PHOTOS, PREDICT
@@ -148,7 +148,7 @@ class Deployed:
         """Labels of the registry, and of each model server that is ready."""
         labels = [self.registry.labels()]
         for pod in self.kubelet.ready("model-server"):
-            with ModelServer(f"{pod.address}:8500", MODEL) as server:
+            with ModelServerClient(f"{pod.address}:8500", MODEL) as server:
                 labels.append(server.labels(("stable", "canary")))
         return labels
 

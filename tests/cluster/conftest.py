@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import Registry
-from serving.rollout.golden import Golden, golden_document
+from serving.rollout.golden_requests import Golden, golden_document
 from tests.cluster.clusters import MODEL, Deployed, get, kubectl, made_namespace, moved
 from tests.cluster.kubelet import Kubelet
 from tests.serving.classifier import BREEDS, Classifier

@@ -6,9 +6,9 @@ import pytest
 from kubernetes import client
 from kubernetes.client import ApiException
 
-from serving.rollout.cluster import Cluster
 from serving.rollout.fleet import Conflict
-from serving.rollout.plan import read_plan
+from serving.rollout.kubernetes_fleet import KubernetesFleet
+from serving.rollout.serving_config import read_serving_config
 from tests.cluster.clusters import MODEL, get
 from tests.serving.model_server.servers import DEADLINE, eventually
 
@@ -54,7 +54,7 @@ def test_a_canary_that_is_stopped_gets_no_requests_and_none_fails(served):
 def test_of_two_promotions_at_once_one_succeeds_and_the_other_says_at_once_that_it_did_not(served):
     with served.traffic():
         first = served.start("promote", 3)  # which pods do not see yet
-        eventually(lambda: 3 in read_plan(served.live()["data"], MODEL).versions)
+        eventually(lambda: 3 in read_serving_config(served.live()["data"], MODEL).versions)
         told = served.run("promote", 2)
         output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time that a version has to load
     assert told == "version 2 is stable, before it version 1\n2 servers serve it\n"
@@ -67,12 +67,12 @@ def test_of_two_promotions_at_once_one_succeeds_and_the_other_says_at_once_that_
 
 def test_a_write_to_a_configuration_that_somebody_else_has_changed_is_a_conflict(served, monkeypatch):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with Cluster(served.namespace, MODEL, str(served.models)) as cluster:
+    with KubernetesFleet(served.namespace, MODEL, str(served.models)) as cluster:
         plan, revision = cluster.read()
         served.run("promote", 2)
         with pytest.raises(Conflict, match="somebody else has just changed the ConfigMap model-config"):
             cluster.write(plan, revision)
-    assert read_plan(served.live()["data"], MODEL).labels == {"stable": 2}
+    assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
@@ -95,13 +95,13 @@ def test_a_command_that_is_killed_fails_no_request_and_finishes_when_it_is_run_a
         assert "version 2 is stable" in served.run("promote", 2)
         assert traffic.goes_to({2})
     assert served.labels() == [{"stable": 2}] * 3
-    assert read_plan(served.live()["data"], MODEL).labels == {"stable": 2}
+    assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
 
 def test_a_command_that_is_killed_while_servers_wait_for_a_version_finishes_when_it_is_run_again(served):
     with served.traffic() as traffic:
         command = served.start("promote", 4)  # which pods do not see yet
-        eventually(lambda: 4 in read_plan(served.live()["data"], MODEL).versions)
+        eventually(lambda: 4 in read_serving_config(served.live()["data"], MODEL).versions)
         command.kill()
         assert command.wait(DEADLINE) == -signal.SIGKILL
         assert served.labels() == [{"stable": 1}] * 3

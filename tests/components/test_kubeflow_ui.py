@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.artifacts import ClassificationMetrics, Markdown, Metrics
-from components.kubeflow_ui import show_confusion, show_numbers, show_text
+from components.kubeflow_ui import set_confusion_matrix, set_metrics, write_page
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def properties(artifact) -> set[str]:
 
 def test_numbers_are_rows_and_those_that_a_metadata_store_cannot_hold_are_none(artifact):
     metrics = artifact(Metrics)
-    show_numbers(
+    set_metrics(
         metrics, {"accuracy": 0.5, "photos": 7, "loss": math.nan, "p": None, "best": -math.inf, "blessed": True}
     )
     assert properties(metrics) == {"accuracy", "photos", "blessed"}
@@ -35,7 +35,7 @@ def test_numbers_are_rows_and_those_that_a_metadata_store_cannot_hold_are_none(a
 
 def test_a_matrix_has_the_form_that_the_ui_reads(artifact):
     shown = artifact(ClassificationMetrics)
-    show_confusion(shown, {"breeds": ["Birman", "Sphynx"], "rows": [[3, 1], [0, 2]]})
+    set_confusion_matrix(shown, {"breeds": ["Birman", "Sphynx"], "rows": [[3, 1], [0, 2]]})
     assert shown.get_json_value_custom_property("confusionMatrix") == {
         "annotationSpecs": [{"displayName": "Birman"}, {"displayName": "Sphynx"}],
         "rows": [{"row": [3, 1]}, {"row": [0, 2]}],
@@ -43,7 +43,7 @@ def test_a_matrix_has_the_form_that_the_ui_reads(artifact):
 
 
 @pytest.mark.parametrize(
-    ("kind", "show", "nothing"), [(Metrics, show_numbers, {}), (ClassificationMetrics, show_confusion, None)]
+    ("kind", "show", "nothing"), [(Metrics, set_metrics, {}), (ClassificationMetrics, set_confusion_matrix, None)]
 )
 def test_with_nothing_to_show_there_is_no_property_but_a_file(artifact, kind, show, nothing):
     shown = artifact(kind)
@@ -54,5 +54,5 @@ def test_with_nothing_to_show_there_is_no_property_but_a_file(artifact, kind, sh
 
 def test_a_page_is_the_file_at_its_uri(artifact):
     page = artifact(Markdown)
-    show_text(page, "# größe 😺\n")
+    write_page(page, "# größe 😺\n")
     assert Path(page.uri).read_text(encoding="utf-8") == "# größe 😺\n"

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from components import provenance
+from components import digests
 from pipeline.graph import create_pipeline
 from pipeline.run_context import local_run_context
 from pipeline.runners.local import metadata_config
@@ -100,8 +100,8 @@ def test_another_source_of_a_module_is_another_parameter_of_the_components_that_
     parameters, monkeypatch, tmp_path, module, nodes
 ):
     before = parameters()
-    source = provenance._source
+    source = digests._source
     edited = tmp_path / "edited.py"
     edited.write_text(source(module).read_text(encoding="utf-8") + "\n# another version\n", encoding="utf-8")
-    monkeypatch.setattr(provenance, "_source", lambda name: edited if name == module else source(name))
+    monkeypatch.setattr(digests, "_source", lambda name: edited if name == module else source(name))
     assert changed(before, parameters()) == nodes

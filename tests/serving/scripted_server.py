@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import grpc
 
-from serving import wire
+from serving import protos
 from tests.serving.model_server.servers import DEADLINE
 
 HANG = "hang"
@@ -35,14 +35,14 @@ class ScriptedServer:
         port: of gRPC.
     """
 
-    def __init__(self, *script: grpc.StatusCode | str | wire.PredictResponse):
+    def __init__(self, *script: grpc.StatusCode | str | protos.PredictResponse):
         self.asked: list[Asked] = []
         self._script = list(script)
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         handler = grpc.unary_unary_rpc_method_handler(
-            self._predict, wire.PredictRequest.FromString, wire.PredictResponse.SerializeToString
+            self._predict, protos.PredictRequest.FromString, protos.PredictResponse.SerializeToString
         )
-        service, method = wire.PREDICT.strip("/").split("/")
+        service, method = protos.PREDICT.strip("/").split("/")
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
@@ -50,7 +50,7 @@ class ScriptedServer:
     def stop(self) -> None:
         self._server.stop(None)
 
-    def _predict(self, request: wire.PredictRequest, context: grpc.ServicerContext) -> wire.PredictResponse:
+    def _predict(self, request: protos.PredictRequest, context: grpc.ServicerContext) -> protos.PredictResponse:
         self.asked.append(Asked(context.time_remaining(), dict(context.invocation_metadata())))
         said = self._script.pop(0) if self._script else answer()
         if said == HANG:
@@ -62,12 +62,12 @@ class ScriptedServer:
         return said
 
 
-def answer(breeds: tuple[str, ...] = ("Rex", "Van"), probability: float = 0.5) -> wire.PredictResponse:
+def answer(breeds: tuple[str, ...] = ("Rex", "Van"), probability: float = 0.5) -> protos.PredictResponse:
     """Of one photo; each breed is as probable."""
-    response = wire.PredictResponse()
+    response = protos.PredictResponse()
     response.model_spec.name = "catbreeds"
     response.model_spec.version.value = 7
-    for name, dtype in (("breeds", wire.DataType.DT_STRING), ("probabilities", wire.DataType.DT_FLOAT)):
+    for name, dtype in (("breeds", protos.DataType.DT_STRING), ("probabilities", protos.DataType.DT_FLOAT)):
         tensor = response.outputs[name]
         tensor.dtype = dtype
         for size in (1, len(breeds)):

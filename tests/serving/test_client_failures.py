@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from serving import wire
+from serving import protos
 from serving.client import BadAnswer, Refused, TimedOut, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from tests.serving.classifier import encoded, picture
@@ -86,7 +86,7 @@ def test_the_deadline_ends_the_wait_and_the_server_knows_it(asking, script):
 
 @pytest.mark.parametrize(
     "nonsense",
-    [wire.PredictResponse(), answer(()), answer(probability=float("nan"))],
+    [protos.PredictResponse(), answer(()), answer(probability=float("nan"))],
     ids=["nothing", "no breeds", "no number"],
 )
 def test_an_answer_that_is_none_of_a_breed_classifier_is_said_to_be(asking, script, nonsense):

@@ -15,9 +15,9 @@ from serving.client import BadAnswer, ClientError, Refused, Unavailable
 from serving.client.gateway import AsyncGatewayClient, GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import AsyncRestClient, RestClient
-from serving.rollout.comparison import read_traffic
+from serving.rollout.canary_analysis import read_traffic
 from serving.rollout.fleet import Unreachable
-from serving.rollout.model_server import ModelServer
+from serving.rollout.model_server_client import ModelServerClient
 from tests.running import catbreeds
 from tests.serving.classifier import encoded, picture
 from tests.serving.model_server.servers import free_port
@@ -130,14 +130,14 @@ def test_a_socks_proxy_is_refused_with_its_variable_and_does_not_concern_this_ma
 def test_gateways_and_model_servers_of_this_machine_are_rolled_out_without_a_proxy(proxy):
     server = ScriptedServer()
     answers = pytest.raises(Unreachable, match=r"^UNIMPLEMENTED: Method not found!$")
-    with ModelServer(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, answers:
+    with ModelServerClient(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, answers:
         connection.states()
     server.stop()
     with pytest.raises(OSError, match="http://127") as caught:
         read_traffic(f"127.0.0.1:{free_port()}")
     assert "proxy" not in str(caught.value)
     assert proxy.asked == []
-    with ModelServer(f"{ELSEWHERE}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
+    with ModelServerClient(f"{ELSEWHERE}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
         connection.states()
     with pytest.raises(OSError, match=proxy.url):
         read_traffic(f"{ELSEWHERE}:1")

@@ -21,7 +21,7 @@ from tfx.utils import import_utils
 from pipeline.graph import create_pipeline
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.runners.kubeflow import entrypoint
-from pipeline.settings import ROOT, Kubeflow, Resources, Settings, to_yaml
+from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_yaml
 
 ENTRYPOINT = ("python", "-m", "pipeline.runners.kubeflow.entrypoint")
 # The backend puts the run's id in its place; Vertex AI as well.
@@ -131,7 +131,7 @@ def _readers(spec: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
                 yield spec["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"][key]
 
 
-def _complete_tasks(spec: dict[str, Any], config: Kubeflow, outside: set[str]) -> None:
+def _complete_tasks(spec: dict[str, Any], config: KubeflowSettings, outside: set[str]) -> None:
     for name, task in spec["root"]["dag"]["tasks"].items():
         if name in outside:
             task["cachingOptions"] = {}
@@ -157,7 +157,7 @@ def _shorten_types(spec: dict[str, Any]) -> None:
                 kind["instanceSchema"] = entrypoint.schema(yaml.safe_load(kind["instanceSchema"])["title"])
 
 
-def _complete_executors(spec: dict[str, Any], config: Kubeflow) -> None:
+def _complete_executors(spec: dict[str, Any], config: KubeflowSettings) -> None:
     components = {component["executorLabel"]: component for component in spec["components"].values()}
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
@@ -178,7 +178,7 @@ def _arguments(given: list[str], component: dict[str, Any]) -> list[str]:
     ]
 
 
-def _resources_of(label: str, config: Kubeflow) -> Resources:
+def _resources_of(label: str, config: KubeflowSettings) -> Resources:
     kind = label.removesuffix("_executor").partition("-")[0]
     by_kind = {
         "EmbeddingGen": config.embedding,
@@ -199,7 +199,7 @@ def _resources(resources: Resources, gpu_type: str) -> dict[str, Any]:
     return found | ({"accelerator": {"type": gpu_type, "count": str(resources.gpu)}} if resources.gpu else {})
 
 
-def _platform(spec: dict[str, Any], config: Kubeflow, outside: set[str]) -> dict[str, Any]:
+def _platform(spec: dict[str, Any], config: KubeflowSettings, outside: set[str]) -> dict[str, Any]:
     """Volumes and secrets, which the pipeline specification has no words for; Vertex AI does not read them."""
 
     def constant(value: str) -> dict[str, Any]:

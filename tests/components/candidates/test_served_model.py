@@ -29,7 +29,7 @@ class Backbone(tf.Module):
 
 
 class Head(tf.Module):
-    """A linear classifier with the signatures of `pipeline.modules.head_model.HeadModel`."""
+    """A linear classifier with the signatures of `pipeline.modules.candidate_model.CandidateModel`."""
 
     def __init__(self, size: int):
         super().__init__()

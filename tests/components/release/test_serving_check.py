@@ -21,7 +21,7 @@ from components.artifacts import ServingReport
 from components.release import serving_check
 from components.release.serving_check import ServingCheck, ServingError
 from serving.photo import normalise
-from serving.rollout.golden import Golden
+from serving.rollout.golden_requests import Golden
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
 PHOTOS = {f"photo {number}".encode(): [0.1 * number, 0.2, 0.8 - 0.1 * number] for number in range(3)}

@@ -14,14 +14,14 @@ from typing import Any
 
 from serving.gateway.settings import Settings
 from serving.model_server import flags
-from serving.rollout.cluster import CONFIG_MAP
-from serving.rollout.plan import CONFIG_FILE, TRAFFIC_FILE
+from serving.rollout.kubernetes_fleet import CONFIG_MAP
+from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE
 from tests.serving.k8s.variants import Object, Variant
 
 Check = Callable[[Variant], Iterator[str]]
 Change = Callable[[Variant], None]
 
-# Made by rollout, see serving/rollout/cluster.py: its name and its keys.
+# Made by rollout, see serving/rollout/kubernetes_fleet.py: its name and its keys.
 LIVE_CONFIG = (CONFIG_MAP, {CONFIG_FILE, TRAFFIC_FILE})
 _CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
 

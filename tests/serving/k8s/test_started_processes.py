@@ -10,9 +10,9 @@ import httpx
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from pipeline.settings import Rollout
-from serving.rollout.cluster import CONFIG_MAP
-from serving.rollout.plan import CONFIG_FILE, Plan
+from pipeline.settings import RolloutSettings
+from serving.rollout.kubernetes_fleet import CONFIG_MAP
+from serving.rollout.serving_config import CONFIG_FILE, ServingConfig
 from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.k8s.promises import LIVE_CONFIG
 from tests.serving.k8s.variants import Variant
@@ -72,7 +72,7 @@ def test_connections_end_so_that_gateways_look_for_pods_again(server):
 
 
 def test_what_rollout_writes_is_what_pods_read(container):
-    files = Plan((1,), {"stable": 1}).files("catbreeds", f"{Rollout().models}/catbreeds")
+    files = ServingConfig((1,), {"stable": 1}).files("catbreeds", f"{RolloutSettings().models}/catbreeds")
     assert (CONFIG_MAP, files.keys()) == LIVE_CONFIG
     config = text_format.Parse(files[CONFIG_FILE], model_server_config_pb2.ModelServerConfig())
     (model,) = config.model_config_list.config

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from serving.registry import Registry
-from serving.rollout.laptop import MODEL_SERVER, Laptop
+from serving.rollout.local_fleet import MODEL_SERVER, LocalFleet
 from tests.serving.classifier import BREEDS, Classifier
 from tests.serving.gateway.gateways import PHOTOS
 from tests.serving.model_server.servers import ModelServer
@@ -113,8 +113,8 @@ def registry(tmp_path, models, request) -> Registry:
 
 
 @pytest.fixture
-def laptop(tmp_path, registry) -> Laptop:
-    return Laptop(tmp_path / "work", registry.base)
+def laptop(tmp_path, registry) -> LocalFleet:
+    return LocalFleet(tmp_path / "work", registry.base)
 
 
 @pytest.fixture

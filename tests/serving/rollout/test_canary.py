@@ -8,10 +8,10 @@ from serving.gateway.metrics import MODEL_SERVER_SECONDS
 from serving.labels import CANARY
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import Registry
-from serving.rollout.comparison import Outcome, Rules, Traffic, compare
-from serving.rollout.golden import Golden, golden_document
-from serving.rollout.laptop import GATEWAY, Laptop
-from serving.rollout.rollout import CanaryStopped, Limits, Rollout, RolloutError
+from serving.rollout.canary_analysis import Outcome, Rules, Traffic, compare
+from serving.rollout.controller import CanaryStopped, Limits, RolloutController, RolloutError
+from serving.rollout.golden_requests import Golden, golden_document
+from serving.rollout.local_fleet import GATEWAY, LocalFleet
 from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS, Gateway
@@ -36,15 +36,15 @@ def registry(tmp_path, classifiers, request) -> Registry:
 
 
 @pytest.fixture
-def laptop(tmp_path, registry) -> Laptop:
-    return Laptop(tmp_path / "work", registry.base)
+def laptop(tmp_path, registry) -> LocalFleet:
+    return LocalFleet(tmp_path / "work", registry.base)
 
 
 @pytest.fixture
-def rollout(registry, laptop, join) -> Rollout:
+def rollout(registry, laptop, join) -> RolloutController:
     """Two servers, of which the gateway asks one."""
     join(2)
-    rollout = Rollout(registry, laptop, Limits(loaded=2, poll_seconds=1))
+    rollout = RolloutController(registry, laptop, Limits(loaded=2, poll_seconds=1))
     rollout.sync()
     return rollout
 

@@ -9,7 +9,7 @@ from components.artifacts import PushRecord, RolloutRecord
 from components.release.rollout import Rollout as Component
 from pipeline.runners.kubeflow.compiler import compile_pipeline
 from pipeline.settings import load
-from serving.rollout.rollout import Rollout
+from serving.rollout.controller import RolloutController
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_what_an_interrupted_run_has_pushed_the_next_one_rolls_out_but_nothing_t
     assert roll_out(None, already_pushed_as=1) == "nothing was pushed"  # it is stable
     assert roll_out(None, already_pushed_as=2).startswith("version 2 is canary with 25% of the requests")
     assert roll_out(None, already_pushed_as=2) == "nothing was pushed"  # it is canary already
-    Rollout(registry, laptop).stop_canary("by hand")
+    RolloutController(registry, laptop).stop_canary("by hand")
     assert roll_out(None, already_pushed_as=2) == "nothing was pushed"
 
 
@@ -75,7 +75,7 @@ def test_the_version_that_was_canary_becomes_stable_and_the_label_canary_ends(ro
     join(1)
     roll_out(1)
     roll_out(2)
-    Rollout(registry, laptop).promote(2)
+    RolloutController(registry, laptop).promote(2)
     assert registry.labels() == {"stable": 2}
     assert laptop.read()[0].canary_share == 0
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from serving.rollout.plan import Plan
-from serving.rollout.rollout import CannotLoad, Limits, Rollout
+from serving.rollout.controller import CannotLoad, Limits, RolloutController
+from serving.rollout.serving_config import ServingConfig
 from tests.serving.model_server.servers import eventually
 from tests.serving.rollout.traffic import traffic
 
@@ -14,9 +14,9 @@ def servers(join):
 
 
 @pytest.fixture
-def rollout(registry, laptop, servers) -> Rollout:
+def rollout(registry, laptop, servers) -> RolloutController:
     """Version 1 serves."""
-    rollout = Rollout(registry, laptop, Limits(loaded=2, poll_seconds=1))
+    rollout = RolloutController(registry, laptop, Limits(loaded=2, poll_seconds=1))
     rollout.sync()
     return rollout
 
@@ -72,7 +72,7 @@ def test_a_server_that_missed_changes_is_brought_to_the_end_of_them_while_it_ans
     rollout, registry, servers, stable, laptop
 ):
     registry.promote(3)
-    laptop.write(Plan((3,), {"stable": 3}), laptop.read()[1])  # and nobody told the servers
+    laptop.write(ServingConfig((3,), {"stable": 3}), laptop.read()[1])  # and nobody told the servers
     with traffic(registry.base.name, servers) as sent:
         eventually(lambda: sent.answered.get(1))
         rollout.sync()
@@ -80,7 +80,7 @@ def test_a_server_that_missed_changes_is_brought_to_the_end_of_them_while_it_ans
 
 
 def test_versions_beyond_what_is_kept_are_removed_but_not_what_is_loaded(rollout, registry, laptop):
-    rollout = Rollout(registry, laptop, Limits(loaded=2, keep=1))
+    rollout = RolloutController(registry, laptop, Limits(loaded=2, keep=1))
     assert rollout.promote(2)[1].removed == []  # 1 is the way back
     assert rollout.promote(3)[1].removed == [1]
     assert registry.versions() == [2, 3, 4]

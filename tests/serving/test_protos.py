@@ -10,8 +10,8 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_pb2, predict_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.wire import model_management_pb2 as management
-from serving.wire import predict_pb2 as ours
+from serving.protos import model_management_pb2 as management
+from serving.protos import predict_pb2 as ours
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,10 +33,10 @@ def test_the_generated_module_is_current(tmp_path, name):
         "grpc_tools.protoc",
         "-I.",
         f"--python_out={tmp_path}",
-        f"serving/wire/{name}.proto",
+        f"serving/protos/{name}.proto",
     ]
     subprocess.run(command, cwd=ROOT, check=True)
-    generated = f"serving/wire/{name}_pb2.py"
+    generated = f"serving/protos/{name}_pb2.py"
     assert (tmp_path / generated).read_text() == (ROOT / generated).read_text(), "run `make protos`"
 
 

@@ -11,12 +11,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from serving.rollout.fleet import Conflict, FleetError, Server
-from serving.rollout.plan import CONFIG_FILE, TRAFFIC_FILE, Plan, PlanError, read_plan
+from serving.rollout.serving_config import (
+    CONFIG_FILE,
+    TRAFFIC_FILE,
+    ServingConfig,
+    ServingConfigError,
+    read_serving_config,
+)
 
 MODEL_SERVER, GATEWAY = "model-server", "gateway"
 
 
-class Laptop:
+class LocalFleet:
     """Servers that run on this machine for one workdir.
 
     Args:
@@ -40,17 +46,17 @@ class Laptop:
         """What a gateway reads all the time."""
         return self._folder / TRAFFIC_FILE
 
-    def read(self) -> tuple[Plan | None, str | None]:
+    def read(self) -> tuple[ServingConfig | None, str | None]:
         """See `Fleet`."""
         files = self._files()
         if CONFIG_FILE not in files:
             return None, None
         try:
-            return read_plan(files, self.model), _revision(files)
-        except PlanError as error:
+            return read_serving_config(files, self.model), _revision(files)
+        except ServingConfigError as error:
             raise FleetError(f"{self._folder}: {error}; remove the file and start the server again") from None
 
-    def write(self, plan: Plan, revision: str | None) -> str:
+    def write(self, plan: ServingConfig, revision: str | None) -> str:
         """See `Fleet`."""
         try:
             return self._write(plan, revision)
@@ -59,7 +65,7 @@ class Laptop:
                 f"{error.filename or self._folder}: cannot be written: {error.strerror or error}"
             ) from None
 
-    def _write(self, plan: Plan, revision: str | None) -> str:
+    def _write(self, plan: ServingConfig, revision: str | None) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / ".lock"):
             if self.read()[1] != revision:

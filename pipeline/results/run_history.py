@@ -60,7 +60,7 @@ class Execution:
     outputs: dict[str, list[Artifact]] = field(hash=False)
 
 
-class History:
+class RunHistory:
     """The finished executions of a workdir.
 
     Args:

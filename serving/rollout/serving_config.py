@@ -6,20 +6,20 @@ from collections.abc import Iterable, Mapping
 from google.protobuf import text_format
 
 from serving.labels import CANARY
-from serving.traffic import read_canary_share, traffic_text
-from serving.wire.model_management_pb2 import ModelServerConfig
+from serving.protos.model_management_pb2 import ModelServerConfig
+from serving.traffic_split import read_canary_share, traffic_text
 
 # Names of the files in the ConfigMap, and below a workdir.
 CONFIG_FILE = "models.config"
 TRAFFIC_FILE = "traffic.json"
 
 
-class PlanError(ValueError):
+class ServingConfigError(ValueError):
     """A live configuration that is none of ours; the message says what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ServingConfig:
     """Versions that are loaded, and what they are called.
 
     Attributes:
@@ -36,14 +36,14 @@ class Plan:
         object.__setattr__(self, "versions", tuple(sorted(set(self.versions))))
         missing = set(self.labels.values()) - set(self.versions)
         if missing:
-            raise PlanError(f"labels point to versions that are not loaded: {sorted(missing)}")
+            raise ServingConfigError(f"labels point to versions that are not loaded: {sorted(missing)}")
 
     @property
     def labelled(self) -> set[int]:
         """Versions that requests can ask for by a label."""
         return set(self.labels.values())
 
-    def with_versions(self, versions: Iterable[int]) -> "Plan":
+    def with_versions(self, versions: Iterable[int]) -> "ServingConfig":
         """The same labels, and these versions beside those that they point to."""
         return dataclasses.replace(self, versions=tuple({*versions, *self.labelled}))
 
@@ -77,42 +77,42 @@ def model_config(
     return config
 
 
-def read_plan(files: Mapping[str, str], name: str) -> Plan:
-    """What `Plan.files` wrote.
+def read_serving_config(files: Mapping[str, str], name: str) -> ServingConfig:
+    """What `ServingConfig.files` wrote.
 
     Raises:
-        PlanError: the files are not ours.
+        ServingConfigError: the files are not ours.
     """
     try:
         config = text_format.Parse(files[CONFIG_FILE], ModelServerConfig())
         (model,) = (model for model in config.model_config_list.config if model.name == name)
         # Made by hand, a first configuration may do without.
         share = read_canary_share(files[TRAFFIC_FILE]) if TRAFFIC_FILE in files else 0.0
-        return Plan(tuple(model.model_version_policy.specific.versions), dict(model.version_labels), share)
+        return ServingConfig(tuple(model.model_version_policy.specific.versions), dict(model.version_labels), share)
     except (KeyError, text_format.ParseError) as error:
-        raise PlanError(f"{CONFIG_FILE}: no configuration of a model server: {error}") from None
+        raise ServingConfigError(f"{CONFIG_FILE}: no configuration of a model server: {error}") from None
     except ValueError as error:
-        raise PlanError(f"{CONFIG_FILE} or {TRAFFIC_FILE}: not written by `catbreeds`: {error}") from None
+        raise ServingConfigError(f"{CONFIG_FILE} or {TRAFFIC_FILE}: not written by `catbreeds`: {error}") from None
 
 
-def plan_of(
+def make_serving_config(
     labels: Mapping[str, int],
     spares: Iterable[int] = (),
     loaded: int = 2,
     canary_share: float = 0.0,
     needed: Iterable[int] = (),
-) -> Plan:
+) -> ServingConfig:
     """What is labelled or needed, and spares as long as no server holds more than `loaded` versions.
 
     Args:
         labels: label -> version.
         spares: what is worth being loaded: the way back; the best first.
         loaded: versions that a server has memory for.
-        canary_share: see `Plan`; 0 where nothing is labelled canary.
+        canary_share: see `ServingConfig`; 0 where nothing is labelled canary.
         needed: versions that will be labelled next.
     """
     versions = {*labels.values(), *needed}
     for spare in spares:
         if len(versions) < loaded:
             versions.add(spare)
-    return Plan(tuple(versions), dict(labels), canary_share if CANARY in labels else 0.0)
+    return ServingConfig(tuple(versions), dict(labels), canary_share if CANARY in labels else 0.0)

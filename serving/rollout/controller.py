@@ -17,11 +17,11 @@ from typing import NamedTuple
 from serving.client import ClientError
 from serving.labels import STABLE
 from serving.registry import Registry
-from serving.rollout.comparison import Outcome, Rules, Traffic, Verdict, compare, read_traffic
+from serving.rollout.canary_analysis import Outcome, Rules, Traffic, Verdict, compare, read_traffic
 from serving.rollout.fleet import Conflict, Fleet, FleetError, Server, Unreachable
-from serving.rollout.golden import WrongAnswer, ask_golden, read_golden
-from serving.rollout.model_server import ModelServer, NotYet, Refused, VersionState
-from serving.rollout.plan import CANARY, Plan, plan_of
+from serving.rollout.golden_requests import WrongAnswer, ask_golden, read_golden
+from serving.rollout.model_server_client import ModelServerClient, NotYet, Refused, VersionState
+from serving.rollout.serving_config import CANARY, ServingConfig, make_serving_config
 
 _TRIES = 10
 _LOOK_SECONDS = 0.1
@@ -78,7 +78,7 @@ class Told(NamedTuple):
     removed: list[int]
 
 
-class Rollout:
+class RolloutController:
     """Drives one registry and the servers of one place.
 
     Args:
@@ -303,18 +303,22 @@ class Rollout:
         self._follow()
         raise RolloutError(f"{self._fleet.where}: the live configuration changed {_TRIES} times meanwhile; try again")
 
-    def _goal(self, labels: Mapping[str, int], share: float) -> Plan:
+    def _goal(self, labels: Mapping[str, int], share: float) -> ServingConfig:
         if STABLE not in labels:
             raise RolloutError(f"{self._registry.base}: nothing was pushed; `catbreeds run` trains and pushes")
         ways_back = [version for version in reversed(self._registry.before()) if version not in labels.values()]
-        return plan_of(labels, ways_back, self._limits.loaded, share)
+        return make_serving_config(labels, ways_back, self._limits.loaded, share)
 
-    def _go(self, live: Plan | None, revision: str | None, goal: Plan, only_load: bool, insist: bool) -> Told:
+    def _go(
+        self, live: ServingConfig | None, revision: str | None, goal: ServingConfig, only_load: bool, insist: bool
+    ) -> Told:
         """From `live` to `goal` in steps, each of which every server has taken before the next."""
         steps = [goal]
         if live:
             spares = [version for version in goal.versions if version in live.versions]
-            load = plan_of(live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled)
+            load = make_serving_config(
+                live.labels, spares, self._limits.loaded, live.canary_share, needed=goal.labelled
+            )
             steps = [load] if only_load else [load, goal.with_versions(load.versions), goal]
         current, silent = live, {}
         for step, following in zip(steps, [*steps[1:], None], strict=True):
@@ -341,7 +345,7 @@ class Rollout:
             raise self._overtaken()
         return told
 
-    def _undo(self, live: Plan, step: Plan, revision: str) -> None:
+    def _undo(self, live: ServingConfig, step: ServingConfig, revision: str) -> None:
         """Back to `live`, unless somebody has changed the configuration meanwhile."""
         with contextlib.suppress(FleetError):
             if step != live:
@@ -364,7 +368,7 @@ class Rollout:
                         return
 
     def _tell_all(
-        self, plan: Plan, revision: str, needed: Collection[int], last: bool, silent: dict[Server, Unreachable]
+        self, plan: ServingConfig, revision: str, needed: Collection[int], last: bool, silent: dict[Server, Unreachable]
     ) -> Told:
         """Brings every server to `plan`, also those that appear meanwhile.
 
@@ -400,7 +404,7 @@ class Rollout:
         return Told(sorted(told.values()), [], [])
 
     def _tell_these(
-        self, servers: list[Server], plan: Plan, revision: str, needed: Collection[int]
+        self, servers: list[Server], plan: ServingConfig, revision: str, needed: Collection[int]
     ) -> dict[Server, Unreachable | None]:
         """Brings servers to `plan`, all at the same time; None for those that have taken it. See `_tell_all`."""
         if not servers:
@@ -438,12 +442,12 @@ class Rollout:
     def _overtaken(self) -> Overtaken:
         return Overtaken(f"{self._fleet.where}: somebody else has just changed the configuration")
 
-    def _tell(self, server: Server, plan: Plan, needed: Collection[int], ended: threading.Event) -> None:
+    def _tell(self, server: Server, plan: ServingConfig, needed: Collection[int], ended: threading.Event) -> None:
         """Brings one server to `plan`, whatever it was told before: it may have missed changes.
 
         It keeps what its labels point to until they have moved. When `ended` is set, it is not waited for any more.
         """
-        with ModelServer(self._fleet.reach(server), self._fleet.model) as connection:
+        with ModelServerClient(self._fleet.reach(server), self._fleet.model) as connection:
             states, labels = connection.states(), connection.labels({*plan.labels, STABLE, CANARY})
             awaited = {*needed} & set(plan.versions)
             bridge = plan.with_versions({*plan.versions, *labels.values()})
@@ -465,7 +469,7 @@ class Rollout:
     def _await_loaded(
         self,
         name: str,
-        server: ModelServer,
+        server: ModelServerClient,
         versions: set[int],
         old: Mapping[int, VersionState],
         ended: threading.Event,
@@ -518,7 +522,7 @@ class Rollout:
             if not server.address:
                 return []
             try:
-                with ModelServer(self._fleet.reach(server), self._fleet.model) as asked:
+                with ModelServerClient(self._fleet.reach(server), self._fleet.model) as asked:
                     old -= {version for version, state in asked.states().items() if not state.gone}
             except Unreachable:
                 return []

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components import provenance
-from components.provenance import code_digest, file_digest, json_digest
+from components import digests
+from components.digests import code_digest, file_digest, json_digest
 
 PROJECT = {
     "components/__init__.py": "",
@@ -33,7 +33,7 @@ class Project:
     def digest(self, *modules: str) -> str:
         """From a process of its own, as each run takes it; ours has the real packages loaded."""
         code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['code_digest'](*sys.argv[2:]))"
-        command = [sys.executable, "-c", code, provenance.__file__, *modules]
+        command = [sys.executable, "-c", code, digests.__file__, *modules]
         # PYTHONPATH goes before our own packages, which are installed.
         environment = {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=True)
@@ -76,7 +76,7 @@ def test_the_code_digest_of_several_modules_changes_with_each(project):
 
 def test_the_code_digest_of_a_real_component_covers_what_it_imports(monkeypatch, tmp_path):
     before = code_digest("components.ingestion.image_example_gen")
-    source = provenance._source
+    source = digests._source
     for name, changes in {
         "serving.photo": True,
         "components.json_files": True,
@@ -85,14 +85,14 @@ def test_the_code_digest_of_a_real_component_covers_what_it_imports(monkeypatch,
         edited = tmp_path / f"{name}.py"
         edited.write_bytes(source(name).read_bytes() + b"# edited\n")
         with monkeypatch.context() as patch:
-            patch.setattr(provenance, "_source", lambda n, name=name, edited=edited: edited if n == name else source(n))
+            patch.setattr(digests, "_source", lambda n, name=name, edited=edited: edited if n == name else source(n))
             assert (code_digest("components.ingestion.image_example_gen") != before) is changes, name
     assert code_digest("components.ingestion.image_example_gen") == before
 
 
 def test_the_commit_of_an_image_is_the_one_it_was_built_from(monkeypatch):
     monkeypatch.setenv("SOURCE_COMMIT", "0123abc")
-    assert provenance.git_commit() == "0123abc"
+    assert digests.git_commit() == "0123abc"
 
 
 def test_the_json_digest_ignores_the_order_of_keys_and_nothing_else():

@@ -11,12 +11,12 @@ import yaml
 from serving.labels import CANARY
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import RegistryError
-from serving.rollout import cluster as cluster_module
-from serving.rollout.cluster import Cluster
+from serving.rollout import kubernetes_fleet as cluster_module
+from serving.rollout.controller import CanaryStopped, CannotLoad, Limits, RolloutController, RolloutError
 from serving.rollout.fleet import FleetError, Server
-from serving.rollout.golden import Golden, golden_document
-from serving.rollout.plan import CONFIG_FILE, plan_of, read_plan
-from serving.rollout.rollout import CanaryStopped, CannotLoad, Limits, Rollout, RolloutError
+from serving.rollout.golden_requests import Golden, golden_document
+from serving.rollout.kubernetes_fleet import KubernetesFleet
+from serving.rollout.serving_config import CONFIG_FILE, make_serving_config, read_serving_config
 from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
 from tests.serving.gateway.gateways import PHOTOS
@@ -41,8 +41,8 @@ def command(registry):
     def command(name: str, *arguments: object):
         limits = Limits(loaded=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
         # The pods see this machine's disk.
-        with Cluster(NAMESPACE, registry.base.name, str(registry.base.parent)) as cluster:
-            return getattr(Rollout(registry, cluster, limits), name)(*arguments)
+        with KubernetesFleet(NAMESPACE, registry.base.name, str(registry.base.parent)) as cluster:
+            return getattr(RolloutController(registry, cluster, limits), name)(*arguments)
 
     return command
 
@@ -86,13 +86,13 @@ def test_a_fault_at_any_call_leaves_stable_served_and_the_same_command_again_end
             api.fault = None
             labels = {"stable": version} | ({"canary": 3} if name == "start_canary" else {})
             assert registry.labels() == labels
-            assert read_plan(api.config_map["data"], registry.base.name).labels == labels
+            assert read_serving_config(api.config_map["data"], registry.base.name).labels == labels
             assert [server.labels for server in strict] == [labels] * 2
     assert call > 5
     assert [server.faults for server in strict] == [[], []]
     assert max(server.most for server in strict) == 2
     for data in api.history:
-        read_plan(data, registry.base.name)  # a label to what is not loaded raises
+        read_serving_config(data, registry.base.name)  # a label to what is not loaded raises
 
 
 def test_of_two_promotions_at_once_one_succeeds_and_the_other_ends_at_once_and_says_why(api, strict, registry, command):
@@ -139,15 +139,15 @@ def test_a_configuration_that_arrives_after_somebody_else_s_does_not_stay_on_the
 ):
     command("promote", 2)
     reaching, rolled_back = threading.Event(), threading.Event()
-    reach = Cluster.reach
+    reach = KubernetesFleet.reach
 
-    def reach_late(cluster: Cluster, server: Server) -> str:
+    def reach_late(cluster: KubernetesFleet, server: Server) -> str:
         if server.name == "pod model-server-1" and not reaching.is_set():
             reaching.set()
             assert rolled_back.wait(DEADLINE)
         return reach(cluster, server)
 
-    monkeypatch.setattr(Cluster, "reach", reach_late)
+    monkeypatch.setattr(KubernetesFleet, "reach", reach_late)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
         assert reaching.wait(DEADLINE)
@@ -339,7 +339,7 @@ def test_the_config_map_is_made_before_any_pod_runs_and_says_what_servers_read(a
     assert (told.servers, told.starting) == ([], [])
     config = api.config_map["data"][CONFIG_FILE]
     assert f'base_path: "{registry.base}"' in config
-    assert read_plan(api.config_map["data"], registry.base.name).labels == {"stable": 1}
+    assert read_serving_config(api.config_map["data"], registry.base.name).labels == {"stable": 1}
 
 
 def test_a_pod_that_cannot_load_the_version_is_named_and_all_is_put_back(api, pods, registry, command):
@@ -468,7 +468,10 @@ def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(kubeconfig, body):
     with flaky_server.serving() as server:
         kubeconfig(server.address)
         server.files[CONFIG_MAP] = body
-        with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match="answers with"):
+        with (
+            KubernetesFleet("cats", "catbreeds", "/models") as cluster,
+            pytest.raises(FleetError, match="answers with"),
+        ):
             cluster.read()
 
 
@@ -492,7 +495,7 @@ def test_an_error_is_shown_as_a_sentence_whatever_answers(kubeconfig, code, body
         kubeconfig(server.address)
         server.answers[CONFIG_MAP] = [flaky_server.status(code, body)]
         with (
-            Cluster("cats", "catbreeds", "/models") as cluster,
+            KubernetesFleet("cats", "catbreeds", "/models") as cluster,
             pytest.raises(FleetError, match=f"^namespace cats: {says}$"),
         ):
             cluster.read()
@@ -504,8 +507,8 @@ def test_a_namespace_that_is_not_there_is_named(kubeconfig):
         missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
         server.answers[CONFIG_MAP.removesuffix("/model-config")] = [missing]
         expected = r'^namespace cats: namespaces "cats" not found; is it another --namespace or --context\?$'
-        with Cluster("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match=expected):
-            cluster.write(plan_of({"stable": 1}, [], 2, 0.0), None)
+        with KubernetesFleet("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match=expected):
+            cluster.write(make_serving_config({"stable": 1}, [], 2, 0.0), None)
 
 
 @pytest.mark.parametrize("content", ["a: [1", "hello", "[]", "clusters: 7\n", "\0"])
@@ -514,7 +517,7 @@ def test_a_configuration_of_kubectl_that_is_damaged_is_named(tmp_path, monkeypat
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     (tmp_path / "kubeconfig").write_text(content)
     with pytest.raises(FleetError, match=f"^no configuration of a Kubernetes cluster: .*{tmp_path}"):
-        Cluster("cats", "catbreeds", "/models")
+        KubernetesFleet("cats", "catbreeds", "/models")
 
 
 def test_kubernetes_is_asked_through_the_proxy_of_the_environment_which_messages_name(kubeconfig, monkeypatch):
@@ -524,15 +527,15 @@ def test_kubernetes_is_asked_through_the_proxy_of_the_environment_which_messages
         monkeypatch.delenv(name.upper(), raising=False)
     with flaky_server.serving() as proxy:
         monkeypatch.setenv("ALL_PROXY", proxy.address)
-        with Cluster("cats", "catbreeds", "/models") as cluster:
+        with KubernetesFleet("cats", "catbreeds", "/models") as cluster:
             assert cluster.read() == (None, None)
         assert proxy.requests == [(CONFIG_MAP, None)]
         proxy.answers[CONFIG_MAP] = [flaky_server.status(502)]
         with (
-            Cluster("cats", "catbreeds", "/models") as cluster,
+            KubernetesFleet("cats", "catbreeds", "/models") as cluster,
             pytest.raises(FleetError, match=rf"502 .*{proxy.address}"),
         ):
             cluster.read()
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     with pytest.raises(FleetError, match=r"ALL_PROXY=socks5:.* no such proxy can be used"):
-        Cluster("cats", "catbreeds", "/models")
+        KubernetesFleet("cats", "catbreeds", "/models")

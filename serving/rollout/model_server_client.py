@@ -8,9 +8,7 @@ import grpc
 
 from serving import proxies
 from serving.client.errors import is_unknown_label
-from serving.rollout.fleet import Unreachable
-from serving.rollout.plan import Plan, model_config
-from serving.wire.model_management_pb2 import (
+from serving.protos.model_management_pb2 import (
     GetModelMetadataRequest,
     GetModelMetadataResponse,
     GetModelStatusRequest,
@@ -19,6 +17,8 @@ from serving.wire.model_management_pb2 import (
     ReloadConfigRequest,
     ReloadConfigResponse,
 )
+from serving.rollout.fleet import Unreachable
+from serving.rollout.serving_config import ServingConfig, model_config
 
 _SERVICE = "/tensorflow.serving.ModelService"
 _PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
@@ -61,7 +61,7 @@ class VersionState(NamedTuple):
     gone: bool
 
 
-class ModelServer:
+class ModelServerClient:
     """Connection to a server; close it.
 
     Args:
@@ -91,13 +91,13 @@ class ModelServer:
             f"{_PREDICTION_SERVICE}/GetModelMetadata", GetModelMetadataRequest, GetModelMetadataResponse
         )
 
-    def __enter__(self) -> "ModelServer":
+    def __enter__(self) -> "ModelServerClient":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def push(self, plan: Plan, base_path: str) -> None:
+    def push(self, plan: ServingConfig, base_path: str) -> None:
         """Serves `plan` from now on: versions are loaded and unloaded while it answers.
 
         Raises:

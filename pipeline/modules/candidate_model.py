@@ -11,7 +11,7 @@ from components.pinned_keras import keras
 from serving.model_files import MODEL_RECORD_FILE
 
 
-class HeadModel(tf.Module):
+class CandidateModel(tf.Module):
     """Transform's graph and head in one, some hundred kilobytes; BackboneSelector joins the winner's with its backbone.
 
     Signatures:

@@ -23,7 +23,7 @@ from serving import kubectl_configuration, proxies
 from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
 from serving.local.child_process import bound
 from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
-from serving.rollout.plan import Plan, PlanError, read_plan
+from serving.rollout.serving_config import ServingConfig, ServingConfigError, read_serving_config
 
 CONFIG_MAP = "model-config"
 _MODEL_SERVERS = "app.kubernetes.io/name=model-server"
@@ -49,7 +49,7 @@ class _ApiClient(kubernetes.client.ApiClient):
         return super().deserialize(response, response_type)
 
 
-class Cluster:
+class KubernetesFleet:
     """Servers of one namespace; close it.
 
     Args:
@@ -93,7 +93,7 @@ class Cluster:
         self._client = _ApiClient(configuration)
         self._api = kubernetes.client.CoreV1Api(self._client)
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self) -> "KubernetesFleet":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ class Cluster:
         self._starting.shutdown()
         self._client.close()
 
-    def read(self) -> tuple[Plan | None, str | None]:
+    def read(self) -> tuple[ServingConfig | None, str | None]:
         """See `Fleet`."""
         try:
             found = self._call(self._api.read_namespaced_config_map, CONFIG_MAP, self._namespace)
@@ -111,13 +111,13 @@ class Cluster:
         revision = found.metadata.resource_version
         self._objects[revision] = found
         try:
-            return read_plan(found.data or {}, self.model), revision
-        except PlanError as error:
+            return read_serving_config(found.data or {}, self.model), revision
+        except ServingConfigError as error:
             raise FleetError(
                 f"{self.where}: ConfigMap {CONFIG_MAP}: {error}; delete it, and promote the version that shall serve"
             ) from None
 
-    def write(self, plan: Plan, revision: str | None) -> str:
+    def write(self, plan: ServingConfig, revision: str | None) -> str:
         """See `Fleet`."""
         files = plan.files(self.model, self.base_path)
         if revision is None:
