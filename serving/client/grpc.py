@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from serving import proxies
+from serving import protos, proxies
 from serving.addresses import wrong_grpc_target
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
