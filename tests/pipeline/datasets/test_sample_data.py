@@ -66,7 +66,7 @@ def test_another_seed_gives_other_photos():
 def test_another_process_draws_the_same_bytes(tmp_path):
     """Python's hash() differs from process to process; nothing may depend on it."""
     write_sample_data(tmp_path / "here", breeds=2, photos=2)
-    code = "from pipeline.sample_data import *; write_sample_data(Path(sys.argv[1]), breeds=2, photos=2)"
+    code = "from pipeline.datasets.sample_data import *; write_sample_data(Path(sys.argv[1]), breeds=2, photos=2)"
     command = [sys.executable, "-c", f"import sys; {code}", str(tmp_path / "there")]
     root = Path(sample_data.__file__).parents[2]
     subprocess.run(command, check=True, cwd=root, env={**os.environ, "PYTHONHASHSEED": "77"})
