@@ -55,7 +55,7 @@ def test_it_opens_with_what_it_shows_how_long_it_takes_and_what_it_needs(name):
     assert re.fullmatch(rf"# {int(name[:2])}\. [A-Z].*", title)
     assert len(shows) > 80
     assert re.match(r"\*\*Takes\*\* .*(second|minute)", takes)
-    assert "**Needs**" in takes
+    assert "**Requires**" in takes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,8 +98,8 @@ def test_the_pushed_model_is_served_and_asked_both_ways(demo):
     shown.assert_quiet()
     assert "catbreeds version 1: gRPC at localhost:" in shown.text
     for said in (
-        "no photo: PhotoError",
-        "cut off: PhotoError",
+        "not an image: PhotoError",
+        "truncated: PhotoError",
         "no such version: NotServed",
         "no such model: NotServed",
     ):
@@ -115,7 +115,7 @@ def test_the_pushed_model_is_traced_back_and_its_gate_asked_again(demo):
     shown.assert_quiet()
     for origin in ("ImageExampleGen", "BackboneSelector", "weights_digest=", str(demo.photos)):
         assert origin in shown.html
-    assert "version 1 learned from it" in shown.text
+    assert "version 1 was trained on it" in shown.text
     assert "gate.min_accuracy=0.25" in shown.text + shown.html
     assert shown.photos == 8
     assert shown.plots == 2
