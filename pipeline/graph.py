@@ -139,7 +139,7 @@ def _data_nodes(settings: Settings, context: RunContext) -> list[BaseNode]:
         schema_file=context.schema_file,
         registry=context.registry,
         stable=context.stable,
-        max_bad_share=settings.ingest.max_bad_share,
+        max_bad_share=settings.ingest.max_unusable_share,
         min_photos_per_breed=settings.ingest.min_photos_per_breed,
         code_digest=context.code_digest("components.ingestion.data_gate"),
     )
@@ -183,7 +183,7 @@ def _candidate_nodes(
         examples=examples.outputs["examples"],
         backbone=network.outputs["model"],
         schema_template=_EMBEDDINGS_SCHEMA.read_text(encoding="utf-8"),
-        batch=settings.beam.embedding_batch,
+        batch=settings.beam.embedding_batch_size,
         code_digest=context.code_digest("components.candidates.embedding_gen"),
     )
     # Wrong data leaves no embedding. On a cluster it also costs no backbone; on one machine there is nothing else to do
@@ -307,19 +307,19 @@ def _admission_nodes(
         data=context.data,
         weights_dir=context.weights_dir,
         model_name=settings.model_name,
-        **settings.card.model_dump(),
+        **settings.model_card.model_dump(),
         **({"retrain": retrain.outputs["decision"]} if retrain else {}),
     )
     nodes = {**measures, "champion": champion, "gate": gate, "check": check, "pusher": pusher}
-    if settings.rollout.start != "off":
+    if settings.rollout.target != "off":
         nodes["rollout"] = Rollout(
             pushed=pusher.outputs["pushed"],
             registry=context.registry,
             run_id=context.run_id,
-            namespace=settings.rollout.namespace if settings.rollout.start == "cluster" else "",
-            models=settings.rollout.models,
-            share=settings.rollout.share,
-            loaded=settings.rollout.loaded,
+            namespace=settings.rollout.namespace if settings.rollout.target == "cluster" else "",
+            models=settings.rollout.models_dir,
+            share=settings.rollout.canary_share,
+            loaded=settings.rollout.loaded_versions,
             load_seconds=settings.rollout.load_seconds,
         )
     return nodes

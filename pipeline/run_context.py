@@ -13,7 +13,7 @@ from components.ingestion.photo_source import open_source
 from components.local_copies import is_remote
 from components.release.champion_model import stable_identity
 from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
-from pipeline.settings import ROOT, Settings, SettingsError, to_yaml
+from pipeline.settings import ROOT, Settings, SettingsError, to_json
 from serving.registry import Registry
 
 
@@ -100,6 +100,6 @@ def local_run_context(settings: Settings, run_id: str) -> RunContext:
         run_id=run_id,
         run_date="",
         schedule_time="",
-        settings=to_yaml(settings),
+        settings=to_json(settings),
         in_cluster=False,
     )

@@ -65,7 +65,7 @@ def changed(before, after):
         ("selection.rule=most_accurate", {"BackboneSelector"}),
         ("gate.min_accuracy=0.9", {"ModelGate"}),
         ("workers=1", set()),
-        ("card.contact=me", set()),
+        ("model_card.contact=me", set()),
     ],
 )
 def test_a_setting_is_a_parameter_of_the_components_that_it_concerns(parameters, setting, nodes):

@@ -146,5 +146,5 @@ def _value(pair: str, text: str, kind: str) -> Any:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return values

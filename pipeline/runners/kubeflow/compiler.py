@@ -21,7 +21,7 @@ from tfx.utils import import_utils
 from pipeline.graph import create_pipeline
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.runners.kubeflow import entrypoint
-from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_yaml
+from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_json
 
 ENTRYPOINT = ("python", "-m", "pipeline.runners.kubeflow.entrypoint")
 # The backend puts the run's id in its place; Vertex AI as well.
@@ -97,7 +97,7 @@ def _run_context(settings: Settings) -> RunContext:
         run_id=_RUN_ID,
         run_date=given["run_date"],
         schedule_time=_SCHEDULE_TIME,
-        settings=to_yaml(settings),
+        settings=to_json(settings),
         in_cluster=True,
     )
 
@@ -181,12 +181,12 @@ def _arguments(given: list[str], component: dict[str, Any]) -> list[str]:
 def _resources_of(label: str, config: KubeflowSettings) -> Resources:
     kind = label.removesuffix("_executor").partition("-")[0]
     by_kind = {
-        "EmbeddingGen": config.embedding,
-        "Evaluator": config.embedding,
-        "Tuner": config.learning,
-        "Trainer": config.learning,
+        "EmbeddingGen": config.embedding_resources,
+        "Evaluator": config.embedding_resources,
+        "Tuner": config.training_resources,
+        "Trainer": config.training_resources,
     }
-    return by_kind.get(kind, config.other)
+    return by_kind.get(kind, config.default_resources)
 
 
 def _resources(resources: Resources, gpu_type: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_what_reads_outside_of_the_pipeline_is_never_cached_and_has_the_volumes(
 def test_image_resources_retries_secrets_and_environment_come_from_the_settings():
     spec, platform = compiled(
         "kubeflow.image=registry.example/cats:7",
-        "kubeflow.embedding={cpu: 8, memory: 24, gpu: 1}",
+        "kubeflow.embedding_resources={cpu: 8, memory: 24, gpu: 1}",
         "kubeflow.retries=4",
         "kubeflow.env={A: b}",
         "kubeflow.secrets=[{name: keys, key: token, variable: TOKEN}]",
