@@ -400,7 +400,11 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
         (b"<html>sign in", behave, "returned a web page, probably its login page, instead of"),
         (b"", behave, "returned a web page, probably its login page, instead of"),
         (b'{"multi_user": "\xff"}', behave, "returned a response that is not text"),
-        (b"\xff", lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")), "returned a response that is not text"),
+        (
+            b"\xff",
+            lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")),
+            "returned a response that is not text",
+        ),
     ],
 )
 def test_an_answer_that_is_cut_or_not_kubeflow_s_is_told(spec, body, answer, said):
