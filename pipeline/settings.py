@@ -211,7 +211,7 @@ class RolloutSettings(_Section):
         2, ge=1, description="number of versions that fit in a model server's memory; 2 allow an instant rollback"
     )
     keep_versions: int = Field(
-        10, ge=1, description="number of newest versions to keep in the registry; labelled versions are always kept"
+        10, ge=1, description="number of newest versions to keep in the registry; versions in use are always kept"
     )
     load_seconds: float = Field(600.0, gt=0, description="timeout for a model server to load a version")
     min_requests: int = Field(
@@ -276,7 +276,7 @@ class KubeflowSettings(_Section):
     )
     data: str = Field("/catbreeds/photos", description="default of the run parameter `data`")
     weights_dir: str = Field(
-        "", description="default of the run parameter `weights_dir`; empty: download the weights that `weights` names"
+        "", description="default of the run parameter `weights_dir`; empty: use the weights set by `weights`"
     )
     registry: str = Field(
         "/catbreeds/serving", description="folder of pushed models, with one subfolder per model name"

@@ -283,7 +283,9 @@ def _show_changes(
     return bool(changed)
 
 
-def _end(kubeflow: "KubeflowClient", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float) -> Exit:
+def _end(
+    kubeflow: "KubeflowClient", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float
+) -> Exit:
     """Says how a run ended; what the gate decided is read from the Workflow, because the tasks of `run` may be old."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
