@@ -10,6 +10,7 @@ from pydantic import BaseModel
 import serving.gateway.settings as gateway
 import serving.page.settings as page
 from pipeline.settings import RENAMED_KEYS, Settings, SettingsError, load, profiles, to_json, to_yaml
+from tests.running import catbreeds
 
 
 def refusal(*overrides: str, profile: str = "demo", environment: dict[str, str] | None = None) -> str:
@@ -117,6 +118,12 @@ def test_a_renamed_key_is_refused_with_its_new_name(source, old_key, value, tmp_
         section, _, key = old_key.partition(".")
         profile.write_text(f"{section}: {{{key}: {text}}}" if key else f"{section}: {text}")
         assert refusal(profile=str(profile)) == message
+
+
+def test_a_command_with_a_renamed_key_exits_with_code_2():
+    done = catbreeds("run", "--profile", "demo", "--set", "rollout.share=0.2", "--print-config")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "catbreeds: rollout.share: renamed to rollout.canary_share; use the new key\n"
 
 
 def test_a_key_of_a_renamed_section_is_refused_with_the_new_name_of_the_section():

@@ -303,8 +303,8 @@ class KubeflowClient:
             )
             if self._uses_kubeconfig:
                 reason = (
-                    f"the server is older or not in namespace {SERVER_NAMESPACE}; if it is in another namespace, forward "
-                    "its port and pass --host"
+                    f"the server is older or not in namespace {SERVER_NAMESPACE}; for another, forward a port "
+                    "and pass --host"
                 )
             raise KubeflowError(f"no API of Kubeflow Pipelines 2: {reason}. {error}") from None
 
