@@ -89,7 +89,7 @@ def _passes(artifacts: Path, backbone: str) -> float:
     records = tf.data.TFRecordDataset(sorted(files)).as_numpy_iterator()
     examples = [tf.train.Example.FromString(record).features.feature for record in records]
     photos = [example["image_bytes"].bytes_list.value[0] for example in examples]
-    batch = load("demo").beam.embedding_batch
+    batch = load("demo").beam.embedding_batch_size
     loaded = tf.saved_model.load(str(model))
     embed = loaded.signatures["serving_default"]
     embed(image_bytes=tf.constant(photos[:batch]))

@@ -101,7 +101,7 @@ def measure(images: int, side: int, sliced: int) -> Costs:
         runs = _run_until_trained(settings)
         photos = _read_photos(runs["ImageExampleGen"].outputs["examples"])
         backbone = Backbone(runs[f"Backbone-{BACKBONE}"].outputs["model"])
-        batch = settings.beam.embedding_batch
+        batch = settings.beam.embedding_batch_size
         backbone(photos[:batch])
         floor = _timed(lambda: [backbone(photos[start : start + batch]) for start in range(0, len(photos), batch)])
         _say(f"floor: {floor:.1f} s")

@@ -91,7 +91,7 @@ def _bad_files(summary: dict[str, Any], max_bad_share: float) -> list[str]:
     if len(bad) <= max_bad_share * summary["files"]:
         return []
     counts = f"{len(bad)} of {summary['files']} files cannot be used"
-    first = f"{counts}, more than ingest.max_bad_share={max_bad_share:g} allows:"
+    first = f"{counts}, more than ingest.max_unusable_share={max_bad_share:g} allows:"
     return [first, *_some([f"  {row['path']}: {row['reason']}" for row in bad])]
 
 

@@ -9,7 +9,7 @@ from components.reporting.pages import render
 
 
 class Statements(NamedTuple):
-    """What no program can find out; see `card` in the settings."""
+    """What no program can find out; see `model_card` in the settings."""
 
     data_source: str
     data_licence: str

@@ -89,7 +89,8 @@ def Pusher(
         registry: base path of the pushed models.
         run_id: differs in each run, so that a push is never taken from the cache.
         run_date, schedule_time: see `date_of_run`.
-        settings: in YAML; what a run can be given instead, it is given in `data`, `weights_dir` and the gate's rules.
+        settings: Settings of the pipeline, as a JSON object; `data`, `weights_dir`, `registry` and the gate's rules
+            replace theirs.
         model_name, data_source, data_licence, contact: for the model card.
         retrain: what the model was made from, where the run has looked; later runs compare with it.
     """
@@ -107,7 +108,7 @@ def Pusher(
             "run_date": date_of_run(run_date, schedule_time),
             "inputs_digest": origin,
             "commit": git_commit() or "",
-            "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),
+            "settings": json.dumps(settings_of_run(settings, data, weights_dir, registry, gate["rules"])),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
             "serving_check": read_json(serving_report.uri, SERVING_CHECK_FILE),

@@ -32,10 +32,10 @@ def report_page(documents: dict[str, Any]) -> str:
         documents: what the run found, see `pipeline.results.report.collect`.
     """
     gate, objective = documents["gate"], documents["objective"]
-    settings = yaml.safe_load(documents["settings"])
+    settings = documents["settings"]
     return render(
         "report",
-        **documents,
+        **documents | {"settings": yaml.safe_dump(settings, sort_keys=False)},
         data_source=settings["data"],
         workdir=shlex.quote(settings["workdir"]),
         stable=gate["serving"].get(STABLE),

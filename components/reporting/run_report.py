@@ -76,7 +76,7 @@ class RunReport(BaseComponent):
         training: backbone -> the Trainer's model_run.
         trials: backbone -> the Tuner's results.
         inputs: the other channels, see `components.reporting.run_summary.Sources`.
-        parameters: registry, run_id, settings (YAML), and the run's own data and weights_dir.
+        parameters: registry, run_id, settings (a JSON object), and the run's own data and weights_dir.
     """
 
     SPEC_CLASS = _Spec

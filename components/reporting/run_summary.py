@@ -1,11 +1,10 @@
 """Everything that a run found, gathered from what its components wrote; the report is made of it."""
 
 import importlib.metadata
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from components.digests import git_commit
 from components.evaluation_result import read_evaluation_result
@@ -49,14 +48,14 @@ class Sources(NamedTuple):
     trials: dict[str, str]
 
 
-def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -> dict[str, Any]:
+def gather(sources: Sources, registry: str | Path, run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The documents of a run; see `components.reporting.report_page`.
 
     Args:
         sources: of the run.
         registry: base path of the pushed models.
         run_id: of the run.
-        settings: of the run, in YAML.
+        settings: Settings of the run.
     """
     gate = read_json(sources.decision, GATE_FILE)
     push = read_json(sources.pushed, PUSH_FILE)
@@ -79,7 +78,7 @@ def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -
         "data": read_json(sources.verdict, VERDICT_FILE),
         "training": {name: read_json(sources.training[name], TRAINING_FILE) for name in backbones},
         "trials": {name: read_json(sources.trials[name], TUNER_RESULTS_FILE) for name in backbones},
-        "objective": yaml.safe_load(settings)["tuner"]["objective"],
+        "objective": settings["tuner"]["objective"],
         "test": measured.metrics,
         "worst": _worst(measured.outcomes, sources.examples),
         "record": read_json(f"{sources.winner}/Format-Serving", MODEL_RECORD_FILE),
@@ -90,15 +89,22 @@ def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -
     }
 
 
-def settings_of_run(settings: str, data: str, weights_dir: str, registry: str, rules: dict[str, Any]) -> str:
-    """Settings in YAML with what the run was given instead; a profile that makes the same run on one machine."""
-    values = yaml.safe_load(settings) | {
+def settings_of_run(settings: str, data: str, weights_dir: str, registry: str, rules: dict[str, Any]) -> dict[str, Any]:
+    """Settings that reproduce a run on one machine: those of its pipeline, with the parameters of the run applied.
+
+    Args:
+        settings: Settings of the pipeline, as a JSON object.
+        data: Folder or archive of photos.
+        weights_dir: Folder with ImageNet weights, or "".
+        registry: Base path of the pushed models.
+        rules: Rules of the gate.
+    """
+    return json.loads(settings) | {
         "data": data,
         "weights_dir": weights_dir or None,
         "workdir": os.path.dirname(os.path.dirname(registry)),
         "gate": rules,
     }
-    return yaml.safe_dump(values, sort_keys=False)
 
 
 def verdict(gate: dict[str, Any]) -> str:

@@ -77,7 +77,7 @@ def kaggle(
     with _view() as view:
         laid = public.kaggle(out, dataset, tries, view)
     _show(laid, out)
-    print("Its licence is on its page at Kaggle; tell the model card: --set card.data_licence=...")
+    print("Its licence is on its page at Kaggle; tell the model card: --set model_card.data_licence=...")
 
 
 @data_app.command()
@@ -113,7 +113,7 @@ def oxford(
     with _view() as view:
         laid = public.oxford(out, url, checksums, archives, tries, view)
     _show(laid, out)
-    print("Licence of the data set: CC BY-SA 4.0; tell the model card: --set card.data_licence='CC BY-SA 4.0'")
+    print("Licence of the data set: CC BY-SA 4.0; tell the model card: --set model_card.data_licence='CC BY-SA 4.0'")
 
 
 @contextlib.contextmanager

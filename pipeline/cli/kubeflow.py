@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
     from pipeline.runners.kubeflow.argo_workflow import Workflow
-    from pipeline.runners.kubeflow.client import Kubeflow, KubeflowError
+    from pipeline.runners.kubeflow.client import KubeflowClient, KubeflowError
 
 SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline; `catbreeds compile` writes it.")]
 ParamOption = Annotated[
@@ -117,18 +117,18 @@ def submit(
 
     Exit code: 0 pushed or nothing new, 3 the gate refused, 2 wrong usage or no connection, 1 failure.
     """
-    from pipeline.runners.kubeflow.client import Access, Kubeflow, KubeflowError
+    from pipeline.runners.kubeflow.client import Access, KubeflowClient, KubeflowError
 
     access = Access(host, token, cookie, ca_cert, context, namespace, ui)
     try:
         compiled = read_spec(spec)
         parameters = run_parameters(compiled, param or ())
         check_pipeline_root(pipeline_root)
-        kubeflow = Kubeflow(access)
+        kubeflow = KubeflowClient(access)
         version = _upload(kubeflow, compiled)
-        experiment_id = kubeflow.experiment(experiment or compiled.name, make=True)
+        experiment_id = kubeflow.find_experiment(experiment or compiled.name, create=True)
         name = f"{compiled.name} {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
-        run_id = kubeflow.start(name, experiment_id, version, parameters, pipeline_root)
+        run_id = kubeflow.start_run(name, experiment_id, version, parameters, pipeline_root)
     except (SpecError, KubeflowError) as error:
         raise fail(error) from None
     link = kubeflow.link("runs", run_id)
@@ -172,7 +172,7 @@ def schedule(
     A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise. Of the times that
     it misses, because it is paused, a run still goes on or the server is down, it makes up for the latest only.
     """
-    from pipeline.runners.kubeflow.client import SCHEDULED_TIME, Access, Kubeflow, KubeflowError
+    from pipeline.runners.kubeflow.client import SCHEDULED_TIME, Access, KubeflowClient, KubeflowError
     from pipeline.runners.kubeflow.cron import CronError, to_kubeflow
 
     if [resume, delete, list_, cron is not None or pause].count(True) != 1:
@@ -184,25 +184,25 @@ def schedule(
         compiled = read_spec(spec)
         name = experiment or compiled.name
         if cron is None:
-            kubeflow = Kubeflow(access)
-            experiment_id = kubeflow.experiment(name, make=False)
+            kubeflow = KubeflowClient(access)
+            experiment_id = kubeflow.find_experiment(name, create=False)
             if list_:
-                _list(kubeflow.schedules(experiment_id), name)
+                _list(kubeflow.list_schedules(experiment_id), name)
             elif pause:
-                _change(kubeflow, experiment_id, compiled.name, kubeflow.pause, "paused")
+                _change(kubeflow, experiment_id, compiled.name, kubeflow.pause_schedule, "paused")
             elif resume:
-                _change(kubeflow, experiment_id, compiled.name, kubeflow.resume, "active again", only_one=True)
+                _change(kubeflow, experiment_id, compiled.name, kubeflow.resume_schedule, "active again", only_one=True)
                 print("If it was paused over a time of the schedule, one run starts now, for the latest time.")
             else:
-                _change(kubeflow, experiment_id, compiled.name, kubeflow.delete, "deleted")
+                _change(kubeflow, experiment_id, compiled.name, kubeflow.delete_schedule, "deleted")
             return
         six = to_kubeflow(cron)
         parameters = run_parameters(compiled, param or (), SCHEDULED_TIME)
         check_pipeline_root(pipeline_root)
-        kubeflow = Kubeflow(access)
+        kubeflow = KubeflowClient(access)
         version = _upload(kubeflow, compiled)
-        experiment_id = kubeflow.experiment(name, make=True)
-        schedule_id = kubeflow.schedule(
+        experiment_id = kubeflow.find_experiment(name, create=True)
+        schedule_id = kubeflow.replace_schedule(
             compiled.name, experiment_id, version, parameters, pipeline_root, six, enabled=not pause
         )
     except (SpecError, CronError, KubeflowError) as error:
@@ -211,13 +211,13 @@ def schedule(
     print(f"Next times, in UTC unless the server is set otherwise: {_next_times(six)}")
 
 
-def _upload(kubeflow: "Kubeflow", spec: CompiledSpec) -> tuple[str, str]:
-    *version, is_new = kubeflow.version(spec)
+def _upload(kubeflow: "KubeflowClient", spec: CompiledSpec) -> tuple[str, str]:
+    *version, is_new = kubeflow.ensure_version(spec)
     print(f"Pipeline {spec.name}, version {spec.version}{'' if is_new else ', which was there'}")
     return tuple(version)
 
 
-def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Collection[str], poll: float) -> Exit:
+def _follow(kubeflow: "KubeflowClient", run_id: str, tasks: Collection[str], poll: float) -> Exit:
     """Prints what changes, until the run has ended."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
@@ -225,7 +225,7 @@ def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Collection[str], poll: flo
     lost = unchanged = 0
     while True:
         try:
-            run, lost = kubeflow.run(run_id), 0
+            run, lost = kubeflow.get_run(run_id), 0
         except KubeflowError as error:
             lost += 1
             if lost > _MOST_LOST_LOOKS or error.status in _FINAL:
@@ -241,7 +241,7 @@ def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Collection[str], poll: flo
             if unchanged == _LOOKS_UNTIL_STILL:
                 unchanged = 0
                 with contextlib.suppress(KubeflowError):  # the end of the run says so, if it still fails
-                    _show_workflow(kubeflow.workflow(run_id), tasks, seen)
+                    _show_workflow(kubeflow.get_workflow(run_id), tasks, seen)
         time.sleep(poll)
 
 
@@ -283,14 +283,16 @@ def _show_changes(
     return bool(changed)
 
 
-def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float) -> Exit:
+def _end(
+    kubeflow: "KubeflowClient", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float
+) -> Exit:
     """Says how a run ended; what the gate decided is read from the Workflow, because the tasks of `run` may be old."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
     workflow, unread = None, None
     for _ in range(_MOST_LOOKS_AT_OUTCOME):
         try:
-            workflow = kubeflow.workflow(run.run_id)
+            workflow = kubeflow.get_workflow(run.run_id)
             break
         except KubeflowError as error:
             unread = error
@@ -318,7 +320,7 @@ def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: 
 
 
 def _show_failures(
-    kubeflow: "Kubeflow", run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None"
+    kubeflow: "KubeflowClient", run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None"
 ) -> None:
     """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
     logs = f"    kubectl logs -n {kubeflow.namespace} -l pipeline/runid={run.run_id} -c main --prefix --tail 50"
@@ -355,14 +357,14 @@ def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:
 
 
 def _change(
-    kubeflow: "Kubeflow",
+    kubeflow: "KubeflowClient",
     experiment_id: str,
     name: str,
     change: Callable[[str], None],
     done: str,
     only_one: bool = False,
 ) -> None:
-    schedules = kubeflow.schedules(experiment_id, name)
+    schedules = kubeflow.list_schedules(experiment_id, name)
     if not schedules:
         raise fail(f"there is no schedule {name!r} in that experiment; --cron makes one, --list shows those there are")
     if only_one and len(schedules) > 1:

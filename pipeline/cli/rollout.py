@@ -136,7 +136,7 @@ def _fleet(config: Settings, namespace: str | None, context: str | None) -> "Ite
         return
     from serving.rollout.kubernetes_fleet import KubernetesFleet
 
-    with KubernetesFleet(namespace, config.model_name, config.rollout.models, context) as cluster:
+    with KubernetesFleet(namespace, config.model_name, config.rollout.models_dir, context) as cluster:
         yield cluster
 
 

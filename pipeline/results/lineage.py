@@ -93,7 +93,7 @@ class Lineage:
             "run": self.pusher.run,
             "pushed_at": self.admission["pushed_at"],
             "commit": self.admission["commit"],
-            "settings": yaml.safe_load(self.admission["settings"]),
+            "settings": _parse_settings(self.admission["settings"]),
             "data": {"data": data.properties["data"], "files_digest": data.properties["data_digest"]}
             | {"learned_digest": record["data_digest"]}
             | {split: data.outputs["examples"][0].properties[f"photos_{split}"] for split in ("train", "eval", "test")},
@@ -133,6 +133,17 @@ class Lineage:
 
         grow(root, self.pusher)
         return root
+
+
+def _parse_settings(text: str) -> dict[str, Any]:
+    """Parse the settings in admission.json: a JSON object, or YAML if an earlier version of this project wrote it.
+
+    `yaml.safe_load` alone does not suffice: it follows YAML 1.1, in which the JSON number 1e-05 is a string.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def _label(execution: Execution, run: str) -> Text:

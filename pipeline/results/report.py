@@ -13,7 +13,7 @@ from components.file_names import COMPARISON_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.ingestion.splits import SPLITS
 from components.json_files import read_json
 from components.reporting.run_summary import Sources, gather, is_random, left_out_by_kind, verdict
-from pipeline.settings import Settings, to_yaml
+from pipeline.settings import Settings
 from serving.labels import STABLE
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict
         training=uris("Trainer", "model_run"),
         trials=uris("Tuner", "tuner_results"),
     )
-    return gather(sources, settings.registry, run_id, to_yaml(settings))
+    return gather(sources, settings.registry, run_id, settings.model_dump(mode="json"))
 
 
 def write(folder: Path, documents: dict[str, Any]) -> Path:

@@ -37,7 +37,7 @@ from components.release.model_gate import ModelGate
 from components.release.pusher import Pusher
 from components.release.serving_check import ServingCheck
 from components.reporting import run_report
-from pipeline.settings import load, to_yaml
+from pipeline.settings import load, to_json
 from serving.registry import Registry, RegistryError
 from tests.running import catbreeds
 
@@ -216,7 +216,7 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
     told = {
         "registry": str(registry.base),
         "run_id": "one",
-        "settings": to_yaml(settings),
+        "settings": to_json(settings),
         "data": "",
         "weights_dir": "",
     }

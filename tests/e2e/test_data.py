@@ -87,7 +87,9 @@ def test_defects_are_written_and_the_report_names_each_with_its_reason(tmp_path)
     drawn = catbreeds("sample-data", tmp_path / "photos", "--defects", "--breeds", 2, "--photos", 12)
     kinds = dict(line.rsplit(": ", 1) for line in drawn.stdout.splitlines()[1:])
     assert len(kinds) == 23
-    refused = run_pipeline(tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_bad_share=0.3")
+    refused = run_pipeline(
+        tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_unusable_share=0.3"
+    )
     assert refused.process.returncode == 2
     assert "19 of 47 files cannot be used" in refused.process.stdout
     lines = catbreeds("report", "--data", "--workdir", tmp_path / "work").stdout.splitlines()

@@ -65,4 +65,4 @@ def test_make_demo_works_to_its_end_with_no_more_than_the_readme_asks_for(machin
     *_, report, _, prediction, last = done.stdout.splitlines()  # make says each command that it runs
     assert report == "Report: runs/demo/report/index.html"
     assert re.match(r"runs/demo/unseen/Emberling/\S+\.jpg: Emberling \d+%, ", prediction)
-    assert last == "Now serve it, and ask on a web page: .venv/bin/catbreeds up --workdir runs/demo"
+    assert last == "To serve the model with a web page, run: .venv/bin/catbreeds up --workdir runs/demo"

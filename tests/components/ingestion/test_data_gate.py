@@ -169,7 +169,7 @@ def bad_files(count: int, kind: str = "damaged") -> list[dict]:
 
 def test_too_many_bad_files_stop_the_run_ten_are_named_and_the_rest_counted(gate):
     with pytest.raises(
-        DataError, match=r"13 of 33 files cannot be used, more than ingest.max_bad_share=0.25"
+        DataError, match=r"13 of 33 files cannot be used, more than ingest.max_unusable_share=0.25"
     ) as caught:
         gate.judge(GOOD, bad=bad_files(13))
     assert str(caught.value).count("Birman/") == 10

@@ -33,7 +33,7 @@ from components.reporting.run_report import Executor
 from components.reporting.run_summary import Sources, gather
 from pipeline.cli import app
 from pipeline.results import report
-from pipeline.settings import load, to_yaml
+from pipeline.settings import load, to_json
 
 BREEDS = ["Birman", 'Maine <u title="x">Coon</u> & [bold]co', ":cat: | Manx"]
 PHOTOS = 9  # of each breed in test, at most
@@ -164,7 +164,7 @@ class Place:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._settings = to_yaml(load("smoke", options={"data": "photos", "workdir": str(folder / "work")}))
+        self._settings = to_json(load("smoke", options={"data": "photos", "workdir": str(folder / "work")}))
         write(folder, "winner/Format-Serving/assets.extra/catbreeds.json", RECORD)
         write(folder, "verdict/verdict.json", {"passed": True, "warnings": []})
         write(folder, "trials/tuner_results.json", [TRIAL])

@@ -165,7 +165,7 @@ def documents() -> dict:
             "code_digest": "c" * 64,
         },
         "random": False,
-        "settings": "data: photos of cats\nworkdir: my runs\nseed: 41\n",
+        "settings": {"data": "photos of cats", "workdir": "my runs", "seed": 41},
         "commit": "abc123",
         "versions": {"tensorflow": "2.21.0"},
     }

@@ -192,9 +192,9 @@ def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, ta
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ({}, "the server shows no Workflow of it"),
-        ({"pipeline_runtime": {"workflow_manifest": ""}}, "the server shows no Workflow of it"),
-        ({"pipeline_runtime": [1]}, "the server shows no Workflow of it"),
+        ({}, "the server returned no Workflow"),
+        ({"pipeline_runtime": {"workflow_manifest": ""}}, "the server returned no Workflow"),
+        ({"pipeline_runtime": [1]}, "the server returned no Workflow"),
         ({"pipeline_runtime": {"workflow_manifest": "{}"}}, "the server's Workflow cannot be read"),
         (
             {"pipeline_runtime": {"workflow_manifest": '{"metadata": {}, "status": {"compressedNodes": "H4sIAAAA"}}'}},
@@ -206,7 +206,7 @@ def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, ta
                     "workflow_manifest": '{"metadata": {}, "status": {"offloadNodeStatusVersion": "1"}}'
                 }
             },
-            "Argo Workflows keeps the status of the nodes in a database of its own",
+            "Argo Workflows stores the status of the nodes in a separate database",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server,
     server.script = [("FAILED", {})]
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, done.stderr) == (1, "")
-    assert "no status of its nodes: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
+    assert "no node status: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
 
 
 def test_a_task_that_fails_before_it_has_a_pod_is_named_with_the_command_for_the_run_s_logs(call, server, spec):
@@ -347,22 +347,22 @@ def test_a_watch_ends_when_the_sign_in_does(call, server, spec):
     server.script = [("RUNNING", {}), 401]
     done = call("submit", spec, "--poll", "0.01")
     assert (done.exit_code, "trying again" in done.stderr) == (2, False)
-    assert "give a fresh --token" in done.stderr
+    assert "pass a new --token" in done.stderr
     assert "The run goes on" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("parameter", "parts"),
     [
-        ("photos=x", ["has no parameter 'photos'", "there are: breeds, data, dry, min_accuracy, min_slice, run_date"]),
+        ("photos=x", ["has no parameter 'photos'", "available: breeds, data, dry, min_accuracy, min_slice, run_date"]),
         ("data", ["write --param name=value"]),
         ("min_accuracy=high", ["--param min_accuracy=high: must be a number"]),
         ("min_accuracy=nan", ["must be a number"]),
-        ("min_slice=0.5", ["must be a whole number"]),
+        ("min_slice=0.5", ["must be an integer"]),
         ("dry=1", ["must be true or false"]),
         ('breeds={"a": 1}', ["must be a list in JSON"]),
         ('breeds=[{"a": 1, "a": 2}]', ["must be a list in JSON"]),
-        (f"data={'x' * 10_000}", ["Kubeflow Pipelines takes 10,000"]),
+        (f"data={'x' * 10_000}", ["the limit of Kubeflow Pipelines is 10,000"]),
     ],
 )
 @pytest.mark.parametrize("command", [["submit"], ["schedule", "--cron", "@daily"]])
@@ -375,7 +375,7 @@ def test_a_parameter_that_does_not_fit_is_refused_before_anything_is_sent(
 
 def test_a_parameter_without_a_default_must_be_given(call, server, tmp_path):
     spec = compiled(tmp_path / "bare.yaml", {"data": {"parameterType": "STRING"}})
-    assert_refused(call("submit", spec), "needs a value for data: --param data=...")
+    assert_refused(call("submit", spec), "missing parameters: data; pass --param data=...")
     assert call("submit", spec, "--no-wait", "--param", "data=cats").exit_code == 0
     assert only(server.runs)["runtime_config"]["parameters"] == {"data": "cats"}
 
@@ -386,21 +386,25 @@ def test_what_is_no_compiled_pipeline_is_refused(call, tmp_path):
     assert_refused(call("submit", tmp_path / "workflow.yaml"), "workflow.yaml: not a compiled pipeline")
     twice = tmp_path / "twice.yaml"
     twice.write_text("schemaVersion: 2.1.0\n" + compiled(twice).read_text())
-    assert_refused(call("submit", twice), "twice.yaml: not a compiled pipeline", "key 'schemaVersion' is there twice")
+    assert_refused(call("submit", twice), "twice.yaml: not a compiled pipeline", "duplicate key 'schemaVersion'")
     old = compiled(tmp_path / "old.yaml", schema="2.0.0")
-    assert_refused(call("submit", old), "schemaVersion 2.0.0, but Kubeflow Pipelines takes 2.1.0")
+    assert_refused(call("submit", old), "schemaVersion 2.0.0, but 2.1.0 is required")
 
 
 @pytest.mark.parametrize(
     ("body", "answer", "said"),
     [
-        (b'{"multi_user": tr', behave, "answers with damaged JSON, of which 17 characters came"),
-        (b'{"multi_user": true}', cut_after(9), "nothing answers at"),
-        (b"[1, 2]", behave, "answers with a web page, likely its login, instead of"),
-        (b"<html>sign in", behave, "answers with a web page, likely its login, instead of"),
-        (b"", behave, "answers with a web page, likely its login, instead of"),
-        (b'{"multi_user": "\xff"}', behave, "answers with what is no text"),
-        (b"\xff", lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")), "what is no text"),
+        (b'{"multi_user": tr', behave, "returned invalid JSON (17 characters received)"),
+        (b'{"multi_user": true}', cut_after(9), "no response from"),
+        (b"[1, 2]", behave, "returned a web page, probably its login page, instead of"),
+        (b"<html>sign in", behave, "returned a web page, probably its login page, instead of"),
+        (b"", behave, "returned a web page, probably its login page, instead of"),
+        (b'{"multi_user": "\xff"}', behave, "returned a response that is not text"),
+        (
+            b"\xff",
+            lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")),
+            "returned a response that is not text",
+        ),
     ],
 )
 def test_an_answer_that_is_cut_or_not_kubeflow_s_is_told(spec, body, answer, said):
@@ -430,13 +434,13 @@ def test_who_stops_watching_is_told_that_the_run_goes_on(server, url, spec):
 
 def test_without_a_host_it_says_how_to_reach_one(call_by_kubectl, spec):
     done = call_by_kubectl({}, "submit", spec)
-    assert_refused(done, "say --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
+    assert_refused(done, "pass --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
 
 
 def test_a_host_that_does_not_answer_is_named(call, server, spec):
     with serving(server) as gone:
         pass
-    assert_refused(call("submit", spec, "--host", gone), f"nothing answers at {gone}", "kubectl port-forward")
+    assert_refused(call("submit", spec, "--host", gone), f"no response from {gone}", "kubectl port-forward")
     assert_refused(call("submit", spec, "--host", "localhost:8080"), "write http://localhost:8080")
 
 
@@ -468,9 +472,11 @@ def test_kubectl_s_configuration_leads_to_the_server(call_by_kubectl, server, ur
     assert (done.returncode, done.stderr) == (0, "")
     assert "http://localhost:8080/#/runs/details/" in done.stdout
     assert_refused(call_by_kubectl(config, "submit", spec, "--context", "there"), "not in namespace kubeflow", "--host")
-    assert_refused(call_by_kubectl(config, "submit", spec, "--context", "nowhere"), "nowhere", "say --host")
+    assert_refused(call_by_kubectl(config, "submit", spec, "--context", "nowhere"), "nowhere", "pass --host")
     server.token = "renewed"
-    assert_refused(call_by_kubectl(config, "submit", spec), "does not know you: sign in to the cluster again (401")
+    assert_refused(
+        call_by_kubectl(config, "submit", spec), "rejects your credentials: sign in to the cluster again (401"
+    )
 
 
 def test_kubectl_s_configuration_that_is_damaged_is_named(call_by_kubectl, spec, tmp_path):
@@ -493,13 +499,13 @@ def test_a_certificate_that_is_not_trusted_is_refused_unless_it_is_named(call, s
 def test_a_token_signs_in(call, server, spec):
     server.token = "secret"
     for variables in ({}, {"KF_PIPELINES_TOKEN": "stale"}):
-        assert_refused(call("submit", spec, **variables), "does not know you: give a fresh --token", "401")
+        assert_refused(call("submit", spec, **variables), "rejects your credentials: pass a new --token", "401")
     assert call("submit", spec, "--no-wait", KF_PIPELINES_TOKEN="secret").exit_code == 0
 
 
 def test_a_login_page_is_no_answer(call, server, spec):
     server.login = True
-    assert_refused(call("submit", spec), "web page, likely its login", "--cookie")
+    assert_refused(call("submit", spec), "web page, probably its login page", "--cookie")
 
 
 def test_a_server_that_is_too_old_is_told(call, server, spec):
@@ -509,16 +515,16 @@ def test_a_server_that_is_too_old_is_told(call, server, spec):
 
 def test_a_server_for_many_users_wants_a_namespace_and_the_right_one(call, server, spec):
     server.namespaces = {"alice"}
-    assert_refused(call("submit", spec), "is for many users: say --namespace")
+    assert_refused(call("submit", spec), "is a multi-user server: pass --namespace")
     wrong = call("submit", spec, "--namespace", "bob")
-    assert_refused(wrong, "does not let you work in namespace 'bob'", "not authorized")
+    assert_refused(wrong, "denies access to namespace 'bob'", "not authorized")
     assert "at stack" not in wrong.stderr
     assert call("submit", spec, "--no-wait", KF_PIPELINES_NAMESPACE="alice").exit_code == 0
     assert only(server.experiments)["namespace"] == "alice"
 
 
 def test_a_server_for_one_user_has_no_namespaces(call, spec):
-    assert_refused(call("submit", spec, "--namespace", "kubeflow"), "leave --namespace out")
+    assert_refused(call("submit", spec, "--namespace", "kubeflow"), "remove --namespace")
 
 
 # Schedules.
@@ -555,9 +561,9 @@ def test_five_cron_fields_become_the_six_of_kubeflow(call, server, spec, cron, s
         ("", ["0 fields; write five"]),
         ("61 * * * *", ["out of range"]),
         ("0 3 30 2 *", ["the five fields are"]),
-        ("0 3 l * *", ["does not know 'l'"]),
-        ("0 3 * * mon#2", ["does not know '#'"]),
-        ("r 3 * * *", ["does not know 'r'"]),
+        ("0 3 l * *", ["does not support 'l'"]),
+        ("0 3 * * mon#2", ["does not support '#'"]),
+        ("r 3 * * *", ["does not support 'r'"]),
         ("@reboot", ["@reboot"]),
     ],
 )
@@ -621,10 +627,10 @@ def test_an_update_that_is_interrupted_anywhere_never_leaves_two_active_and_ends
 
 
 def test_an_experiment_that_is_not_there_is_named_and_an_archived_one_is_not_used(call, server, spec):
-    assert_refused(call("schedule", spec, "--list"), "there is no experiment 'catbreeds'; there are: none")
+    assert_refused(call("schedule", spec, "--list"), "no experiment 'catbreeds'; available: none")
     call("submit", spec, "--no-wait")
     done = call("schedule", spec, "--pause", "--experiment", "cats")
-    assert_refused(done, "there is no experiment 'cats'; there are: 'catbreeds'")
+    assert_refused(done, "no experiment 'cats'; available: 'catbreeds'")
     only(server.experiments)["storage_state"] = "ARCHIVED"
     done = call("submit", spec, "--no-wait")
     assert done.exit_code == 2

@@ -64,7 +64,7 @@ def test_on_this_machine_servers_follow_what_is_typed(typed, registry, laptop, j
 
 def test_in_a_cluster_its_pods_follow_and_what_is_wrong_is_a_sentence(typed, api, registry, processes):
     api.add_pod("model-server-0", processes[0].port)
-    where = ("--namespace", NAMESPACE, "--context", "double", "--set", f"rollout.models={registry.base.parent}")
+    where = ("--namespace", NAMESPACE, "--context", "double", "--set", f"rollout.models_dir={registry.base.parent}")
     done = typed("promote", 2, where=where)
     assert done.stdout == "version 2 is stable, before it version 1\n1 server serves it\n", done.stderr
     assert processes[0].added(MODEL, "stable") == 2

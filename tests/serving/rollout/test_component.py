@@ -86,7 +86,7 @@ def test_it_is_in_the_graph_after_pusher_where_the_settings_ask_for_it():
         return spec["root"]["dag"]["tasks"]
 
     assert "Rollout" not in tasks()
-    task = tasks("rollout.start=cluster", "rollout.share=0.5")["Rollout"]
+    task = tasks("rollout.target=cluster", "rollout.canary_share=0.5")["Rollout"]
     assert task["inputs"]["artifacts"]["pushed"]["taskOutputArtifact"]["producerTask"] == "Pusher"
     parameters = task["inputs"]["parameters"]
     assert parameters["registry"] == {"componentInputParameter": "registry"}
