@@ -17,34 +17,34 @@ A photo that cannot be used is a `serving.photo.PhotoError`, whichever way it we
 from serving.client.answers import Answer, Model, ModelChoice, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike
 from serving.client.errors import (
-    BadAnswer,
+    BadResponse,
     Busy,
     ClientError,
+    InvalidKey,
     NotServed,
-    Refused,
+    RequestRejected,
     TimedOut,
     Unavailable,
     Unreachable,
     WrongAddress,
-    WrongKey,
 )
 
 __all__ = [
     "Answer",
     "AsyncClient",
-    "BadAnswer",
+    "BadResponse",
     "Busy",
     "Client",
     "ClientError",
+    "InvalidKey",
     "Model",
     "ModelChoice",
     "NotServed",
     "PhotoLike",
     "Prediction",
-    "Refused",
+    "RequestRejected",
     "TimedOut",
     "Unavailable",
     "Unreachable",
     "WrongAddress",
-    "WrongKey",
 ]

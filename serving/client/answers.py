@@ -66,7 +66,7 @@ class Answer:
         return self.predictions[0]
 
 
-def ranked(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
+def rank(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
     """The `top_k` most probable breeds, all if None; most probable first.
 
     Raises:

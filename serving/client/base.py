@@ -92,7 +92,7 @@ def names(photos: Sequence[PhotoLike]) -> list[str]:
     return [f"photo {n}" if isinstance(photo, bytes) else printable(str(photo)) for n, photo in enumerate(photos, 1)]
 
 
-def normalised(photos: Sequence[PhotoLike]) -> list[bytes]:
+def normalise_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
     """Photos as the model wants them; the gateway does the same.
 
     Raises:

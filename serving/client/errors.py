@@ -33,19 +33,19 @@ class NotServed(ClientError):
     """The server is there and does not serve that model, version or label (yet)."""
 
 
-class Refused(ClientError):
+class RequestRejected(ClientError):
     """The server does not take such a request from this client: wrong key, wrong address, wrong parameter."""
 
 
-class WrongAddress(Refused):
+class WrongAddress(RequestRejected):
     """The address is none, or not that of such a server: it has a path that is not the server's, for example."""
 
 
-class WrongKey(Refused):
+class InvalidKey(RequestRejected):
     """No HTTP header can carry the key."""
 
 
-class BadAnswer(ClientError):
+class BadResponse(ClientError):
     """The server failed, or answers something else than a breed classifier does."""
 
 

@@ -8,7 +8,7 @@ import httpx
 from serving import http_client, proxies
 from serving.client.answers import Answer, Model, Prediction
 from serving.client.base import AsyncClient, Client, PhotoLike, names, read
-from serving.client.errors import BadAnswer, Busy, NotServed, Refused, TimedOut, Unavailable, WrongKey
+from serving.client.errors import BadResponse, Busy, InvalidKey, NotServed, RequestRejected, TimedOut, Unavailable
 from serving.client.http import TIMEOUT, checked, errors_told, json_of, wrong_address
 from serving.names import is_header_value
 from serving.photo import PhotoError
@@ -85,7 +85,7 @@ class AsyncGatewayClient(AsyncClient):
 def _headers(api_key: str | None, request_key: str | None) -> dict[str, str]:
     for name, key in (("API key", api_key), ("request key", request_key)):
         if key and not is_header_value(key):
-            raise WrongKey(f"the {name} has characters that no HTTP header can carry; it must be printable ASCII")
+            raise InvalidKey(f"the {name} has characters that no HTTP header can carry; it must be printable ASCII")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return headers | ({"X-Request-Key": request_key} if request_key else {})
 
@@ -109,7 +109,7 @@ def _answers(response: httpx.Response, photos: int) -> list[Answer]:
             for row in rows
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise BadAnswer(f"{response.url} is no gateway of ours: {error!r}") from None
+        raise BadResponse(f"{response.url} is no gateway of ours: {error!r}") from None
 
 
 def _model(document: dict[str, Any]) -> Model:
@@ -123,7 +123,7 @@ def _ready(response: httpx.Response) -> Model:
     try:
         return _model(document)
     except (KeyError, TypeError) as error:
-        raise BadAnswer(f"{response.url} is no gateway of ours: {error!r}") from None
+        raise BadResponse(f"{response.url} is no gateway of ours: {error!r}") from None
 
 
 def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
@@ -145,4 +145,4 @@ def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
         return kind(detail, float(wait) if wait.isdigit() else None)
     if code == 504:
         return TimedOut(detail)
-    return Refused(detail) if code < 500 else BadAnswer(detail)
+    return RequestRejected(detail) if code < 500 else BadResponse(detail)

@@ -12,13 +12,13 @@ import grpc
 
 from serving import protos, proxies
 from serving.addresses import wrong_grpc_target
-from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
-from serving.client.base import AsyncClient, Client, PhotoLike, normalised
+from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
+from serving.client.base import AsyncClient, Client, PhotoLike, normalise_photos
 from serving.client.errors import (
-    BadAnswer,
+    BadResponse,
     ClientError,
     NotServed,
-    Refused,
+    RequestRejected,
     TimedOut,
     Unavailable,
     WrongAddress,
@@ -69,7 +69,7 @@ class GrpcClient(Client):
         timeout: seconds for a request, retries included.
 
     Raises:
-        Refused: the environment names a proxy that cannot be used.
+        RequestRejected: the environment names a proxy that cannot be used.
         WrongAddress: `target` is a URL, or has no possible port.
     """
 
@@ -82,7 +82,7 @@ class GrpcClient(Client):
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
-        request = _request(normalised(photos), self._asked)
+        request = _request(normalise_photos(photos), self._asked)
         try:
             response = self._predict(request, timeout=self._timeout)
         except grpc.RpcError as error:
@@ -106,9 +106,9 @@ class AsyncGrpcClient(AsyncClient):
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See AsyncClient."""
-        return await self.ask(await asyncio.to_thread(normalised, photos), self._asked, self._timeout, top_k)
+        return await self.predict_normalised(await asyncio.to_thread(normalise_photos, photos), self._asked, self._timeout, top_k)
 
-    async def ask(
+    async def predict_normalised(
         self,
         photos: Sequence[bytes],
         model: ModelChoice,
@@ -116,7 +116,7 @@ class AsyncGrpcClient(AsyncClient):
         top_k: int | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> list[Answer]:
-        """As `predict_many`, for photos that are normalised already.
+        """As `predict_many`, for photos that are normalise_photos already.
 
         Args:
             photos: JPEG or PNG bytes, as `serving.photo` makes them.
@@ -143,7 +143,7 @@ def _options(target: str) -> list[tuple[str, str | int]]:
     try:
         return [*_OPTIONS, *proxies.grpc_options(target)]
     except proxies.ProxyError as error:
-        raise Refused(str(error)) from None
+        raise RequestRejected(str(error)) from None
 
 
 def _checked(target: str) -> str:
@@ -183,9 +183,9 @@ def _answers(response: protos.PredictResponse, photos: int, top_k: int | None) -
         values = _floats(probabilities)
         names = [name.decode() for name in breeds.string_val]
         rows = [slice(row * columns, (row + 1) * columns) for row in range(photos)]
-        return [Answer(model, ranked(names[row], values[row], top_k)) for row in rows]
+        return [Answer(model, rank(names[row], values[row], top_k)) for row in rows]
     except (ValueError, IndexError, struct.error) as error:
-        raise BadAnswer(f"{model.name} version {model.version} is no breed classifier of ours: {error}") from None
+        raise BadResponse(f"{model.name} version {model.version} is no breed classifier of ours: {error}") from None
 
 
 def _floats(tensor: protos.TensorProto) -> Sequence[float]:
@@ -204,5 +204,5 @@ def _client_error(error: grpc.RpcError, via: str) -> ClientError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TimedOut(f"the model server did not answer in time{via}: {text}")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
-        return Refused(f"the model server refuses the request: {text}")
-    return BadAnswer(f"the model server failed ({code.name}){via}: {text}")
+        return RequestRejected(f"the model server refuses the request: {text}")
+    return BadResponse(f"the model server failed ({code.name}){via}: {text}")

@@ -8,7 +8,7 @@ import httpx
 
 from serving import proxies
 from serving.addresses import has_possible_port
-from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable, WrongAddress
+from serving.client.errors import BadResponse, RequestRejected, TimedOut, Unreachable, WrongAddress
 
 TIMEOUT = 30.0  # seconds
 # What OpenSSL says of a server that answers something else than TLS.
@@ -33,7 +33,7 @@ def errors_told(url: str) -> Iterator[None]:
     Raises:
         TimedOut: no answer within the time.
         Unreachable: nobody answers at `url`.
-        Refused: the environment names a proxy that cannot be used.
+        RequestRejected: the environment names a proxy that cannot be used.
         WrongAddress: `url` is none.
     """
     try:
@@ -41,7 +41,7 @@ def errors_told(url: str) -> Iterator[None]:
     except httpx.TimeoutException:
         raise TimedOut(f"{url} did not answer in time{proxies.through(url)}") from None
     except proxies.ProxyError as error:
-        raise Refused(str(error)) from None
+        raise RequestRejected(str(error)) from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
         raise WrongAddress(f"{url} is no address of a server: {error}; write http://HOST:PORT") from None
     except httpx.TransportError as error:
@@ -71,7 +71,7 @@ def json_of(response: httpx.Response, server: str) -> dict[str, Any]:
         server: what it should be, for people.
 
     Raises:
-        BadAnswer: there is none.
+        BadResponse: there is none.
         WrongAddress: the server does not know the path.
     """
     try:
@@ -82,7 +82,7 @@ def json_of(response: httpx.Response, server: str) -> dict[str, Any]:
         if response.status_code in (404, 405):
             raise wrong_address(response, server)
         via = proxies.through(str(response.url))
-        raise BadAnswer(
+        raise BadResponse(
             f"{response.url} answers {response.status_code} and no JSON object{via}: {response.text[:200]!r}"
         )
     return document

@@ -13,9 +13,17 @@ from urllib.parse import quote
 import httpx
 
 from serving import http_client
-from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
-from serving.client.base import AsyncClient, Client, PhotoLike, normalised
-from serving.client.errors import BadAnswer, ClientError, NotServed, Refused, TimedOut, Unavailable, is_unknown_label
+from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
+from serving.client.base import AsyncClient, Client, PhotoLike, normalise_photos
+from serving.client.errors import (
+    BadResponse,
+    ClientError,
+    NotServed,
+    RequestRejected,
+    TimedOut,
+    Unavailable,
+    is_unknown_label,
+)
 from serving.client.http import TIMEOUT, checked, errors_told, json_of, wrong_address
 
 _SERVER = "a model server's REST"
@@ -37,7 +45,7 @@ class RestClient(Client):
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
-        conversation = _conversation(self._url, self._asked, normalised(photos), top_k)
+        conversation = _conversation(self._url, self._asked, normalise_photos(photos), top_k)
         with errors_told(self._url):
             request = next(conversation)
             while True:
@@ -60,7 +68,7 @@ class AsyncRestClient(AsyncClient):
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See AsyncClient."""
-        conversation = _conversation(self._url, self._asked, await asyncio.to_thread(normalised, photos), top_k)
+        conversation = _conversation(self._url, self._asked, await asyncio.to_thread(normalise_photos, photos), top_k)
         with errors_told(self._url):
             request = next(conversation)
             while True:
@@ -93,12 +101,12 @@ def _conversation(url: str, asked: ModelChoice, photos: list[bytes], top_k: int 
             model = Model(spec["name"], int(spec["version"]))
             request = httpx.Request("POST", f"{base}/versions/{model.version}:predict", json={"instances": instances})
             rows = _document(url, (yield request))["predictions"]
-            return [Answer(model, ranked(row["breeds"], row["probabilities"], top_k)) for row in rows]
+            return [Answer(model, rank(row["breeds"], row["probabilities"], top_k)) for row in rows]
         except NotServed:  # it may have been replaced in between
             if last:
                 raise
         except (KeyError, TypeError, ValueError) as error:
-            raise BadAnswer(f"{url} serves no breed classifier of ours: {error!r}") from None
+            raise BadResponse(f"{url} serves no breed classifier of ours: {error!r}") from None
 
 
 def _document(url: str, response: httpx.Response) -> dict[str, Any]:
@@ -119,4 +127,4 @@ def _error(url: str, code: int, text: str) -> ClientError:
         return Unavailable(f"{url} is not available: {text}")
     if code == 504:
         return TimedOut(f"{url} did not answer in time: {text}")
-    return Refused(f"{url} refuses the request: {text}") if code < 500 else BadAnswer(f"{url} failed: {text}")
+    return RequestRejected(f"{url} refuses the request: {text}") if code < 500 else BadResponse(f"{url} failed: {text}")

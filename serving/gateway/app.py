@@ -19,10 +19,10 @@ from serving.gateway.problems import HANDLERS, Problem
 from serving.gateway.readiness import Readiness
 from serving.gateway.request_middleware import Observer
 from serving.gateway.response_schemas import (
-    AnswerDocument,
-    AnswersDocument,
-    ProblemDocument,
-    ReadyDocument,
+    BatchPredictionResponse,
+    PredictionResponse,
+    ProblemDetails,
+    ReadinessResponse,
     photo_body,
     problems,
 )
@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         exception_handlers=HANDLERS,
         redoc_url=None,
-        responses={"4XX": {"model": ProblemDocument, "description": "What was wrong with the request."}},
+        responses={"4XX": {"model": ProblemDetails, "description": "What was wrong with the request."}},
     )
     app.include_router(predictions, **_protection(settings.api_keys))
     app.include_router(operations)
@@ -110,7 +110,9 @@ def _protection(api_keys: Sequence[str]) -> dict[str, Any]:
 
 
 @predictions.post(
-    "/v1/breeds:predict", response_model=AnswerDocument | AnswersDocument, openapi_extra=photo_body(several=True)
+    "/v1/breeds:predict",
+    response_model=PredictionResponse | BatchPredictionResponse,
+    openapi_extra=photo_body(several=True),
 )
 async def predict(request: Request, top_k: TopK = 5) -> JSONResponse:
     """The breeds of a photo, most probable first; several photos in a form get `photos`, an answer each."""
@@ -145,7 +147,7 @@ async def health() -> dict[str, str]:
 
 @operations.head("/readyz", include_in_schema=False)
 @operations.get(
-    "/readyz", response_model=ReadyDocument, responses=problems(_503="It cannot predict.", _504="Nor soon.")
+    "/readyz", response_model=ReadinessResponse, responses=problems(_503="It cannot predict.", _504="Nor soon.")
 )
 async def ready(request: Request) -> JSONResponse:
     """A photo was predicted a moment ago."""

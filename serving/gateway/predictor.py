@@ -62,7 +62,7 @@ class Predictor:
             Problem: it does not answer.
         """
         try:
-            return await self._client.ask(photos, self._routing.stable, timeout, top_k)
+            return await self._client.predict_normalised(photos, self._routing.stable, timeout, top_k)
         except ClientError as error:
             raise Problem.of_model_server(error) from None
 
@@ -76,7 +76,7 @@ class Predictor:
     ) -> list[Answer]:
         label, started = chosen.label or "default", time.perf_counter()
         try:
-            answers = await self._client.ask(photos, chosen, end - time.monotonic(), top_k, metadata)
+            answers = await self._client.predict_normalised(photos, chosen, end - time.monotonic(), top_k, metadata)
         except NotServed as error:
             if chosen == self._routing.stable:
                 self._metrics.model_server_failures.labels(label).inc()

@@ -9,40 +9,40 @@ _PREDICTIONS = [{"breed": "Siamese", "probability": 0.91}, {"breed": "Birman", "
 _ID = "6f1c0a52f0e94d1e9a3b0c8d7e6f5a41"
 
 
-class ModelDocument(BaseModel):
+class ModelVersion(BaseModel):
     """The model that answered."""
 
     name: str
     version: int
 
 
-class PredictionDocument(BaseModel):
+class BreedProbability(BaseModel):
     """A breed and its probability."""
 
     breed: str
     probability: float = Field(ge=0, le=1)
 
 
-class AnswerDocument(BaseModel):
+class PredictionResponse(BaseModel):
     """The answer to one photo."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": _MODEL, "predictions": _PREDICTIONS, "request_id": _ID}]}
     )
 
-    model: ModelDocument
-    predictions: list[PredictionDocument] = Field(description="most probable first")
+    model: ModelVersion
+    predictions: list[BreedProbability] = Field(description="most probable first")
     request_id: str
 
 
-class PhotoDocument(BaseModel):
+class PhotoPredictions(BaseModel):
     """One of several photos."""
 
     photo: str = Field(description="name of its file")
-    predictions: list[PredictionDocument] = Field(description="most probable first")
+    predictions: list[BreedProbability] = Field(description="most probable first")
 
 
-class AnswersDocument(BaseModel):
+class BatchPredictionResponse(BaseModel):
     """The answer to several photos, in their order; one version of the model answered all."""
 
     model_config = ConfigDict(
@@ -57,18 +57,18 @@ class AnswersDocument(BaseModel):
         }
     )
 
-    model: ModelDocument
-    photos: list[PhotoDocument]
+    model: ModelVersion
+    photos: list[PhotoPredictions]
     request_id: str
 
 
-class ReadyDocument(BaseModel):
+class ReadinessResponse(BaseModel):
     """The model that is ready to answer."""
 
-    model: ModelDocument
+    model: ModelVersion
 
 
-class ProblemDocument(BaseModel):
+class ProblemDetails(BaseModel):
     """What went wrong (RFC 9457)."""
 
     model_config = ConfigDict(
@@ -96,7 +96,7 @@ class ProblemDocument(BaseModel):
 
 def problems(**reasons: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's responses: `_415="what it means"`."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
     return {int(code[1:]): {"description": meaning, "content": content} for code, meaning in reasons.items()}
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 from PIL import Image, ImageOps
 
 from serving.names import is_ignored
-from serving.page.text import plain
+from serving.page.escaping import escape_markdown
 from serving.photo import may_be_photo
 
 _UPLOAD, _CAMERA, _SAMPLE = "Upload", "Camera", "Samples"
@@ -79,9 +79,9 @@ def _choose_sample(samples: Sequence[Sample]) -> Chosen | None:
                 try:
                     st.image(_thumbnail(sample.path), width=_THUMBNAIL)
                 except OSError:
-                    st.caption(f"{plain(sample.path.name)} cannot be shown")
+                    st.caption(f"{escape_markdown(sample.path.name)} cannot be shown")
                     continue
-                if st.button(plain(sample.breed), key=f"sample {number}", width="stretch"):
+                if st.button(escape_markdown(sample.breed), key=f"sample {number}", width="stretch"):
                     st.session_state["sample"] = number
     number = st.session_state.get("sample")
     if number is None:

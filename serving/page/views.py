@@ -11,13 +11,13 @@ from serving.client import (
     ClientError,
     NotServed,
     Prediction,
-    Refused,
+    RequestRejected,
     TimedOut,
     Unavailable,
     Unreachable,
 )
+from serving.page.escaping import escape_markdown
 from serving.page.photos import Chosen
-from serving.page.text import plain
 from serving.photo import PhotoError, normalise
 
 _SHOWN = 5  # bars
@@ -32,7 +32,7 @@ _TROUBLES = {
     NotServed: ("No model is ready.", "The gateway answers, but no model is loaded yet: try again in a moment."),
     Unavailable: ("No model is ready.", "The gateway answers, but the model server does not: try again in a moment."),
     TimedOut: ("No answer in time.", "The model is slow or overloaded: try again in a moment."),
-    Refused: ("The gateway does not take requests of this page.", "Who runs the page must see to it."),
+    RequestRejected: ("The gateway does not take requests of this page.", "Who runs the page must see to it."),
     ClientError: ("The answer cannot be understood.", "Who runs the page must see to it."),
 }
 
@@ -40,13 +40,13 @@ _TROUBLES = {
 def show_answer(photo: Chosen, answer: Answer) -> None:
     """The best breed in large, the photo, and beside or below it the other breeds."""
     best = answer.best
-    st.subheader(f"{plain(best.breed)}, {best.probability:.0%}", anchor=False)
+    st.subheader(f"{escape_markdown(best.breed)}, {best.probability:.0%}", anchor=False)
     if note := unsure(answer.predictions):
         st.warning(note, icon=":material/help:")
     left, right = st.columns([2, 3], gap="medium")
     with left:
         # As the model saw it: upright, and small enough for a phone.
-        st.image(normalise(photo.content).data, caption=plain(photo.name), width="stretch")
+        st.image(normalise(photo.content).data, caption=escape_markdown(photo.name), width="stretch")
     with right:
         st.altair_chart(_bars(answer.predictions[:_SHOWN]), width="stretch")
         breeds = len(answer.predictions)
@@ -63,7 +63,7 @@ def unsure(predictions: Sequence[Prediction]) -> str:
     best, *others = predictions
     if best.probability >= _SURE:
         return ""
-    rest = ", ".join(f"{plain(other.breed)} {other.probability:.0%}" for other in others[:2])
+    rest = ", ".join(f"{escape_markdown(other.breed)} {other.probability:.0%}" for other in others[:2])
     return f"The model is unsure. It may as well be another breed ({rest}), or one that the model does not know."
 
 
@@ -71,7 +71,7 @@ def show_refusal(error: PhotoError) -> None:
     """Why a photo is not used."""
     # The client numbers photos whose file it does not know.
     reason = str(error).removeprefix("photo 1: ")
-    st.error(f"**This photo was refused:** {plain(reason)}.", icon=":material/image_not_supported:")
+    st.error(f"**This photo was refused:** {escape_markdown(reason)}.", icon=":material/image_not_supported:")
 
 
 def show_trouble(error: ClientError) -> None:

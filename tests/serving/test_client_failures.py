@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from serving import protos
-from serving.client import BadAnswer, Refused, TimedOut, Unavailable
+from serving.client import BadResponse, RequestRejected, TimedOut, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from tests.serving.classifier import encoded, picture
 from tests.serving.gateway.gateways import Gateway, problem
@@ -65,9 +65,9 @@ def test_one_that_stays_unavailable_is_asked_five_times(asking, script):
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (grpc.StatusCode.INVALID_ARGUMENT, Refused),
+        (grpc.StatusCode.INVALID_ARGUMENT, RequestRejected),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Unavailable),
-        (grpc.StatusCode.INTERNAL, BadAnswer),
+        (grpc.StatusCode.INTERNAL, BadResponse),
     ],
 )
 def test_what_another_try_would_not_mend_is_asked_once(asking, script, code, error):
@@ -90,7 +90,7 @@ def test_the_deadline_ends_the_wait_and_the_server_knows_it(asking, script):
     ids=["nothing", "no breeds", "no number"],
 )
 def test_an_answer_that_is_none_of_a_breed_classifier_is_said_to_be(asking, script, nonsense):
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadResponse):
         asking(f"127.0.0.1:{script(nonsense).port}", 30)
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serving import http_client, proxies
-from serving.client import BadAnswer, ClientError, Refused, Unavailable
+from serving.client import BadResponse, ClientError, RequestRejected, Unavailable
 from serving.client.gateway import AsyncGatewayClient, GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import AsyncRestClient, RestClient
@@ -103,7 +103,7 @@ def client(request) -> Callable[[str], None]:
 
 
 def test_others_are_asked_through_the_proxy_which_the_message_names(client, proxy):
-    with pytest.raises((Unavailable, BadAnswer), match=rf"through the proxy (http_proxy|HTTPS_PROXY)={proxy.url}\)"):
+    with pytest.raises((Unavailable, BadResponse), match=rf"through the proxy (http_proxy|HTTPS_PROXY)={proxy.url}\)"):
         client(f"{ELSEWHERE}:8500")
     assert ELSEWHERE in proxy.asked[0]
 
@@ -119,7 +119,7 @@ def test_this_machine_is_not_asked_through_a_proxy_nor_does_a_message_blame_one(
 def test_a_socks_proxy_is_refused_with_its_variable_and_does_not_concern_this_machine(client, environment):
     environment(ALL_PROXY="socks5://user:secret@127.0.0.1:1080")
     with pytest.raises(
-        Refused, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {ELSEWHERE} to no_proxy"
+        RequestRejected, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {ELSEWHERE} to no_proxy"
     ) as caught:
         client(f"{ELSEWHERE}:8500")
     assert "secret" not in str(caught.value)

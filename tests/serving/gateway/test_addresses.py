@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client import WrongAddress, WrongKey
+from serving.client import InvalidKey, WrongAddress
 from serving.client.gateway import GatewayClient
 from tests.running import catbreeds
 from tests.serving.gateway.gateways import PHOTOS
@@ -73,7 +73,7 @@ def test_a_key_that_no_header_can_carry_is_wrong_usage_and_is_not_shown(gateway,
     done = catbreeds("predict", photo, "--gateway", gateway.url, "--api-key", key)
     assert (done.returncode, "the API key has characters that no HTTP header" in done.stderr) == (2, True)
     assert key not in done.stderr
-    with pytest.raises(WrongKey, match="the request key has characters"):
+    with pytest.raises(InvalidKey, match="the request key has characters"):
         GatewayClient(gateway.url, request_key=key)
 
 

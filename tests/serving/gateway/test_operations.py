@@ -104,7 +104,10 @@ def test_a_browser_of_an_allowed_origin_may_ask(start_gateway, model_server):
 def test_the_document_of_the_api_has_examples_and_a_page(gateway):
     assert "swagger" in gateway.http.get("/docs").text.lower()
     schemas = gateway.http.get("/openapi.json").json()["components"]["schemas"]
-    assert {name for name, schema in schemas.items() if schema.get("examples")} >= {"AnswerDocument", "ProblemDocument"}
+    assert {name for name, schema in schemas.items() if schema.get("examples")} >= {
+        "PredictionResponse",
+        "ProblemDetails",
+    }
 
 
 def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, model_server):

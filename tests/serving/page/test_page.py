@@ -16,7 +16,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from serving.local.processes import Program, missing
-from serving.page.text import plain
+from serving.page.escaping import escape_markdown
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
@@ -247,4 +247,4 @@ def test_the_page_brings_neither_tensorflow_nor_the_pipeline():
 
 @pytest.mark.parametrize("name", ["*Maine* Coon", "short_hair_", "a [link](x)", "$5$ :cat: <b>`~^", "Norwegian – Ål"])
 def test_a_name_is_shown_as_it_is(name):
-    assert MarkdownIt("js-default").render(plain(name)) == f"<p>{html.escape(name)}</p>\n"
+    assert MarkdownIt("js-default").render(escape_markdown(name)) == f"<p>{html.escape(name)}</p>\n"

@@ -5,6 +5,6 @@ import re
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Markdown that shows `text` as it is: names of files and breeds may contain anything."""
     return _PUNCTUATION.sub(r"\\\g<0>", text)
