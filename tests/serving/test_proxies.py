@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from serving import http_client, proxies
-from serving.client import BadResponse, ClientError, RequestRejected, Unavailable
-from serving.client.gateway import AsyncGatewayClient, GatewayClient
+from serving.client import BadResponse, Client, ClientError, RequestRejected, Unavailable
+from serving.client.gateway import GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
-from serving.client.rest import AsyncRestClient, RestClient
+from serving.client.rest import RestClient
 from serving.rollout.canary_analysis import read_traffic
 from serving.rollout.fleet import Unreachable
 from serving.rollout.model_server_client import ModelServerClient
@@ -74,26 +74,24 @@ def proxy(environment) -> Iterator[Proxy]:
     proxy.server_close()
 
 
-def asynchronously(kind: type, address: str) -> None:
-    async def ask() -> None:
-        async with kind(address) as client:
-            await client.predict(PHOTO)
-
-    asyncio.run(ask())
-
-
-def ask(kind: type, address: str) -> None:
-    with kind(address) as client:
+def predict(client: Client) -> None:
+    with client:
         client.predict(PHOTO)
 
 
+def predict_with_asyncio(target: str) -> None:
+    async def predict() -> None:
+        async with AsyncGrpcClient(target) as client:
+            await client.predict(PHOTO)
+
+    asyncio.run(predict())
+
+
 CLIENTS = {
-    "gateway": lambda host: ask(GatewayClient, f"http://{host}"),
-    "gateway, asyncio": lambda host: asynchronously(AsyncGatewayClient, f"http://{host}"),
-    "REST": lambda host: ask(RestClient, f"http://{host}"),
-    "REST, asyncio": lambda host: asynchronously(AsyncRestClient, f"http://{host}"),
-    "gRPC": lambda host: ask(GrpcClient, host),
-    "gRPC, asyncio": lambda host: asynchronously(AsyncGrpcClient, host),
+    "gateway": lambda host: predict(GatewayClient(f"http://{host}")),
+    "REST": lambda host: predict(RestClient(f"http://{host}")),
+    "gRPC": lambda host: predict(GrpcClient(host)),
+    "gRPC, asyncio": predict_with_asyncio,
 }
 
 
