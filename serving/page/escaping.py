@@ -1,4 +1,4 @@
-"""Text for Streamlit, which takes everything for Markdown."""
+"""Escapes text for Streamlit, which renders all text as Markdown."""
 
 import re
 
@@ -6,5 +6,5 @@ _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 
 
 def escape_markdown(text: str) -> str:
-    """Markdown that shows `text` as it is: names of files and breeds may contain anything."""
+    """Returns Markdown that renders as `text`; names of files and breeds may contain any character."""
     return _PUNCTUATION.sub(r"\\\g<0>", text)

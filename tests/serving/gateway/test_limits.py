@@ -70,7 +70,7 @@ def test_what_is_no_photo_is_refused_with_the_reason(gateway, photo, refusal):
 def test_json_and_base64_alone_are_told_what_to_send(gateway, body):
     response = gateway.http.post(PREDICT, content=body, headers={"Content-Type": "application/json"})
     assert problem(response) == (415, "not_an_image")
-    assert response.json()["detail"].endswith("; send its bytes, or a form with the field 'file'")
+    assert response.json()["detail"].endswith("; send the bytes of the photo, or a form with the field 'file'")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, deflate"])
@@ -79,7 +79,7 @@ def test_a_compressed_body_is_told_to_be_sent_as_it_is(gateway, encoding):
     response = gateway.http.post(PREDICT, content=gzip.compress(PHOTOS[0]), headers=headers)
     assert problem(response) == (415, "encoded")
     assert response.headers["accept-encoding"] == "identity"
-    assert "send it as it is, without Content-Encoding" in response.json()["detail"]
+    assert "send it unencoded, without Content-Encoding" in response.json()["detail"]
     assert gateway.http.post(PREDICT, content=PHOTOS[0], headers={"Content-Encoding": "identity"}).is_success
 
 
