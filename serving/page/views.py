@@ -30,10 +30,7 @@ _MESSAGES = {
     Unreachable: ("The gateway is not reachable.", "The service behind this page is down or unreachable."),
     Busy: ("The service is busy.", "It is processing many photos. Try again in a moment."),
     NotServed: ("The model is not available.", "The gateway is running, but no model is loaded. Try again later."),
-    Unavailable: (
-        "The model is not available.",
-        "The gateway is running, but the model server is not. Try again later.",
-    ),
+    Unavailable: ("The model is not available.", "The gateway is running, but no model server is. Try again later."),
     TimedOut: ("The prediction timed out.", "The model is slow or overloaded. Try again in a moment."),
     RequestRejected: ("The gateway rejected the request.", "Contact the operator of this page."),
     ClientError: ("The prediction failed.", "Contact the operator of this page."),
