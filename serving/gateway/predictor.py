@@ -43,15 +43,15 @@ class Predictor:
             Problem: If the request cannot be answered.
             ClientDisconnect: If the client closed the connection.
         """
-        with self._slot():
+        with self._request_slot():
             body = await uploads.read_body(request, self._settings)
-            end = time.monotonic() + self._settings.deadline_seconds
+            deadline = time.monotonic() + self._settings.deadline_seconds
             photos = await self._read_photos(body, request.headers.get("Content-Type", ""))
             structlog.contextvars.bind_contextvars(bytes=len(body), photos=len(photos))
             del body
             contents = [photo.content for photo in photos]
             choice = self._routing.choose(_request_key(request))
-            answers = await self._query(choice, contents, end, top_k, request.state.trace.metadata())
+            answers = await self._query(choice, contents, deadline, top_k, request.state.trace.metadata())
             structlog.contextvars.bind_contextvars(version=answers[0].model.version)
             return [(photo.name, answer) for photo, answer in zip(photos, answers, strict=True)]
 
@@ -70,19 +70,21 @@ class Predictor:
         self,
         choice: ModelChoice,
         photos: Sequence[bytes],
-        end: float,
+        deadline: float,
         top_k: int | None,
         metadata: Sequence[tuple[str, str]],
     ) -> list[Answer]:
         label, started = choice.label or "default", time.perf_counter()
         try:
-            answers = await self._client.predict_normalised(photos, choice, end - time.monotonic(), top_k, metadata)
+            answers = await self._client.predict_normalised(
+                photos, choice, deadline - time.monotonic(), top_k, metadata
+            )
         except NotServed as error:
             if choice == self._routing.stable:
                 self._metrics.model_server_failures.labels(label).inc()
                 raise Problem.of_model_server(error) from None
             self._metrics.canary_fallbacks.inc()
-            return await self._query(self._routing.stable, photos, end, top_k, metadata)
+            return await self._query(self._routing.stable, photos, deadline, top_k, metadata)
         except ClientError as error:
             self._metrics.model_server_failures.labels(label).inc()
             raise Problem.of_model_server(error) from None
@@ -98,7 +100,7 @@ class Predictor:
         await self._client.close()
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
+    def _request_slot(self) -> Iterator[None]:
         if self._in_flight == self._settings.max_in_flight:
             raise Problem(503, "busy", "too many concurrent requests; retry later", retry_after=1)
         self._in_flight += 1
