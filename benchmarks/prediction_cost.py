@@ -154,7 +154,7 @@ async def grpc_client(port: int, content: bytes) -> AsyncIterator[Ask]:
     async with AsyncGrpcClient(f"{stack.LOOPBACK}:{port}") as client:
 
         async def ask() -> None:
-            await client.ask([content], MODEL, timeout=60)
+            await client.predict_normalised([content], MODEL, timeout=60)
 
         yield ask
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline.console import noise_to
 from pipeline.settings import Settings
-from serving.client import Answer, BadAnswer, Client, ClientError, Model, ModelChoice
-from serving.client.answers import ranked
-from serving.client.base import normalised
+from serving.client import Answer, BadResponse, Client, ClientError, Model, ModelChoice
+from serving.client.answers import rank
+from serving.client.base import normalise_photos
 from serving.client.gateway import GatewayClient
 from serving.client.grpc import GrpcClient
 from serving.client.rest import RestClient
@@ -60,13 +60,13 @@ def ask_workdir(config: Settings, photos: Sequence[Path]) -> list[Outcome]:
 
 def _usable(photo: Path) -> bytes | PhotoError | OSError:
     try:
-        return normalised([photo])[0]
+        return normalise_photos([photo])[0]
     except (PhotoError, OSError) as error:
         return error
 
 
 def _answer(model: Model, row: dict[str, list]) -> Answer:
-    return Answer(model, ranked(row["breeds"], row["probabilities"], None))
+    return Answer(model, rank(row["breeds"], row["probabilities"], None))
 
 
 def document(photos: Sequence[Path], outcomes: Sequence[Outcome]) -> dict[str, list]:
@@ -114,7 +114,7 @@ def _ask(client: Client, photos: Sequence[Path]) -> list[Outcome]:
         for photo in photos:
             try:
                 outcomes.append(client.predict(photo))
-            except (PhotoError, OSError, BadAnswer) as error:
+            except (PhotoError, OSError, BadResponse) as error:
                 outcomes.append(error)
             except ClientError as error:  # the server would say the same of the others
                 return outcomes + [error] * (len(photos) - len(outcomes))

@@ -144,7 +144,7 @@ def predict(
         raise fail("--label needs --grpc or --rest")
     config = read_settings(profile, settings, workdir=workdir)
     from pipeline.cli import predict
-    from serving.client import Answer, ClientError, ModelChoice, WrongAddress, WrongKey
+    from serving.client import Answer, ClientError, InvalidKey, ModelChoice, WrongAddress
 
     model = ModelChoice(config.model_name, label=label)
     try:
@@ -156,7 +156,7 @@ def predict(
             outcomes = predict.ask_rest(rest, photos, model)
         else:
             outcomes = predict.ask_workdir(config, photos)
-    except (RegistryError, WrongAddress, WrongKey) as error:
+    except (RegistryError, WrongAddress, InvalidKey) as error:
         raise fail(error) from None
     except ClientError as error:
         raise fail(error, Exit.FAILED) from None

@@ -92,7 +92,7 @@ def test_a_person_uploads_a_photo_and_reads_what_curl_and_a_plain_grpc_client_ar
             page = chromium.new_page(viewport={"width": width, "height": 900})
             page.set_default_timeout(DEADLINE * 1000)
             page.goto(up.page)
-            page.get_by_text("No photo yet.").wait_for()
+            page.get_by_text("Choose a photo above.").wait_for()
             page.locator("input[type=file]").set_input_files(photo)
             page.get_by_role("heading", name=f"{best['breed']}, {best['probability']:.0%}").wait_for()
             page.get_by_text("Model catbreeds, version 1.").wait_for()
