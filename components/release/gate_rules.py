@@ -8,10 +8,10 @@ from typing import Any
 
 from components.evaluation_result import EvaluationResult
 from components.release.statistics import (
+    bootstrap_lower_bound,
     mcnemar_exact,
-    paired_lower_bound,
-    paired_score_bound,
-    photos_to_exclude,
+    min_photos_to_exclude,
+    newcombe_lower_bound,
     sign_test,
     wilson_interval,
 )
@@ -246,7 +246,7 @@ def _compare(decision: Decision, rules: Rules, candidate: list, champion: list, 
     differences = [int(row["correct"]) - int(theirs[row["content_hash"]]) for row in candidate]
     gained, lost = differences.count(1), differences.count(-1)
     photos, difference = len(differences), sum(differences) / len(differences)
-    lower, p_value = paired_lower_bound(differences), mcnemar_exact(gained, lost)
+    lower, p_value = bootstrap_lower_bound(differences), mcnemar_exact(gained, lost)
     # The bootstrap knows only what happened: that few photos lost none says little of how many others would be lost.
     most_lost = wilson_interval(lost, photos)[1]
     decision.comparison = {
@@ -257,7 +257,7 @@ def _compare(decision: Decision, rules: Rules, candidate: list, champion: list, 
         "only_champion_right": lost,
         "accuracy_difference": difference,
         "accuracy_difference_lower95": lower,
-        "accuracy_difference_score_lower95": paired_score_bound(gained, lost, photos),
+        "accuracy_difference_score_lower95": newcombe_lower_bound(gained, lost, photos),
         "lost_share_upper95": most_lost,
         "mcnemar_p": p_value,
     }
@@ -288,7 +288,7 @@ def _doubt(rules: Rules, comparison: dict[str, Any]) -> str | None:
     """What the photos cannot show though the policy is met, in words."""
     photos, lower = comparison["photos"], comparison["accuracy_difference_score_lower95"]
     if rules.policy == "not_worse" and lower < -rules.margin:
-        needed = photos_to_exclude(rules.margin)
+        needed = min_photos_to_exclude(rules.margin)
         more = f"; it takes at least {needed} photos" if photos < needed < math.inf else ""
         return (
             f"{counted(photos, 'photo')} cannot exclude a loss larger than gate.margin={rules.margin:g}: a bootstrap "
