@@ -13,7 +13,7 @@ from components.evaluation_result import read_evaluation_result
 from components.file_names import CHAMPION_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import set_metrics
-from components.release.gate_rules import Rules, judge
+from components.release.gate_rules import Rules, gate_document
 from serving.model_files import MODEL_RECORD_FILE
 
 
@@ -43,7 +43,7 @@ def ModelGate(
         min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: see `gate` in the settings.
         code_digest: of the modules that it runs.
     """
-    document = judge(
+    document = gate_document(
         Rules(min_accuracy, min_test_photos, bool(above_majority), policy, margin, min_slice, max_slice_drop),
         read_json(path_utils.serving_model_path(candidate.uri), MODEL_RECORD_FILE),
         read_evaluation_result(candidate_evaluation.uri),

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 from components.evaluation_result import read_evaluation_result
 from components.file_names import CHAMPION_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json
-from components.release.gate_rules import Rules, judge
+from components.release.gate_rules import Rules, gate_document
 from pipeline.results.run_history import RunHistory
 from serving.model_files import read_record, with_current_keys
 
@@ -28,7 +28,7 @@ def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, 
     gate = history.execution(run, "ModelGate")
     uris = {key: artifacts[0].uri for key, artifacts in gate.inputs.items()}
     known = {name: kind(gate.properties[name]) for name, kind in get_type_hints(Rules).items()}
-    document = judge(
+    document = gate_document(
         Rules(**(known | changes)),
         read_record(Path(uris["candidate"]) / "Format-Serving"),
         read_evaluation_result(uris["candidate_evaluation"]),
