@@ -32,7 +32,7 @@ class RunContext:
         gate: the rules of the gate; truth values as 1 and 0, for TFX's parameters of a run have none.
         code_digest: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
         run_id: differs in each run.
-        run_date, schedule_time: see `components.release.pusher.date_of_run`.
+        run_date, schedule_time: see `components.release.pusher.resolve_run_date`.
         settings: the settings in YAML, for the record.
         in_cluster: a run ends early when nothing is new, and reports by itself; on this machine the cache makes that
             quick, and the command line reports.

@@ -1,4 +1,4 @@
-"""ModelGate: the one place that decides whether a candidate may serve."""
+"""ModelGate: decides whether the candidate may be pushed."""
 
 from typing import Any
 
@@ -36,12 +36,12 @@ def ModelGate(
     max_slice_drop: Parameter[float],
     code_digest: Parameter[str],
 ):
-    """Applies the rules to what the Evaluators measured on test; writes the blessing and gate.json.
+    """Applies the gate's rules to the Evaluators' results on test; writes the blessing and gate.json.
 
     Args:
-        above_majority: 1 or 0, because parameters of a TFX run have no truth values.
-        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: see `gate` in the settings.
-        code_digest: of the modules that it runs.
+        above_majority: 1 or 0, because TFX has no Boolean execution parameters.
+        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: See `gate` in the settings.
+        code_digest: Digest of the modules that this component runs.
     """
     document = gate_document(
         Rules(min_accuracy, min_test_photos, bool(above_majority), policy, margin, min_slice, max_slice_drop),
@@ -53,7 +53,7 @@ def ModelGate(
     )
     write_json(decision.uri, GATE_FILE, document)
     decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))
-    set_metrics(metrics, _numbers(document))
+    set_metrics(metrics, _ui_metrics(document))
     name, value = (
         (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)
         if document["blessed"]
@@ -63,8 +63,8 @@ def ModelGate(
     blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, value)
 
 
-def _numbers(gate: dict[str, Any]) -> dict[str, float | None]:
-    """What the Kubeflow UI shows of gate.json."""
+def _ui_metrics(gate: dict[str, Any]) -> dict[str, float | None]:
+    """Numbers from gate.json that the Kubeflow UI shows."""
     champion, comparison = gate["champion"] or {}, gate["comparison"] or {}
     return {
         "blessed": gate["blessed"],
