@@ -24,7 +24,7 @@ from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
 from components.release.model_card import Statements, card_page, model_card
-from components.reporting.run_summary import settings_of_run
+from components.reporting.run_summary import effective_settings
 from serving.model_files import (
     CARD_FILE,
     CARD_PAGE,
@@ -112,7 +112,7 @@ def Pusher(
             "run_date": resolve_run_date(run_date, schedule_time),
             "inputs_digest": inputs_digest,
             "commit": git_commit() or "",
-            "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),
+            "settings": effective_settings(settings, data, weights_dir, registry, gate["rules"]),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
             "serving_check": read_json(serving_report.uri, SERVING_CHECK_FILE),

@@ -115,7 +115,7 @@ def test_promote_and_rollback_change_what_predict_asks(pushed):
         (("promote", 7), "there is no version 7; there are: 1, 2"),
         (("rollback",), "no version was stable before"),
         (("lineage", 7), "there is no version 7"),
-        (("gate", "--run", "yesterday"), "no ModelGate in run 'yesterday'; there is one in: 2"),
+        (("gate", "--run", "yesterday"), "run 'yesterday' has no finished ModelGate; runs that have one: 2"),
         (("gate", "--policy", "lenient"), "gate.policy"),
         (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),
     ],
