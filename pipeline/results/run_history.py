@@ -106,9 +106,8 @@ class RunHistory:
             if (execution.run, execution.node) == (run, node):
                 return execution
         runs = sorted({e.run for e in self._executions.values() if e.node == node})
-        raise HistoryError(
-            f"{self._path}: no finished {node} in run {run!r}; runs with one: {', '.join(runs) or 'none'}"
-        )
+        others = ", ".join(runs) or "none"
+        raise HistoryError(f"{self._path}: run {run!r} has no finished {node}; runs that have one: {others}")
 
     def producer(self, artifact: Artifact) -> Execution:
         """The execution that created an artifact, as opposed to executions that reused it from the cache."""

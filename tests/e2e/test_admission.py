@@ -23,7 +23,7 @@ def pushed(small, copy_small) -> Run:
     settings = [setting for setting in SMALL if "trainer.epochs" not in setting]
     second = run_pipeline(small.photos, workdir, *settings, "trainer.epochs=3", *OPEN_GATE)
     assert second.process.returncode == 0, second.process.stdout
-    assert "Admitted: pushed as version 2." in second.process.stdout
+    assert "Passed: pushed as version 2." in second.process.stdout
     return second
 
 
