@@ -507,7 +507,7 @@ def random_weights_and_a_warning(changed):
         (
             first_push,
             [
-                "compared the winner with no champion: no champion to compare with",
+                "did not compare the winner with a champion (no champion to compare with",
                 "Stable: version 1, pushed by this run",
             ],
             ["This run pushed", "promote"],
