@@ -37,7 +37,7 @@ class RunContext:
         code_digest: Function that maps modules to the digest of their source code, part of the cache key; it returns ""
             if the image tag identifies the code.
         run_id: Unique id of the run.
-        run_date, schedule_time: See `components.release.pusher.date_of_run`.
+        run_date, schedule_time: See `components.release.pusher.resolve_run_date`.
         settings: Settings of the pipeline as a JSON object, for the model's record.
         in_cluster: Whether the graph includes RetrainGate, RunReport and GatePassed. On one machine, the cache replaces
             RetrainGate, and the command line shows the report and the exit code.

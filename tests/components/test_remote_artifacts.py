@@ -261,7 +261,7 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
         {key: [value] for key, value in sources.items()}, {"page": [page], "summary": [summary]}, told
     )
     text = (remote.bucket / summary.uri.removeprefix(SCHEME)).read_text()
-    assert "Admitted: pushed as version 2." in text
+    assert "Passed: pushed as version 2." in text
     assert (remote.bucket / page.uri.removeprefix(SCHEME)).stat().st_size > 10_000
 
 

@@ -205,7 +205,7 @@ def test_the_pipeline_s_image_trains_a_model_that_a_gateway_s_image_answers_from
     shared = ((volume, "/catbreeds"),)
     run = start("pipeline", "run", "--profile", "demo", "--data", "/catbreeds/photos", *place, *settings, shared=shared)
     assert run.wait() == 0, run.log.read_text()
-    assert "In service: version 1." in run.log.read_text()
+    assert "Stable version: 1." in run.log.read_text()
 
     grpc, rest, port = free_port(), free_port(), free_port()
     served = start("pipeline", "serve", *place, "--grpc-port", grpc, "--rest-port", rest, shared=shared)

@@ -69,7 +69,7 @@ def test_models_lists_the_versions_with_their_labels_and_reasons(unpacked):
 def test_report_shows_the_last_run(unpacked):
     done = catbreeds("report", "--workdir", unpacked)
     assert done.returncode == 0, done.stderr
-    for text in ("Winner: resnet50", "pushed as version 2", "In service: version 1"):
+    for text in ("Winner: resnet50", "pushed as version 2", "Stable version: 1."):
         assert text in done.stdout
 
 

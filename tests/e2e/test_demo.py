@@ -55,7 +55,7 @@ def features(folder, tf):
 
 def test_the_run_ends_with_the_table_the_verdict_the_report_and_a_warning_about_random_weights(demo):
     output = demo.process.stdout
-    for text in (*BACKBONES, "Gate: Admitted: pushed as version 1.", "random weights", "report/index.html", "[ 1/30]"):
+    for text in (*BACKBONES, "Gate: Passed: pushed as version 1.", "random weights", "report/index.html", "[ 1/30]"):
         assert text in output
     assert "Traceback" not in output
     assert "TensorFlow" not in demo.process.stderr
@@ -184,7 +184,7 @@ def test_the_evaluators_agree_with_the_outcomes_of_single_photos(demo):
 
 def test_the_report_shows_the_verdict_and_needs_no_network(demo):
     page = (demo.workdir / "report" / "index.html").read_text()
-    for text in (*BACKBONES, "Admitted: pushed as version 1.", "random weights"):
+    for text in (*BACKBONES, "Passed: pushed as version 1.", "random weights"):
         assert text in page
     assert "http://" not in page
     assert "https://" not in page

@@ -23,7 +23,7 @@ def columns(request) -> int:
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["report"], ["efficientnetb7", "resnet50", "xception", "95 % interval", "top-3", "ms", "Gate: "]),
+        (["report"], ["efficientnetb7", "resnet50", "xception", "95% CI", "top-3 accuracy", "latency (ms)", "Gate: "]),
         (["report", "--data"], ["Emberling", "train", "eval", "test"]),
         (["models"], ["version 1", "accuracy"]),
         (["lineage", "1"], ["ImageExampleGen", "Pusher"]),

@@ -42,7 +42,7 @@ def roll_out(tmp_path, registry):
 
 
 def test_without_a_push_or_a_server_it_says_so_and_changes_nothing(roll_out, registry, laptop):
-    assert roll_out(None) == "nothing was pushed"
+    assert roll_out(None) == "no version was pushed"
     assert roll_out(2).startswith("no server is running on this machine")
     assert registry.labels() == {"stable": 1}
     assert laptop.read() == (None, None)
@@ -50,8 +50,8 @@ def test_without_a_push_or_a_server_it_says_so_and_changes_nothing(roll_out, reg
 
 def test_what_was_pushed_becomes_canary_and_what_cannot_be_loaded_does_not(roll_out, registry, laptop, join):
     (server,) = join(1)
-    assert roll_out(1) == "version 1 is stable, the first one"
-    assert roll_out(2).startswith("version 2 is canary with 25% of the requests")
+    assert roll_out(1) == "version 1 is the first version and already stable"
+    assert roll_out(2).startswith("version 2 is the canary with 25% of the requests")
     assert registry.labels() == {"stable": 1, "canary": 2}
     assert laptop.read()[0].canary_share == 0.25
     assert (server.added(registry.base.name, "stable"), server.added(registry.base.name, "canary")) == (1, 2)
@@ -64,11 +64,11 @@ def test_what_an_interrupted_run_has_pushed_the_next_one_rolls_out_but_nothing_t
 ):
     join(1)
     roll_out(1)
-    assert roll_out(None, already_pushed_as=1) == "nothing was pushed"  # it is stable
-    assert roll_out(None, already_pushed_as=2).startswith("version 2 is canary with 25% of the requests")
-    assert roll_out(None, already_pushed_as=2) == "nothing was pushed"  # it is canary already
+    assert roll_out(None, already_pushed_as=1) == "no version was pushed"  # it is stable
+    assert roll_out(None, already_pushed_as=2).startswith("version 2 is the canary with 25% of the requests")
+    assert roll_out(None, already_pushed_as=2) == "no version was pushed"  # it is canary already
     RolloutController(registry, laptop).stop_canary("by hand")
-    assert roll_out(None, already_pushed_as=2) == "nothing was pushed"
+    assert roll_out(None, already_pushed_as=2) == "no version was pushed"
 
 
 def test_the_version_that_was_canary_becomes_stable_and_the_label_canary_ends(roll_out, registry, laptop, join):

@@ -149,10 +149,10 @@ def test_the_ui_shows_the_report_and_the_verdict(cluster, first):
     assert html.lower().startswith("<!doctype html>")
     assert not re.search(r'(src|href)="http', html)
     workdir = cluster.registry.base.parents[1]
-    for text in ("Admitted: pushed as version 1.", *BACKBONES, first.id, f"--workdir {workdir}", str(cluster.photos)):
+    for text in ("Passed: pushed as version 1.", *BACKBONES, first.id, f"--workdir {workdir}", str(cluster.photos)):
         assert text in html
     lines = summary.text().splitlines()
-    assert lines[0] == "## Admitted: pushed as version 1."
+    assert lines[0] == "## Passed: pushed as version 1."
     assert [line.split()[1] for line in lines if line.startswith("| ")][1:] == list(BACKBONES)
 
 
@@ -194,7 +194,7 @@ def test_a_model_that_the_gate_rejects_is_not_pushed_and_the_run_shows_it(cluste
     gate = document(run.artifacts["ModelGate"]["decision"], "gate.json")
     assert (gate["outcome"], gate["rules"]["min_test_photos"]) == ("refused", 1000)
     assert document(run.artifacts["ServingCheck"]["report"], "serving_check.json") == {"checked": False}
-    assert run.artifacts["RunReport"]["summary"].text().startswith("## Refused: no model was pushed")
+    assert run.artifacts["RunReport"]["summary"].text().startswith("## Rejected: nothing pushed.")
 
 
 def test_a_run_without_photos_fails_with_a_clear_message(cluster):
