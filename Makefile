@@ -41,7 +41,7 @@ $(INSTALLED): $(VENV)/bin/uv $(LOCK) setup.py $(wildcard $(SHIM)/*.py)
 
 demo: setup ## the whole pipeline in minutes: photos it draws itself, three backbones, a pushed model
 	$(CATBREEDS) sample-data $(DEMO)/photos
-	$(CATBREEDS) sample-data $(DEMO)/unseen --photos 1 --first 1000
+	$(CATBREEDS) sample-data $(DEMO)/unseen --photos 1 --offset 1000
 	$(CATBREEDS) run --profile demo --data $(DEMO)/photos --workdir $(DEMO)
 	$(CATBREEDS) predict $(DEMO)/unseen/Emberling/*.jpg --workdir $(DEMO)
 	@echo "Now serve it, and ask on a web page: $(CATBREEDS) up --workdir $(DEMO)"

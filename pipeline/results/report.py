@@ -102,7 +102,7 @@ def show(console: Console, documents: dict[str, Any]) -> None:
         console.print(f"Warning: {warning}", style="yellow", markup=False)
     left_out = documents["ingest"]["left_out"]
     if left_out:
-        console.print(f"Files left out: {len(left_out)}; `catbreeds report --data` names each.", style="yellow")
+        console.print(f"Files left out: {len(left_out)}; `catbreeds report --photos` names each.", style="yellow")
     _show_decision(console, documents["comparison"], documents["gate"])
 
 

@@ -103,9 +103,9 @@ def test_promote_and_rollback_change_what_predict_asks(pushed):
         return as_json(pushed, "predict", photo)["photos"][0]["model"]["version"]
 
     assert answering() == 1
-    assert "version 2 is stable, before it version 1" in in_workdir(pushed, "promote", 2).stdout
+    assert "version 2 is stable (was version 1)" in in_workdir(pushed, "promote", 2).stdout
     assert answering() == 2
-    assert "version 1 is stable again, instead of version 2" in in_workdir(pushed, "rollback").stdout
+    assert "version 1 is stable again (was version 2)" in in_workdir(pushed, "rollback").stdout
     assert answering() == 1
 
 
@@ -145,7 +145,7 @@ def test_a_decision_taken_again_by_other_rules_is_another_and_pushes_nothing(pus
     rules = ("--set", "gate.min_accuracy=1", "--set", "gate.above_majority=true")
     refused = in_workdir(pushed, "gate", "--policy", "significantly_better", *rules)
     assert refused.returncode == 3
-    assert "The gate would refuse resnet50" in refused.stdout
+    assert "Verdict for resnet50: rejected" in refused.stdout
     assert "is below the least allowed, gate.min_accuracy=1" in refused.stdout
     assert "above_majority=True" in refused.stdout
     assert "fails gate.policy=significantly_better against version 1" in refused.stdout

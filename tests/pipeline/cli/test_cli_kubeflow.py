@@ -116,7 +116,7 @@ def test_a_submitted_pipeline_is_uploaded_run_and_followed_to_its_end(call, serv
         ("RUNNING", {"DataGate": "SUCCEEDED", "Tuner": "RUNNING"}),
         ("SUCCEEDED", dict.fromkeys(TASKS, "SUCCEEDED")),
     ]
-    done = call("submit", spec, "--param", "data=gs://cats/a=b", "--param", "min_accuracy=1", "--poll", "0.01")
+    done = call("submit", spec, "--param", "data=gs://cats/a=b", "--param", "min_accuracy=1", "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr) == (0, "")
 
     assert only(server.pipelines)["display_name"] == "catbreeds"
@@ -160,7 +160,7 @@ def test_the_exit_code_tells_how_the_run_ended(
 ):
     server.script = [("RUNNING", {"DataGate": "RUNNING"}), (state, tasks)]
     server.node_bytes, server.default_retries = node_bytes, default_retries
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr) == (code, "")
     assert told in done.stdout
 
@@ -170,7 +170,7 @@ def test_progress_of_a_run_with_a_large_status_goes_on(call, server, spec):
     done = {"DataGate": "SUCCEEDED", "Tuner": "SUCCEEDED"}
     running = ("RUNNING", {**done, "ModelGate": "RUNNING", "GatePassed": "PENDING"})
     server.script = [("RUNNING", {"DataGate": "RUNNING"}), *[running] * 7, ("RUNNING", {}), 401]
-    shown = call("submit", spec, "--poll", "0.01").stdout
+    shown = call("submit", spec, "--poll-interval", "0.01").stdout
     assert [" ".join(line.split()) for line in shown.splitlines() if line.startswith("[")] == [
         "[ 0/4] DataGate running",
         "[ 1/4] DataGate succeeded 0 s",
@@ -183,7 +183,7 @@ def test_progress_of_a_run_with_a_large_status_goes_on(call, server, spec):
 def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, tasks):
     server.v1beta1, server.node_bytes = False, LARGE
     server.script = [("RUNNING", {"DataGate": "RUNNING"}), ("SUCCEEDED", tasks)]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert done.exit_code == 1
     assert "whether a model was pushed cannot be read" in done.stderr
     assert "succeeded" not in done.stdout
@@ -213,7 +213,7 @@ def test_a_run_whose_outcome_cannot_be_read_is_no_success(call, server, spec, ta
 def test_a_workflow_that_does_not_tell_the_outcome_is_no_success(call, server, spec, monkeypatch, answer, why):
     server.node_bytes, server.script = LARGE, [("SUCCEEDED", REFUSED)]
     monkeypatch.setattr(server, "get_run_v1beta1", lambda run_id: answer)
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert done.exit_code == 1
     assert re.search(f"whether a model was pushed cannot be read: http.*: {why}", done.stderr)
 
@@ -222,7 +222,7 @@ def test_an_outcome_that_the_server_reports_itself_needs_no_workflow(call, serve
     server.v1beta1 = False
     for tasks, code in [(REFUSED, 3), (dict.fromkeys(TASKS, "SUCCEEDED"), 0)]:
         server.script = [("SUCCEEDED", tasks)]
-        assert call("submit", spec, "--poll", "0.01").exit_code == code
+        assert call("submit", spec, "--poll-interval", "0.01").exit_code == code
 
 
 @pytest.mark.parametrize(("node", "told"), [("Tuner", "Tuner"), ("Tuner-driver", "the driver of Tuner")])
@@ -234,7 +234,7 @@ def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log
     server.node_bytes, server.default_retries = node_bytes, default_retries
     server.messages = {"Tuner-driver": "Error (exit code 1)", "executor(0)": "OOMKilled (exit code 137)"}
     server.script = [("FAILED", {**dict.fromkeys(["DataGate", "ModelGate", "GatePassed"], "OMITTED"), node: "FAILED"})]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert done.exit_code == 1
     reason = server.messages["executor(0)" if node == "Tuner" else node]
     template = "retry-system-container-impl" if node == "Tuner" else "system-container-driver"
@@ -246,7 +246,7 @@ def test_a_task_that_failed_is_named_with_the_reason_and_the_command_for_its_log
 def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server, spec):
     server.invalid = "invalid spec: templates.root.tasks.Tuner failed to resolve"
     server.script = [("FAILED", {})]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr) == (1, "")
     assert "no status of its nodes: invalid spec: templates.root.tasks.Tuner failed to resolve" in done.stdout
 
@@ -254,7 +254,7 @@ def test_a_run_that_argo_does_not_start_is_told_with_argo_s_reason(call, server,
 def test_a_task_that_fails_before_it_has_a_pod_is_named_with_the_command_for_the_run_s_logs(call, server, spec):
     server.podless, server.messages = {"Tuner"}, {"Tuner": "exceeded quota: compute"}
     server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "FAILED"})]
-    *_, failed, log = call("submit", spec, "--poll", "0.01").stdout.splitlines()
+    *_, failed, log = call("submit", spec, "--poll-interval", "0.01").stdout.splitlines()
     assert failed == "Tuner failed: exceeded quota: compute"
     pods = f"-n kubeflow -l pipeline/runid={only(server.runs)['run_id']}"
     assert log == f"    kubectl logs {pods} -c main --prefix --tail 50"
@@ -263,7 +263,7 @@ def test_a_task_that_fails_before_it_has_a_pod_is_named_with_the_command_for_the
 def test_a_run_that_argo_ends_while_no_task_fails_is_told_with_argo_s_reason(call, server, spec):
     server.ended = "Max duration limit exceeded"
     server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "RUNNING"})]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr) == (1, "")
     *_, failed, log = done.stdout.splitlines()
     assert failed == "No task failed; Argo Workflows ended the run: Max duration limit exceeded"
@@ -274,7 +274,7 @@ def test_a_run_that_argo_ends_while_no_task_fails_is_told_with_argo_s_reason(cal
 def test_a_failure_is_named_also_when_the_workflow_cannot_be_read(call, server, spec, namespace):
     server.v1beta1, server.namespaces = False, {namespace} - {""}
     server.script = [("FAILED", {"Tuner-driver": "FAILED"})]
-    done = call("submit", spec, "--poll", "0.01", KF_PIPELINES_NAMESPACE=namespace)
+    done = call("submit", spec, "--poll-interval", "0.01", KF_PIPELINES_NAMESPACE=namespace)
     assert done.exit_code == 1
     assert "Why it failed cannot be read" in done.stdout
     assert re.search(r"^Tuner-driver failed: pods catbreeds-x7k2p-\d+$", done.stdout, re.MULTILINE)
@@ -289,7 +289,7 @@ def test_the_compiled_pipelines_are_accepted_and_tell_what_the_gate_decided(call
     assert "['_ModelGate.decision'].artifacts[0].metadata['refused'] == 0" in admitted["triggerPolicy"]["condition"]
     for state, code in [("SUCCEEDED", 0), ("SKIPPED", 3)]:
         server.script = [("SUCCEEDED", {"ModelGate": "SUCCEEDED", "GatePassed": state})]
-        assert call("submit", path, "--param", "gate_policy=better", "--poll", "0.01").exit_code == code
+        assert call("submit", path, "--param", "gate_policy=better", "--poll-interval", "0.01").exit_code == code
     assert call("schedule", path, "--cron", "@daily").exit_code == 0
     assert only(server.versions)["pipeline_spec"] == pipeline
 
@@ -339,13 +339,13 @@ def test_no_wait_leaves_the_run_alone(call, server, spec):
 
 def test_a_connection_that_breaks_does_not_end_the_watch(call, server, spec):
     server.script = [("RUNNING", {}), 503, 503, ("SUCCEEDED", dict.fromkeys(TASKS, "SUCCEEDED"))]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr.count("trying again")) == (0, 1)
 
 
 def test_a_watch_ends_when_the_sign_in_does(call, server, spec):
     server.script = [("RUNNING", {}), 401]
-    done = call("submit", spec, "--poll", "0.01")
+    done = call("submit", spec, "--poll-interval", "0.01")
     assert (done.exit_code, "trying again" in done.stderr) == (2, False)
     assert "give a fresh --token" in done.stderr
     assert "The run goes on" in done.stderr
@@ -413,7 +413,7 @@ def test_an_answer_that_is_cut_or_not_kubeflow_s_is_told(spec, body, answer, sai
 
 def test_who_stops_watching_is_told_that_the_run_goes_on(server, url, spec):
     server.script = [("RUNNING", {"Tuner": "RUNNING"})]
-    command = [CATBREEDS, "submit", spec, "--host", url, "--poll", "0.01"]
+    command = [CATBREEDS, "submit", spec, "--host", url, "--poll-interval", "0.01"]
     with fork_server.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         try:
             while "Tuner" not in watching.stdout.readline():

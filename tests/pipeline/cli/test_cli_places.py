@@ -164,7 +164,7 @@ def document(here) -> Path:
     ],
 )
 def test_what_a_terminal_cannot_show_is_written_as_an_escape(document, variables, shown):
-    command = [str(CATBREEDS), "report", "--data", "--workdir", "work"]
+    command = [str(CATBREEDS), "report", "--photos", "--workdir", "work"]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **variables})
     assert (done.returncode, done.stderr) == (0, b"")
     assert shown in done.stdout
@@ -186,7 +186,7 @@ def test_so_is_what_a_run_shows_while_everything_else_goes_to_a_log(here):
 def test_a_damaged_document_is_told(document, content):
     document.write_text(content)
     assert_told(
-        catbreeds("report", "--data", "--workdir", "work"), "work/report", "damaged", "`catbreeds run` writes it"
+        catbreeds("report", "--photos", "--workdir", "work"), "work/report", "damaged", "`catbreeds run` writes it"
     )
 
 

@@ -102,7 +102,7 @@ def test_a_server_that_is_not_there_is_named_once_with_the_photos_that_it_costs(
     assert (done.returncode, done.stdout) == (1, "")
     first, second = done.stderr.splitlines()
     assert str(port) in first
-    assert second == f"catbreeds: no answer for {good[0]}, {good[1]}"
+    assert second == f"catbreeds: no prediction for {good[0]}, {good[1]}"
 
 
 @pytest.mark.parametrize("way", WAYS)

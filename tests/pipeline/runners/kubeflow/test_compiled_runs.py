@@ -166,7 +166,7 @@ def test_with_nothing_new_a_run_ends_early_and_is_a_success(cluster, first):
 
 
 def test_new_photos_retrain_and_the_gate_admits_a_challenger(cluster, first, one_backbone, draw_photos, tmp_path):
-    new = draw_photos(breeds=3, photos=5, first=100)
+    new = draw_photos(breeds=3, photos=5, offset=100)
     shutil.copytree(new, cluster.photos, dirs_exist_ok=True)
     # As in 2.15, where a download takes all that begins with the name of the artifact.
     run = cluster._replace(backend=Backend(tmp_path, whole_folders=False)).run(one_backbone())
