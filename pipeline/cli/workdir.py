@@ -58,7 +58,9 @@ def run_in_workdir(config: Settings, work: Callable[[str, Path, Console], ExitCo
     except Timeout:
         raise fail(f"{workdir}: another run is in progress; wait for it or choose another --workdir") from None
     except OSError as error:
-        raise fail(f"{workdir}: cannot be used as workdir: {os_error_message(error)}; choose another --workdir") from None
+        raise fail(
+            f"{workdir}: cannot be used as workdir: {os_error_message(error)}; choose another --workdir"
+        ) from None
     run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     log = workdir / "logs" / f"{run_id}.log"
     with lock, noise_to(log) as console:

@@ -330,7 +330,7 @@ def test_an_experiment_of_any_name_is_reused(call, server, spec, experiment):
 
 
 def test_a_rejected_upload_is_reported_with_the_reason(call, server, spec):
-    server.refuses_uploads = "Failed to create a pipeline version: resolver not implemented yet"
+    server.upload_error = "Failed to create a pipeline version: resolver not implemented yet"
     done = call("submit", spec)
     assert_rejected(done, "400: Failed to create a pipeline version: resolver not implemented yet")
     assert "at stack" not in done.stderr
@@ -596,7 +596,7 @@ def test_a_schedule_can_be_replaced_paused_resumed_listed_and_deleted(call, serv
     assert server.active() == [only(server.schedules)]
     assert "catbreeds  active" in call("schedule", spec, "--list").stdout
     assert call("schedule", spec, "--cron", "@daily", "--pause").exit_code == 0
-    assert (only(server.schedules)["status"], server.most_active) == ("DISABLED", 1)
+    assert (only(server.schedules)["status"], server.max_active) == ("DISABLED", 1)
     assert call("schedule", spec, "--delete").exit_code == 0
     assert server.schedules == {}
     assert "No schedule in experiment catbreeds" in call("schedule", spec, "--list").stdout
@@ -605,7 +605,7 @@ def test_a_schedule_can_be_replaced_paused_resumed_listed_and_deleted(call, serv
 
 def test_schedules_with_other_names_are_not_changed(call, server, spec):
     call("schedule", spec, "--cron", "@daily")
-    server.give_away_schedules("by hand", "@every 1h")
+    server.transfer_schedules("by hand", "@every 1h")
     assert call("schedule", spec, "--cron", "@weekly").exit_code == 0
     assert sorted(schedule["display_name"] for schedule in server.active()) == ["by hand", "catbreeds"]
     assert "by hand  active  '@every 1h', next unknown" in call("schedule", spec, "--list").stdout
@@ -630,7 +630,7 @@ def test_an_interrupted_update_never_leaves_two_active_schedules_and_can_be_reru
         server.changes_left = None
         assert call(*update).exit_code == 0
         assert server.active() == [only(server.schedules)]
-    assert server.most_active == 1
+    assert server.max_active == 1
 
 
 def test_a_missing_experiment_is_named_and_an_archived_one_is_not_used(call, server, spec):
