@@ -19,7 +19,7 @@ from pipeline.settings import Settings, SettingsError, load, profiles
 from serving.names import printable
 
 ProfileOption = Annotated[
-    str, typer.Option(help=f"Profile with the settings: {', '.join(profiles())}, or the path of a YAML file.")
+    str, typer.Option(help=f"Settings profile: {', '.join(profiles())}, or the path of a YAML file.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -27,7 +27,7 @@ SetOption = Annotated[
 ]
 WorkdirOption = Annotated[
     str | None,
-    typer.Option(help="Folder for everything that runs write: artifacts, models, logs, report.", show_default="runs"),
+    typer.Option(help="Folder for all outputs: artifacts, models, logs, report.", show_default="runs"),
 ]
 VersionArgument = Annotated[int, typer.Argument(help="Version of the model; `catbreeds models` lists them.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -71,7 +71,7 @@ def models(
 def lineage(
     version: VersionArgument,
     photos: Annotated[
-        bool, typer.Option("--photos", help="List the photos that the version was trained on instead.")
+        bool, typer.Option("--photos", help="List only the photos that the version was trained on.")
     ] = False,
     workdir: WorkdirOption = None,
     profile: ProfileOption = "standard",

@@ -56,14 +56,14 @@ def serve(
         typer.Option(
             parser=_parse_host,
             metavar="HOST",
-            help="IP address to listen on; 0.0.0.0 accepts connections from other machines.",
+            help="Address to listen on; 0.0.0.0 accepts connections from other machines.",
         ),
     ] = "127.0.0.1",
     config_only: Annotated[
         bool,
         typer.Option(
             "--config-only",
-            help="Do not start a server; keep the configuration of a server in a container up to date.",
+            help="Start no server; only write the configuration, for a server in a container.",
         ),
     ] = False,
     profile: ProfileOption = "standard",
@@ -97,7 +97,7 @@ def up(
         typer.Option(
             parser=_parse_host,
             metavar="HOST",
-            help="IP address that the page and the gateway listen on; 0.0.0.0 accepts connections from other machines.",
+            help="Address that the page and the gateway listen on; 0.0.0.0 accepts connections from other machines.",
         ),
     ] = "127.0.0.1",
     samples: Annotated[
@@ -114,7 +114,8 @@ def up(
 ) -> None:
     """Start model server, gateway and web page for the stable version, and run them until Ctrl-C.
 
-    Each process logs to a file in WORKDIR/logs. If one exits, the others are stopped. All follow the label `stable`.
+    Each process logs to a file in WORKDIR/logs. If one exits, the others are stopped.
+    They switch to another version as soon as it is stable.
     """
     from serving.local import up
 
