@@ -41,7 +41,7 @@ $(INSTALLED): $(VENV)/bin/uv $(LOCK) setup.py $(wildcard $(SHIM)/*.py)
 
 demo: setup ## run the whole pipeline in minutes: synthetic photos, three backbones, a pushed model
 	$(CATBREEDS) sample-data $(DEMO)/photos
-	$(CATBREEDS) sample-data $(DEMO)/unseen --photos 1 --first 1000
+	$(CATBREEDS) sample-data $(DEMO)/unseen --photos 1 --offset 1000
 	$(CATBREEDS) run --profile demo --data $(DEMO)/photos --workdir $(DEMO)
 	$(CATBREEDS) predict $(DEMO)/unseen/Emberling/*.jpg --workdir $(DEMO)
 	@echo "To serve the model with a web page, run: $(CATBREEDS) up --workdir $(DEMO)"

@@ -1,4 +1,4 @@
-"""The commands that decide which version users get: on this machine, or in a cluster."""
+"""The commands `promote`, `rollback` and `canary`, which change the served version on this machine or in a cluster."""
 
 import contextlib
 import signal
@@ -8,18 +8,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.common import Exit, ProfileOption, SetOption, VersionArgument, WorkdirOption, fail, read_settings
+from pipeline.cli.common import (
+    ExitCode,
+    ProfileOption,
+    SetOption,
+    VersionArgument,
+    WorkdirOption,
+    command_with_renamed_options,
+    fail,
+    read_settings,
+)
 from pipeline.settings import Settings
+from serving.names import counted
 from serving.registry import Registry, RegistryError
 
-if TYPE_CHECKING:  # gRPC and the client of Kubernetes take long to import; `--help` does without
+if TYPE_CHECKING:  # gRPC and the Kubernetes client take long to import; `--help` works without them
     from serving.rollout.controller import RolloutController, Told
     from serving.rollout.fleet import Fleet
 
 NamespaceOption = Annotated[
-    str | None, typer.Option(help="Of the cluster whose servers are meant, instead of those of this machine.")
+    str | None,
+    typer.Option(help="Namespace of the model servers in a cluster.", show_default="the servers on this machine"),
 ]
-ContextOption = Annotated[str | None, typer.Option(help="Of kubectl's configuration; with --namespace.")]
+ContextOption = Annotated[
+    str | None,
+    typer.Option(help="kubectl context of the cluster; requires --namespace.", show_default="the current context"),
+]
 
 app = typer.Typer()
 
@@ -28,27 +42,30 @@ app = typer.Typer()
 def promote(
     version: VersionArgument,
     canary: Annotated[
-        bool, typer.Option("--canary", help="Give it a share of the requests first, see `catbreeds canary`.")
+        bool,
+        typer.Option("--canary", help="Make it the canary, with a share of the requests, instead of stable."),
     ] = False,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Of the requests, for the canary.")] = 0.1,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests for the canary, 0 to 1.")] = 0.1,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Make a pushed version the one in service, for users as soon as every server has loaded it."""
+    """Make a pushed version stable. Clients get it as soon as every server has loaded it."""
     config = read_settings(profile, settings, workdir=workdir)
-    with _driving(config, namespace, context) as rollout:
+    with _rollout_controller(config, namespace, context) as rollout:
         if canary:
-            golden, told = rollout.start_canary(version, share)
-            print(f"version {version} is canary and gets {share:.0%} of the gateways' requests")
-            print(f"{golden} golden requests answered as measured" if golden else "it has no golden requests")
+            golden_requests, fleet_status = rollout.start_canary(version, share)
+            print(f"version {version} is the canary and gets {share:.0%} of the gateways' requests")
+            if golden_requests:
+                print(f"{counted(golden_requests, 'golden request')} returned the expected predictions")
+            else:
+                print("the version has no golden requests")
         else:
-            before, told = rollout.promote(version)
-            was = "; it was already" if before == version else f", before it version {before}"
-            print(f"version {version} is stable{was}")
-    _show(told)
+            previous, fleet_status = rollout.promote(version)
+            _print_promotion(version, previous)
+    _print_fleet_status(fleet_status)
 
 
 @app.command()
@@ -59,72 +76,78 @@ def rollback(
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Put the version in service that was there before the last promotion."""
+    """Restore the version that was stable before the last promotion."""
     config = read_settings(profile, settings, workdir=workdir)
-    with _driving(config, namespace, context) as rollout:
-        current, target, told = rollout.rollback()
-    print(f"version {target} is stable again, instead of version {current}")
-    _show(told)
+    with _rollout_controller(config, namespace, context) as rollout:
+        current, target, fleet_status = rollout.rollback()
+    print(f"version {target} is stable again (was version {current})")
+    _print_fleet_status(fleet_status)
 
 
-@app.command()
+@app.command(cls=command_with_renamed_options({"--wait": "--timeout"}))
 def canary(
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to look at the traffic, at most.")] = 300,
-    promote: Annotated[bool, typer.Option("--promote", help="Make it stable if it is not worse.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Take all requests back from it, whatever it does.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Maximum number of seconds to measure live traffic before giving up.")
+    ] = 300,
+    promote: Annotated[bool, typer.Option("--promote", help="Make the canary stable if it is not worse.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop the canary without a comparison; stable gets all requests.")
+    ] = False,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Compare the canary with stable, by golden requests and by the traffic from now on. A canary that is worse stops.
+    """Compare the canary with the stable version, and stop it if it is worse.
 
-    Exit code: 0 it is not worse, 3 it was stopped, 1 there was too little traffic to tell.
+    The comparison uses golden requests and the live traffic from now on.
+
+    Exit code: 0 the canary is not worse, 1 too little traffic to decide, 3 the canary was stopped.
     """
     from serving.rollout.canary_analysis import Outcome, Rules
 
     config = read_settings(profile, settings, workdir=workdir)
-    with _driving(config, namespace, context) as rollout:
+    with _rollout_controller(config, namespace, context) as rollout:
         if stop:
-            version, told = rollout.stop_canary("stopped by hand")
-            print(f"version {version} is not canary any more" if version else "no version was canary")
-            _show(told)
+            version, fleet_status = rollout.stop_canary("stopped by hand")
+            print(f"canary stopped: version {version}" if version else "no canary to stop")
+            _print_fleet_status(fleet_status)
             return
-        version, verdict = rollout.check_canary(wait, Rules(**config.rollout.rules()))
+        version, verdict = rollout.check_canary(timeout, Rules(**config.rollout.rules()))
         print(f"version {version}: {verdict.reason}")
         if verdict.outcome is not Outcome.GOOD:
-            raise typer.Exit(Exit.FAILED)
+            raise typer.Exit(ExitCode.FAILURE)
         if promote:
-            before, told = rollout.promote(version)
-            print(f"version {version} is stable, before it version {before}")
-            _show(told)
+            previous, fleet_status = rollout.promote(version)
+            _print_promotion(version, previous)
+            _print_fleet_status(fleet_status)
 
 
 @contextlib.contextmanager
-def _driving(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
-    """RolloutController of the place that the options mean; what goes wrong ends the command with a sentence."""
+def _rollout_controller(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
+    """Yields the controller of the cluster or of this machine; ends the command with a message if it fails."""
     from serving.rollout.controller import CanaryStopped, Limits, RolloutController, RolloutError
     from serving.rollout.fleet import FleetError
 
     if context and not namespace:
-        raise fail("--context needs --namespace")
+        raise fail("--context requires --namespace")
     registry = Registry(config.registry)
-    # Unwinds, and so closes forwarded ports; CI systems cancel a job by SIGTERM.
-    signal.signal(signal.SIGTERM, _stop)
+    # CI systems cancel a job with SIGTERM; the exception closes forwarded ports.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         with _fleet(config, namespace, context) as fleet:
             yield RolloutController(registry, fleet, Limits(**config.rollout.limits()))
     except RegistryError as error:
         raise fail(error) from None
     except CanaryStopped as error:
-        raise fail(error, Exit.REFUSED) from None
+        raise fail(error, ExitCode.REJECTED) from None
     except (RolloutError, FleetError) as error:
-        raise fail(error, Exit.FAILED) from None
+        raise fail(error, ExitCode.FAILURE) from None
 
 
-def _stop(number: int, _: object) -> None:
-    raise fail("stopped; the same command again finishes", 128 + number)
+def _exit_on_signal(number: int, _: object) -> None:
+    raise fail("interrupted; rerun the command to finish", 128 + number)
 
 
 @contextlib.contextmanager
@@ -140,10 +163,17 @@ def _fleet(config: Settings, namespace: str | None, context: str | None) -> "Ite
         yield cluster
 
 
-def _show(told: "Told") -> None:
-    servers = len(told.servers)
-    print(f"{servers} {'server serves' if servers == 1 else 'servers serve'} it" if servers else "no server is running")
-    for name in told.starting:
-        print(f"{name} is still starting: run the same command again when it is ready")
-    for version in told.removed:
+def _print_promotion(version: int, previous: int | None) -> None:
+    if previous == version:
+        print(f"version {version} was already stable")
+    else:
+        print(f"version {version} is stable (was {'none' if previous is None else f'version {previous}'})")
+
+
+def _print_fleet_status(status: "Told") -> None:
+    servers = len(status.servers)
+    print(f"loaded on {counted(servers, 'server')}" if servers else "no server is running")
+    for name in status.starting:
+        print(f"{name} is still starting; rerun the command when it is ready")
+    for version in status.removed:
         print(f"version {version} was removed from the registry")

@@ -108,7 +108,7 @@ def show(console: Console, documents: dict[str, Any]) -> None:
     for warning in documents["data_verdict"]["warnings"]:
         console.print(f"Warning: {warning}", style="yellow", markup=False)
     if excluded := documents["ingest"]["left_out"]:
-        console.print(f"Excluded files: {len(excluded)}; `catbreeds report --data` lists them.", style="yellow")
+        console.print(f"Excluded files: {len(excluded)}; `catbreeds report --photos` lists them.", style="yellow")
     _show_decision(console, documents["comparison"], documents["gate"])
 
 

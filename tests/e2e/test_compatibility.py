@@ -104,7 +104,7 @@ def test_promote_and_rollback_move_the_stable_label(workdir):
 
 
 def test_predict_asks_a_version_that_was_pushed_before(unpacked, draw_photos):
-    photo = next(draw_photos(breeds=2, photos=1, first=1000).rglob("*.jpg"))
+    photo = next(draw_photos(breeds=2, photos=1, offset=1000).rglob("*.jpg"))
     (row,) = answer(unpacked, "predict", photo)["photos"]
     assert row["model"]["version"] == 1
     assert len(row["predictions"]) == 3

@@ -42,7 +42,7 @@ def test_a_refused_candidate_ends_with_3_and_leaves_what_is_in_service(refused):
 def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, copy_small, draw_photos, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(small.photos, photos)
-    more = draw_photos(breeds=3, photos=25, first=100)
+    more = draw_photos(breeds=3, photos=25, offset=100)
     shutil.copytree(more / "Mosscoat", photos / "Mosscoat", dirs_exist_ok=True)
     again = run_pipeline(photos, copy_small(), *SMALL)
     assert "Warning" not in small.process.stdout
@@ -96,4 +96,4 @@ def test_a_second_run_in_the_same_workdir_says_that_one_is_at_work(small):
     with FileLock(small.workdir / ".run.lock"):
         refused = run_pipeline(small.photos, small.workdir, *small.settings)
     assert refused.process.returncode == 2
-    assert "another run is at work" in refused.process.stderr
+    assert "another run is in progress" in refused.process.stderr

@@ -40,7 +40,7 @@ def test_a_breed_that_is_not_in_the_schema_stops_the_run_and_update_adds_it_keep
     assert f"breed 'Tabby' is not in {path}: add it with `catbreeds schema update" in output
     assert not (tmp_path / "work" / "artifacts" / "EmbeddingGen-resnet50").exists()
 
-    report = catbreeds("report", "--data", "--workdir", tmp_path / "work")
+    report = catbreeds("report", "--photos", "--workdir", tmp_path / "work")
     assert report.returncode == 0
     assert "Tabby" in report.stdout
 
@@ -92,7 +92,7 @@ def test_defects_are_written_and_the_report_names_each_with_its_reason(tmp_path)
     )
     assert refused.process.returncode == 2
     assert "19 of 47 files cannot be used" in refused.process.stdout
-    lines = catbreeds("report", "--data", "--workdir", tmp_path / "work").stdout.splitlines()
+    lines = catbreeds("report", "--photos", "--workdir", tmp_path / "work").stdout.splitlines()
     said, kind = {}, None
     for line in lines[lines.index("damaged: 7 left out") :]:
         if line.startswith("  "):
@@ -103,7 +103,7 @@ def test_defects_are_written_and_the_report_names_each_with_its_reason(tmp_path)
 
 
 def test_the_report_before_any_run_says_what_writes_it(tmp_path):
-    for option in ([], ["--data"]):
+    for option in ([], ["--photos"]):
         refused = catbreeds("report", "--workdir", tmp_path, *option)
         assert refused.returncode == 2
         assert "`catbreeds run` writes it" in refused.stderr

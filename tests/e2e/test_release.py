@@ -103,9 +103,9 @@ def test_promote_and_rollback_change_the_version_that_predict_uses(pushed):
         return as_json(pushed, "predict", photo)["photos"][0]["model"]["version"]
 
     assert predicting_version() == 1
-    assert "version 2 is stable, before it version 1" in in_workdir(pushed, "promote", 2).stdout
+    assert "version 2 is stable (was version 1)" in in_workdir(pushed, "promote", 2).stdout
     assert predicting_version() == 2
-    assert "version 1 is stable again, instead of version 2" in in_workdir(pushed, "rollback").stdout
+    assert "version 1 is stable again (was version 2)" in in_workdir(pushed, "rollback").stdout
     assert predicting_version() == 1
 
 
@@ -145,7 +145,7 @@ def test_replay_with_other_rules_changes_the_decision_and_pushes_nothing(pushed)
     rules = ("--set", "gate.min_accuracy=1", "--set", "gate.above_majority=true")
     rejected = in_workdir(pushed, "gate", "--policy", "significantly_better", *rules)
     assert rejected.returncode == 3
-    assert "The gate would refuse resnet50" in rejected.stdout
+    assert "Verdict for resnet50: rejected" in rejected.stdout
     assert "is below gate.min_accuracy=1" in rejected.stdout
     assert "above_majority=True" in rejected.stdout
     assert "fails gate.policy=significantly_better against version 1" in rejected.stdout

@@ -24,7 +24,7 @@ def columns(request) -> int:
     ("arguments", "shown"),
     [
         (["report"], ["efficientnetb7", "resnet50", "xception", "95% CI", "top-3 accuracy", "latency (ms)", "Gate: "]),
-        (["report", "--data"], ["Emberling", "train", "eval", "test"]),
+        (["report", "--photos"], ["Emberling", "train", "eval", "test"]),
         (["models"], ["version 1", "accuracy"]),
         (["lineage", "1"], ["ImageExampleGen", "Pusher"]),
         (["doctor", "--profile", "demo"], ["Python", "TFX's imports", "port 8501"]),
@@ -84,7 +84,7 @@ def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_aw
 
     assert third.returncode == 2
     assert third.stdout == ""
-    assert f"{first}: another run is at work there; wait for it or take another --workdir" in third.stderr
+    assert f"{first}: another run is in progress; wait for it or choose another --workdir" in third.stderr
     assert (code, beside.returncode) == (0, 0), output + plain
     assert not COLOUR.search(output)
     assert "…" not in output

@@ -164,7 +164,11 @@ def test_predict_tells_why_there_is_no_answer(up, photo, tmp_path):
         ((tmp_path / "none.jpg", "--rest", up.rest), 2, f"{tmp_path}/none.jpg: No such file"),
         ((photo, "--gateway", f"http://localhost:{free_port()}"), 1, "cannot be reached"),
         ((photo, "--grpc", up.grpc, "--label", "gold"), 1, "label: gold"),
-        ((photo, "--grpc", up.grpc, "--workdir", up.workdir), 2, "--grpc and --workdir: say one of"),
+        (
+            (photo, "--grpc", up.grpc, "--workdir", up.workdir),
+            2,
+            "--grpc and --workdir exclude each other; pass one of",
+        ),
     ):
         done = catbreeds("predict", *arguments)
         assert (done.returncode, done.stdout) == (code, "")

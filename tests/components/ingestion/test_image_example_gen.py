@@ -68,7 +68,7 @@ def good(tmp_path_factory):
     """13 good photos: 6 of each of two breeds, and one of a third whose name is no ASCII."""
     folder = tmp_path_factory.mktemp("good")
     write_sample_data(folder, breeds=2, photos=6)
-    other, _ = write_sample_data(folder.parent / "other", breeds=2, photos=1, first=50)
+    other, _ = write_sample_data(folder.parent / "other", breeds=2, photos=1, offset=50)
     (folder / "Größe 1").mkdir()
     shutil.copy(other, folder / "Größe 1" / "a b.JPG")
     return folder
@@ -185,7 +185,7 @@ def test_a_thousand_good_photos_are_kept_and_all_bad_ones_named_also_when_others
     }
     assert first.splits().keys() == {path.relative_to(data).as_posix() for path in photos}
 
-    write_sample_data(data, breeds=5, photos=100, first=200)
+    write_sample_data(data, breeds=5, photos=100, offset=200)
     second = ingest(data, tmp_path / "second")
     assert len(second.splits()) == 1500
     assert second.report["left_out"] == first.report["left_out"]

@@ -102,7 +102,7 @@ def test_an_unreachable_server_is_reported_once_with_the_affected_photos(photos,
     assert (done.returncode, done.stdout) == (1, "")
     first, second = done.stderr.splitlines()
     assert str(port) in first
-    assert second == f"catbreeds: no answer for {good[0]}, {good[1]}"
+    assert second == f"catbreeds: no prediction for {good[0]}, {good[1]}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
