@@ -51,11 +51,13 @@ def sample_data(
     try:
         paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, first=first)
         if defects:
-            from components.ingestion.splits import split_of
+            from components.ingestion.splits import assign_split
             from pipeline.datasets.defects import write_defects
 
-            deal = Settings().split
-            bad = write_defects(out, paths, lambda hash: split_of(hash, deal.train, deal.eval, deal.seed), seed=seed)
+            split = Settings().split
+            bad = write_defects(
+                out, paths, lambda hash: assign_split(hash, split.train, split.eval, split.seed), seed=seed
+            )
     except (ValueError, OSError) as error:
         raise fail(told(error) if isinstance(error, OSError) else error) from None
     print(f"{counted(len(paths), 'photo')} of {breeds} imaginary breeds in {out}")

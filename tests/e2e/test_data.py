@@ -79,7 +79,7 @@ def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_t
     (data / "val" / "Tabby").mkdir()
     lost = catbreeds(*command)
     assert lost.returncode == 2
-    assert "folders that could be breeds give no photos:\n  val/Tabby/: holds nothing" in lost.stdout
+    assert "folders that may be breeds have no usable photos:\n  val/Tabby/: contains no visible files" in lost.stdout
     assert "Traceback" not in lost.stdout + lost.stderr
 
 

@@ -6,7 +6,7 @@ import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from components.ingestion.data_drift import champion_statistics, describe_drift
+from components.ingestion.data_drift import describe_drift, load_version_statistics
 from pipeline.settings import ROOT
 from serving.model_files import TRAIN_STATISTICS_FILE
 
@@ -27,19 +27,21 @@ def test_the_same_photos_and_nearly_the_same_have_not_drifted():
 def test_another_share_of_a_breed_is_told_with_both_shares():
     (sentence,) = describe_drift(photos(20, 80), photos(60, 40), SCHEMA)
     assert "breed differs" in sentence
-    assert "distance 0.40, above 0.10" in sentence
-    assert sentence.endswith(("'Birman' is 20% of them now, it was 60%", "'Manx' is 80% of them now, it was 40%"))
+    assert "distance 0.40, threshold 0.10" in sentence
+    assert sentence.endswith(
+        ("'Birman' is 20% of the photos, previously 60%", "'Manx' is 80% of the photos, previously 40%")
+    )
 
 
 def test_a_new_breed_is_told():
     (sentence,) = describe_drift(photos(60, 40), photos(100, 0), SCHEMA)
-    assert "is 40% of them now, it was 0%" in sentence or "is 60% of them now, it was 100%" in sentence
+    assert "is 40% of the photos, previously 0%" in sentence or "is 60% of the photos, previously 100%" in sentence
 
 
 def test_other_sizes_are_told_with_both_means():
     (sentence,) = describe_drift(photos(60, 40, width=1000), photos(60, 40), SCHEMA)
     assert "width differs" in sentence
-    assert "mean 1024 now, it was 524" in sentence
+    assert "the mean is 1024, previously 524" in sentence
 
 
 @pytest.mark.parametrize("written", [True, False])
@@ -48,4 +50,4 @@ def test_the_statistics_lie_beside_the_model_or_there_are_none(tmp_path, written
         path = tmp_path / TRAIN_STATISTICS_FILE
         path.parent.mkdir()
         path.write_bytes(photos(3, 4).SerializeToString())
-    assert champion_statistics(str(tmp_path)) == (photos(3, 4) if written else None)
+    assert load_version_statistics(str(tmp_path)) == (photos(3, 4) if written else None)

@@ -17,7 +17,7 @@ from components import progress
 from components.artifacts import IngestReport
 from components.ingestion import image_example_gen
 from components.ingestion.image_example_gen import ImageExampleGen
-from components.ingestion.splits import SPLITS, split_of
+from components.ingestion.splits import SPLITS, assign_split
 from pipeline.datasets.defects import write_defects
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.settings import load
@@ -60,7 +60,7 @@ def ingest(data: Path, out: Path, **changes) -> Ingested:
 
 
 def deal(content_hash: str) -> str:
-    return split_of(content_hash, 0.5, 0.25, 0)
+    return assign_split(content_hash, 0.5, 0.25, 0)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_split_without_photos_has_a_file_all_the_same(good, tmp_path):
 
 
 def test_many_photos_go_to_many_files(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_example_gen, "_PHOTOS_A_FILE", 2)
+    monkeypatch.setattr(image_example_gen, "_EXAMPLES_PER_FILE", 2)
     result = ingest(shutil.make_archive(str(tmp_path / "photos"), "gztar", good), tmp_path)
     files = [list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS]
     photos = [len(result.features(split)) for split in SPLITS]
@@ -194,10 +194,10 @@ def test_a_thousand_good_photos_are_kept_and_all_bad_ones_named_also_when_others
 
 def test_photos_are_dealt_by_the_shares_and_anew_by_another_seed():
     hashes = [f"{number:064x}" for number in range(4000)]
-    dealt = [split_of(content, 0.7, 0.1, 0) for content in hashes]
+    dealt = [assign_split(content, 0.7, 0.1, 0) for content in hashes]
     shares = Counter(dealt)
     assert [shares[split] / 4000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
-    again = [split_of(content, 0.7, 0.1, 1) for content in hashes]
+    again = [assign_split(content, 0.7, 0.1, 1) for content in hashes]
     same = sum(a == b for a, b in zip(dealt, again, strict=True)) / 4000
     assert same == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.03)
 

@@ -80,7 +80,7 @@ def test_where_nothing_was_pushed_a_run_goes_on(gate):
 def test_the_origin_of_a_pushed_version_ends_the_run_and_names_the_version(pushed):
     retrain, document, summary = pushed()
     assert (retrain, document["version"]) == (False, 1)
-    assert summary.startswith("**Nothing new**: version 1 was made from this data")
+    assert summary.startswith("**Nothing new**: version 1 was trained from this data")
 
 
 @pytest.mark.parametrize(
