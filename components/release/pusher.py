@@ -17,8 +17,8 @@ from components.file_names import (
     PHOTOS_FILE,
     PUSH_FILE,
     RETRAIN_FILE,
-    SERVING_ANSWERS_FILE,
     SERVING_CHECK_FILE,
+    SERVING_CHECK_GOLDEN_FILE,
 )
 from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
@@ -130,7 +130,7 @@ def Pusher(
                 CARD_FILE: json.dumps(facts, indent=1),
                 CARD_PAGE: card_page(facts),
                 LEARNED_PHOTOS_FILE: "\n".join(learned),
-                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_ANSWERS_FILE)),
+                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_CHECK_GOLDEN_FILE)),
             }
 
         with local_copy(path) as local, local_copy(train_statistics(statistics)) as learned_from:

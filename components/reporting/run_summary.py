@@ -19,7 +19,7 @@ from components.file_names import (
     VERDICT_FILE,
 )
 from components.json_files import read_json
-from components.photo_examples import read_images, thumbnail
+from components.photo_examples import read_images, thumbnail_data_url
 from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
 
@@ -127,4 +127,4 @@ def _worst(outcomes: list[dict[str, Any]], examples: str) -> list[dict[str, Any]
     """The test photos that were most surely taken for another breed, with `image`, a small JPEG as a data URL."""
     wrong = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])[:_WORST]
     images = read_images(examples, "test", [row["content_hash"] for row in wrong])
-    return [{**row, "image": thumbnail(images[row["content_hash"]])} for row in wrong]
+    return [{**row, "image": thumbnail_data_url(images[row["content_hash"]])} for row in wrong]

@@ -210,10 +210,10 @@ def test_large_photos_are_reduced(good, tmp_path):
 
 def test_progress_is_told_photo_by_photo(good, tmp_path):
     told = []
-    progress.listen(lambda *report: told.append(report))
+    progress.set_listener(lambda *report: told.append(report))
     try:
         ingest(good, tmp_path)
     finally:
-        progress.listen(None)
+        progress.set_listener(None)
     assert told[-1] == ("photos", 13, 13)
     assert len(told) == 13

@@ -163,7 +163,7 @@ def test_the_cats_of_oxford_are_laid_out_as_ingestion_reads_them_and_the_second_
 
     listing = list_photos(open_source(str(oxford.out)))
     assert listing.photos == {name: name.split("/")[0] for name in CATS}
-    assert listing.refused == []
+    assert listing.excluded == []
     server.requests.clear()
     again = oxford()
     assert_laid(again, oxford.out)
