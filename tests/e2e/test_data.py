@@ -23,7 +23,7 @@ def test_schema_update_writes_the_breeds_of_the_data(own_schema):
     for text in ("2 breeds in the data", "added 'Harbor Grey'", f"--set photos_schema={folder / 'schema'}"):
         assert text in process.stdout
     schema = (folder / "schema" / "schema.pbtxt").read_text()
-    for text in ('value: "Harbor Grey"', 'value: "Mosscoat"', "max: 8192", "# What one photo must look like"):
+    for text in ('value: "Harbor Grey"', 'value: "Mosscoat"', "max: 8192", "# Schema of a photo after ingestion"):
         assert text in schema
 
 
