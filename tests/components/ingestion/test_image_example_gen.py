@@ -64,7 +64,7 @@ def split_of(content_hash: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory):
+def valid_photos(tmp_path_factory):
     """13 valid photos: 6 of each of two breeds, and one of a third breed with a non-ASCII name."""
     folder = tmp_path_factory.mktemp("good")
     write_sample_data(folder, breeds=2, photos=6)
@@ -75,19 +75,21 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(good, tmp_path_factory):
+def mixed(valid_photos, tmp_path_factory):
     """The valid photos and an unusable file of every kind, ingested."""
-    folder = shutil.copytree(good, tmp_path_factory.mktemp("mixed") / "photos")
+    folder = shutil.copytree(valid_photos, tmp_path_factory.mktemp("mixed") / "photos")
     defects = write_defects(folder, sorted(folder.rglob("*_000*.*")), split_of)
     return folder, ingest(folder, folder.parent), defects
 
 
-def test_every_valid_photo_is_in_exactly_one_split_with_its_breed(mixed, good):
+def test_every_valid_photo_is_in_exactly_one_split_with_its_breed(mixed, valid_photos):
     _, result, _ = mixed
-    found = [feature for split in SPLITS for feature in result.features(split)]
-    expected = {path.relative_to(good).as_posix(): normalise(path.read_bytes()) for path in good.rglob("*.*")}
-    assert sorted(f["path"].decode() for f in found) == sorted(expected)
-    for feature in found:
+    features = [feature for split in SPLITS for feature in result.features(split)]
+    expected = {
+        path.relative_to(valid_photos).as_posix(): normalise(path.read_bytes()) for path in valid_photos.rglob("*.*")
+    }
+    assert sorted(f["path"].decode() for f in features) == sorted(expected)
+    for feature in features:
         path = feature["path"].decode()
         assert feature.keys() == {"image_bytes", "breed", "path", "content_hash", "width", "height"}
         assert feature["breed"].decode() == path.split("/")[0]
@@ -138,15 +140,15 @@ def test_only_examples_and_report_are_left(mixed):
     assert result.report["files"] == len(result.rows)
 
 
-def test_an_empty_split_has_a_file(good, tmp_path):
-    result = ingest(good, tmp_path, train=1.0, eval=0.0)
+def test_an_empty_split_has_a_file(valid_photos, tmp_path):
+    result = ingest(valid_photos, tmp_path, train=1.0, eval=0.0)
     assert [len(result.features(split)) for split in SPLITS] == [13, 0, 0]
     assert all(list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS)
 
 
-def test_many_photos_are_written_to_several_files(good, tmp_path, monkeypatch):
+def test_many_photos_are_written_to_several_files(valid_photos, tmp_path, monkeypatch):
     monkeypatch.setattr(image_example_gen, "_EXAMPLES_PER_FILE", 2)
-    result = ingest(shutil.make_archive(str(tmp_path / "photos"), "gztar", good), tmp_path)
+    result = ingest(shutil.make_archive(str(tmp_path / "photos"), "gztar", valid_photos), tmp_path)
     files = [list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS]
     photos = [len(result.features(split)) for split in SPLITS]
     assert [len(paths) for paths in files] == [math.ceil(count / 2) for count in photos]
@@ -202,17 +204,17 @@ def test_split_assignment_matches_the_shares_and_changes_with_the_seed():
     assert same == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.03)
 
 
-def test_large_photos_are_resized(good, tmp_path):
-    result = ingest(good, tmp_path, max_side=64)
+def test_large_photos_are_resized(valid_photos, tmp_path):
+    result = ingest(valid_photos, tmp_path, max_side=64)
     sizes = [max(f["width"], f["height"]) for split in SPLITS for f in result.features(split)]
     assert sizes == [64] * 13
 
 
-def test_progress_is_reported_for_each_photo(good, tmp_path):
+def test_progress_is_reported_for_each_photo(valid_photos, tmp_path):
     reports = []
     progress.set_listener(lambda *report: reports.append(report))
     try:
-        ingest(good, tmp_path)
+        ingest(valid_photos, tmp_path)
     finally:
         progress.set_listener(None)
     assert reports[-1] == ("photos", 13, 13)

@@ -16,7 +16,7 @@ from components.ingestion.photo_source import list_photos, open_source
 from serving.names import is_ignored
 
 KINDS = ("folder", ".zip", ".tar")
-CONTENT = b"as good as a photo"
+CONTENT = b"content of a photo"
 BREEDS = ("Birman", "Manx", "Sphynx")
 GOOD = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(4)]
 # Files that make Bombay unusable. Paths that end with "/" are empty folders.
@@ -126,9 +126,9 @@ def test_an_unreadable_folder_stops_the_run_if_it_may_be_a_breed_and_is_excluded
     with pytest.raises(DataError, match=rf"\n  {above}Bombay/: cannot be read: Permission denied\nPut"):
         list_photos(open_source(data))
     locked.remove(os.path.join(data, f"{above}Bombay"))
-    found = list_photos(open_source(data))
-    assert set(found.photos.values()) == {*BREEDS, "Bombay"}
-    assert found.excluded == [(f"{above}Manx/old/", "cannot be read: Permission denied")]
+    result = list_photos(open_source(data))
+    assert set(result.photos.values()) == {*BREEDS, "Bombay"}
+    assert result.excluded == [(f"{above}Manx/old/", "cannot be read: Permission denied")]
     assert open_source(data).digest() != open_source(write(tmp_path / "other", "folder", GOOD)).digest()
 
 
@@ -143,9 +143,9 @@ def test_system_and_metadata_folders_do_not_stop_the_run(tmp_path, kind, above):
         "Manx/@eaDir/1.jpg",
     ]
     metadata = ["data/cats.csv", "annotations/xml/1.xml", "Labels/1.txt", "docs/README.md"]
-    found = listing(tmp_path, kind, [*(above + path for path in [*GOOD, *system_files]), *metadata])
-    assert sorted(found.photos) == [above + path for path in GOOD]
-    assert {path for path, _ in found.excluded} == {"data/", "annotations/", "Labels/", "docs/"}
+    result = listing(tmp_path, kind, [*(above + path for path in [*GOOD, *system_files]), *metadata])
+    assert sorted(result.photos) == [above + path for path in GOOD]
+    assert {path for path, _ in result.excluded} == {"data/", "annotations/", "Labels/", "docs/"}
 
 
 @every_kind
@@ -162,9 +162,9 @@ def test_a_new_empty_folder_changes_the_digest(tmp_path, kind):
 )
 def test_existing_splits_are_merged_with_a_warning(tmp_path, kind, above, parts):
     paths = [f"{above}{part}/{part}_{path}".replace(f"{part}_", "", 1) for part in parts for path in GOOD]
-    found = listing(tmp_path, kind, [*paths, f"{above}data/labels.csv"])
-    assert found.photos == {path: path.split("/")[-2] for path in sorted(paths)}
-    (warning,) = found.warnings
+    result = listing(tmp_path, kind, [*paths, f"{above}data/labels.csv"])
+    assert result.photos == {path: path.split("/")[-2] for path in sorted(paths)}
+    (warning,) = result.warnings
     assert "are read as one data set" in warning
     assert all(f"'{above}{part}'" in warning for part in parts)
 
@@ -174,11 +174,11 @@ def test_existing_splits_are_merged_with_a_warning(tmp_path, kind, above, parts)
 @pytest.mark.parametrize("doubled", ["", "train/"])
 def test_a_split_without_breed_folders_is_excluded_with_a_warning(tmp_path, kind, flat, doubled):
     paths = [f"train/{doubled}{path}" for path in GOOD]
-    found = listing(tmp_path, kind, [*paths, *flat, "sample_submission.csv"])
-    assert sorted(found.photos) == sorted(paths)
-    assert set(found.photos.values()) == set(BREEDS)
-    assert [path for path, _ in found.excluded] == ["sample_submission.csv", "test/"]
-    assert found.warnings == ["test/ is excluded: it has no breed folders"]
+    result = listing(tmp_path, kind, [*paths, *flat, "sample_submission.csv"])
+    assert sorted(result.photos) == sorted(paths)
+    assert set(result.photos.values()) == set(BREEDS)
+    assert [path for path, _ in result.excluded] == ["sample_submission.csv", "test/"]
+    assert result.warnings == ["test/ is excluded: it has no breed folders"]
 
 
 @every_kind
@@ -198,9 +198,9 @@ def test_a_split_that_shares_no_breed_with_the_other_splits_stops_the_run(tmp_pa
 @every_kind
 def test_photos_next_to_metadata_folders_are_read(tmp_path, kind):
     paths = [f"images/{path}" for path in GOOD]
-    found = listing(tmp_path, kind, [*paths, "data/cats.csv", "data/clean_metadata.csv"])
-    assert sorted(found.photos) == sorted(paths)
-    assert found.excluded == [("data/", "not a breed: contains 2 .csv files")]
+    result = listing(tmp_path, kind, [*paths, "data/cats.csv", "data/clean_metadata.csv"])
+    assert sorted(result.photos) == sorted(paths)
+    assert result.excluded == [("data/", "not a breed: contains 2 .csv files")]
 
 
 @every_kind
@@ -215,17 +215,17 @@ def test_the_error_names_all_folders_that_contain_breed_folders(tmp_path, kind):
 def test_stray_photos_stop_the_run_if_they_may_be_a_breed_and_give_a_warning_otherwise(
     tmp_path, kind, photos, stray, stops
 ):
-    good = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(photos)]
-    paths = [*good, *(f"Bombay_{number}.jpg" for number in range(stray)), "README", "LICENSE"]
+    breed_photos = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(photos)]
+    paths = [*breed_photos, *(f"Bombay_{number}.jpg" for number in range(stray)), "README", "LICENSE"]
     if stops:
         assert f"{stray + 2} files outside the breed folders: Bombay_0.jpg" in error_of(tmp_path, kind, paths)
     else:
-        found = listing(tmp_path, kind, paths)
-        assert sorted(found.photos) == sorted(good)
+        result = listing(tmp_path, kind, paths)
+        assert sorted(result.photos) == sorted(breed_photos)
         warnings = [
             f"{stray + 2} files outside the breed folders are excluded: Bombay_0.jpg, Bombay_1.jpg, Bombay_2.jpg, ..."
         ]
-        assert found.warnings == (warnings if stray >= 3 else [])
+        assert result.warnings == (warnings if stray >= 3 else [])
 
 
 @every_kind
@@ -238,18 +238,18 @@ def test_a_breed_folder_that_contains_splits_is_not_suggested_as_the_data_folder
 @every_kind
 @pytest.mark.parametrize("name", ["Bombay.7z", "Bombay.rar", "Bombay.tar.zst", "Manx/more.zip", "Manx/more.zip.001"])
 def test_an_archive_next_to_photos_is_excluded_with_a_warning(tmp_path, kind, name):
-    found = listing(tmp_path, kind, [*GOOD, name])
-    assert sorted(found.photos) == GOOD
-    assert found.excluded == [(name, "an archive; unpack it into its breed folder")]
-    assert found.warnings == [f"1 archive excluded ({name}); unpack any that contain photos"]
+    result = listing(tmp_path, kind, [*GOOD, name])
+    assert sorted(result.photos) == GOOD
+    assert result.excluded == [(name, "an archive; unpack it into its breed folder")]
+    assert result.warnings == [f"1 archive excluded ({name}); unpack any that contain photos"]
 
 
 @every_kind
 @pytest.mark.parametrize("above", ["", "images/"])
-@pytest.mark.parametrize("beside", [[], ["annotations/list.txt", "annotations/trimaps/Birman_1.png"]], ids=len)
-def test_the_error_suggests_breed_folders_if_file_names_contain_the_breed(tmp_path, kind, above, beside):
+@pytest.mark.parametrize("extra", [[], ["annotations/list.txt", "annotations/trimaps/Birman_1.png"]], ids=len)
+def test_the_error_suggests_breed_folders_if_file_names_contain_the_breed(tmp_path, kind, above, extra):
     names = [f"{breed}_{number}.jpg" for breed in ("Abyssinian", "Maine_Coon") for number in range(1, 200, 50)]
-    message = error_of(tmp_path, kind, [*(above + name for name in names), *beside])
+    message = error_of(tmp_path, kind, [*(above + name for name in names), *extra])
     assert f"File names such as {above}Abyssinian_1.jpg seem to start with the breed; move" in message
     assert "`catbreeds data oxford FOLDER` creates these folders" in message
 
@@ -276,7 +276,7 @@ SPELLINGS = [
 
 @every_kind
 @pytest.mark.parametrize(("one", "other"), SPELLINGS, ids=ascii)
-@pytest.mark.parametrize("parts", [("", ""), ("train/", "test/")], ids=["beside", "in parts"])
+@pytest.mark.parametrize("parts", [("", ""), ("train/", "test/")], ids=["in one folder", "in splits"])
 def test_breeds_whose_names_differ_only_in_spelling_stop_the_run(tmp_path, kind, one, other, parts):
     paths = [
         *(f"{part}{path}" for part in {*parts} for path in GOOD),
@@ -298,16 +298,16 @@ def test_a_breed_name_with_control_or_only_invisible_characters_stops_the_run(tm
 
 
 def test_a_breed_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path):
-    found = listing(
+    result = listing(
         tmp_path, "folder", [*GOOD, *(os.fsdecode(path) for path in (b"Gr\xf6\xdfe/1.jpg", b"Manx/\xff.jpg"))]
     )
-    assert set(found.photos.values()) == {*BREEDS, r"Gr\xf6\xdfe"}
-    assert found.warnings == [r"breed names that are not UTF-8 are shown with escapes: Gr\xf6\xdfe"]
+    assert set(result.photos.values()) == {*BREEDS, r"Gr\xf6\xdfe"}
+    assert result.warnings == [r"breed names that are not UTF-8 are shown with escapes: Gr\xf6\xdfe"]
 
 
 def test_names_that_are_displayed_the_same_are_not_mixed_up(tmp_path):
-    found = listing(tmp_path, "folder", [*GOOD, os.fsdecode(b"Manx/\xff.jpg"), r"Manx/\xff.jpg"])
-    assert [reason for _, reason in found.excluded] == [
+    result = listing(tmp_path, "folder", [*GOOD, os.fsdecode(b"Manx/\xff.jpg"), r"Manx/\xff.jpg"])
+    assert [reason for _, reason in result.excluded] == [
         "its name is displayed the same as that of another file; rename it"
     ]
     message = error_of(tmp_path / "breeds", "folder", [*GOOD, os.fsdecode(b"\xff/1.jpg"), r"\xff/1.jpg"])
@@ -338,18 +338,18 @@ def without_utf_8_flag(folder: Path, name: bytes) -> str:
 def test_zip_names_of_unknown_encoding_give_a_warning(tmp_path, encoding):
     name = {"gbk": "波斯猫", "cp1251": "Сибирская", "cp437": "Größe", "shift_jis": "三毛猫"}[encoding].encode(encoding)
     data = without_utf_8_flag(tmp_path, name)
-    found = list_photos(open_source(data))
-    (warning,) = found.warnings
+    result = list_photos(open_source(data))
+    (warning,) = result.warnings
     part = f"not UTF-8 are decoded as CP437 (1 name, for example {name.decode('cp437')}/1.jpg)"
     assert part in warning
 
 
 def test_utf_8_names_in_a_zip_without_the_flag_are_decoded_correctly(tmp_path):
     source = open_source(without_utf_8_flag(tmp_path, "波斯猫".encode()))
-    found = list_photos(source)
-    assert "波斯猫" in found.photos.values()
-    assert found.warnings == []
-    assert all(fetch() == CONTENT for _, fetch in source.read([*found.photos]))
+    result = list_photos(source)
+    assert "波斯猫" in result.photos.values()
+    assert result.warnings == []
+    assert all(fetch() == CONTENT for _, fetch in source.read([*result.photos]))
 
 
 characters = st.characters(exclude_characters="/\0", exclude_categories=("Cs",))
@@ -370,11 +370,11 @@ def outcome(folder: Path, paths: list[str]) -> set[str] | str:
 @settings(derandomize=True, deadline=None, max_examples=100)
 def test_each_folder_next_to_breeds_is_a_breed_or_stops_the_run_or_is_ignored(tmp_path_factory, names):
     paths = [*GOOD, *(f"{name}/{number}.jpg" for name in names for number in range(2))]
-    found = outcome(tmp_path_factory.mktemp("layout"), paths)
-    if isinstance(found, str):
-        assert "differ only in spelling" in found or "invalid breed name" in found
+    result = outcome(tmp_path_factory.mktemp("layout"), paths)
+    if isinstance(result, str):
+        assert "differ only in spelling" in result or "invalid breed name" in result
     else:
-        assert found == {*BREEDS, *(name for name in names if not is_ignored(name))}
+        assert result == {*BREEDS, *(name for name in names if not is_ignored(name))}
 
 
 @given(
@@ -383,9 +383,9 @@ def test_each_folder_next_to_breeds_is_a_breed_or_stops_the_run_or_is_ignored(tm
 )
 @settings(derandomize=True, deadline=None, max_examples=100)
 def test_each_folder_without_photos_next_to_breeds_stops_the_run_or_is_ignored(tmp_path_factory, names, inside):
-    found = outcome(tmp_path_factory.mktemp("layout"), [*GOOD, *(f"{name}/{inside}" for name in names)])
-    if isinstance(found, str):
-        assert "folders that may be breeds have no usable photos" in found
+    result = outcome(tmp_path_factory.mktemp("layout"), [*GOOD, *(f"{name}/{inside}" for name in names)])
+    if isinstance(result, str):
+        assert "folders that may be breeds have no usable photos" in result
     else:
-        assert found == set(BREEDS)
+        assert result == set(BREEDS)
         assert all(map(is_ignored, names))

@@ -120,9 +120,9 @@ def write(tmp_path):
 def contents(source: Source) -> dict[str, bytes]:
     """Read every photo and check that each is read once."""
     paths = [*list_photos(source).photos]
-    found = [(path, fetch()) for path, fetch in source.read(paths)]
-    assert sorted(path for path, _ in found) == paths
-    return dict(found)
+    result = [(path, fetch()) for path, fetch in source.read(paths)]
+    assert sorted(path for path, _ in result) == paths
+    return dict(result)
 
 
 def excluded(data: str) -> dict[str, str]:
@@ -157,17 +157,17 @@ def test_a_folder_with_an_archive_suffix_is_read_as_a_folder(tmp_path, kind):
 
 @every_kind
 def test_only_the_requested_photos_are_read(write, kind):
-    found = open_source(write(kind, PHOTOS)).read(["Sphynx/1.jpg", "Birman/1.jpg"])
-    assert {path: fetch() for path, fetch in found} == {"Sphynx/1.jpg": b"another first", "Birman/1.jpg": b"first"}
+    result = open_source(write(kind, PHOTOS)).read(["Sphynx/1.jpg", "Birman/1.jpg"])
+    assert {path: fetch() for path, fetch in result} == {"Sphynx/1.jpg": b"another first", "Birman/1.jpg": b"first"}
 
 
 @every_kind
 @pytest.mark.parametrize("above", ["cats/", "cats/Breeds 2/"])
-@pytest.mark.parametrize("beside", [[], ["README"], ["README", "cats/README"]], ids=len)
-def test_breed_folders_below_other_folders_are_found(write, kind, above, beside):
-    source = open_source(write(kind, {above + path: b"x" for path in PHOTOS} | dict.fromkeys(beside, b"Hello")))
+@pytest.mark.parametrize("extra", [[], ["README"], ["README", "cats/README"]], ids=len)
+def test_breed_folders_below_other_folders_are_found(write, kind, above, extra):
+    source = open_source(write(kind, {above + path: b"x" for path in PHOTOS} | dict.fromkeys(extra, b"Hello")))
     assert list_photos(source).photos == {above + path: path.split("/")[0] for path in sorted(PHOTOS)}
-    assert {path for path, _ in list_photos(source).excluded} == {*beside}
+    assert {path for path, _ in list_photos(source).excluded} == {*extra}
 
 
 @every_kind
@@ -380,8 +380,8 @@ def test_a_huge_file_is_read_only_up_to_the_limit(write):
 def test_at_most_one_byte_more_than_the_limit_is_read(write, kind, monkeypatch):
     monkeypatch.setattr(photo_source, "MAX_BYTES", 1000)
     lengths = {"Birman/0.jpg": 999, "Birman/1.jpg": 1000, "Birman/2.jpg": 1001, "Birman/3.jpg": 100_000}
-    found = contents(open_source(write(kind, {path: bytes(length) for path, length in lengths.items()})))
-    assert [len(content) for _, content in sorted(found.items())] == [999, 1000, 1001, 1001]
+    photos = contents(open_source(write(kind, {path: bytes(length) for path, length in lengths.items()})))
+    assert [len(content) for _, content in sorted(photos.items())] == [999, 1000, 1001, 1001]
 
 
 @pytest.mark.parametrize("kind", ZIPS)
@@ -392,11 +392,11 @@ def test_a_damaged_member_of_a_zip_is_unreadable_and_the_others_are_read(write, 
     content = bytearray(zipped(files.items(), compression))
     start = content.index(b"Birman/2.jpg") + len("Birman/2.jpg") + offset
     content[start : start + 100] = b"\xff" * 100
-    found = dict(open_source(write.archive(kind, content)).read([*files]))
+    readers = dict(open_source(write.archive(kind, content)).read([*files]))
     with pytest.raises(PhotoError, match="cannot be read") as caught:
-        found.pop("Birman/2.jpg")()
+        readers.pop("Birman/2.jpg")()
     assert caught.value.kind == "unreadable"
-    assert {path: fetch() for path, fetch in found.items()} == {
+    assert {path: fetch() for path, fetch in readers.items()} == {
         path: files[path] for path in files if path != "Birman/2.jpg"
     }
 
@@ -404,10 +404,10 @@ def test_a_damaged_member_of_a_zip_is_unreadable_and_the_others_are_read(write, 
 def test_a_zip_member_with_a_damaged_header_is_unreadable(write):
     header = "Größe 1/ä.png".encode()
     content = zipped(PHOTOS.items()).replace(header, b"\xff" * len(header), 1)
-    found = dict(open_source(write.archive(".zip", content)).read([*PHOTOS]))
+    readers = dict(open_source(write.archive(".zip", content)).read([*PHOTOS]))
     with pytest.raises(PhotoError, match="cannot be read"):
-        found["Größe 1/ä.png"]()
-    assert found["Birman/1.jpg"]() == b"first"
+        readers["Größe 1/ä.png"]()
+    assert readers["Birman/1.jpg"]() == b"first"
 
 
 @pytest.mark.parametrize(
@@ -416,22 +416,22 @@ def test_a_zip_member_with_a_damaged_header_is_unreadable(write):
 @pytest.mark.parametrize("kind", ZIPS)
 def test_a_zip_member_with_unsupported_attributes_is_unreadable(write, kind, attributes):
     data = write(kind, [("Birman/0.jpg", b"zero", attributes), *PHOTOS.items()])
-    found = dict(open_source(data).read(["Birman/0.jpg", "Birman/1.jpg"]))
+    readers = dict(open_source(data).read(["Birman/0.jpg", "Birman/1.jpg"]))
     with pytest.raises(PhotoError, match="cannot be read") as caught:
-        found["Birman/0.jpg"]()
+        readers["Birman/0.jpg"]()
     assert caught.value.kind == "unreadable"
-    assert found["Birman/1.jpg"]() == b"first"
+    assert readers["Birman/1.jpg"]() == b"first"
 
 
 @every_folder
 def test_a_photo_that_is_deleted_before_it_is_read_is_unreadable_and_the_others_are_read(write, kind):
     data = write(kind, PHOTOS)
-    found = dict(open_source(data).read(sorted(PHOTOS)))
+    readers = dict(open_source(data).read(sorted(PHOTOS)))
     fileio.remove(f"{data}/Birman/1.jpg")
     with pytest.raises(PhotoError) as caught:
-        found["Birman/1.jpg"]()
+        readers["Birman/1.jpg"]()
     assert caught.value.kind == "unreadable"
-    assert found["Sphynx/1.jpg"]() == b"another first"
+    assert readers["Sphynx/1.jpg"]() == b"another first"
 
 
 @every_archive
@@ -585,8 +585,8 @@ def test_an_error_of_a_remote_file_system_stops_the_run(write, monkeypatch):
 @pytest.mark.parametrize("hidden", ["Birman/.1.jpg", ".hidden/1.jpg", "__MACOSX/Birman/1.jpg"])
 def test_the_error_for_a_source_without_photos_describes_the_expected_layout(write, kind, hidden):
     data = write(kind, {hidden: b""})
-    found = r" \(Birman/: contains no visible files\)" if hidden.startswith("Birman") else ""
-    with pytest.raises(DataError, match=rf"^{data}: no photos found{found}; {EXPECTED_LAYOUT}"):
+    detail = r" \(Birman/: contains no visible files\)" if hidden.startswith("Birman") else ""
+    with pytest.raises(DataError, match=rf"^{data}: no photos found{detail}; {EXPECTED_LAYOUT}"):
         list_photos(open_source(data))
 
 
@@ -721,14 +721,14 @@ def test_chunks_contain_every_path_once_and_in_order(write, kind, photos):
 @every_kind
 @pytest.mark.parametrize("when", ["while the source is read", "after the source is read"])
 def test_photos_are_read_correctly_by_many_threads(write, kind, when):
-    draw = random.Random(0)
-    files = {f"Birman/{number}.jpg": draw.randbytes(draw.randrange(50_000)) for number in range(150)}
-    found = open_source(write(kind, files)).read(sorted(files))
+    rng = random.Random(0)
+    files = {f"Birman/{number}.jpg": rng.randbytes(rng.randrange(50_000)) for number in range(150)}
+    readers = open_source(write(kind, files)).read(sorted(files))
     if when == "after the source is read":
-        found = draw.sample([*found], len(files))
+        readers = rng.sample([*readers], len(files))
     with ThreadPoolExecutor(16) as pool:
-        answers = {path: pool.submit(fetch) for path, fetch in found}
-    assert {path: answer.result() for path, answer in answers.items()} == files
+        futures = {path: pool.submit(fetch) for path, fetch in readers}
+    assert {path: future.result() for path, future in futures.items()} == files
 
 
 names = st.sampled_from(["Birman", "Sphynx", "1.jpg", "ä b", "README", ".h", "._1.jpg", "__MACOSX", "Thumbs.db"])
@@ -756,12 +756,12 @@ def test_every_file_is_a_photo_or_excluded_or_ignored_and_archives_agree_with_th
     with tempfile.TemporaryDirectory() as folder:
         write = Writer(Path(folder))
         sources = {kind: open_source(write(kind, files)) for kind in ("folder", ".zip", ".tar") if files}
-        found = {kind: outcome(source) for kind, source in sources.items()}
+        outcomes = {kind: outcome(source) for kind, source in sources.items()}
     hidden = {
         path for path in files if any(part[0] == "." or part in ("__MACOSX", "Thumbs.db") for part in path.split("/"))
     }
-    for result in found.values():
-        assert result == found["folder"]
+    for result in outcomes.values():
+        assert result == outcomes["folder"]
         if isinstance(result, str):
             assert result.startswith((": no photos found", ": folders that may be breeds have no usable photos:"))
             continue
