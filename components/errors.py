@@ -14,4 +14,4 @@ class DamagedFileError(ValueError):
 
 
 class HistoryError(ValueError):
-    """The requested past run does not exist; the message lists the known ones."""
+    """Past runs cannot be read, or the requested run does not exist; the message names the file or existing runs."""
