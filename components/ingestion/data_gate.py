@@ -128,7 +128,7 @@ def _check_breed_spelling(breeds: dict[str, Any], models: Registry, version: int
         return []  # ChampionModel and ModelGate handle a damaged version
     spelled = {spelling(breed): breed for breed in known}
     return [
-        f"breed {breed!a} is spelled {spelled[spelling(breed)]!a} in the stable version {version}; rename the folder"
+        f"breed {breed!a} is spelled {spelled[spelling(breed)]!a} in stable version {version}; rename the folder"
         for breed in breeds
         if breed not in known and spelling(breed) in spelled
     ]

@@ -49,7 +49,7 @@ def ImageExampleGen(
     near_duplicate_bits: Parameter[int],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Read, normalise and split the photos. The report lists unusable files; DataGate decides whether to stop the run.
+    """Read, normalize and split the photos. The report lists unusable files; DataGate decides whether to stop the run.
 
     Features: image_bytes (JPEG or PNG), breed, path (relative), content_hash (`Photo.digest`), width, height.
 

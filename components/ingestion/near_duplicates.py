@@ -21,7 +21,7 @@ KINDS = ("label_conflict", "duplicate", "near_duplicate")
 
 
 def perceptual_hash(luma: Image.Image) -> bytes:
-    """Compute the perceptual hash of a greyscale image: 256 bits, as 32 bytes.
+    """Compute the perceptual hash of a grayscale image: 256 bits, as 32 bytes.
 
     Each bit is 1 if one of the lowest 16 x 16 frequencies is above their median. This is the pHash of Zauner
     (Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). Among 84 different photos of cats, the

@@ -9,7 +9,7 @@ def assign_split(content_hash: str, train: float, eval: float, seed: int) -> str
     """Assign a photo to a split by its own pixels only, so that adding or removing other photos never moves it.
 
     Args:
-        content_hash: Hash of the normalised pixels.
+        content_hash: Hash of the normalized pixels.
         train: Share of the train split.
         eval: Share of the eval split; the test split is the rest.
         seed: Seed of the split assignment.

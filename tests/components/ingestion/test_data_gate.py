@@ -17,7 +17,7 @@ from pipeline.settings import ROOT
 from serving.model_files import MODEL_RECORD_FILE
 
 SPLITS = ("train", "eval", "test")
-GOOD = {"Birman": (7, 2, 1), "Sphynx": (6, 1, 3)}
+VALID_COUNTS = {"Birman": (7, 2, 1), "Sphynx": (6, 1, 3)}
 
 
 def statistics(photos: int, width: int) -> statistics_pb2.DatasetFeatureStatisticsList:
@@ -107,14 +107,14 @@ def gate(tmp_path):
 
 
 def test_valid_data_passes_without_warnings(gate):
-    assert gate.run(GOOD) == {"passed": True, "warnings": []}
+    assert gate.run(VALID_COUNTS) == {"passed": True, "warnings": []}
 
 
 @pytest.mark.parametrize(
     ("breeds", "messages"),
     [
         ({"Birman": (7, 2, 1)}, ["only 1 breed (Birman)"]),
-        ({**GOOD, "Manx": (0, 3, 3)}, ["breed 'Manx' has no photos in the train split", "split.seed"]),
+        ({**VALID_COUNTS, "Manx": (0, 3, 3)}, ["breed 'Manx' has no photos in the train split", "split.seed"]),
         ({"Birman": (7, 0, 3), "Sphynx": (7, 0, 3)}, ["the eval split has no photos", "split.eval"]),
         ({"Birman": (7, 3, 0), "Sphynx": (7, 3, 0)}, ["the test split has no photos", "split.test"]),
         (
@@ -137,7 +137,7 @@ def test_data_that_is_insufficient_for_training_stops_the_run(gate, tmp_path, br
 
 @pytest.mark.parametrize(("split", "counts"), [("eval", (7, 0, 2)), ("test", (7, 2, 0))])
 def test_a_breed_that_is_missing_from_eval_or_test_gives_a_warning(gate, split, counts):
-    verdict = gate.run({**GOOD, "Manx": counts, "Bombay": counts})
+    verdict = gate.run({**VALID_COUNTS, "Manx": counts, "Bombay": counts})
     assert verdict["passed"]
     assert verdict["warnings"] == [f"the {split} split has no photos of Manx, Bombay; it gives no metrics for them"]
 
@@ -145,7 +145,7 @@ def test_a_breed_that_is_missing_from_eval_or_test_gives_a_warning(gate, split, 
 @pytest.mark.parametrize("split", SPLITS)
 def test_photos_outside_the_size_limits_of_the_schema_stop_the_run_and_are_listed(gate, split):
     with pytest.raises(DataError, match="1 photo has a width outside 32 to 8192 pixels") as caught:
-        gate.run(GOOD, widths={split: 16})
+        gate.run(VALID_COUNTS, widths={split: 16})
     assert str(caught.value).splitlines()[2:] == [f"    {split}/16.jpg: 16"]
 
 
@@ -153,14 +153,14 @@ def test_other_anomalies_are_reported_with_the_message_of_tfdv_and_the_split(gat
     feature = next(feature for feature in gate.schema.feature if feature.name == "height")
     feature.name = "depth"
     with pytest.raises(DataError, match=r"train photos, feature 'depth': .*relax the schema"):
-        gate.run(GOOD)
+        gate.run(VALID_COUNTS)
 
 
 def test_a_breed_that_is_not_in_the_schema_stops_the_run_with_a_remedy(gate):
     breed = next(feature for feature in gate.schema.feature if feature.name == "breed")
     breed.string_domain.value.extend(["Birman", "Bombay"])
     with pytest.raises(DataError) as caught:
-        gate.run(GOOD)
+        gate.run(VALID_COUNTS)
     assert str(caught.value).splitlines()[1:] == [
         "  breed 'Sphynx' is not in my schemas/schema.pbtxt; add it with "
         "`catbreeds schema update --data PHOTOS --schema 'my schemas'` or remove the folder"
@@ -178,7 +178,7 @@ def test_too_many_unusable_files_stop_the_run_and_the_first_ten_are_listed(gate)
     with pytest.raises(
         DataError, match=r"13 of 33 files cannot be used, more than ingest.max_bad_share=0.25"
     ) as caught:
-        gate.run(GOOD, unusable=unusable_files(13))
+        gate.run(VALID_COUNTS, unusable=unusable_files(13))
     assert str(caught.value).count("Birman/") == 10
     assert "... and 3 more" in str(caught.value)
 
@@ -187,20 +187,20 @@ def test_too_many_unusable_files_stop_the_run_and_the_first_ten_are_listed(gate)
     "unusable", [unusable_files(6), unusable_files(60, "duplicate"), unusable_files(60, "near_duplicate")]
 )
 def test_few_unusable_files_and_any_number_of_duplicates_pass(gate, unusable):
-    assert gate.run(GOOD, unusable=unusable)["passed"]
+    assert gate.run(VALID_COUNTS, unusable=unusable)["passed"]
 
 
 def test_a_breed_with_too_few_photos_stops_the_run(gate):
     with pytest.raises(
         DataError, match=r"breed 'Manx' has 2 photos, fewer than ingest.min_photos_per_breed=3"
     ) as caught:
-        gate.run({**GOOD, "Manx": (0, 1, 1)})
+        gate.run({**VALID_COUNTS, "Manx": (0, 1, 1)})
     assert len(str(caught.value).splitlines()) == 2
 
 
 def test_all_problems_are_reported_together(gate):
     with pytest.raises(DataError) as caught:
-        gate.run({**GOOD, "Manx": (0, 1, 1)}, widths={"train": 16, "test": 10_000}, unusable=unusable_files(20))
+        gate.run({**VALID_COUNTS, "Manx": (0, 1, 1)}, widths={"train": 16, "test": 10_000}, unusable=unusable_files(20))
     message = str(caught.value)
     for part in ("20 of 42", "'Manx' has 2", "2 photos have a width", "train/16.jpg: 16", "test/10000.jpg: 10000"):
         assert part in message
@@ -211,11 +211,11 @@ def test_a_breed_without_usable_photos_stops_the_run_and_its_excluded_files_are_
     with pytest.raises(
         DataError, match=r"breed 'Manx' has 0 photos \(excluded: 1 not an image, 2 damaged\), fewer than"
     ):
-        gate.run({**GOOD, "Manx": (0, 0, 0)}, unusable=unusable)
+        gate.run({**VALID_COUNTS, "Manx": (0, 0, 0)}, unusable=unusable)
 
 
 def test_warnings_of_ingestion_are_passed_on(gate):
-    assert gate.run(GOOD, warnings=("read as one set",))["warnings"] == ["read as one set"]
+    assert gate.run(VALID_COUNTS, warnings=("read as one set",))["warnings"] == ["read as one set"]
 
 
 OTHER_SPELLINGS = ["birman", "BIRMAN", " Birman", "Birman ", "Birma\u200bn", "\uff22irman"]
@@ -226,7 +226,7 @@ def test_a_breed_that_the_schema_spells_differently_stops_the_run(gate, other):
     breed = next(feature for feature in gate.schema.feature if feature.name == "breed")
     breed.string_domain.value.extend([other, "Sphynx"])
     with pytest.raises(DataError) as caught:
-        gate.run(GOOD)
+        gate.run(VALID_COUNTS)
     assert f"breed 'Birman' is spelled {other!a} in my schemas/schema.pbtxt; rename the folder" in str(caught.value)
     assert "add it with" not in str(caught.value)
 
@@ -236,7 +236,7 @@ def test_a_schema_with_two_spellings_of_a_breed_stops_the_run(gate, other):
     breed = next(feature for feature in gate.schema.feature if feature.name == "breed")
     breed.string_domain.value.extend(["Birman", "Sphynx", other])
     with pytest.raises(DataError, match="are spellings of the same breed; keep one") as caught:
-        gate.run(GOOD)
+        gate.run(VALID_COUNTS)
     assert " and ".join(map(ascii, sorted(["Birman", other]))) in str(caught.value)
 
 
@@ -245,6 +245,6 @@ def test_a_breed_that_the_stable_version_spells_differently_stops_the_run(gate, 
     record = tmp_path / "serving" / "1" / MODEL_RECORD_FILE
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"breeds": [other, "Sphynx"]}))
-    with pytest.raises(DataError, match="in the stable version 1; rename the folder") as caught:
-        gate.run(GOOD, stable="1@")
+    with pytest.raises(DataError, match="in stable version 1; rename the folder") as caught:
+        gate.run(VALID_COUNTS, stable="1@")
     assert f"breed 'Birman' is spelled {other!a}" in str(caught.value)

@@ -66,7 +66,7 @@ def split_of(content_hash: str) -> str:
 @pytest.fixture(scope="module")
 def valid_photos(tmp_path_factory):
     """13 valid photos: 6 of each of two breeds, and one of a third breed with a non-ASCII name."""
-    folder = tmp_path_factory.mktemp("good")
+    folder = tmp_path_factory.mktemp("valid")
     write_sample_data(folder, breeds=2, photos=6)
     other, _ = write_sample_data(folder.parent / "other", breeds=2, photos=1, first=50)
     (folder / "Größe 1").mkdir()

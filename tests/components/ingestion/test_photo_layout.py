@@ -18,7 +18,7 @@ from serving.names import is_ignored
 KINDS = ("folder", ".zip", ".tar")
 CONTENT = b"content of a photo"
 BREEDS = ("Birman", "Manx", "Sphynx")
-GOOD = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(4)]
+VALID_FILES = [f"{breed}/{number}.jpg" for breed in BREEDS for number in range(4)]
 # Files that make Bombay unusable. Paths that end with "/" are empty folders.
 UNUSABLE = {
     "empty": ["Bombay/"],
@@ -91,12 +91,12 @@ def error_of(folder: Path, kind: str, paths: list[str]) -> str:
 
 
 @every_kind
-@pytest.mark.parametrize("above", ["", "cats/images/"])
+@pytest.mark.parametrize("parent", ["", "cats/images/"])
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_a_possible_breed_folder_without_photos_stops_the_run_and_its_contents_are_shown(tmp_path, kind, above, case):
-    message = error_of(tmp_path, kind, [above + path for path in [*GOOD, *UNUSABLE[case]]])
+def test_a_possible_breed_folder_without_photos_stops_the_run_and_its_contents_are_shown(tmp_path, kind, parent, case):
+    message = error_of(tmp_path, kind, [parent + path for path in [*VALID_FILES, *UNUSABLE[case]]])
     line = message.splitlines()[1].strip()
-    assert line.removeprefix(above).startswith(MESSAGES[case])
+    assert line.removeprefix(parent).startswith(MESSAGES[case])
     assert "Put the photos of each breed directly into its folder" in message
 
 
@@ -105,16 +105,16 @@ def test_a_possible_breed_folder_without_photos_stops_the_run_and_its_contents_a
     "files", [["Bombay/"], ["Bombay/urls.txt"], ["Bombay/1.zip"], ["Bombay/1.jpg", "Bombay/2.jpg"]]
 )
 def test_a_folder_above_the_level_of_the_breed_folders_stops_the_run(tmp_path, kind, files):
-    message = error_of(tmp_path, kind, [*(f"cats/{path}" for path in GOOD), *files])
+    message = error_of(tmp_path, kind, [*(f"cats/{path}" for path in VALID_FILES), *files])
     assert ("cats/: contains 3 folders" if "Bombay/1.jpg" in files else "Bombay/: contains") in message
 
 
-@pytest.mark.parametrize("above", ["", "cats/"])
+@pytest.mark.parametrize("parent", ["", "cats/"])
 def test_an_unreadable_folder_stops_the_run_if_it_may_be_a_breed_and_is_excluded_otherwise(
-    tmp_path, monkeypatch, above
+    tmp_path, monkeypatch, parent
 ):
-    data = write(tmp_path, "folder", [f"{above}{path}" for path in [*GOOD, "Bombay/1.jpg", "Manx/old/1.jpg"]])
-    locked = {os.path.join(data, f"{above}{name}") for name in ("Bombay", "Manx/old")}
+    data = write(tmp_path, "folder", [f"{parent}{path}" for path in [*VALID_FILES, "Bombay/1.jpg", "Manx/old/1.jpg"]])
+    locked = {os.path.join(data, f"{parent}{name}") for name in ("Bombay", "Manx/old")}
     scandir = os.scandir
 
     def deny(path):
@@ -123,18 +123,18 @@ def test_an_unreadable_folder_stops_the_run_if_it_may_be_a_breed_and_is_excluded
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", deny)
-    with pytest.raises(DataError, match=rf"\n  {above}Bombay/: cannot be read: Permission denied\nPut"):
+    with pytest.raises(DataError, match=rf"\n  {parent}Bombay/: cannot be read: Permission denied\nPut"):
         list_photos(open_source(data))
-    locked.remove(os.path.join(data, f"{above}Bombay"))
+    locked.remove(os.path.join(data, f"{parent}Bombay"))
     result = list_photos(open_source(data))
     assert set(result.photos.values()) == {*BREEDS, "Bombay"}
-    assert result.excluded == [(f"{above}Manx/old/", "cannot be read: Permission denied")]
-    assert open_source(data).digest() != open_source(write(tmp_path / "other", "folder", GOOD)).digest()
+    assert result.excluded == [(f"{parent}Manx/old/", "cannot be read: Permission denied")]
+    assert open_source(data).digest() != open_source(write(tmp_path / "other", "folder", VALID_FILES)).digest()
 
 
 @every_kind
-@pytest.mark.parametrize("above", ["", "cats/"])
-def test_system_and_metadata_folders_do_not_stop_the_run(tmp_path, kind, above):
+@pytest.mark.parametrize("parent", ["", "cats/"])
+def test_system_and_metadata_folders_do_not_stop_the_run(tmp_path, kind, parent):
     system_files = [
         ".git/1.jpg",
         "__MACOSX/Bombay/1.jpg",
@@ -143,37 +143,39 @@ def test_system_and_metadata_folders_do_not_stop_the_run(tmp_path, kind, above):
         "Manx/@eaDir/1.jpg",
     ]
     metadata = ["data/cats.csv", "annotations/xml/1.xml", "Labels/1.txt", "docs/README.md"]
-    result = listing(tmp_path, kind, [*(above + path for path in [*GOOD, *system_files]), *metadata])
-    assert sorted(result.photos) == [above + path for path in GOOD]
+    result = listing(tmp_path, kind, [*(parent + path for path in [*VALID_FILES, *system_files]), *metadata])
+    assert sorted(result.photos) == [parent + path for path in VALID_FILES]
     assert {path for path, _ in result.excluded} == {"data/", "annotations/", "Labels/", "docs/"}
 
 
 @every_kind
 def test_a_new_empty_folder_changes_the_digest(tmp_path, kind):
-    before = open_source(write(tmp_path / "a" if kind == "folder" else tmp_path, kind, GOOD)).digest()
-    after = open_source(write(tmp_path / "b" if kind == "folder" else tmp_path, kind, [*GOOD, "Bombay/"])).digest()
+    before = open_source(write(tmp_path / "a" if kind == "folder" else tmp_path, kind, VALID_FILES)).digest()
+    after = open_source(
+        write(tmp_path / "b" if kind == "folder" else tmp_path, kind, [*VALID_FILES, "Bombay/"])
+    ).digest()
     assert before != after
 
 
 @every_kind
-@pytest.mark.parametrize("above", ["", "cats/"])
+@pytest.mark.parametrize("parent", ["", "cats/"])
 @pytest.mark.parametrize(
     "parts", [("train", "val", "test"), ("Training", "Validation"), ("train_images", "test_images")]
 )
-def test_existing_splits_are_merged_with_a_warning(tmp_path, kind, above, parts):
-    paths = [f"{above}{part}/{part}_{path}".replace(f"{part}_", "", 1) for part in parts for path in GOOD]
-    result = listing(tmp_path, kind, [*paths, f"{above}data/labels.csv"])
+def test_existing_splits_are_merged_with_a_warning(tmp_path, kind, parent, parts):
+    paths = [f"{parent}{part}/{part}_{path}".replace(f"{part}_", "", 1) for part in parts for path in VALID_FILES]
+    result = listing(tmp_path, kind, [*paths, f"{parent}data/labels.csv"])
     assert result.photos == {path: path.split("/")[-2] for path in sorted(paths)}
     (warning,) = result.warnings
     assert "are read as one data set" in warning
-    assert all(f"'{above}{part}'" in warning for part in parts)
+    assert all(f"'{parent}{part}'" in warning for part in parts)
 
 
 @every_kind
 @pytest.mark.parametrize("flat", [["test/1.jpg", "test/2.jpg"], ["test/test/1.jpg"], ["test/"], ["test/1.zip"]])
 @pytest.mark.parametrize("doubled", ["", "train/"])
 def test_a_split_without_breed_folders_is_excluded_with_a_warning(tmp_path, kind, flat, doubled):
-    paths = [f"train/{doubled}{path}" for path in GOOD]
+    paths = [f"train/{doubled}{path}" for path in VALID_FILES]
     result = listing(tmp_path, kind, [*paths, *flat, "sample_submission.csv"])
     assert sorted(result.photos) == sorted(paths)
     assert set(result.photos.values()) == set(BREEDS)
@@ -189,7 +191,7 @@ def test_splits_without_any_breed_folder_are_not_read_as_breeds(tmp_path, kind):
 @every_kind
 def test_a_split_that_shares_no_breed_with_the_other_splits_stops_the_run(tmp_path, kind):
     message = error_of(
-        tmp_path, kind, [*(f"train/{path}" for path in GOOD), "test/unknown/1.jpg", "test/unknown/2.jpg"]
+        tmp_path, kind, [*(f"train/{path}" for path in VALID_FILES), "test/unknown/1.jpg", "test/unknown/2.jpg"]
     )
     assert "\n  test/: its folders ('unknown') are not in the other splits\n" in message
     assert "There are breed folders in test or train; to use them, pass that folder" in message
@@ -197,7 +199,7 @@ def test_a_split_that_shares_no_breed_with_the_other_splits_stops_the_run(tmp_pa
 
 @every_kind
 def test_photos_next_to_metadata_folders_are_read(tmp_path, kind):
-    paths = [f"images/{path}" for path in GOOD]
+    paths = [f"images/{path}" for path in VALID_FILES]
     result = listing(tmp_path, kind, [*paths, "data/cats.csv", "data/clean_metadata.csv"])
     assert sorted(result.photos) == sorted(paths)
     assert result.excluded == [("data/", "not a breed: contains 2 .csv files")]
@@ -205,7 +207,7 @@ def test_photos_next_to_metadata_folders_are_read(tmp_path, kind):
 
 @every_kind
 def test_the_error_names_all_folders_that_contain_breed_folders(tmp_path, kind):
-    message = error_of(tmp_path, kind, [f"{above}/{path}" for above in ("images", "resized") for path in GOOD])
+    message = error_of(tmp_path, kind, [f"{parent}/{path}" for parent in ("images", "resized") for path in VALID_FILES])
     assert "no photos found" in message
     assert "There are breed folders in images or resized; to use them, pass that folder" in message
 
@@ -238,25 +240,25 @@ def test_a_breed_folder_that_contains_splits_is_not_suggested_as_the_data_folder
 @every_kind
 @pytest.mark.parametrize("name", ["Bombay.7z", "Bombay.rar", "Bombay.tar.zst", "Manx/more.zip", "Manx/more.zip.001"])
 def test_an_archive_next_to_photos_is_excluded_with_a_warning(tmp_path, kind, name):
-    result = listing(tmp_path, kind, [*GOOD, name])
-    assert sorted(result.photos) == GOOD
+    result = listing(tmp_path, kind, [*VALID_FILES, name])
+    assert sorted(result.photos) == VALID_FILES
     assert result.excluded == [(name, "an archive; unpack it into its breed folder")]
     assert result.warnings == [f"1 archive excluded ({name}); unpack any that contain photos"]
 
 
 @every_kind
-@pytest.mark.parametrize("above", ["", "images/"])
+@pytest.mark.parametrize("parent", ["", "images/"])
 @pytest.mark.parametrize("extra", [[], ["annotations/list.txt", "annotations/trimaps/Birman_1.png"]], ids=len)
-def test_the_error_suggests_breed_folders_if_file_names_contain_the_breed(tmp_path, kind, above, extra):
+def test_the_error_suggests_breed_folders_if_file_names_contain_the_breed(tmp_path, kind, parent, extra):
     names = [f"{breed}_{number}.jpg" for breed in ("Abyssinian", "Maine_Coon") for number in range(1, 200, 50)]
-    message = error_of(tmp_path, kind, [*(above + name for name in names), *extra])
-    assert f"File names such as {above}Abyssinian_1.jpg seem to start with the breed; move" in message
+    message = error_of(tmp_path, kind, [*(parent + name for name in names), *extra])
+    assert f"File names such as {parent}Abyssinian_1.jpg seem to start with the breed; move" in message
     assert "`catbreeds data oxford FOLDER` creates these folders" in message
 
 
 @every_kind
 def test_too_deeply_nested_folders_stop_the_run(tmp_path, kind):
-    assert "is nested more than 100 folders deep" in error_of(tmp_path, kind, [*GOOD, f"Manx/{'a/' * 150}1.jpg"])
+    assert "is nested more than 100 folders deep" in error_of(tmp_path, kind, [*VALID_FILES, f"Manx/{'a/' * 150}1.jpg"])
 
 
 SPELLINGS = [
@@ -279,7 +281,7 @@ SPELLINGS = [
 @pytest.mark.parametrize("parts", [("", ""), ("train/", "test/")], ids=["in one folder", "in splits"])
 def test_breeds_whose_names_differ_only_in_spelling_stop_the_run(tmp_path, kind, one, other, parts):
     paths = [
-        *(f"{part}{path}" for part in {*parts} for path in GOOD),
+        *(f"{part}{path}" for part in {*parts} for path in VALID_FILES),
         f"{parts[0]}{one}/1.jpg",
         f"{parts[1]}{other}/1.jpg",
     ]
@@ -293,30 +295,30 @@ def test_breeds_whose_names_differ_only_in_spelling_stop_the_run(tmp_path, kind,
     "name", ["Bir\nman", "\r", "   ", "Bir\x1b[31mman", "Bir\u2028man", "\tManx", "\u3164", "\ufe0f "]
 )
 def test_a_breed_name_with_control_or_only_invisible_characters_stops_the_run(tmp_path, kind, name):
-    message = error_of(tmp_path, kind, [*GOOD, f"{name}/1.jpg"])
+    message = error_of(tmp_path, kind, [*VALID_FILES, f"{name}/1.jpg"])
     assert f"invalid breed name {name!a}; rename the folder" in message
 
 
 def test_a_breed_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path):
     result = listing(
-        tmp_path, "folder", [*GOOD, *(os.fsdecode(path) for path in (b"Gr\xf6\xdfe/1.jpg", b"Manx/\xff.jpg"))]
+        tmp_path, "folder", [*VALID_FILES, *(os.fsdecode(path) for path in (b"Gr\xf6\xdfe/1.jpg", b"Manx/\xff.jpg"))]
     )
     assert set(result.photos.values()) == {*BREEDS, r"Gr\xf6\xdfe"}
     assert result.warnings == [r"breed names that are not UTF-8 are shown with escapes: Gr\xf6\xdfe"]
 
 
 def test_names_that_are_displayed_the_same_are_not_mixed_up(tmp_path):
-    result = listing(tmp_path, "folder", [*GOOD, os.fsdecode(b"Manx/\xff.jpg"), r"Manx/\xff.jpg"])
+    result = listing(tmp_path, "folder", [*VALID_FILES, os.fsdecode(b"Manx/\xff.jpg"), r"Manx/\xff.jpg"])
     assert [reason for _, reason in result.excluded] == [
         "its name is displayed the same as that of another file; rename it"
     ]
-    message = error_of(tmp_path / "breeds", "folder", [*GOOD, os.fsdecode(b"\xff/1.jpg"), r"\xff/1.jpg"])
+    message = error_of(tmp_path / "breeds", "folder", [*VALID_FILES, os.fsdecode(b"\xff/1.jpg"), r"\xff/1.jpg"])
     assert r"'\\xff' and '\udcff'" in message
 
 
 @pytest.mark.parametrize(("method", "name"), [(9, "deflate64"), (93, "93"), (98, "ppmd")])
 def test_a_zip_with_an_unsupported_compression_stops_the_run_with_a_remedy(tmp_path, method, name):
-    data = write(tmp_path, ".zip", GOOD)
+    data = write(tmp_path, ".zip", VALID_FILES)
     content = Path(data).read_bytes()
     at = content.rindex(b"PK\1\2")
     Path(data).write_bytes(content[: at + 10] + method.to_bytes(2, "little") + content[at + 12 :])
@@ -329,7 +331,7 @@ def test_a_zip_with_an_unsupported_compression_stops_the_run_with_a_remedy(tmp_p
 def without_utf_8_flag(folder: Path, name: bytes) -> str:
     """Write a zip in which the name of a breed is stored as these bytes, without the UTF-8 flag."""
     placeholder = b"x" * len(name)
-    data = Path(write(folder, ".zip", [*GOOD, f"{placeholder.decode()}/1.jpg"]))
+    data = Path(write(folder, ".zip", [*VALID_FILES, f"{placeholder.decode()}/1.jpg"]))
     data.write_bytes(data.read_bytes().replace(placeholder, name))
     return str(data)
 
@@ -358,7 +360,7 @@ folder_names = st.text(characters, min_size=1, max_size=12).filter(
 )
 
 
-def outcome(folder: Path, paths: list[str]) -> set[str] | str:
+def breeds_or_error(folder: Path, paths: list[str]) -> set[str] | str:
     """The breeds, or the error message."""
     try:
         return set(listing(folder, "folder", paths).photos.values())
@@ -369,8 +371,8 @@ def outcome(folder: Path, paths: list[str]) -> set[str] | str:
 @given(names=st.lists(folder_names, min_size=1, max_size=4))
 @settings(derandomize=True, deadline=None, max_examples=100)
 def test_each_folder_next_to_breeds_is_a_breed_or_stops_the_run_or_is_ignored(tmp_path_factory, names):
-    paths = [*GOOD, *(f"{name}/{number}.jpg" for name in names for number in range(2))]
-    result = outcome(tmp_path_factory.mktemp("layout"), paths)
+    paths = [*VALID_FILES, *(f"{name}/{number}.jpg" for name in names for number in range(2))]
+    result = breeds_or_error(tmp_path_factory.mktemp("layout"), paths)
     if isinstance(result, str):
         assert "differ only in spelling" in result or "invalid breed name" in result
     else:
@@ -383,7 +385,7 @@ def test_each_folder_next_to_breeds_is_a_breed_or_stops_the_run_or_is_ignored(tm
 )
 @settings(derandomize=True, deadline=None, max_examples=100)
 def test_each_folder_without_photos_next_to_breeds_stops_the_run_or_is_ignored(tmp_path_factory, names, inside):
-    result = outcome(tmp_path_factory.mktemp("layout"), [*GOOD, *(f"{name}/{inside}" for name in names)])
+    result = breeds_or_error(tmp_path_factory.mktemp("layout"), [*VALID_FILES, *(f"{name}/{inside}" for name in names)])
     if isinstance(result, str):
         assert "folders that may be breeds have no usable photos" in result
     else:

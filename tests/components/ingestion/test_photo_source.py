@@ -162,11 +162,11 @@ def test_only_the_requested_photos_are_read(write, kind):
 
 
 @every_kind
-@pytest.mark.parametrize("above", ["cats/", "cats/Breeds 2/"])
+@pytest.mark.parametrize("parent", ["cats/", "cats/Breeds 2/"])
 @pytest.mark.parametrize("extra", [[], ["README"], ["README", "cats/README"]], ids=len)
-def test_breed_folders_below_other_folders_are_found(write, kind, above, extra):
-    source = open_source(write(kind, {above + path: b"x" for path in PHOTOS} | dict.fromkeys(extra, b"Hello")))
-    assert list_photos(source).photos == {above + path: path.split("/")[0] for path in sorted(PHOTOS)}
+def test_breed_folders_below_other_folders_are_found(write, kind, parent, extra):
+    source = open_source(write(kind, {parent + path: b"x" for path in PHOTOS} | dict.fromkeys(extra, b"Hello")))
+    assert list_photos(source).photos == {parent + path: path.split("/")[0] for path in sorted(PHOTOS)}
     assert {path for path, _ in list_photos(source).excluded} == {*extra}
 
 
@@ -735,14 +735,14 @@ names = st.sampled_from(["Birman", "Sphynx", "1.jpg", "ä b", "README", ".h", ".
 trees = st.recursive(st.binary(max_size=9), lambda inner: st.dictionaries(names, inner, max_size=4), max_leaves=12)
 
 
-def flat(tree: dict, above: str = "") -> dict[str, bytes]:
+def flatten_tree(tree: dict, parent: str = "") -> dict[str, bytes]:
     files = {}
     for name, below in tree.items():
-        files |= flat(below, f"{above}{name}/") if isinstance(below, dict) else {above + name: below}
+        files |= flatten_tree(below, f"{parent}{name}/") if isinstance(below, dict) else {parent + name: below}
     return files
 
 
-def outcome(source: Source) -> tuple | str:
+def listing_or_error(source: Source) -> tuple | str:
     try:
         return list_photos(source), contents(source)
     except DataError as error:
@@ -752,11 +752,11 @@ def outcome(source: Source) -> tuple | str:
 @given(tree=st.dictionaries(names, trees, max_size=4))
 @settings(derandomize=True, deadline=None, max_examples=200)
 def test_every_file_is_a_photo_or_excluded_or_ignored_and_archives_agree_with_the_folder(tree):
-    files = flat(tree)
+    files = flatten_tree(tree)
     with tempfile.TemporaryDirectory() as folder:
         write = Writer(Path(folder))
         sources = {kind: open_source(write(kind, files)) for kind in ("folder", ".zip", ".tar") if files}
-        outcomes = {kind: outcome(source) for kind, source in sources.items()}
+        outcomes = {kind: listing_or_error(source) for kind, source in sources.items()}
     hidden = {
         path for path in files if any(part[0] == "." or part in ("__MACOSX", "Thumbs.db") for part in path.split("/"))
     }
