@@ -75,7 +75,7 @@ class FindDuplicates(beam.PTransform):
 
 
 def _find_exact(group: tuple[str, Iterable[tuple]]) -> Iterator:
-    """Photos with the same pixels -> one photo of each breed; the others on the output `duplicates`."""
+    """Photos with the same pixels -> one photo of each breed; the photos to exclude on the output `duplicates`."""
     photos = sorted(group[1])
     first = {}
     for photo in photos:
