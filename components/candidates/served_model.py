@@ -87,7 +87,7 @@ class ServedModel(tf.Module):
 
     def save(self, path: str, model_name: str) -> None:
         """Writes the SavedModel, its record (see `serving.model_files`) and warmup requests for TF Serving."""
-        saved_model.save(self, path, self.endpoints, for_servers=True)
+        saved_model.save(self, path, self.endpoints, for_tensorflow_serving=True)
         write_json(path, MODEL_RECORD_FILE, self._record)
         with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
             for signature in ("serving_default", "top_k"):

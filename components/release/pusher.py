@@ -17,8 +17,8 @@ from components.file_names import (
     PHOTOS_FILE,
     PUSH_FILE,
     RETRAIN_FILE,
-    SERVING_ANSWERS_FILE,
     SERVING_CHECK_FILE,
+    SERVING_CHECK_GOLDEN_FILE,
 )
 from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
@@ -136,7 +136,7 @@ def Pusher(
                 CARD_FILE: json.dumps(card, indent=1),
                 CARD_PAGE: card_page(card),
                 LEARNED_PHOTOS_FILE: "\n".join(training_hashes),
-                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_ANSWERS_FILE)),
+                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_CHECK_GOLDEN_FILE)),
             }
 
         with local_copy(path) as local_model, local_copy(train_statistics(statistics)) as local_statistics:

@@ -13,7 +13,7 @@ from components.artifacts import HTML, Comparison, DataVerdict, GateDecision, In
 from components.candidates.architectures import ARCHITECTURES
 from components.file_names import GATE_FILE
 from components.json_files import read_json
-from components.kubeflow_ui import plain_markdown, write_page
+from components.kubeflow_ui import escape_markdown, write_page
 from components.reporting.report_page import report_page
 from components.reporting.run_summary import RANDOM_WEIGHTS_NOTE, ArtifactUris, effective_settings, load_documents
 
@@ -109,13 +109,13 @@ def _summary(documents: dict) -> str:
     ]
     labels = [f"{label} = version {version}" for label, version in gate["serving"].items()]
     lines = [
-        f"## {plain_markdown(documents['verdict'])}",
+        f"## {escape_markdown(documents['verdict'])}",
         "",
-        *(f"- {plain_markdown(reason)}" for reason in gate["reasons"]),
+        *(f"- {escape_markdown(reason)}" for reason in gate["reasons"]),
         "",
         f"Labels: {', '.join(labels) or 'none'}.",
         "",
-        f"Winner: **{comparison['winner']}** ({plain_markdown(comparison['reason'])}).",
+        f"Winner: **{comparison['winner']}** ({escape_markdown(comparison['reason'])}).",
         "",
         "| Backbone | Eval accuracy | 95% CI | Eval loss | Top-3 accuracy |",
         "|---|---|---|---|---|",

@@ -18,7 +18,7 @@ from components.file_names import (
     VERDICT_FILE,
 )
 from components.json_files import read_json
-from components.photo_examples import read_images, thumbnail
+from components.photo_examples import read_images, thumbnail_data_url
 from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
 
@@ -146,4 +146,4 @@ def _confident_errors(outcomes: list[dict[str, Any]], examples: str) -> list[dic
     errors = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])
     shown = errors[:_SHOWN_ERRORS]
     images = read_images(examples, "test", [row["content_hash"] for row in shown])
-    return [{**row, "image": thumbnail(images[row["content_hash"]])} for row in shown]
+    return [{**row, "image": thumbnail_data_url(images[row["content_hash"]])} for row in shown]

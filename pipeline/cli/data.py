@@ -56,11 +56,13 @@ def sample_data(
     try:
         paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, offset=offset)
         if defects:
-            from components.ingestion.splits import split_of
+            from components.ingestion.splits import assign_split
             from pipeline.datasets.defects import write_defects
 
             split = Settings().split
-            bad = write_defects(out, paths, lambda hash: split_of(hash, split.train, split.eval, split.seed), seed=seed)
+            bad = write_defects(
+                out, paths, lambda hash: assign_split(hash, split.train, split.eval, split.seed), seed=seed
+            )
     except (ValueError, OSError) as error:
         raise fail(os_error_message(error) if isinstance(error, OSError) else error) from None
     print(f"{out}: {counted(len(paths), 'photo')} of {breeds} synthetic breeds")

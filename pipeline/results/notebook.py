@@ -8,7 +8,7 @@ import matplotlib
 from IPython.display import HTML
 from markupsafe import Markup
 
-from components.photo_examples import thumbnail
+from components.photo_examples import thumbnail_data_url
 from components.reporting.charts import STYLE
 from pipeline.console import noise_to
 
@@ -33,7 +33,7 @@ def photo_grid(photos: Iterable[tuple[bytes, str]], columns: int = 6) -> HTML:
         '<figcaption style="font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere">{}</figcaption>'
         "</figure>"
     )
-    parts = (figure.format(thumbnail(content), caption) for content, caption in photos)
+    parts = (figure.format(thumbnail_data_url(content), caption) for content, caption in photos)
     return _container(f"display:grid;grid-template-columns:repeat({columns},10rem);gap:1rem", parts)
 
 

@@ -156,7 +156,7 @@ def _execute(connection: Connection) -> None:
         with lock:
             connection.send(("progress", (what, done, total)))
 
-    progress.listen(report)
+    progress.set_listener(report)
     try:
         result = "returned", _OPERATORS[type(spec)](spec).run_executor(ExecutionInfo.from_proto(invocation))
     except Exception as error:

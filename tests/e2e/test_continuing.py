@@ -49,7 +49,7 @@ def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, c
     assert again.process.returncode in (0, 3)
     assert again.ran >= DATA | LEARNING | {"DataGate"}
     assert again.cached == {"ImportSchemaGen", "Backbone-resnet50"}
-    assert "Warning: breed differs from the photos that the model in service learned from" in again.process.stdout
+    assert "Warning: breed differs from the training photos of the stable version" in again.process.stdout
 
 
 def test_a_killed_run_goes_on_after_the_last_finished_component_and_ends_with_the_same_model(small, tmp_path):

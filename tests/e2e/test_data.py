@@ -23,7 +23,7 @@ def test_schema_update_writes_the_breeds_of_the_data(own_schema):
     for text in ("2 breeds in the data", "added 'Harbor Grey'", f"--set photos_schema={folder / 'schema'}"):
         assert text in process.stdout
     schema = (folder / "schema" / "schema.pbtxt").read_text()
-    for text in ('value: "Harbor Grey"', 'value: "Mosscoat"', "max: 8192", "# What one photo must look like"):
+    for text in ('value: "Harbor Grey"', 'value: "Mosscoat"', "max: 8192", "# Schema of a photo after ingestion"):
         assert text in schema
 
 
@@ -79,7 +79,7 @@ def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_t
     (data / "val" / "Tabby").mkdir()
     lost = catbreeds(*command)
     assert lost.returncode == 2
-    assert "folders that could be breeds give no photos:\n  val/Tabby/: holds nothing" in lost.stdout
+    assert "folders that may be breeds have no usable photos:\n  val/Tabby/: contains no visible files" in lost.stdout
     assert "Traceback" not in lost.stdout + lost.stderr
 
 

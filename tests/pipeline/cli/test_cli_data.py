@@ -163,7 +163,7 @@ def test_oxford_cats_are_written_in_the_layout_of_ingestion_and_a_second_call_do
 
     listing = list_photos(open_source(str(oxford.out)))
     assert listing.photos == {name: name.split("/")[0] for name in CATS}
-    assert listing.refused == []
+    assert listing.excluded == []
     server.requests.clear()
     again = oxford()
     assert_complete(again, oxford.out)

@@ -163,7 +163,9 @@ def test_a_run_with_nothing_new_skips_training_and_succeeds(cluster, first):
     assert again.tasks("CACHED") == {"ImportSchemaGen"}
     assert again.tasks("SKIPPED") == {f"Backbone-{backbone}" for backbone in BACKBONES}
     assert again.tasks("OMITTED") == first.states.keys() - BEFORE_RETRAINING - again.tasks("SKIPPED")
-    assert again.artifacts["RetrainGate"]["summary"].text().startswith("**Nothing new**: version 1 was made from this")
+    assert (
+        again.artifacts["RetrainGate"]["summary"].text().startswith("**Nothing new**: version 1 was trained from this")
+    )
     assert cluster.registry.versions() == before
 
 
