@@ -76,7 +76,7 @@ def run_components(
     logs = log.with_suffix("")  # a file for each component
     with RunView(console, logs) as view:
         view.starting("starting TensorFlow and TFX")
-        gc.disable()  # what is imported is never garbage, and looking for some takes a quarter of the time
+        gc.disable()  # imports create no garbage; gain: "import TFX" of benchmarks/optimizations.py
         from absl import logging as absl_logging
 
         absl_logging.set_verbosity(absl_logging.INFO)
@@ -86,7 +86,7 @@ def run_components(
         from pipeline.run_context import local_run_context
         from pipeline.runners import local as local_runner
 
-        gc.freeze()
+        gc.freeze()  # gain: "frozen run" of benchmarks/optimizations.py
         gc.enable()
         try:
             proxies.apply_to_libraries()  # Keras downloads weights, Beam may ask a runner
