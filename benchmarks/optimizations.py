@@ -40,10 +40,10 @@ import numpy as np
 from tfx.dsl.compiler import compiler
 
 from components import saved_model
-from components.candidates.backbone import build_network, embedder
+from components.candidates.backbone import build_embedder, build_network
 from pipeline.graph import create_pipeline
 from pipeline.modules import tuning
-from pipeline.modules.head import EVALUATION_BATCH, Records, batches, build_head, make_deterministic
+from pipeline.modules.head import EVALUATION_BATCH_SIZE, Records, batched_dataset, build_head, make_deterministic
 from pipeline.run_context import local_run_context
 from pipeline.runners import local as local_runner
 from pipeline.settings import load
@@ -86,12 +86,16 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
         tuner = tuning.HeadHyperband(
             hypermodel, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
         )
-        tuner.search(x=batches(records, 32, seed=0), validation_data=batches(records, EVALUATION_BATCH), verbose=0)
+        tuner.search(
+            x=batched_dataset(records, 32, seed=0),
+            validation_data=batched_dataset(records, EVALUATION_BATCH_SIZE),
+            verbose=0,
+        )
 
 
 def write_backbone() -> None:
     """Build, trace and save a ResNet50 with random weights."""
-    module = embedder(build_network("resnet50", "random", IMAGE_SIZE, seed=0), "resnet50", IMAGE_SIZE)
+    module = build_embedder(build_network("resnet50", "random", IMAGE_SIZE, seed=0), "resnet50", IMAGE_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         saved_model.save(module, folder, {"serving_default": module.embed})
 

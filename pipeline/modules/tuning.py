@@ -14,7 +14,7 @@ from tfx.components.tuner.component import TunerFnResult
 from components import progress
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.pinned_keras import keras
-from pipeline.modules.head import EVALUATION_BATCH, batches, build_head, make_deterministic, read_records
+from pipeline.modules.head import EVALUATION_BATCH_SIZE, batched_dataset, build_head, make_deterministic, read_records
 from pipeline.modules.preprocessing import VOCABULARY
 
 
@@ -40,8 +40,8 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     return TunerFnResult(
         tuner=tuner,
         fit_kwargs={
-            "x": batches(train, config["batch_size"], config["seed"]),
-            "validation_data": batches(evaluation, EVALUATION_BATCH),
+            "x": batched_dataset(train, config["batch_size"], config["seed"]),
+            "validation_data": batched_dataset(evaluation, EVALUATION_BATCH_SIZE),
             "verbose": 0,
         },
     )

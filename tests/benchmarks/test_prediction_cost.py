@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prediction_cost.py"
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ from tfx.types.standard_artifacts import Model
 from components.candidates.architectures import ARCHITECTURES, weight_file_names
 from components.candidates.backbone import (
     Backbone,
+    build_embedder,
     build_network,
     decode_photos,
-    embedder,
     find_weights,
     weights_source,
 )
@@ -108,7 +108,7 @@ def test_a_photo_is_prepared_as_the_architecture_was_trained(networks, architect
     network = networks(architecture)
     module = importlib.import_module(f"keras.applications.{ARCHITECTURES[architecture].module}")
     pictures = [photo(seed)[0] for seed in range(2)]
-    embedded = embedder(network, architecture, SIDE).embed(tf.constant(list(map(framed, pictures))))["embedding"]
+    embedded = build_embedder(network, architecture, SIDE).embed(tf.constant(list(map(framed, pictures))))["embedding"]
     pixels = np.stack(pictures).astype(np.float32)
     wanted = network(module.preprocess_input(pixels.copy()), training=False).numpy()
     assert distance(embedded, wanted) < 1e-3
@@ -181,7 +181,7 @@ def test_missing_weights_are_named_by_both_file_names(architecture, tmp_path):
 
 
 def test_a_folder_of_weights_for_a_backbone_whose_weights_shall_be_random_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="holds ImageNet weights, but weights=random"):
+    with pytest.raises(WeightsError, match="not used with weights=random"):
         weights_source("xception", "random", str(tmp_path))
     assert weights_source("xception", "random", "") == "random"
 
@@ -216,7 +216,7 @@ def test_a_file_that_does_not_hold_the_weights_is_named(weights, tmp_path, name,
         path.write_text("404: not found")
     with pytest.raises(WeightsError) as caught:
         build_network("xception", str(path), SIDE, seed=0)
-    assert str(caught.value).startswith(f"{path}: not the weights of xception")
+    assert str(caught.value).startswith(f"{path}: not a weights file of xception")
 
 
 @pytest.mark.parametrize("architecture", CHEAP)
@@ -288,7 +288,7 @@ def test_the_saved_model_embeds_photos_of_any_size_as_the_network_does(written, 
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
     files = tf.constant([photo(0)[1], photo(1, (100, 40))[1], photo(2, (8, 8))[1]])
     embedded = signature(image_bytes=files)["embedding"]
-    wanted = embedder(networks("xception"), "xception", SIDE).embed(files)["embedding"]
+    wanted = build_embedder(networks("xception"), "xception", SIDE).embed(files)["embedding"]
     assert embedded.shape == (3, 2048)
     assert distance(embedded, wanted) < 1e-3
 

@@ -16,7 +16,7 @@ def test_the_most_accurate_wins_whatever_its_size_or_place(rows):
     winner, reason = select(list(rows), "most_accurate")
     assert winner == "efficientnetb7"
     assert "most accurate" in reason
-    assert "0.850, before xception with 0.800" in reason
+    assert "0.850, ahead of xception with 0.800" in reason
 
 
 @pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, RESNET50, EFFICIENTNET]))
@@ -45,6 +45,6 @@ def test_the_reason_tells_the_interval_the_sizes_and_both_accuracies():
     best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [0.8, 0.95]}
     _, reason = select([best, XCEPTION, RESNET50], "smaller_within_interval")
     assert reason == (
-        "the smallest, with 20.9 million parameters, of the 3 whose accuracy on eval lies in the 95 % interval of the "
-        "most accurate one (efficientnetb7: 0.900, 0.800 to 0.950): 0.800"
+        "the smallest (20.9 million parameters) of the 3 candidates whose accuracy on eval is within the 95 % interval "
+        "of the most accurate one: 0.800; efficientnetb7 has 0.900 (95 % interval 0.800 to 0.950)"
     )

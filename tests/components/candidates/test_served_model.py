@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from components import saved_model
 from components.candidates.served_model import ServedModel
-from components.file_names import BACKBONE_RECORD_FILE as BACKBONE_RECORD_FILE
+from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
 from serving.model_files import MODEL_RECORD_FILE, read_record
 
@@ -120,7 +120,7 @@ def test_another_backbone_is_another_recipe(parts, tmp_path):
 
 def test_a_head_of_other_backbones_is_refused(parts):
     backbones, head = parts(2, head_size=3)
-    with pytest.raises(ValueError, match="classifies embeddings of 3 numbers, the backbones give 2"):
+    with pytest.raises(ValueError, match="takes embeddings of length 3, but the backbones return 2"):
         ServedModel(backbones, head, top_k=5)
 
 

@@ -11,7 +11,7 @@ from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from pipeline.modules import tuning
-from pipeline.modules.head import Records, batches, build_head, make_deterministic, read_records
+from pipeline.modules.head import Records, batched_dataset, build_head, make_deterministic, read_records
 
 SIZE, BREEDS = 16, 3
 HYPERPARAMETERS = {"units": 8, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.001}
@@ -54,7 +54,7 @@ def search(monkeypatch, tmp_path):
 def trained(units: int = 8):
     make_deterministic(0)
     head = build_head(SIZE, BREEDS, HYPERPARAMETERS | {"units": units})
-    head.fit(batches(toy_records(192, 0), 16, seed=0), epochs=5, verbose=0)
+    head.fit(batched_dataset(toy_records(192, 0), 16, seed=0), epochs=5, verbose=0)
     return head
 
 
@@ -80,9 +80,9 @@ def test_linear_head_has_one_layer_of_weights():
 
 def test_batches_hold_every_record_once():
     records = toy_records(50, 0)
-    plain = [labels for _, labels in batches(records, 16).as_numpy_iterator()]
+    plain = [labels for _, labels in batched_dataset(records, 16).as_numpy_iterator()]
     np.testing.assert_array_equal(np.concatenate(plain), records.labels)
-    shuffled = batches(records, 16, seed=0)
+    shuffled = batched_dataset(records, 16, seed=0)
     first, second = ([rows for rows, _ in shuffled.as_numpy_iterator()] for _ in range(2))
     assert [len(rows) for rows in first] == [16, 16, 16, 2]
     assert not np.array_equal(first[0], second[0])
@@ -96,7 +96,7 @@ def test_read_records_sorts_whatever_the_shards(tmp_path):
     for name in ("one", "other"):
         _write_shards(tmp_path / name, records, draw.permutation(20))
         read = read_records([f"{tmp_path}/{name}/*.gz"], _TRANSFORM)
-        assert read.hashes == records.hashes
+        assert read.content_hashes == records.content_hashes
         np.testing.assert_array_equal(read.embeddings, records.embeddings)
         np.testing.assert_array_equal(read.labels, records.labels)
         digests.add(read.digest())
@@ -121,7 +121,7 @@ def _write_shards(folder, records: Records, order) -> None:
                 features = example.features.feature
                 features["embedding"].float_list.value.extend(records.embeddings[i])
                 features["label"].int64_list.value.append(records.labels[i])
-                features["content_hash"].bytes_list.value.append(records.hashes[i])
+                features["content_hash"].bytes_list.value.append(records.content_hashes[i])
                 writer.write(example.SerializeToString())
 
 
@@ -139,7 +139,7 @@ def test_search_is_repeatable_and_times_each_trial(search):
     "cause", [ValueError("shapes differ"), MemoryError("8 GB"), KeyError("seconds"), FailedTrialError("no")]
 )
 def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cause(search, monkeypatch, cause):
-    build, built = tuning.HeadModel.build, []
+    build, built = tuning.HeadHyperModel.build, []
 
     def build_or_fail(self, hp):
         if hp.values.get("tuner/epochs"):  # a trial; before the first, Keras Tuner builds one to see the space
@@ -148,7 +148,7 @@ def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cau
                 raise cause
         return build(self, hp)
 
-    monkeypatch.setattr(tuning.HeadModel, "build", build_or_fail)
+    monkeypatch.setattr(tuning.HeadHyperModel, "build", build_or_fail)
     with pytest.raises(tuning.TrialError) as raised:
         search()
     assert raised.value.__cause__ is cause
@@ -172,7 +172,7 @@ def test_trials_whose_loss_is_no_number_end_the_search_with_their_hyperparameter
         search(units=[0], **space)
     told = str(raised.value)
     assert re.match(r"val_loss is not a number at the end of trial \d+ \(units=0, dropout=0\.\d, learning_rate=", told)
-    assert "Lower the highest tuner.learning_rate" in told
+    assert "Lower the upper bound of tuner.learning_rate" in told
 
 
 def test_search_finds_the_learning_rate_that_learns(search):
@@ -198,9 +198,9 @@ def test_reused_head_equals_a_new_one():
         head = tuning._ReusableHead(SIZE, BREEDS, hyperparameters)
         if used_before:
             earlier = head.reset(hyperparameters | {"learning_rate": 0.1, "weight_decay": 0.1, "dropout": 0.8})
-            earlier.fit(batches(data, 16), verbose=0)
+            earlier.fit(batched_dataset(data, 16), verbose=0)
         model = head.reset(hyperparameters)
-        model.fit(batches(data, 16), epochs=2, verbose=0)
+        model.fit(batched_dataset(data, 16), epochs=2, verbose=0)
         return model.get_weights()
 
     for new, reused in zip(learn(False), learn(True), strict=True):
