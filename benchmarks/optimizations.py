@@ -33,8 +33,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from unittest import mock
 
-sys.path.pop(0)  # this folder, whose modules must not shadow top-level packages
-
 import keras_tuner as kt
 import numpy as np
 from tfx.dsl.compiler import compiler
