@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's Chromium, driven by Playwright."""
+"""Chromium for tests, controlled by Playwright."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-_MISSING = "there is no chromium on PATH: `make browser` installs Debian's"
+_MISSING = "chromium: not found on PATH; run `make browser` to install it"
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Chromium without a window. Where there is none, the test is skipped, but in CI it fails."""
+    """Start headless Chromium. Without Chromium, skip the test, or fail it in CI."""
     if CHROMIUM is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(_MISSING)
     with sync_playwright() as playwright:
-        # Containers have no user namespaces for its sandbox.
+        # The sandbox needs user namespaces, which containers do not have.
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             yield chromium

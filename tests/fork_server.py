@@ -1,11 +1,11 @@
-"""Processes that start in milliseconds: forks of one that has imported TensorFlow and TFX.
+"""Starts processes in milliseconds by forking a server process that has imported TensorFlow and TFX.
 
-`Popen` takes the commands of this project that spend seconds on imports: `catbreeds ...`,
-`python -m serving.model_server ...`, `python -m pipeline.runners.kubeflow.entrypoint ...`. The rest of a process is
-real: its id, its exit code, signals, standard streams, environment and working directory. What a module reads from the
-environment while it is imported, and what a process has imported, can only be tested with `subprocess`.
+`Popen` accepts the commands of this project whose imports take seconds: `catbreeds ...`,
+`python -m serving.model_server ...` and `python -m pipeline.runners.kubeflow.entrypoint ...`. Process id, exit code,
+signals, standard streams, environment and working directory are those of a real process. Use `subprocess` to test
+environment variables that a module reads during import, or the set of imported modules.
 
-Each pytest process starts one server, when a test first needs it; it ends with that process.
+Each pytest process starts one server on first use. The server ends with the pytest process.
 """
 
 import atexit
@@ -46,7 +46,7 @@ _ROOT = Path(__file__).parents[1]
 
 @functools.cache
 def _server() -> str:
-    """Path of the server's socket; starts the server."""
+    """Start the server and return the path of its socket."""
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     path = os.path.join(folder.name, "socket")
     command = [sys.executable, "-m", "tests.fork_server", path]
@@ -54,7 +54,7 @@ def _server() -> str:
     assert process.stdout.readline() == b"ready\n", "the fork server did not start"
 
     def stop() -> None:
-        process.stdin.close()  # it ends with this
+        process.stdin.close()  # the server exits when its stdin closes
         process.wait()
         folder.cleanup()
 
@@ -63,12 +63,12 @@ def _server() -> str:
 
 
 class Popen(subprocess.Popen):
-    """As `subprocess.Popen`, for `[catbreeds, ...]` and `[python, "-m", module, ...]`."""
+    """Like `subprocess.Popen`, for `[catbreeds, ...]` and `[python, "-m", module, ...]`."""
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others):
-        """Called by `subprocess.Popen.__init__`, with the ends of the pipes it made."""
+        """Called by `subprocess.Popen.__init__` with the ends of its pipes."""
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = others[3:9]
-        given = (p2cread, c2pwrite, errwrite)
+        pipe_ends = (p2cread, c2pwrite, errwrite)
         request = {
             "args": list(map(str, args)),
             "cwd": str(cwd or os.getcwd()),
@@ -77,7 +77,7 @@ class Popen(subprocess.Popen):
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(_server())
         message = json.dumps(request).encode()
-        descriptors = [own if other == -1 else other for own, other in enumerate(given)]
+        descriptors = [standard if pipe == -1 else pipe for standard, pipe in enumerate(pipe_ends)]
         socket.send_fds(self._connection, [len(message).to_bytes(8, "big")], descriptors)
         self._connection.sendall(message)
         self.pid = int.from_bytes(_receive(self._connection, 8), "big")
@@ -104,7 +104,7 @@ class Popen(subprocess.Popen):
 
 
 def run(args, **options) -> subprocess.CompletedProcess:
-    """As `subprocess.run(args, capture_output=True, text=True)`."""
+    """Like `subprocess.run(args, capture_output=True, text=True)`."""
     timeout = options.pop("timeout", None)
     with Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         try:
@@ -120,7 +120,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
     while len(data) < count:
         block = connection.recv(count - len(data))
         if not block:
-            raise ConnectionError("the fork server is gone")
+            raise ConnectionError("the fork server has exited")
         data += block
     return data
 
@@ -129,7 +129,7 @@ def _serve(path: str) -> None:
     for module in MODULES:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # or each child would copy all this the first time that it collects garbage
+    gc.freeze()  # otherwise the first garbage collection of each child would copy all imported modules
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write)
@@ -180,10 +180,10 @@ def _fork(connection: socket.socket) -> int:
 
 
 def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
-    """What the interpreter does with a command; gives its exit code."""
+    """Run a command as the interpreter would and return its exit code."""
     os.chdir(cwd)
-    tempfile.tempdir = None  # it depends on the environment
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # though the tests run in the background
+    tempfile.tempdir = None  # cached value depends on the environment
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by default when the tests run in the background
     os.environ.clear()
     os.environ.update(env)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)

@@ -1,4 +1,4 @@
-"""The command line as tests use it."""
+"""Helpers that run the command line for tests."""
 
 import os
 import pty
@@ -12,8 +12,8 @@ from tests import fork_server
 
 CATBREEDS = Path(sys.executable).parent / "catbreeds"
 
-# One backbone, few trials: a run in well under a minute. So few test photos can hardly show that a model is better than
-# always answering the largest breed.
+# One backbone and few trials, so that a run takes less than a minute. The rule above_majority is off because the few
+# test photos can hardly show that a model is better than always predicting the largest breed.
 SMALL = (
     "backbones=[resnet50]",
     "image_size=32",
@@ -28,13 +28,13 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Run:
-    """A `catbreeds run` that has ended.
+    """A finished `catbreeds run`.
 
     Attributes:
-        workdir: where it worked.
-        photos: what it learned from.
-        process: its exit code and output.
-        settings: the `--set` arguments it had.
+        workdir: Workdir of the run.
+        photos: Folder with the photos.
+        process: Exit code and output.
+        settings: Arguments of `--set`.
     """
 
     workdir: Path
@@ -44,54 +44,54 @@ class Run:
 
     @property
     def ran(self) -> set[str]:
-        return self._nodes("run")
+        return self._components("run")
 
     @property
     def cached(self) -> set[str]:
-        return self._nodes("cached")
+        return self._components("cached")
 
-    def _nodes(self, how: str) -> set[str]:
+    def _components(self, status: str) -> set[str]:
         rows = [line.split("]", 1)[1].split() for line in self.process.stdout.splitlines() if line.startswith("[")]
-        return {row[0] for row in rows if row[1] == how}
+        return {row[0] for row in rows if row[1] == status}
 
     def artifact(self, node_id: str, key: str) -> Path:
-        """Directory of the newest artifact that a component wrote."""
+        """Directory of the newest artifact of an output of a component."""
         folder = self.workdir / "artifacts" / node_id / key
         return max(folder.iterdir(), key=lambda path: int(path.name))
 
 
 def catbreeds(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Runs the console script."""
+    """Run the console script."""
     environment = {**os.environ, **options.pop("env", {})}
     return fork_server.run([str(CATBREEDS), *map(str, arguments)], env=environment, **options)
 
 
 def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int, str]:
-    """Runs the console script in a terminal of so many columns; its exit code, and all that the terminal got."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (40, columns))
-    foreign = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    """Run the console script in a terminal with `columns` columns; return the exit code and the output."""
+    terminal, child_end = pty.openpty()
+    termios.tcsetwinsize(child_end, (40, columns))
+    terminal_variables = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
+    environment = {name: value for name, value in os.environ.items() if name not in terminal_variables}
     process = fork_server.Popen(
         [str(CATBREEDS), *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=child_end,
+        stdout=child_end,
+        stderr=child_end,
         env={**environment, "TERM": "xterm-256color", **variables},
     )
-    os.close(theirs)
+    os.close(child_end)
     received = b""
-    with open(ours, "rb", buffering=0) as stream:
+    with open(terminal, "rb", buffering=0) as stream:
         try:
             while block := stream.read(2**16):
                 received += block
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # Linux raises EIO when the other end is closed
             pass
     return process.wait(), received.decode().replace("\r\n", "\n")
 
 
 def run_pipeline(photos: Path, workdir: Path, *settings: str, **options) -> Run:
-    """`catbreeds run --profile demo` with settings."""
+    """Run `catbreeds run --profile demo` with the given settings."""
     overrides = [part for setting in settings for part in ("--set", setting)]
     process = catbreeds("run", "--profile", "demo", "--data", photos, "--workdir", workdir, *overrides, **options)
     return Run(workdir, photos, process, settings)

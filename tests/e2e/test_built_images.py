@@ -196,9 +196,9 @@ def test_the_page_s_image_answers_as_kubernetes_asks(start):
     assert page.terminate() == 0
 
 
-def test_the_pipeline_s_image_trains_a_model_that_a_gateway_s_image_answers_from(start, draw_photos, tmp_path):
+def test_the_pipeline_s_image_trains_a_model_that_a_gateway_s_image_answers_from(start, generate_photos, tmp_path):
     volume = tmp_path / "volume"
-    shutil.copytree(draw_photos(breeds=3, photos=25), volume / "photos")
+    shutil.copytree(generate_photos(breeds=3, photos=25), volume / "photos")
     subprocess.run(["chmod", "-R", "a+rwX", volume], check=True)
     settings = [part for setting in SMALL for part in ("--set", setting)]
     place = ("--workdir", "/catbreeds/runs")

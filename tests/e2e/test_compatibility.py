@@ -43,11 +43,11 @@ def workdir(unpacked, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def next_run(unpacked, draw_photos, tmp_path_factory) -> Run:
+def next_run(unpacked, generate_photos, tmp_path_factory) -> Run:
     """A run of today's code in a copy of the workdir, on the same photos."""
     copy = tmp_path_factory.mktemp("continued") / "work"
     shutil.copytree(unpacked, copy)
-    run = run_pipeline(draw_photos(breeds=3, photos=16), copy, *SETTINGS)
+    run = run_pipeline(generate_photos(breeds=3, photos=16), copy, *SETTINGS)
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
     return run
 
@@ -103,8 +103,8 @@ def test_promote_and_rollback_move_the_stable_label(workdir):
     assert Registry(workdir / "serving" / "catbreeds").labels() == {"stable": 1}
 
 
-def test_predict_asks_a_version_that_was_pushed_before(unpacked, draw_photos):
-    photo = next(draw_photos(breeds=2, photos=1, first=1000).rglob("*.jpg"))
+def test_predict_asks_a_version_that_was_pushed_before(unpacked, generate_photos):
+    photo = next(generate_photos(breeds=2, photos=1, first=1000).rglob("*.jpg"))
     (row,) = answer(unpacked, "predict", photo)["photos"]
     assert row["model"]["version"] == 1
     assert len(row["predictions"]) == 3

@@ -39,10 +39,10 @@ def test_a_refused_candidate_ends_with_3_and_leaves_what_is_in_service(refused):
     assert (registry.stable(), registry.versions()) == (1, [1])
 
 
-def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, copy_small, draw_photos, tmp_path):
+def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, copy_small, generate_photos, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(small.photos, photos)
-    more = draw_photos(breeds=3, photos=25, first=100)
+    more = generate_photos(breeds=3, photos=25, first=100)
     shutil.copytree(more / "Mosscoat", photos / "Mosscoat", dirs_exist_ok=True)
     again = run_pipeline(photos, copy_small(), *SMALL)
     assert "Warning" not in small.process.stdout

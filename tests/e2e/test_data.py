@@ -9,10 +9,10 @@ from tests.running import catbreeds, run_pipeline
 
 
 @pytest.fixture(scope="module")
-def own_schema(draw_photos, tmp_path_factory):
+def own_schema(generate_photos, tmp_path_factory):
     """A data set, the schema written for it, and what was said."""
     folder = tmp_path_factory.mktemp("own")
-    photos = draw_photos(breeds=2, photos=12)
+    photos = generate_photos(breeds=2, photos=12)
     arguments = ("schema", "update", "--data", photos, "--schema", folder / "schema", "--workdir", folder / "work")
     return photos, folder, arguments, catbreeds(*arguments)
 
@@ -50,8 +50,8 @@ def test_a_breed_that_is_not_in_the_schema_stops_the_run_and_update_adds_it_keep
     assert 'value: "Tabby"' in schema
 
 
-def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_the_command(draw_photos, tmp_path):
-    photos, data = draw_photos(breeds=2, photos=4), tmp_path / "Anna's cats"
+def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_the_command(generate_photos, tmp_path):
+    photos, data = generate_photos(breeds=2, photos=4), tmp_path / "Anna's cats"
     for part in ("train", "val"):
         shutil.copytree(photos, data / part)
     schema = tmp_path / "her schema" / "schema.pbtxt"

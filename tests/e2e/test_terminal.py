@@ -59,10 +59,10 @@ def test_colours_are_left_out_where_they_are_not_wanted(demo, arguments):
 
 
 @pytest.mark.slow
-def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_away(draw_photos, tmp_path):
+def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_away(generate_photos, tmp_path):
     """One in a terminal without colours, one without a terminal."""
     photos = tmp_path / "my photos"
-    draw_photos(breeds=3, photos=25).rename(photos)
+    generate_photos(breeds=3, photos=25).rename(photos)
     admitted = ("gate.min_accuracy=0", "gate.min_test_photos=1")  # the decision is not what this is about
     settings = [part for setting in (*SMALL, *admitted) for part in ("--set", setting)]
     first, second = tmp_path / "first run", tmp_path / "second run"

@@ -42,10 +42,10 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, draw_photos) -> Cluster:
+def cluster(tmp_path_factory, generate_photos) -> Cluster:
     folder = tmp_path_factory.mktemp("cluster")
     photos = folder / "volume" / "photos"
-    shutil.copytree(draw_photos(breeds=3, photos=20), photos)
+    shutil.copytree(generate_photos(breeds=3, photos=20), photos)
     return Cluster(Backend(folder / "backend"), photos, Registry(folder / "volume" / "serving" / "catbreeds"))
 
 
@@ -165,8 +165,8 @@ def test_with_nothing_new_a_run_ends_early_and_is_a_success(cluster, first):
     assert cluster.registry.versions() == before
 
 
-def test_new_photos_retrain_and_the_gate_admits_a_challenger(cluster, first, one_backbone, draw_photos, tmp_path):
-    new = draw_photos(breeds=3, photos=5, first=100)
+def test_new_photos_retrain_and_the_gate_admits_a_challenger(cluster, first, one_backbone, generate_photos, tmp_path):
+    new = generate_photos(breeds=3, photos=5, first=100)
     shutil.copytree(new, cluster.photos, dirs_exist_ok=True)
     # As in 2.15, where a download takes all that begins with the name of the artifact.
     run = cluster._replace(backend=Backend(tmp_path, whole_folders=False)).run(one_backbone())
