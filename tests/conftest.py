@@ -16,7 +16,7 @@ import pytest
 from tests import debian as debian_12
 from tests.running import SMALL, Run, run_pipeline
 
-LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_admission")
+LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_pushed_versions")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""From a decision of the gate to what serves: refusals, labels, lineage, model card, and the decision taken again."""
+"""After the gate: pushed versions, labels, lineage, model cards, rejections, and repeated decisions."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ from components.release.model_gate import ModelGate
 from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 
-# Anything is let in, so that there are two versions to choose from.
+# All candidates pass, so that there are two versions.
 OPEN_GATE = ("gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
 
 
 @pytest.fixture(scope="module")
 def pushed(small, copy_small) -> Run:
-    """A workdir with two versions; the first is stable."""
+    """Workdir with two versions; version 1 is stable."""
     workdir = copy_small()
     settings = [setting for setting in SMALL if "trainer.epochs" not in setting]
     second = run_pipeline(small.photos, workdir, *settings, "trainer.epochs=3", *OPEN_GATE)
@@ -27,12 +27,12 @@ def pushed(small, copy_small) -> Run:
     return second
 
 
-def in_workdir(run, *arguments):
+def run_command(run, *arguments):
     return catbreeds(*arguments, "--workdir", run.workdir)
 
 
-def as_json(run, *arguments):
-    done = in_workdir(run, *arguments, "--json")
+def json_output(run, *arguments):
+    done = run_command(run, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -41,12 +41,12 @@ def registry(run):
     return Registry(run.workdir / "serving" / "catbreeds")
 
 
-def gate_document(run):
+def gate_json(run):
     return json.loads((run.workdir / "report" / "gate.json").read_text())
 
 
-def test_gate_json_alone_says_what_was_compared_on_which_photos_by_which_rule_and_what_serves(pushed):
-    gate = gate_document(pushed)
+def test_gate_json_has_rules_photos_comparison_and_stable_version(pushed):
+    gate = gate_json(pushed)
     assert gate["rules"] == {
         "min_accuracy": 0.0,
         "min_test_photos": 10,
@@ -62,14 +62,14 @@ def test_gate_json_alone_says_what_was_compared_on_which_photos_by_which_rule_an
     assert (gate["champion"]["version"], gate["pushed_version"], gate["serving"]) == (1, 2, {"stable": 1})
 
 
-def test_models_lists_each_version_with_its_labels_and_why_it_was_admitted(pushed):
-    first, second = as_json(pushed, "models")
+def test_models_lists_versions_with_labels_and_reasons(pushed):
+    first, second = json_output(pushed, "models")
     assert (first["version"], first["labels"], second["version"], second["labels"]) == (1, ["stable"], 2, [])
     assert second["backbone"] == "resnet50"
     low, high = second["test_accuracy_ci95"]
     assert 0 <= low <= second["test_accuracy"] <= high <= 1
     assert any("against version 1" in reason for reason in second["reasons"])
-    table = in_workdir(pushed, "models").stdout
+    table = run_command(pushed, "models").stdout
     for text in (
         "version 1 stable\n",
         "resnet50",
@@ -80,7 +80,7 @@ def test_models_lists_each_version_with_its_labels_and_why_it_was_admitted(pushe
         assert text in table
 
 
-def test_what_is_damaged_is_named_without_a_traceback_and_hides_nothing_else(pushed, tmp_path):
+def test_damaged_files_are_reported_without_a_traceback(pushed, tmp_path):
     base = tmp_path / "serving" / "catbreeds"
     shutil.copytree(registry(pushed).base, base)
     (base / "1" / "admission.json").write_text("{}")
@@ -96,21 +96,21 @@ def test_what_is_damaged_is_named_without_a_traceback_and_hides_nothing_else(pus
         assert "Traceback" not in done.stderr
 
 
-def test_promote_and_rollback_change_what_predict_asks(pushed):
+def test_promote_and_rollback_change_the_version_that_predict_uses(pushed):
     photo = next(pushed.photos.rglob("*.jpg"))
 
-    def answering():
-        return as_json(pushed, "predict", photo)["photos"][0]["model"]["version"]
+    def predicting_version():
+        return json_output(pushed, "predict", photo)["photos"][0]["model"]["version"]
 
-    assert answering() == 1
-    assert "version 2 is stable, before it version 1" in in_workdir(pushed, "promote", 2).stdout
-    assert answering() == 2
-    assert "version 1 is stable again, instead of version 2" in in_workdir(pushed, "rollback").stdout
-    assert answering() == 1
+    assert predicting_version() == 1
+    assert "version 2 is stable, before it version 1" in run_command(pushed, "promote", 2).stdout
+    assert predicting_version() == 2
+    assert "version 1 is stable again, instead of version 2" in run_command(pushed, "rollback").stdout
+    assert predicting_version() == 1
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "message"),
     [
         (("promote", 7), "there is no version 7; there are: 1, 2"),
         (("rollback",), "no version was stable before"),
@@ -120,70 +120,70 @@ def test_promote_and_rollback_change_what_predict_asks(pushed):
         (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(pushed, command, words):
+def test_invalid_commands_fail_and_change_nothing(pushed, command, message):
     before = registry(pushed).labels()
-    done = in_workdir(pushed, *command)
+    done = run_command(pushed, *command)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert message in done.stderr
     assert registry(pushed).labels() == before
 
 
 @pytest.mark.parametrize("command", [("gate",), ("lineage", 1)])
-def test_without_a_run_there_is_nothing_to_look_back_at(tmp_path, command):
+def test_gate_and_lineage_fail_without_a_run(tmp_path, command):
     done = catbreeds(*command, "--workdir", tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_a_decision_taken_again_by_its_own_rules_is_the_same(pushed):
-    again, decided = as_json(pushed, "gate"), gate_document(pushed)
+def test_gate_with_unchanged_rules_repeats_the_decision(pushed):
+    repeated, original = json_output(pushed, "gate"), gate_json(pushed)
     for key in ("run", "outcome", "reasons", "rules", "majority", "comparison", "slices", "measured_on"):
-        assert again[key] == decided[key]
+        assert repeated[key] == original[key]
 
 
-def test_a_decision_taken_again_by_other_rules_is_another_and_pushes_nothing(pushed):
+def test_gate_with_other_rules_changes_the_decision_and_pushes_nothing(pushed):
     rules = ("--set", "gate.min_accuracy=1", "--set", "gate.above_majority=true")
-    refused = in_workdir(pushed, "gate", "--policy", "significantly_better", *rules)
-    assert refused.returncode == 3
-    assert "The gate would refuse resnet50" in refused.stdout
-    assert "is below the least allowed, gate.min_accuracy=1" in refused.stdout
-    assert "above_majority=True" in refused.stdout
-    assert "fails gate.policy=significantly_better against version 1" in refused.stdout
+    rejected = run_command(pushed, "gate", "--policy", "significantly_better", *rules)
+    assert rejected.returncode == 3
+    assert "The gate would refuse resnet50" in rejected.stdout
+    assert "is below the least allowed, gate.min_accuracy=1" in rejected.stdout
+    assert "above_majority=True" in rejected.stdout
+    assert "fails gate.policy=significantly_better against version 1" in rejected.stdout
     assert registry(pushed).versions() == [1, 2]
 
 
-def test_lineage_leads_from_a_version_to_data_weights_schema_hyperparameters_and_code(pushed):
-    found = as_json(pushed, "lineage", 2)
+def test_lineage_has_data_weights_schema_hyperparameters_and_code(pushed):
+    lineage = json_output(pushed, "lineage", 2)
     record = registry(pushed).record(2)
-    assert found["hyperparameters"] == record["hyperparameters"]
-    assert found["weights"] == record["backbone"]
-    assert found["data"]["data"] == str(pushed.photos)
-    assert found["data"]["learned_digest"] == record["data_digest"]
-    assert found["settings"]["trainer"]["epochs"] == 3
-    assert found["schema"]["schema_file"].endswith("schemas/photos/schema.pbtxt")
-    assert found["code"]["Trainer-resnet50"] == record["code_digest"]
-    nodes = {execution["node"]: execution for execution in found["executions"]}
+    assert lineage["hyperparameters"] == record["hyperparameters"]
+    assert lineage["weights"] == record["backbone"]
+    assert lineage["data"]["data"] == str(pushed.photos)
+    assert lineage["data"]["learned_digest"] == record["data_digest"]
+    assert lineage["settings"]["trainer"]["epochs"] == 3
+    assert lineage["schema"]["schema_file"].endswith("schemas/photos/schema.pbtxt")
+    assert lineage["code"]["Trainer-resnet50"] == record["code_digest"]
+    nodes = {execution["node"]: execution for execution in lineage["executions"]}
     assert nodes.keys() >= {"ImageExampleGen", "Backbone-resnet50", "Tuner-resnet50", "Evaluator-gate", "ModelGate"}
-    # The Trainer ran again, on what the first run had made.
-    assert nodes["Trainer-resnet50"]["run"] == nodes["Pusher"]["run"] == found["run"]
-    assert nodes["ImageExampleGen"]["run"] != found["run"]
+    # The Trainer ran again on the outputs of the first run.
+    assert nodes["Trainer-resnet50"]["run"] == nodes["Pusher"]["run"] == lineage["run"]
+    assert nodes["ImageExampleGen"]["run"] != lineage["run"]
     assert nodes["Trainer-resnet50"]["parameters"]["epochs"] == 3
-    tree = in_workdir(pushed, "lineage", 2).stdout
+    tree = run_command(pushed, "lineage", 2).stdout
     for text in ("version 2", "Tuner-resnet50", record["backbone"]["weights_digest"][:12], "ImageExampleGen"):
         assert text in tree
 
 
-def test_lineage_lists_the_photos_that_a_version_learned_from(pushed):
-    rows = as_json(pushed, "lineage", 2, "--photos")
-    paths = in_workdir(pushed, "lineage", 2, "--photos").stdout.splitlines()
+def test_lineage_lists_the_training_photos_of_a_version(pushed):
+    rows = json_output(pushed, "lineage", 2, "--photos")
+    paths = run_command(pushed, "lineage", 2, "--photos").stdout.splitlines()
     assert paths == [row["path"] for row in rows]
     assert all((pushed.photos / path).is_file() for path in paths)
     ingest = json.loads((pushed.workdir / "report" / "ingest.json").read_text())
     assert len(paths) == sum(counts["train"] for counts in ingest["breeds"].values()) < 75
 
 
-def test_a_model_card_goes_with_each_version(pushed):
-    gate = gate_document(pushed)
+def test_each_version_has_a_model_card(pushed):
+    gate = gate_json(pushed)
     version = registry(pushed).path(2)
     card = json.loads((version / "model_card.json").read_text())
     assert (card["name"], card["version"]) == ("catbreeds", 2)
@@ -199,8 +199,8 @@ def test_a_model_card_goes_with_each_version(pushed):
     assert "http" not in page
 
 
-class Admission:
-    """Decides on the candidate of a run again, against a registry that a test changes."""
+class RepeatedGate:
+    """Repeats the decision on the candidate of a run, with a copy of the registry that a test can change."""
 
     def __init__(self, run: Run, folder):
         self.run, self.folder = run, folder
@@ -215,13 +215,13 @@ class Admission:
         artifact.uri = str(uri)
         return artifact
 
-    def _written(self, kind, name):
+    def _new_artifact(self, kind, name):
         (self.folder / name).mkdir()
         return self._artifact(kind, self.folder / name)
 
     def champion(self) -> dict:
-        """What ChampionModel says of the version in service."""
-        self.model = self._written(Model, "champion")
+        """Run ChampionModel and return its champion.json."""
+        self.model = self._new_artifact(Model, "champion")
         identity = stable_identity(self.registry)
         ChampionModel.test_call(
             candidate=self.candidate,
@@ -233,7 +233,7 @@ class Admission:
         return json.loads((self.folder / "champion" / "champion.json").read_text())
 
     def decide(self, champion_evaluation=None, **rules) -> dict:
-        """What ModelGate decides."""
+        """Run ModelGate and return its gate.json."""
         if champion_evaluation is None:
             (self.folder / "none").mkdir()
             (self.folder / "none" / "metrics.json").write_text("null")
@@ -245,9 +245,9 @@ class Admission:
             champion=self.model,
             champion_evaluation=self._artifact(ModelEvaluation, champion_evaluation or self.folder / "none"),
             ingest=self._artifact(IngestReport, self.run.artifact("ImageExampleGen", "report")),
-            blessing=self._written(ModelBlessing, "blessing"),
-            decision=self._written(GateDecision, "decision"),
-            metrics=self._written(Metrics, "metrics"),
+            blessing=self._new_artifact(ModelBlessing, "blessing"),
+            decision=self._new_artifact(GateDecision, "decision"),
+            metrics=self._new_artifact(Metrics, "metrics"),
             min_slice=20,
             max_slice_drop=1.0,
             code_digest="",
@@ -257,40 +257,40 @@ class Admission:
 
 
 @pytest.fixture
-def admission(pushed, tmp_path) -> Admission:
-    return Admission(pushed, tmp_path)
+def gate(pushed, tmp_path) -> RepeatedGate:
+    return RepeatedGate(pushed, tmp_path)
 
 
-def test_a_degraded_challenger_is_refused(pushed, admission):
-    champion = admission.champion()
+def test_degraded_candidate_is_rejected(pushed, gate):
+    champion = gate.champion()
     assert (champion["version"], champion["unreadable"], champion["is_candidate"]) == (1, None, False)
-    assert (admission.folder / "champion" / "Format-Serving" / "saved_model.pb").is_file()
-    path = admission.evaluation / "outcomes.jsonl"
+    assert (gate.folder / "champion" / "Format-Serving" / "saved_model.pb").is_file()
+    path = gate.evaluation / "outcomes.jsonl"
     outcomes = [json.loads(line) | {"correct": False} for line in path.read_text().splitlines()]
     path.write_text("\n".join(map(json.dumps, outcomes)))
-    gate = admission.decide(pushed.artifact("Evaluator-champion", "evaluation"))
-    assert (gate["outcome"], gate["blessed"]) == ("refused", False)
-    assert any("fails gate.policy=not_worse against version 1" in reason for reason in gate["reasons"])
-    assert gate["comparison"]["only_champion_right"] > 0
+    decision = gate.decide(pushed.artifact("Evaluator-champion", "evaluation"))
+    assert (decision["outcome"], decision["blessed"]) == ("refused", False)
+    assert any("fails gate.policy=not_worse against version 1" in reason for reason in decision["reasons"])
+    assert decision["comparison"]["only_champion_right"] > 0
 
 
-def test_an_unreadable_champion_is_said_and_the_absolute_thresholds_decide(admission):
-    (admission.registry.base / "1" / "saved_model.pb").write_bytes(b"damaged")
-    assert admission.champion()["unreadable"]
-    gate = admission.decide()
-    assert (gate["blessed"], gate["comparison"]) == (True, None)
-    reasons = " ".join(gate["reasons"])
+def test_unreadable_champion_is_reported_and_absolute_thresholds_decide(gate):
+    (gate.registry.base / "1" / "saved_model.pb").write_bytes(b"damaged")
+    assert gate.champion()["unreadable"]
+    decision = gate.decide()
+    assert (decision["blessed"], decision["comparison"]) == (True, None)
+    reasons = " ".join(decision["reasons"])
     assert "version 1 in service cannot be read" in reasons
     assert "only the absolute thresholds count" in reasons
 
 
-def test_another_set_of_breeds_is_said_and_the_absolute_thresholds_decide(admission):
-    path = admission.registry.base / "1" / "assets.extra" / "catbreeds.json"
+def test_changed_breeds_are_reported_and_absolute_thresholds_decide(gate):
+    path = gate.registry.base / "1" / "assets.extra" / "catbreeds.json"
     record = json.loads(path.read_text())
-    gone, *others = record["breeds"]
+    replaced, *others = record["breeds"]
     path.write_text(json.dumps(record | {"breeds": [*others, "Bengal"]}))
-    assert admission.champion()["unreadable"] is None
-    assert not (admission.folder / "champion" / "Format-Serving").exists()
-    gate = admission.decide()
-    assert (gate["blessed"], gate["comparison"]) == (True, None)
-    assert f"new {gone}, gone Bengal; only the absolute thresholds count" in " ".join(gate["reasons"])
+    assert gate.champion()["unreadable"] is None
+    assert not (gate.folder / "champion" / "Format-Serving").exists()
+    decision = gate.decide()
+    assert (decision["blessed"], decision["comparison"]) == (True, None)
+    assert f"new {replaced}, gone Bengal; only the absolute thresholds count" in " ".join(decision["reasons"])

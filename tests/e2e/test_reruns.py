@@ -1,4 +1,4 @@
-"""What re-runs, and what a run that was killed does when it is started again."""
+"""Reruns: changed settings, new photos, killed runs and failed components."""
 
 import shutil
 import signal
@@ -12,59 +12,59 @@ from tests import fork_server
 from tests.running import CATBREEDS, SMALL, run_pipeline
 
 DATA = {"ImageExampleGen", "StatisticsGen", "ExampleValidator"}
-LEARNING = {f"{node}-resnet50" for node in ("EmbeddingGen", "Transform", "Tuner", "Trainer", "Evaluator")}
+TRAINING = {f"{node}-resnet50" for node in ("EmbeddingGen", "Transform", "Tuner", "Trainer", "Evaluator")}
 
 
-def record(run):
+def stable_record(run):
     registry = Registry(run.workdir / "serving" / "catbreeds")
     return registry.record(registry.stable())
 
 
 @pytest.fixture(scope="module")
-def refused(small, copy_small):
-    """A second run, with another setting of the Trainer and a gate that lets nothing in."""
+def rejected(small, copy_small):
+    """Second run with another setting of the Trainer and a gate that rejects all candidates."""
     settings = [s for s in small.settings if "epochs=8" not in s]
     return run_pipeline(small.photos, copy_small(), *settings, "trainer.epochs=7", "gate.min_accuracy=1.0")
 
 
-def test_another_setting_of_the_trainer_re_runs_the_trainer_and_what_comes_after(refused):
-    assert {"Trainer-resnet50", "Evaluator-resnet50", "BackboneSelector"} <= refused.ran
-    assert refused.cached >= DATA | {"Backbone-resnet50", "EmbeddingGen-resnet50", "Tuner-resnet50"}
+def test_changed_trainer_setting_reruns_the_trainer_and_later_components(rejected):
+    assert {"Trainer-resnet50", "Evaluator-resnet50", "BackboneSelector"} <= rejected.ran
+    assert rejected.cached >= DATA | {"Backbone-resnet50", "EmbeddingGen-resnet50", "Tuner-resnet50"}
 
 
-def test_a_refused_candidate_ends_with_3_and_leaves_what_is_in_service(refused):
-    assert refused.process.returncode == 3
-    assert "Refused" in refused.process.stdout
-    registry = Registry(refused.workdir / "serving" / "catbreeds")
+def test_rejected_candidate_exits_with_3_and_keeps_the_stable_version(rejected):
+    assert rejected.process.returncode == 3
+    assert "Refused" in rejected.process.stdout
+    registry = Registry(rejected.workdir / "serving" / "catbreeds")
     assert (registry.stable(), registry.versions()) == (1, [1])
 
 
-def test_new_photos_re_run_all_that_depends_on_photos_and_drift_is_told(small, copy_small, generate_photos, tmp_path):
+def test_new_photos_rerun_dependent_components_and_drift_is_reported(small, copy_small, generate_photos, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(small.photos, photos)
-    more = generate_photos(breeds=3, photos=25, first=100)
-    shutil.copytree(more / "Mosscoat", photos / "Mosscoat", dirs_exist_ok=True)
+    new_photos = generate_photos(breeds=3, photos=25, first=100)
+    shutil.copytree(new_photos / "Mosscoat", photos / "Mosscoat", dirs_exist_ok=True)
     again = run_pipeline(photos, copy_small(), *SMALL)
     assert "Warning" not in small.process.stdout
     assert again.process.returncode in (0, 3)
-    assert again.ran >= DATA | LEARNING | {"DataGate"}
+    assert again.ran >= DATA | TRAINING | {"DataGate"}
     assert again.cached == {"ImportSchemaGen", "Backbone-resnet50"}
     assert "Warning: breed differs from the photos that the model in service learned from" in again.process.stdout
 
 
-def test_a_killed_run_goes_on_after_the_last_finished_component_and_ends_with_the_same_model(small, tmp_path):
+def test_killed_run_resumes_after_completed_components_and_gives_the_same_model(small, tmp_path):
     command = [CATBREEDS, "run", "--profile", "demo", "--data", small.photos, "--workdir", tmp_path]
     overrides = [part for setting in small.settings for part in ("--set", setting)]
     process = fork_server.Popen([*command, *overrides], stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(tmp_path.glob("artifacts/Tuner-resnet50/**/trial_*")):
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)  # in the middle of the search
+    process.send_signal(signal.SIGKILL)  # during the search
     assert process.wait() == -signal.SIGKILL
     again = run_pipeline(small.photos, tmp_path, *small.settings)
     assert again.process.returncode == 0
     assert again.cached >= DATA | {"DataGate", "Backbone-resnet50", "EmbeddingGen-resnet50", "Transform-resnet50"}
     assert "Tuner-resnet50" in again.ran
-    assert record(again) == record(small)
+    assert stable_record(again) == stable_record(small)
     assert predictions(again) == pytest.approx(predictions(small), abs=1e-4)
 
 
@@ -72,12 +72,12 @@ def predictions(run):
     tf = pytest.importorskip("tensorflow")
     model = tf.saved_model.load(str(run.workdir / "serving" / "catbreeds" / "1"))
     photos = [path.read_bytes() for path in sorted(run.photos.rglob("*.jpg"))[:6]]
-    answer = model.signatures["serving_default"](image_bytes=tf.constant(photos))
-    order = answer["breeds"].numpy()[0].argsort()
-    return answer["probabilities"].numpy()[:, order].ravel()
+    outputs = model.signatures["serving_default"](image_bytes=tf.constant(photos))
+    order = outputs["breeds"].numpy()[0].argsort()
+    return outputs["probabilities"].numpy()[:, order].ravel()
 
 
-def test_a_failing_component_is_named_with_cause_and_log_and_no_traceback(small, tmp_path):
+def test_failed_component_is_reported_with_cause_and_log(small, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(small.photos, photos)
     for path in sorted(photos.rglob("*.jpg"))[:20]:
@@ -90,7 +90,7 @@ def test_a_failing_component_is_named_with_cause_and_log_and_no_traceback(small,
     assert not (tmp_path / "work" / "artifacts" / "EmbeddingGen-resnet50").exists()
 
 
-def test_a_second_run_in_the_same_workdir_says_that_one_is_at_work(small):
+def test_concurrent_run_in_the_same_workdir_is_rejected(small):
     from filelock import FileLock
 
     with FileLock(small.workdir / ".run.lock"):
