@@ -7,7 +7,8 @@ Cases:
     reused heads: a hyperparameter search (Hyperband, 10 trials, two sizes of head, synthetic embeddings) in which
         trials of the same size reuse one network; without: each trial builds a new one.
     frozen search: the same search while the garbage collector ignores older objects, such as the modules of TensorFlow
-        and TFX; without: each collection visits them.
+        and TFX; without: each collection visits them. This is the search of a task on Kubeflow; the executors of the
+        local runner are frozen already, where the gain is 0.
     frozen executor: building and saving a ResNet50 in a forked process whose imported modules are frozen, as those of
         the local runner are; without: not frozen.
     frozen run: creating and compiling the pipeline graph of the demo after the imports of a run have been frozen;
@@ -17,7 +18,17 @@ Cases:
 
 Every measurement has a process of its own, and a round measures each variant once, so that other load on the machine
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
-optimisation. An optimisation whose ratio is below 1.1 does not pay for its code and should be removed.
+optimisation. Remove an optimisation whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle CPU cores.
+
+Output on 2 CPU cores that also ran other programs:
+
+    case                 with s  without s  ratio
+    reused heads           5.24      14.22   2.71
+    frozen search          5.24      15.00   2.86
+    frozen executor        2.35       2.68   1.14
+    frozen run             0.15       0.58   3.89
+    import TensorFlow      2.05       2.71   1.32
+    import TFX             8.66      10.12   1.17
 """
 
 import argparse

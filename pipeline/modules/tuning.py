@@ -160,7 +160,7 @@ class HeadHyperband(kt.Hyperband):
             TrialError: If a trial fails, or if the objective of three consecutive trials or of all trials is NaN.
         """
         # Keras Tuner collects garbage twice per trial. Frozen objects, such as the modules of TensorFlow and TFX, are
-        # skipped (gain: "frozen search" of benchmarks/optimizations.py).
+        # skipped. Gain: "frozen search" of benchmarks/optimizations.py, in processes that are not frozen already.
         gc.collect()
         gc.freeze()
         try:

@@ -34,9 +34,9 @@ def test_new_breed_stops_the_run_and_schema_update_adds_it(schema_update, tmp_pa
     (photos / "Tabby").mkdir()
     for photo in sorted((photos / "Mosscoat").iterdir())[:6]:
         shutil.move(photo, photos / "Tabby" / photo.name)
-    refused = run_pipeline(photos, tmp_path / "work", "backbones=[resnet50]", f"photos_schema={folder / 'schema'}")
-    assert refused.process.returncode == 2
-    output = " ".join(refused.process.stdout.split())
+    failed = run_pipeline(photos, tmp_path / "work", "backbones=[resnet50]", f"photos_schema={folder / 'schema'}")
+    assert failed.process.returncode == 2
+    output = " ".join(failed.process.stdout.split())
     assert f"breed 'Tabby' is not in {path}: add it with `catbreeds schema update" in output
     assert not (tmp_path / "work" / "artifacts" / "EmbeddingGen-resnet50").exists()
 
@@ -87,9 +87,9 @@ def test_data_report_lists_each_defect_with_its_reason(tmp_path):
     sample_data = catbreeds("sample-data", tmp_path / "photos", "--defects", "--breeds", 2, "--photos", 12)
     kinds = dict(line.rsplit(": ", 1) for line in sample_data.stdout.splitlines()[1:])
     assert len(kinds) == 23
-    refused = run_pipeline(tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_bad_share=0.3")
-    assert refused.process.returncode == 2
-    assert "19 of 47 files cannot be used" in refused.process.stdout
+    failed = run_pipeline(tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_bad_share=0.3")
+    assert failed.process.returncode == 2
+    assert "19 of 47 files cannot be used" in failed.process.stdout
     lines = catbreeds("report", "--data", "--workdir", tmp_path / "work").stdout.splitlines()
     reported, kind = {}, None
     for line in lines[lines.index("damaged: 7 left out") :]:
@@ -102,9 +102,9 @@ def test_data_report_lists_each_defect_with_its_reason(tmp_path):
 
 def test_report_without_a_run_names_the_command_that_writes_it(tmp_path):
     for option in ([], ["--data"]):
-        refused = catbreeds("report", "--workdir", tmp_path, *option)
-        assert refused.returncode == 2
-        assert "`catbreeds run` writes it" in refused.stderr
+        failed = catbreeds("report", "--workdir", tmp_path, *option)
+        assert failed.returncode == 2
+        assert "`catbreeds run` writes it" in failed.stderr
 
 
 def test_report_shows_the_last_decision(small):

@@ -94,10 +94,10 @@ def test_gate_json_describes_the_pushed_candidate(demo):
 def test_trainer_uses_the_hyperparameters_of_the_tuner(demo):
     for backbone in BACKBONES:
         best = demo.artifact(f"Tuner-{backbone}", "best_hyperparameters") / "best_hyperparameters.txt"
-        found = json.loads(best.read_text())["values"]
+        tuned = json.loads(best.read_text())["values"]
         record = demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving/assets.extra/catbreeds.json"
         used = json.loads(record.read_text())["hyperparameters"]
-        assert used == {name: found[name] for name in used}
+        assert used == {name: tuned[name] for name in used}
 
 
 def test_serving_equals_training(winner, demo, tf):
@@ -149,12 +149,12 @@ def test_pushed_model_uses_only_core_operations(winner, tf):
 def test_pushed_model_predicts_the_breeds_for_photos_of_any_size(demo, unseen, tf):
     model = tf.saved_model.load(str(demo.workdir / "serving" / "catbreeds" / "1"))
     tiny = tf.io.encode_png(tf.zeros([40, 300, 3], tf.uint8))
-    answer = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen.read_bytes()), tiny]))
-    names = [name.decode() for name in answer["breeds"].numpy()[0]]
+    outputs = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen.read_bytes()), tiny]))
+    names = [name.decode() for name in outputs["breeds"].numpy()[0]]
     assert sorted(names) == sorted(path.name for path in demo.photos.iterdir())
-    np.testing.assert_allclose(answer["probabilities"].numpy().sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(outputs["probabilities"].numpy().sum(axis=1), 1, atol=1e-5)
     top = model.signatures["top_k"](image_bytes=tf.constant([unseen.read_bytes()]))
-    best = int(answer["probabilities"].numpy()[0].argmax())
+    best = int(outputs["probabilities"].numpy()[0].argmax())
     assert top["breeds"].numpy()[0, 0].decode() == names[best]
     assert top["probabilities"].shape == (1, 5)
 
@@ -193,16 +193,16 @@ def test_report_shows_the_verdict_and_needs_no_network(demo):
 
 
 def test_predict_uses_the_stable_version(demo, unseen, tmp_path):
-    answer = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
-    assert answer["photos"][0]["model"] == {"name": "catbreeds", "version": 1}
-    probabilities = [row["probability"] for row in answer["photos"][0]["predictions"]]
+    response = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
+    assert response["photos"][0]["model"] == {"name": "catbreeds", "version": 1}
+    probabilities = [row["probability"] for row in response["photos"][0]["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
     broken = tmp_path / "broken.jpg"
     broken.write_text("no photo")
-    refused = catbreeds("predict", broken, "--workdir", demo.workdir)
-    assert refused.returncode == 2
-    assert str(broken) in refused.stderr
+    failed = catbreeds("predict", broken, "--workdir", demo.workdir)
+    assert failed.returncode == 2
+    assert str(broken) in failed.stderr
 
 
 def test_second_run_finds_nothing_new_and_third_run_uses_the_cache(demo):

@@ -44,12 +44,12 @@ def test_new_photos_rerun_dependent_components_and_drift_is_reported(small, copy
     shutil.copytree(small.photos, photos)
     new_photos = generate_photos(breeds=3, photos=25, first=100)
     shutil.copytree(new_photos / "Mosscoat", photos / "Mosscoat", dirs_exist_ok=True)
-    again = run_pipeline(photos, copy_small(), *SMALL)
+    rerun = run_pipeline(photos, copy_small(), *SMALL)
     assert "Warning" not in small.process.stdout
-    assert again.process.returncode in (0, 3)
-    assert again.ran >= DATA | TRAINING | {"DataGate"}
-    assert again.cached == {"ImportSchemaGen", "Backbone-resnet50"}
-    assert "Warning: breed differs from the photos that the model in service learned from" in again.process.stdout
+    assert rerun.process.returncode in (0, 3)
+    assert rerun.ran >= DATA | TRAINING | {"DataGate"}
+    assert rerun.cached == {"ImportSchemaGen", "Backbone-resnet50"}
+    assert "Warning: breed differs from the photos that the model in service learned from" in rerun.process.stdout
 
 
 def test_killed_run_resumes_after_completed_components_and_gives_the_same_model(small, tmp_path):
@@ -60,12 +60,12 @@ def test_killed_run_resumes_after_completed_components_and_gives_the_same_model(
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)  # during the search
     assert process.wait() == -signal.SIGKILL
-    again = run_pipeline(small.photos, tmp_path, *small.settings)
-    assert again.process.returncode == 0
-    assert again.cached >= DATA | {"DataGate", "Backbone-resnet50", "EmbeddingGen-resnet50", "Transform-resnet50"}
-    assert "Tuner-resnet50" in again.ran
-    assert stable_record(again) == stable_record(small)
-    assert predictions(again) == pytest.approx(predictions(small), abs=1e-4)
+    rerun = run_pipeline(small.photos, tmp_path, *small.settings)
+    assert rerun.process.returncode == 0
+    assert rerun.cached >= DATA | {"DataGate", "Backbone-resnet50", "EmbeddingGen-resnet50", "Transform-resnet50"}
+    assert "Tuner-resnet50" in rerun.ran
+    assert stable_record(rerun) == stable_record(small)
+    assert predictions(rerun) == pytest.approx(predictions(small), abs=1e-4)
 
 
 def predictions(run):
@@ -94,6 +94,6 @@ def test_concurrent_run_in_the_same_workdir_is_rejected(small):
     from filelock import FileLock
 
     with FileLock(small.workdir / ".run.lock"):
-        refused = run_pipeline(small.photos, small.workdir, *small.settings)
-    assert refused.process.returncode == 2
-    assert "another run is at work" in refused.process.stderr
+        concurrent = run_pipeline(small.photos, small.workdir, *small.settings)
+    assert concurrent.process.returncode == 2
+    assert "another run is at work" in concurrent.process.stderr
