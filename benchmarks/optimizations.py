@@ -18,7 +18,7 @@ Cases:
 
 Every measurement has a process of its own, and a round measures each variant once, so that other load on the machine
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
-optimisation. Remove an optimisation whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle CPU cores.
+optimisation. Remove an optimisation whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle cores.
 
 Output on 2 CPU cores that also ran other programs:
 
