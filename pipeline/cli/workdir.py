@@ -82,7 +82,7 @@ def run_components(
     logs = log.with_suffix("")  # folder with one file per component
     with RunView(console, logs) as view:
         view.starting("starting TensorFlow and TFX")
-        gc.disable()  # imports create no garbage, and collecting takes a quarter of their time
+        gc.disable()  # imports create no garbage; gain: "import TFX" of benchmarks/optimizations.py
         from absl import logging as absl_logging
 
         absl_logging.set_verbosity(absl_logging.INFO)
@@ -92,7 +92,7 @@ def run_components(
         from pipeline.run_context import local_run_context
         from pipeline.runners import local as local_runner
 
-        gc.freeze()
+        gc.freeze()  # gain: "frozen run" of benchmarks/optimizations.py
         gc.enable()
         try:
             proxies.apply_to_libraries()  # Keras downloads weights, and Beam may connect to a runner

@@ -131,9 +131,9 @@ def _serve(requests: socket.socket, modules: Iterable[str]) -> None:
     for module in modules:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
-    # Imported objects are never garbage. If the collector visited them in a child, it would copy their memory pages.
+    # Without this, garbage collection would visit, and so copy, all imported modules in each child (gain: "frozen
+    # executor" of benchmarks/optimizations.py).
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)  # TensorFlow's tracing creates many objects and little garbage
     while True:
         _, descriptors, _, _ = socket.recv_fds(requests, 16, 1)
         if not descriptors:

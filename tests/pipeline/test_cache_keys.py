@@ -20,8 +20,8 @@ def in_each_branch(*nodes):
 
 
 @pytest.fixture
-def photos(draw_photos):
-    return draw_photos(breeds=2, photos=2)
+def photos(generate_photos):
+    return generate_photos(breeds=2, photos=2)
 
 
 @pytest.fixture

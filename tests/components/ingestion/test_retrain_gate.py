@@ -137,7 +137,7 @@ def test_changed_weights_files_are_new(gate, tmp_path):
     (folder / "resnet50_notop.weights.h5").write_bytes(b"others")
     assert gate(weights_dir=str(folder))[0]
     (folder / "resnet50_notop.weights.h5").unlink()
-    with pytest.raises(WeightsError, match="has no weights for resnet50"):
+    with pytest.raises(WeightsError, match="no weights for resnet50"):
         gate(weights_dir=str(folder))
 
 

@@ -73,7 +73,7 @@ def documents() -> dict:
             "breeds": list(BREEDS),
             "candidates": [candidate("resnet50", 0.714), candidate("xception", 0.571)],
             "winner": "resnet50",
-            "reason": "most accurate on eval: 0.714, before xception with 0.571",
+            "reason": "most accurate on eval: 0.714, ahead of xception with 0.571",
             "rule": "most_accurate",
             "split_sizes": {"train": TRAIN, "eval": EVAL, "test": TEST},
         },

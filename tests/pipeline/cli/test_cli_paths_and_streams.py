@@ -53,8 +53,8 @@ def assert_error(done: subprocess.CompletedProcess, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", WORKDIR_COMMANDS + OUTPUT_COMMANDS, ids=" ".join)
-def test_an_unusable_path_is_named(here, draw_photos, arguments):
-    (here / "cat.jpg").write_bytes(next(draw_photos(breeds=2, photos=1).rglob("*.jpg")).read_bytes())
+def test_an_unusable_path_is_named(here, generate_photos, arguments):
+    (here / "cat.jpg").write_bytes(next(generate_photos(breeds=2, photos=1).rglob("*.jpg")).read_bytes())
     for path in ("file", "file/below", "/proc/nowhere", "x" * 300):
         assert_error(catbreeds(*arguments, path), path)
 
@@ -129,8 +129,8 @@ def test_a_malformed_schema_is_reported_before_photos_are_read(here, content, re
     assert not (here / "work").exists()
 
 
-def test_a_run_with_a_malformed_schema_does_not_start(here, draw_photos):
-    photos = draw_photos(breeds=2, photos=3)
+def test_a_run_with_a_malformed_schema_does_not_start(here, generate_photos):
+    photos = generate_photos(breeds=2, photos=3)
     (here / "schema.pbtxt").write_text("feature { nme: 'breed' }")
     done = catbreeds("run", "--profile", "smoke", "--data", photos, "--workdir", "work", "--set", "photos_schema=.")
     assert done.returncode == 2

@@ -41,10 +41,10 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, draw_photos) -> Cluster:
+def cluster(tmp_path_factory, generate_photos) -> Cluster:
     folder = tmp_path_factory.mktemp("cluster")
     photos = folder / "volume" / "photos"
-    shutil.copytree(draw_photos(breeds=3, photos=20), photos)
+    shutil.copytree(generate_photos(breeds=3, photos=20), photos)
     return Cluster(Backend(folder / "backend"), photos, Registry(folder / "volume" / "serving" / "catbreeds"))
 
 
@@ -170,9 +170,9 @@ def test_a_run_with_nothing_new_skips_training_and_succeeds(cluster, first):
 
 
 def test_new_photos_cause_a_training_and_the_new_model_passes_the_gate(
-    cluster, first, one_backbone, draw_photos, tmp_path
+    cluster, first, one_backbone, generate_photos, tmp_path
 ):
-    new = draw_photos(breeds=3, photos=5, offset=100)
+    new = generate_photos(breeds=3, photos=5, offset=100)
     shutil.copytree(new, cluster.photos, dirs_exist_ok=True)
     # As in version 2.15, where a download includes all objects whose key starts with the artifact's URI.
     run = cluster._replace(backend=Backend(tmp_path, whole_folders=False)).run(one_backbone())
