@@ -25,7 +25,7 @@ POLICY = type_of(model_server_config_pb2.ModelConfig, "model_version_policy")
 STATUS = type_of(model_management_pb2.ReloadConfigResponse, "status")
 
 
-@pytest.mark.parametrize("name", ["predict", "model_management"])
+@pytest.mark.parametrize("name", ["predict", "model_management", "model_server_options"])
 def test_the_generated_module_is_current(tmp_path, name):
     command = [
         sys.executable,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from serving.model_server.batching import BatchScheduler
-from serving.model_server.messages import BatchingParameters
 from serving.model_server.monitoring import Metrics
 from serving.model_server.status import Code, ServingError
+from serving.protos.model_server_options_pb2 import BatchingParameters
 
 
 def scheduler(**parameters: object) -> BatchScheduler:
@@ -32,7 +32,7 @@ def test_a_full_queue_is_unavailable():
         running = clients.submit(batches.run, step, [np.zeros(1)])
         started.wait()
         answers = [running, clients.submit(batches.run, step, [np.ones(1)])]
-        while not batches._waiting:
+        while not batches._queues:
             pass
         with pytest.raises(ServingError, match="queue to which this task was submitted is full") as caught:
             batches.run(step, [np.ones(1)])

@@ -84,7 +84,7 @@ def test_it_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
     ("arguments", "text"),
     [
         ([], "--model_base_path"),
-        (["--model_base_path=/x", "--enable_batching=perhaps"], "neither true nor false"),
+        (["--model_base_path=/x", "--enable_batching=perhaps"], "must be true or false"),
         (["--model_base_path=/x", "--monitoring_config_file=/x"], "--rest_api_port"),
         (["--model_base_path=/x", "--batching_parameters_file=/x"], "--enable_batching"),
     ],
