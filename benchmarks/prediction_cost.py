@@ -37,7 +37,7 @@ from pipeline.datasets.sample_data import BREEDS, draw_photo
 from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
 from serving.local import stack
-from serving.local.processes import Program, Programs
+from serving.local.processes import Program, Supervisor
 from serving.photo import normalise
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
@@ -212,13 +212,12 @@ def servers(folder: Path) -> Iterator[dict[str, int]]:
     for name, text in ServingConfig((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name)).items():
         (folder / name).write_text(text)
     config, traffic = folder / CONFIG_FILE, folder / TRAFFIC_FILE
-    rest_url, seed_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, seed)
-    ready = f"{rest_url}/v1/models/{MODEL.name}/labels/{MODEL.label}/metadata"
+    seed_url = stack.local_url(stack.LOOPBACK, seed)
     backend = [sys.executable, __file__, "--child", "seed", str(seed), str(grpc)]
-    with Programs() as programs:
-        programs.start(stack.model_server(config, ready, grpc, rest, folder / "model_server.log"))
-        programs.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, traffic, folder / "gateway.log"))
-        programs.start(Program("seed's backend", backend, f"{seed_url}/healthz", log=folder / "seed.log"))
+    with Supervisor() as supervisor:
+        supervisor.start(stack.model_server(config, MODEL.name, grpc, rest, folder / "model_server.log"))
+        supervisor.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, traffic, folder / "gateway.log"))
+        supervisor.start(Program("seed's backend", backend, f"{seed_url}/healthz", log=folder / "seed.log"))
         yield {"grpc": grpc, "gateway": gateway, "seed": seed}
 
 

@@ -20,14 +20,15 @@ import httpx
 from components.candidates.architectures import WEIGHTS_HOST, weight_file_names
 from pipeline.settings import ROOT, Settings
 from serving import http_client, proxies
+from serving.addresses import GATEWAY_PORT, GRPC_PORT, PAGE_PORT, REST_PORT
 
 State = Literal["ok", "warning", "problem", "optional"]
 
 PORTS = {
-    8500: "gRPC of the model server",
-    8501: "REST of the model server",
-    8000: "the gateway",
-    8080: "the page",
+    GRPC_PORT: "gRPC of the model server",
+    REST_PORT: "REST of the model server",
+    GATEWAY_PORT: "the gateway",
+    PAGE_PORT: "the page",
 }
 
 _GIGABYTE = 10**9

@@ -51,9 +51,9 @@ def ask_workdir(config: Settings, photos: Sequence[Path]) -> list[Outcome]:
     if not any(isinstance(content, bytes) for content in contents):
         return contents
     with noise_to(Path(config.workdir) / "logs" / "predict.log"):
-        from serving.local.saved_model_process import answer
+        from serving.local.saved_model_process import predict
 
-        rows = iter(answer(str(registry.path(version)), [c for c in contents if isinstance(c, bytes)]))
+        rows = iter(predict(str(registry.path(version)), [c for c in contents if isinstance(c, bytes)]))
     model = Model(config.model_name, version)
     return [_answer(model, next(rows)) if isinstance(content, bytes) else content for content in contents]
 

@@ -3,12 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.common import Exit, JsonOption, ProfileOption, SetOption, WorkdirOption, fail, read_settings, told
-from serving.registry import RegistryError
+from pipeline.settings import Settings
+from serving.registry import Registry, RegistryError
+
+if TYPE_CHECKING:
+    from serving.local.up import Deployment
+
+# Number of the first generated sample photo; training photos have smaller numbers.
+_FIRST_SAMPLE = 1_000_000
 
 
 def _port(help: str) -> typer.models.OptionInfo:
@@ -59,12 +66,12 @@ def serve(
     from serving.local import up
 
     config = read_settings(profile, settings, workdir=workdir)
-    ports = up.Ports(grpc_port, rest_port, host)
+    deployment, ports = _deployment(config), up.Ports(grpc_port, rest_port, host)
     if no_server:
-        _serving(lambda: up.configure(config, ports), {})
+        _serving(lambda: up.configure(deployment, ports), {})
     else:
         places = {"--grpc-port": (host, grpc_port), "--rest-port": (host, rest_port)}
-        _serving(lambda: up.serve(config, ports), places)
+        _serving(lambda: up.serve(deployment, ports), places)
 
 
 @app.command()
@@ -108,7 +115,12 @@ def up(
         "--grpc-port": (ports.host, grpc_port),
         "--rest-port": (ports.host, rest_port),
     }
-    _serving(lambda: up.up(config, ports, host, gateway_port, page_port, samples), places)
+
+    def find_samples(version: int) -> Path | None:
+        return samples or _generate_samples(config, version)
+
+    deployment = _deployment(config)
+    _serving(lambda: up.up(deployment, ports, host, gateway_port, page_port, find_samples), places)
 
 
 @app.command()
@@ -174,15 +186,35 @@ def predict(
         raise typer.Exit(Exit.FAILED if failed else Exit.WRONG_INPUT)
 
 
+def _deployment(config: Settings) -> "Deployment":
+    """Registry, workdir and rollout limits of the settings."""
+    from serving.local.up import Deployment
+    from serving.rollout.controller import Limits
+
+    return Deployment(config.registry, config.workdir, Limits(**config.rollout.limits()))
+
+
+def _generate_samples(config: Settings, version: int) -> Path | None:
+    """Generate sample photos for the page; return their folder, or None if the model's breeds are not synthetic."""
+    from pipeline.datasets.sample_data import BREEDS, write_sample_data
+
+    breeds = Registry(config.registry).record(version)["breeds"]
+    if not 2 <= len(breeds) <= len(BREEDS) or set(breeds) != {breed.name for breed in BREEDS[: len(breeds)]}:
+        return None
+    folder = Path(config.workdir).resolve() / "serve" / "samples" / str(len(breeds))
+    write_sample_data(folder, breeds=len(breeds), photos=1, first=_FIRST_SAMPLE)
+    return folder
+
+
 def _serving(work: Callable[[], None], places: dict[str, tuple[str, int]]) -> None:
-    """Does `work` if the servers can listen there, see `refuse_busy`; failures end the command with a sentence."""
+    """Does `work` if the servers can listen there; failures end the command with a sentence."""
     from serving.local.processes import ProgramError
-    from serving.local.up import PortError, refuse_busy
+    from serving.local.up import PortError, require_free_ports
     from serving.rollout.controller import RolloutError
     from serving.rollout.fleet import FleetError
 
     try:
-        refuse_busy(places)
+        require_free_ports(places)
         work()
     except (PortError, RegistryError) as error:
         raise fail(error) from None

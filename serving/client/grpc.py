@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import grpc
 
 from serving import protos, proxies
-from serving.addresses import wrong_grpc_target
+from serving.addresses import grpc_target_error
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
 from serving.client.base import AsyncClient, Client, PhotoLike, normalised
 from serving.client.errors import (
@@ -147,7 +147,7 @@ def _options(target: str) -> list[tuple[str, str | int]]:
 
 
 def _checked(target: str) -> str:
-    if problem := wrong_grpc_target(target):
+    if problem := grpc_target_error(target):
         raise WrongAddress(f"{target} is no address of gRPC: {problem}; write HOST:PORT")
     return target
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from serving import proxies
-from serving.addresses import has_possible_port
+from serving.addresses import has_valid_port
 from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable, WrongAddress
 
 TIMEOUT = 30.0  # seconds
@@ -21,7 +21,7 @@ def checked(url: str) -> str:
     Raises:
         WrongAddress: its port is none.
     """
-    if not has_possible_port(url):
+    if not has_valid_port(url):
         raise WrongAddress(f"{url} is no address of a server: a port is 1 to 65535; write http://HOST:PORT")
     return url.rstrip("/")
 

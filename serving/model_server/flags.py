@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from serving.addresses import LOOPBACK
+from serving.addresses import GRPC_PORT, LOOPBACK
 
 # Flags of tensorflow_model_server 2.19 for features that this server does not implement.
 _UNSUPPORTED = (
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     # tensorflow_model_server does not have this flag: it listens on all addresses.
     text("host", LOOPBACK, f"IP address to listen on; 0.0.0.0 listens on all addresses (default {LOOPBACK})")
-    number("port", 8500, "TCP port of the gRPC API; 0 disables it")
+    number("port", GRPC_PORT, "TCP port of the gRPC API; 0 disables it")
     text("grpc_socket_path", "", "path of a UNIX socket for the gRPC API, in addition to the port")
     text("grpc_channel_arguments", "", "channel arguments of the gRPC server: name=value,name=value")
     number("grpc_max_threads", _THREADS, "maximum number of concurrent gRPC requests")

@@ -129,8 +129,14 @@ def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, mode
         ({"port": "many"}, "CATBREEDS_GATEWAY_PORT: "),
         ({"max_pixel": "5"}, "CATBREEDS_GATEWAY_MAX_PIXEL: no such setting; there are "),
         ({"api_keys": "secret"}, "CATBREEDS_GATEWAY_API_KEYS: "),
-        ({"model_server": "http://localhost:8500"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, gRPC has no URLs"),
-        ({"model_server": "localhost:99999"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, a port is 1 to 65535"),
+        (
+            {"model_server": "http://localhost:8500"},
+            "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, a gRPC address is not a URL",
+        ),
+        (
+            {"model_server": "localhost:99999"},
+            "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, the port must be between 1 and 65535",
+        ),
         ({"model_server": "tfserving"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, the port is missing"),
         ({"traffic_file": "/"}, "CATBREEDS_GATEWAY_TRAFFIC_FILE: Value error, is a folder; name the file"),
         ({"host": ""}, "CATBREEDS_GATEWAY_HOST: "),

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from serving.local.processes import Program, missing
+from serving.local.processes import Program, unready_reason
 from serving.page.text import plain
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
@@ -230,8 +230,8 @@ def test_settings_of_other_streamlit_projects_do_not_change_where_the_page_is(tm
     )
     url = f"http://127.0.0.1:{port}/_stcore/health"
     try:
-        program = Program("page", (), url, never=(404,))
-        eventually(lambda: process.poll() is not None or not missing(program))
+        program = Program("page", (), url, fatal_statuses=(404,))
+        eventually(lambda: process.poll() is not None or not unready_reason(program))
         assert process.poll() is None
     finally:
         process.kill()
