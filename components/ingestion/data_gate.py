@@ -20,7 +20,7 @@ from components.ingestion.data_drift import champion_statistics, describe_drift,
 from components.ingestion.near_duplicates import KINDS as DUPLICATES
 from components.json_files import read_json, read_json_lines, write_json
 from components.release.champion_model import stable_version
-from serving.names import counted, distinguishable, respelled, spelling
+from serving.names import counted, distinguishable, spelling, spelling_variants
 from serving.registry import Registry, RegistryError
 
 _NAMED_AT_MOST = 10
@@ -102,7 +102,7 @@ def _unknown_breeds(breeds: dict[str, Any], schema: schema_pb2.Schema, schema_fi
     command = f"catbreeds schema update --data PHOTOS --schema {shlex.quote(str(Path(schema_file).parent))}"
     twice = [
         f"{schema_file} has the same breed in two spellings, {distinguishable(group)}: remove one"
-        for group in respelled(known.value)
+        for group in spelling_variants(known.value)
     ]
     spelled = {spelling(breed): breed for breed in known.value}
     other = [

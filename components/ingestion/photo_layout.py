@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from components.errors import DataError
-from serving.names import counted, distinguishable, is_one_line, printable, respelled, spelling
+from serving.names import counted, distinguishable, is_one_line, printable, spelling, spelling_variants
 
 LINK_TO_NOTHING = "a link to nothing"
 LINK_AGAIN = "a link to a folder that is read already"
@@ -393,7 +393,7 @@ def _check_names(data: str, breeds: set[str]) -> None:
         raise DataError(f"{data}: {names} are parts of a set and have no folders of breeds; {WANTED}")
     printed = {breed: printable(breed) for breed in breeds}
     twice = [[breed for breed in sorted(breeds) if printed[breed] == name] for name in sorted(set(printed.values()))]
-    if groups := [*respelled(printed.values()), *(group for group in twice if len(group) > 1)]:
+    if groups := [*spelling_variants(printed.values()), *(group for group in twice if len(group) > 1)]:
         raise DataError(
             f"{data}: folders of breeds have the same name in two spellings:\n"
             f"{_some([distinguishable(group) for group in groups])}\n"

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from components.errors import DataError
 from components.ingestion.data_gate import breed_domain
 from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
-from serving.names import distinguishable, respelled
+from serving.names import distinguishable, spelling_variants
 
 
 class Update(NamedTuple):
@@ -44,7 +44,7 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Updat
         feature = next(feature for feature in schema.feature if feature.name == "breed")
         known = feature.string_domain
         known.name = "breeds"
-    if groups := respelled([*known.value, *breeds]):
+    if groups := spelling_variants([*known.value, *breeds]):
         names = "; ".join(map(distinguishable, groups))
         raise DataError(f"{path}: the same breed in two spellings: {names}; rename the folder, or mend that file")
     added = sorted(set(breeds) - set(known.value))

@@ -376,7 +376,7 @@ def test_archives_on_this_machine_are_not_fetched_through_a_proxy(oxford):
 @pytest.mark.parametrize(
     ("proxy", "said"),
     [
-        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used"),
+        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: this proxy cannot be used"),
         ("http://127.0.0.1:9", "cannot be reached (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )

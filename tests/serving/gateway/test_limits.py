@@ -128,7 +128,7 @@ def test_photos_of_phones_are_answered_and_take_bounded_memory(start_gateway, mo
 def test_other_formats_keep_their_limit(gateway, kind, mode):
     response = gateway.http.post(PREDICT, content=white((5000, 4801), kind, mode))
     assert problem(response) == (413, "too_large")
-    assert "5000 x 4801 pixels are more than 24,000,000" in response.json()["detail"]
+    assert "5000 x 4801 pixels are more than the limit of 24,000,000" in response.json()["detail"]
 
 
 def test_a_limit_that_is_set_is_that_of_all_formats(start_gateway, model_server):

@@ -66,7 +66,7 @@ def test_a_file_without_end_is_too_large_and_a_pipe_is_read(ways, photos, way):
     writer.start()
     done = catbreeds("predict", "/dev/zero", pipe, *ways[way])
     writer.join()
-    assert done.stderr == "catbreeds: /dev/zero: the file has more than 64 MB\n"
+    assert done.stderr == "catbreeds: /dev/zero: the file is larger than 64 MB\n"
     assert done.stdout.startswith(f"{pipe}: {BREEDS[0]} ")
 
 

@@ -122,7 +122,7 @@ def test_without_a_photo_the_page_asks_for_one_and_names_the_model(visit, gatewa
     [
         ("notes.jpg", b"no photo", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"),
         ("cut.jpg", PHOTOS[0][: len(PHOTOS[0]) // 2], "the image is damaged or cut off"),
-        ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side needs 32"),
+        ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side needs at least 32"),
     ],
 )
 def test_a_photo_that_is_refused_is_told_the_reason(visit, gateway, name, content, reason):
