@@ -1,4 +1,4 @@
-"""What `catbreeds up` promises on a pushed model. How it follows `promote`: tests/serving/rollout."""
+"""`catbreeds up` with a pushed model. tests/serving/rollout tests how it follows `promote`."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(small, tmp_path_factory) -> Iterator[Up]:
-    """Serves version 1; version 2, the same model, waits beside it."""
+    """A running `catbreeds up` with version 1 stable; version 2 is a copy of it."""
     workdir = tmp_path_factory.mktemp("up")
     shutil.copytree(small.workdir / "serving", workdir / "serving")
     registry = Registry(workdir / "serving" / "catbreeds")
@@ -74,7 +74,7 @@ def photo(tmp_path_factory) -> Path:
     return path
 
 
-def test_addresses_are_printed_and_each_has_a_log(up):
+def test_up_prints_addresses_and_writes_a_log_per_program(up):
     printed = up.log.read_text()
     for address in (up.page, f"{up.gateway}/docs", f"REST {up.rest}", f"gRPC {up.grpc}"):
         assert address in printed
@@ -82,11 +82,13 @@ def test_addresses_are_printed_and_each_has_a_log(up):
         assert (up.workdir / "logs" / f"{name}.log").is_file()
 
 
-def test_a_person_uploads_a_photo_and_reads_what_curl_and_a_plain_grpc_client_are_told(up, photo):
-    told = httpx.post(f"{up.gateway}/v1/breeds:predict", files={"file": photo.read_bytes()}, timeout=DEADLINE).json()
-    breeds = {row["breed"]: row["probability"] for row in told["predictions"]}
-    assert ask_plainly(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
-    best = told["predictions"][0]
+def test_page_shows_the_prediction_that_curl_and_a_plain_grpc_client_get(up, photo):
+    response = httpx.post(
+        f"{up.gateway}/v1/breeds:predict", files={"file": photo.read_bytes()}, timeout=DEADLINE
+    ).json()
+    breeds = {row["breed"]: row["probability"] for row in response["predictions"]}
+    assert predict_with_official_client(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
+    best = response["predictions"][0]
     with browser() as chromium:
         for width in (390, 1280):
             page = chromium.new_page(viewport={"width": width, "height": 900})
@@ -96,15 +98,15 @@ def test_a_person_uploads_a_photo_and_reads_what_curl_and_a_plain_grpc_client_ar
             page.locator("input[type=file]").set_input_files(photo)
             page.get_by_role("heading", name=f"{best['breed']}, {best['probability']:.0%}").wait_for()
             page.get_by_text("Model catbreeds, version 1.").wait_for()
-            for row in told["predictions"]:
+            for row in response["predictions"]:
                 page.get_by_role("row", name=f"{row['breed']} {row['probability']:.1%}").wait_for()
             page.locator("[data-testid=stVegaLiteChart] svg, [data-testid=stVegaLiteChart] canvas").first.wait_for()
             assert page.evaluate("document.documentElement.scrollWidth") == width
             page.close()
 
 
-def ask_plainly(address: str, photo: bytes) -> dict[str, float]:
-    """What anybody's client of TensorFlow Serving is told, by breed."""
+def predict_with_official_client(address: str, photo: bytes) -> dict[str, float]:
+    """Return the probabilities by breed that a client of TensorFlow Serving gets."""
     import grpc
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -118,48 +120,50 @@ def ask_plainly(address: str, photo: bytes) -> dict[str, float]:
     return dict(zip(names, outputs["probabilities"].float_val, strict=True))
 
 
-def test_the_page_offers_photos_to_try(up):
+def test_page_offers_sample_photos(up):
     folders = sorted(path.name for path in (up.workdir / "serve" / "samples").glob("*/*"))
     assert folders == sorted(breed.name for breed in BREEDS[:3])
 
 
-def test_predict_gets_one_answer_whichever_way_it_asks(up, photo):
-    answers = []
-    for way in (
+def test_predict_gets_the_same_prediction_with_every_option(up, photo):
+    predictions = []
+    for options in (
         ("--gateway", up.gateway),
         ("--grpc", up.grpc, "--label", "stable"),
         ("--rest", up.rest),
         ("--workdir", up.workdir),
     ):
-        done = catbreeds("predict", photo, *way, "--json")
+        done = catbreeds("predict", photo, *options, "--json")
         assert done.returncode == 0, done.stderr
         (row,) = json.loads(done.stdout)["photos"]
         assert row["photo"] == str(photo)
         assert row["model"] == {"name": "catbreeds", "version": 1}
-        answers.append({told["breed"]: told["probability"] for told in row["predictions"]})
-    assert all(answer == pytest.approx(answers[0], abs=1e-4) for answer in answers)
+        predictions.append({entry["breed"]: entry["probability"] for entry in row["predictions"]})
+    assert all(prediction == pytest.approx(predictions[0], abs=1e-4) for prediction in predictions)
 
 
-def test_a_turned_a_large_and_a_small_copy_of_a_photo_get_the_answer_of_the_photo(up):
+def test_rotated_and_resized_copies_of_a_photo_get_the_same_prediction(up):
     original = draw_photo(BREEDS[1], "copies").resize((1600, 1200))
-    turned = Image.Exif()
-    turned[0x0112] = 6  # "turn me clockwise"
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # rotate 90 degrees clockwise
     copies = [
         encoded(original, quality=90),
-        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=turned.tobytes()),
+        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=rotated.tobytes()),
         encoded(original.resize((4000, 3000)), quality=90),
         encoded(original.resize((512, 384)), quality=90),
     ]
     for client in (GatewayClient(up.gateway), GrpcClient(up.grpc), RestClient(up.rest)):
         with client:
-            answers = [{told.breed: told.probability for told in client.predict(copy).predictions} for copy in copies]
-        for answer in answers:
-            assert answer == pytest.approx(answers[0], abs=0.02)
+            predictions = [
+                {entry.breed: entry.probability for entry in client.predict(copy).predictions} for copy in copies
+            ]
+        for prediction in predictions:
+            assert prediction == pytest.approx(predictions[0], abs=0.02)
 
 
-def test_predict_tells_why_there_is_no_answer(up, photo, tmp_path):
+def test_predict_reports_why_a_prediction_failed(up, photo, tmp_path):
     (tmp_path / "notes.jpg").write_text("no photo")
-    for arguments, code, says in (
+    for arguments, code, message in (
         ((tmp_path / "notes.jpg", "--gateway", up.gateway), 2, f"{tmp_path}/notes.jpg: not a JPEG"),
         ((tmp_path / "none.jpg", "--rest", up.rest), 2, f"{tmp_path}/none.jpg: No such file"),
         ((photo, "--gateway", f"http://localhost:{free_port()}"), 1, "cannot be reached"),
@@ -169,11 +173,11 @@ def test_predict_tells_why_there_is_no_answer(up, photo, tmp_path):
         done = catbreeds("predict", *arguments)
         assert (done.returncode, done.stdout) == (code, "")
         assert done.stderr.startswith("catbreeds: ")
-        assert says in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use_is_told_by_number_and_flag_before_anything_starts(up):
+def test_port_in_use_is_reported_by_number_and_option_before_anything_starts(up):
     for flag, port in up.ports.items():
         done = catbreeds("up", "--workdir", up.workdir, flag, port)
         assert done.returncode == 2

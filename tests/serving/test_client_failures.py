@@ -52,14 +52,14 @@ def asking(request) -> Callable:
 def test_a_server_that_is_unavailable_for_a_moment_is_asked_again(asking, script):
     server = script(UNAVAILABLE, UNAVAILABLE)
     assert asking(f"127.0.0.1:{server.port}", 30).model.version == 7
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_one_that_stays_unavailable_is_asked_five_times(asking, script):
     server = script(*[UNAVAILABLE] * 9)
-    with pytest.raises(Unavailable, match="as the script says"):
+    with pytest.raises(Unavailable, match="scripted error"):
         asking(f"127.0.0.1:{server.port}", 30)
-    assert len(server.asked) == 5
+    assert len(server.requests) == 5
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,16 @@ def test_one_that_stays_unavailable_is_asked_five_times(asking, script):
 )
 def test_what_another_try_would_not_mend_is_asked_once(asking, script, code, error):
     server = script(code)
-    with pytest.raises(error, match="as the script says"):
+    with pytest.raises(error, match="scripted error"):
         asking(f"127.0.0.1:{server.port}", 30)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_the_deadline_ends_the_wait_and_the_server_knows_it(asking, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
         asking(f"127.0.0.1:{server.port}", 2)
-    assert [0 < asked.seconds_left <= 2 for asked in server.asked] == [True]
+    assert [0 < asked.seconds_left <= 2 for asked in server.requests] == [True]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_an_answer_that_is_none_of_a_breed_classifier_is_said_to_be(asking, scri
 def test_requests_are_spread_over_the_addresses_of_a_name(script):
     servers = [script(), script()]
     with GrpcClient("ipv4:" + ",".join(f"127.0.0.1:{server.port}" for server in servers)) as client:
-        while not all(server.asked for server in servers):
+        while not all(server.requests for server in servers):
             client.predict(PHOTO)  # a connection may come later than the other
-        before = [len(server.asked) for server in servers]
+        before = [len(server.requests) for server in servers]
         for _ in range(10):
             client.predict(PHOTO)
-    assert [len(server.asked) - n for server, n in zip(servers, before, strict=True)] == [5, 5]
+    assert [len(server.requests) - n for server, n in zip(servers, before, strict=True)] == [5, 5]
 
 
 def test_the_gateway_passes_the_trace_and_what_is_left_of_the_deadline(script, tmp_path):
@@ -113,9 +113,9 @@ def test_the_gateway_passes_the_trace_and_what_is_left_of_the_deadline(script, t
     assert gateway.predict(PHOTO, headers=headers).json()["model"]["version"] == 7
     assert problem(gateway.predict(PHOTO)) == (504, "timed_out")
     gateway.stop()
-    first, second, third = server.asked
+    first, second, third = server.requests
     for asked in (first, second):
         assert asked.metadata["traceparent"].startswith(f"00-{trace}-")
         assert asked.metadata["tracestate"] == "vendor=1"
-    assert all(0 < asked.seconds_left <= 5 for asked in server.asked)
+    assert all(0 < asked.seconds_left <= 5 for asked in server.requests)
     assert trace not in third.metadata["traceparent"]
