@@ -61,7 +61,7 @@ def is_header_value(text: str) -> bool:
 
 
 def spelling(name: str) -> str:
-    """Return a key that is equal for names that differ only in form, case, separators and invisible characters."""
+    """Return a key that ignores differences in Unicode form, case, separators and invisible characters."""
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
     visible = _INVISIBLE.sub("", visible)
     words = "".join(" " if unicodedata.category(char) in _WORD_SEPARATORS else char for char in visible).split()

@@ -30,7 +30,7 @@ class Deployment:
     """
 
     registry: Path
-    workdir: Path
+    workdir: str | Path
     limits: Limits
 
 
