@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from serving import photo
-from serving.addresses import without_brackets, wrong_grpc_target
+from serving.addresses import grpc_target_error, without_brackets
 from serving.environment import is_service_link
 
 PREFIX = "CATBREEDS_GATEWAY_"
@@ -40,7 +40,7 @@ def _normalise_origin(text: str) -> str:
 
 
 def _check_grpc_target(text: str) -> str:
-    if problem := wrong_grpc_target(text):
+    if problem := grpc_target_error(text):
         raise ValueError(f"{problem}; write HOST:PORT")
     return text
 

@@ -21,7 +21,7 @@ from kubernetes.client import ApiException
 
 from serving import kubectl_configuration, proxies
 from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
-from serving.local.child_process import bound
+from serving.local.child_process import bound_command
 from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
 from serving.rollout.serving_config import ServingConfig, ServingConfigError, read_serving_config
 
@@ -199,7 +199,11 @@ class _Forward:
 
     def __init__(self, command: list[str]):
         self._process = subprocess.Popen(
-            bound(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            bound_command(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self._address: Future[str] = Future()
         # It writes a line for each connection, and would stop once nobody reads them.
