@@ -16,6 +16,7 @@ from pipeline import strict_yaml
 from serving.environment import is_service_link
 from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
+from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -147,6 +148,9 @@ class GateSettings(_Section):
     max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
 
 
+_ROLLOUT_LIMITS, _CANARY_CRITERIA = RolloutLimits(), CanaryCriteria()
+
+
 class RolloutSettings(_Section):
     """How versions come to users, and what is kept of old ones."""
 
@@ -156,22 +160,36 @@ class RolloutSettings(_Section):
     )
     namespace: str = Field("catbreeds", min_length=1, description="where the model servers of the cluster are")
     models: str = Field("/models", pattern="^/.*[^/]$", description="folder of pushed models as those servers see it")
-    share: Fraction = Field(0.1, description="of the gateways' requests, for the canary that a run starts")
-    loaded: int = Field(2, ge=1, description="versions that a model server has memory for; 2 keep the way back loaded")
-    keep: int = Field(10, ge=1, description="newest versions that stay in the registry whatever points to them")
-    load_seconds: float = Field(600.0, gt=0, description="for a model server to load a version")
-    min_requests: int = Field(200, ge=1, description="that canary and stable must have had before they are compared")
-    max_error_increase: Fraction = Field(0.005, description="share of requests that a canary may fail more often")
+    share: Fraction = Field(CANARY_SHARE, description="of the gateways' requests, for the canary that a run starts")
+    loaded: int = Field(
+        _ROLLOUT_LIMITS.loaded,
+        ge=1,
+        description="versions that a model server has memory for; 2 keep the way back loaded",
+    )
+    keep: int = Field(
+        _ROLLOUT_LIMITS.keep, ge=1, description="newest versions that stay in the registry whatever points to them"
+    )
+    load_seconds: float = Field(_ROLLOUT_LIMITS.load_seconds, gt=0, description="for a model server to load a version")
+    min_requests: int = Field(
+        _CANARY_CRITERIA.min_requests,
+        ge=1,
+        description="that canary and stable must have had before they are compared",
+    )
+    max_error_increase: Fraction = Field(
+        _CANARY_CRITERIA.max_error_increase, description="share of requests that a canary may fail more often"
+    )
     max_latency_ratio: float = Field(
-        1.5, ge=1, description="of the 95th percentile of a canary's answers to that of stable's"
+        _CANARY_CRITERIA.max_latency_ratio,
+        ge=1,
+        description="of the 95th percentile of a canary's answers to that of stable's",
     )
 
     def limits(self) -> dict[str, Any]:
-        """What `serving.rollout.controller.Limits` takes."""
+        """What `serving.rollout.limits.RolloutLimits` takes."""
         return self.model_dump(include={"loaded", "keep", "load_seconds"})
 
     def rules(self) -> dict[str, Any]:
-        """What `serving.rollout.canary_analysis.Rules` takes."""
+        """What `serving.rollout.limits.CanaryCriteria` takes."""
         return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
 
 

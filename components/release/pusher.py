@@ -95,12 +95,12 @@ def Pusher(
     """
     gate = read_json(decision.uri, GATE_FILE)
     models = Registry(registry)
-    version, existing = None, models.find_model(gate["candidate"]["model_digest"])
+    version, existing = None, models.find_by_model_digest(gate["candidate"]["model_digest"])
     if gate["champion"] and gate["champion"]["unreadable"] and gate["champion"]["version"] == existing:
         existing = None  # what was pushed is damaged: it is pushed anew
     origin = retrain and read_json(retrain.uri, RETRAIN_FILE)["inputs_digest"]
     if existing is not None and origin:
-        models.add_inputs(existing, origin)  # or the next scheduled run would train the same model again
+        models.add_inputs_digest(existing, origin)  # or the next scheduled run would train the same model again
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,

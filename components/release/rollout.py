@@ -1,4 +1,4 @@
-"""Rollout: what was pushed becomes the canary of the servers that run, or it is said why not."""
+"""Rollout: makes the pushed version the canary on the running servers, and records the outcome."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,16 @@ from tfx.dsl.component.experimental.decorators import component
 from components.artifacts import PushRecord, RolloutRecord
 from components.file_names import PUSH_FILE, ROLLOUT_FILE
 from components.json_files import read_json, write_json
+from serving.names import counted
 from serving.registry import Registry
-from serving.rollout import controller as driving
+from serving.rollout.controller import RolloutController
+from serving.rollout.errors import CanaryStopped, LoadError
 from serving.rollout.fleet import Fleet
 from serving.rollout.kubernetes_fleet import KubernetesFleet
+from serving.rollout.limits import RolloutLimits
 from serving.rollout.local_fleet import LocalFleet
 
-_NO_SERVER = "no server is running on this machine: nothing to do; `catbreeds up` starts one"
+_NO_SERVER = "no server is running on this machine, nothing to do; start one with `catbreeds up`"
 
 
 @component
@@ -30,55 +33,61 @@ def Rollout(
     loaded: Parameter[int],
     load_seconds: Parameter[float],
 ):
-    """Makes the version that was pushed the canary; the first one, which is stable already, is told to the servers.
+    """Makes the pushed version the canary. The first version is stable already: the servers only load it.
 
-    That a server cannot load it, or answers golden requests wrong, is an outcome and no failure: stable goes on.
+    If a server cannot load the version or fails a golden request, the component succeeds and records that the canary
+    was stopped: the stable version continues to serve.
 
     Args:
-        registry: base path of the pushed models.
-        run_id: differs in each run, so that the servers are always asked.
-        namespace: of the cluster whose servers are meant; "": those of this machine.
-        models: folder of pushed models as the cluster's servers see it.
-        share: of the gateways' requests, for the canary.
-        loaded, load_seconds: see `serving.rollout.controller.Limits`.
+        pushed: Result of the push.
+        outcome: Version and outcome of the rollout.
+        registry: Base path of the pushed models.
+        run_id: Identifier of the run. It differs in each run, so the component is never cached.
+        namespace: Kubernetes namespace of the servers; "" for the servers of this machine.
+        models: Folder of the pushed models, as the servers in the cluster see it.
+        share: Share of the gateways' requests for the canary.
+        loaded: Number of versions that fit into a model server's memory.
+        load_seconds: Time for a server to load a version.
     """
     push, versions = read_json(pushed.uri, PUSH_FILE), Registry(registry)
-    version = push["version"] or _left_over(versions, push["already_pushed_as"])
+    version = push["version"] or _interrupted_version(versions, push["already_pushed_as"])
     with _fleet(versions, namespace, models) as fleet:
-        limits = driving.Limits(loaded=loaded, load_seconds=load_seconds)
-        text = _roll_out(driving.RolloutController(versions, fleet, limits), versions, fleet, version, share)
+        limits = RolloutLimits(loaded=loaded, load_seconds=load_seconds)
+        text = _roll_out(RolloutController(versions, fleet, limits), versions, fleet, version, share)
     write_json(outcome.uri, ROLLOUT_FILE, {"version": version, "outcome": text})
 
 
-def _left_over(registry: Registry, version: int | None) -> int | None:
-    """A version that an earlier run pushed, if that run was interrupted before it was canary."""
-    newer = version is not None and version > (registry.stable() or 0)
-    return version if newer and version not in registry.labels().values() and not registry.stopped(version) else None
+def _interrupted_version(registry: Registry, version: int | None) -> int | None:
+    """Returns `version` if the run that pushed it was interrupted before it became canary."""
+    is_newer = version is not None and version > (registry.stable() or 0)
+    if is_newer and version not in registry.labels().values() and not registry.stop_reason(version):
+        return version
+    return None
 
 
 def _roll_out(
-    rollout: driving.RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float
+    controller: RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float
 ) -> str:
+    """Returns the outcome for people."""
     if version is None:
         return "nothing was pushed"
     if isinstance(fleet, LocalFleet) and not fleet.servers():
         return _NO_SERVER
     try:
         if version == registry.stable():
-            rollout.sync()
-            return f"version {version} is stable, the first one"
-        golden, _ = rollout.start_canary(version, share)
-    except (driving.CannotLoad, driving.CanaryStopped) as error:
+            controller.sync()
+            return f"version {version} is stable, the first version"
+        golden_count, _ = controller.start_canary(version, share)
+    except (LoadError, CanaryStopped) as error:
         return f"stopped: {error}"
-    return (
-        f"version {version} is canary with {share:.0%} of the requests; {golden} golden requests answered as measured"
-    )
+    golden = counted(golden_count, "golden request")
+    return f"version {version} is canary with {share:.0%} of the requests; {golden} passed"
 
 
 @contextlib.contextmanager
 def _fleet(registry: Registry, namespace: str, models: str) -> Iterator[Fleet]:
     if namespace:
-        with KubernetesFleet(namespace, registry.base.name, models) as cluster:
-            yield cluster
+        with KubernetesFleet(namespace, registry.base.name, models) as fleet:
+            yield fleet
     else:
         yield LocalFleet(registry.base.parent.parent, registry.base)

@@ -28,7 +28,7 @@ from components.local_copies import local_copy
 from components.photo_examples import read_images
 from serving import http_client
 from serving.photo import PhotoError, normalise
-from serving.rollout.golden_requests import Golden, golden_document
+from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
 
 MODEL_SERVER = "tensorflow_model_server"
 _TOLERANCE = 1e-3
@@ -84,8 +84,8 @@ def ServingCheck(
     answers = dict(zip(asked, given, strict=True))
     for content_hash, photo in sample.items():
         _compare(expected[content_hash], answers[photo])
-    golden = [Golden(photo, *_best(answers[photo])) for photo in kept]
-    write_json(report.uri, SERVING_ANSWERS_FILE, golden_document(golden))
+    golden = [GoldenRequest(photo, *_best(answers[photo])) for photo in kept]
+    write_json(report.uri, SERVING_ANSWERS_FILE, golden_requests_document(golden))
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 

@@ -128,7 +128,7 @@ def _show_replay(decision: dict, changes: dict) -> None:
 
 def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
-    summary = {"version": version, "labels": labels, "stopped": registry.stopped(version)}
+    summary = {"version": version, "labels": labels, "stopped": registry.stop_reason(version)}
     try:
         return summary | _facts(registry.record(version), registry.admission(version))
     except RegistryError as error:

@@ -1,4 +1,4 @@
-"""The commands that decide which version users get: on this machine, or in a cluster."""
+"""Commands that choose the version for clients: promote, rollback, canary; on this machine or in a cluster."""
 
 import contextlib
 import signal
@@ -10,16 +10,18 @@ import typer
 
 from pipeline.cli.common import Exit, ProfileOption, SetOption, VersionArgument, WorkdirOption, fail, read_settings
 from pipeline.settings import Settings
+from serving.names import counted
 from serving.registry import Registry, RegistryError
+from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 
-if TYPE_CHECKING:  # gRPC and the client of Kubernetes take long to import; `--help` does without
-    from serving.rollout.controller import RolloutController, Told
+if TYPE_CHECKING:  # gRPC and the Kubernetes client are slow to import, and `--help` does not need them
+    from serving.rollout.controller import RolloutController, RolloutResult
     from serving.rollout.fleet import Fleet
 
 NamespaceOption = Annotated[
-    str | None, typer.Option(help="Of the cluster whose servers are meant, instead of those of this machine.")
+    str | None, typer.Option(help="Kubernetes namespace of the servers. Without it, the servers of this machine.")
 ]
-ContextOption = Annotated[str | None, typer.Option(help="Of kubectl's configuration; with --namespace.")]
+ContextOption = Annotated[str | None, typer.Option(help="Context of kubectl's configuration; used with --namespace.")]
 
 app = typer.Typer()
 
@@ -28,27 +30,27 @@ app = typer.Typer()
 def promote(
     version: VersionArgument,
     canary: Annotated[
-        bool, typer.Option("--canary", help="Give it a share of the requests first, see `catbreeds canary`.")
+        bool,
+        typer.Option("--canary", help="Start it as a canary with a share of the requests; see `catbreeds canary`."),
     ] = False,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Of the requests, for the canary.")] = 0.1,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests for the canary.")] = CANARY_SHARE,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Make a pushed version the one in service, for users as soon as every server has loaded it."""
+    """Make a pushed version the stable one. Clients get it as soon as every server has loaded it."""
     config = read_settings(profile, settings, workdir=workdir)
-    with _driving(config, namespace, context) as rollout:
+    with _rollout_controller(config, namespace, context) as controller:
         if canary:
-            golden, told = rollout.start_canary(version, share)
-            print(f"version {version} is canary and gets {share:.0%} of the gateways' requests")
-            print(f"{golden} golden requests answered as measured" if golden else "it has no golden requests")
+            golden_count, result = controller.start_canary(version, share)
+            print(f"version {version} is canary and receives {share:.0%} of the gateways' requests")
+            print(f"{counted(golden_count, 'golden request')} passed" if golden_count else "it has no golden requests")
         else:
-            before, told = rollout.promote(version)
-            was = "; it was already" if before == version else f", before it version {before}"
-            print(f"version {version} is stable{was}")
-    _show(told)
+            previous, result = controller.promote(version)
+            _print_promotion(version, previous)
+    _print_result(result)
 
 
 @app.command()
@@ -59,62 +61,63 @@ def rollback(
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Put the version in service that was there before the last promotion."""
+    """Make the previous stable version stable again."""
     config = read_settings(profile, settings, workdir=workdir)
-    with _driving(config, namespace, context) as rollout:
-        current, target, told = rollout.rollback()
-    print(f"version {target} is stable again, instead of version {current}")
-    _show(told)
+    with _rollout_controller(config, namespace, context) as controller:
+        previous, stable, result = controller.rollback()
+    print(f"version {stable} is stable again and replaces version {previous}")
+    _print_result(result)
 
 
 @app.command()
 def canary(
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to look at the traffic, at most.")] = 300,
-    promote: Annotated[bool, typer.Option("--promote", help="Make it stable if it is not worse.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Take all requests back from it, whatever it does.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Longest time to collect metrics, in seconds.")] = 300,
+    promote: Annotated[bool, typer.Option("--promote", help="Make the canary stable if it is not worse.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the canary without a comparison.")] = False,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Compare the canary with stable, by golden requests and by the traffic from now on. A canary that is worse stops.
+    """Compare the canary with the stable version by golden requests and gateway metrics. Stop it if it is worse.
 
-    Exit code: 0 it is not worse, 3 it was stopped, 1 there was too little traffic to tell.
+    Exit code: 0 if it is not worse, 3 if it was stopped, 1 if there were too few requests to decide.
     """
-    from serving.rollout.canary_analysis import Outcome, Rules
+    from serving.rollout.canary_analysis import Outcome
 
     config = read_settings(profile, settings, workdir=workdir)
-    with _driving(config, namespace, context) as rollout:
+    with _rollout_controller(config, namespace, context) as controller:
         if stop:
-            version, told = rollout.stop_canary("stopped by hand")
-            print(f"version {version} is not canary any more" if version else "no version was canary")
-            _show(told)
+            stopped, result = controller.stop_canary("stopped by hand")
+            print(f"version {stopped}: canary stopped" if stopped else "no version was canary")
+            _print_result(result, "updated")
             return
-        version, verdict = rollout.check_canary(wait, Rules(**config.rollout.rules()))
-        print(f"version {version}: {verdict.reason}")
-        if verdict.outcome is not Outcome.GOOD:
+        version, analysis = controller.check_canary(wait, CanaryCriteria(**config.rollout.rules()))
+        print(f"version {version}: {analysis.reason}")
+        if analysis.outcome is not Outcome.PASS:
             raise typer.Exit(Exit.FAILED)
         if promote:
-            before, told = rollout.promote(version)
-            print(f"version {version} is stable, before it version {before}")
-            _show(told)
+            previous, result = controller.promote(version)
+            _print_promotion(version, previous)
+            _print_result(result)
 
 
 @contextlib.contextmanager
-def _driving(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
-    """RolloutController of the place that the options mean; what goes wrong ends the command with a sentence."""
-    from serving.rollout.controller import CanaryStopped, Limits, RolloutController, RolloutError
+def _rollout_controller(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
+    """Creates the controller for the fleet that the options select; errors end the command with a message."""
+    from serving.rollout.controller import RolloutController
+    from serving.rollout.errors import CanaryStopped, RolloutError
     from serving.rollout.fleet import FleetError
 
     if context and not namespace:
         raise fail("--context needs --namespace")
     registry = Registry(config.registry)
-    # Unwinds, and so closes forwarded ports; CI systems cancel a job by SIGTERM.
-    signal.signal(signal.SIGTERM, _stop)
+    # CI systems cancel a job with SIGTERM. The exception runs the context managers, which end port forwarding.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         with _fleet(config, namespace, context) as fleet:
-            yield RolloutController(registry, fleet, Limits(**config.rollout.limits()))
+            yield RolloutController(registry, fleet, RolloutLimits(**config.rollout.limits()))
     except RegistryError as error:
         raise fail(error) from None
     except CanaryStopped as error:
@@ -123,8 +126,8 @@ def _driving(config: Settings, namespace: str | None, context: str | None) -> "I
         raise fail(error, Exit.FAILED) from None
 
 
-def _stop(number: int, _: object) -> None:
-    raise fail("stopped; the same command again finishes", 128 + number)
+def _exit_on_signal(number: int, _: object) -> None:
+    raise fail("interrupted; run the same command again to finish", 128 + number)
 
 
 @contextlib.contextmanager
@@ -136,14 +139,18 @@ def _fleet(config: Settings, namespace: str | None, context: str | None) -> "Ite
         return
     from serving.rollout.kubernetes_fleet import KubernetesFleet
 
-    with KubernetesFleet(namespace, config.model_name, config.rollout.models, context) as cluster:
-        yield cluster
+    with KubernetesFleet(namespace, config.model_name, config.rollout.models, context) as fleet:
+        yield fleet
 
 
-def _show(told: "Told") -> None:
-    servers = len(told.servers)
-    print(f"{servers} {'server serves' if servers == 1 else 'servers serve'} it" if servers else "no server is running")
-    for name in told.starting:
-        print(f"{name} is still starting: run the same command again when it is ready")
-    for version in told.removed:
-        print(f"version {version} was removed from the registry")
+def _print_promotion(version: int, previous: int | None) -> None:
+    note = "; it was stable before" if previous == version else f" and replaces version {previous}"
+    print(f"version {version} is stable{note}")
+
+
+def _print_result(result: "RolloutResult", action: str = "loaded on") -> None:
+    print(f"{action} {counted(len(result.servers), 'server')}" if result.servers else "no server is running")
+    for name in result.starting:
+        print(f"{name} is still starting; run the same command again when it is ready")
+    for version in result.removed:
+        print(f"removed version {version} from the registry")

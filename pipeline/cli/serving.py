@@ -178,7 +178,7 @@ def _serving(work: Callable[[], None], places: dict[str, tuple[str, int]]) -> No
     """Does `work` if the servers can listen there, see `refuse_busy`; failures end the command with a sentence."""
     from serving.local.processes import ProgramError
     from serving.local.up import PortError, refuse_busy
-    from serving.rollout.controller import RolloutError
+    from serving.rollout.errors import RolloutError
     from serving.rollout.fleet import FleetError
 
     try:

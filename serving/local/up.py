@@ -12,7 +12,9 @@ from serving.labels import STABLE
 from serving.local import stack
 from serving.local.processes import Programs
 from serving.registry import Registry, RegistryError
-from serving.rollout.controller import Limits, RolloutController, RolloutError
+from serving.rollout.controller import RolloutController
+from serving.rollout.errors import RolloutError
+from serving.rollout.limits import RolloutLimits
 from serving.rollout.local_fleet import GATEWAY, MODEL_SERVER, LocalFleet
 
 # Numbers of drawn photos that no run has seen: nobody draws as many to learn from.
@@ -152,7 +154,7 @@ def _write_config(config: Settings) -> tuple[LocalFleet, RolloutController, dict
         raise RegistryError(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
     registry.require_servable(stable)
     laptop = LocalFleet(config.workdir, config.registry)
-    rollout = RolloutController(registry, laptop, Limits(**config.rollout.limits()))
+    rollout = RolloutController(registry, laptop, RolloutLimits(**config.rollout.limits()))
     rollout.sync()
     return laptop, rollout, registry.labels()
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import Registry
-from serving.rollout.golden_requests import Golden, golden_document
+from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
 from tests.cluster.clusters import MODEL, Deployed, get, kubectl, made_namespace, moved
 from tests.cluster.kubelet import Kubelet
 from tests.serving.classifier import BREEDS, Classifier
@@ -67,9 +67,9 @@ def deployed(rendered, tmp_path_factory) -> Iterator[Deployed]:
     model = folder / "model"
     Classifier().save(model)
     answer = tf.saved_model.load(str(model)).signatures["serving_default"](image_bytes=tf.constant(PHOTOS[:1]))
-    golden = [Golden(PHOTOS[0], BREEDS[0], float(answer["probabilities"][0, 0]))]
+    golden = [GoldenRequest(PHOTOS[0], BREEDS[0], float(answer["probabilities"][0, 0]))]
     (model / "assets.extra").mkdir()
-    (model / GOLDEN_REQUESTS_FILE).write_text(json.dumps(golden_document(golden)))
+    (model / GOLDEN_REQUESTS_FILE).write_text(json.dumps(golden_requests_document(golden)))
     registry = Registry(folder / "work" / "serving" / MODEL)
     for version in range(1, 5):
         (model / "assets.extra" / "catbreeds.json").write_text(

@@ -53,7 +53,7 @@ def wait_for_model_server(namespace: str) -> None:
 
 
 def test_a_promotion_from_outside_reaches_pods_by_forwarded_ports(registry, outside):
-    assert promote(registry, outside).endswith("1 server serves it\n")
+    assert promote(registry, outside).endswith("loaded on 1 server\n")
 
 
 def test_a_container_that_was_started_again_serves_and_follows_the_next_promotion(registry, outside):
@@ -63,4 +63,4 @@ def test_a_container_that_was_started_again_serves_and_follows_the_next_promotio
     restarts = "jsonpath={.status.containerStatuses[0].restartCount}=1"
     kubectl("--namespace", outside, "wait", "--for", restarts, f"pod/{pod['metadata']['name']}", "--timeout=300s")
     wait_for_model_server(outside)
-    assert promote(registry, outside).endswith("1 server serves it\n")
+    assert promote(registry, outside).endswith("loaded on 1 server\n")

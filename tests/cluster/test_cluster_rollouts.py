@@ -21,10 +21,10 @@ def served(served):
 
 def test_promote_and_rollback_fail_no_request(served):
     with served.traffic() as traffic:
-        assert served.run("promote", 2) == "version 2 is stable, before it version 1\n2 servers serve it\n"
+        assert served.run("promote", 2) == "version 2 is stable and replaces version 1\nloaded on 2 servers\n"
         assert traffic.goes_to({2})
         assert served.labels() == [{"stable": 2}] * 3
-        assert served.run("rollback") == "version 1 is stable again, instead of version 2\n2 servers serve it\n"
+        assert served.run("rollback") == "version 1 is stable again and replaces version 2\nloaded on 2 servers\n"
         assert traffic.goes_to({1})
     assert served.labels() == [{"stable": 1}] * 3
     assert {*traffic.versions} == {1, 2}
@@ -33,11 +33,11 @@ def test_promote_and_rollback_fail_no_request(served):
 def test_a_canary_gets_its_share_and_becomes_stable_and_no_request_fails(served):
     with served.traffic() as traffic:
         told = served.run("promote", 2, "--canary", "--share", 0.5)
-        assert "version 2 is canary and gets 50% of the gateways' requests\n1 golden requests" in told
+        assert "version 2 is canary and receives 50% of the gateways' requests\n1 golden request passed" in told
         assert served.labels() == [{"stable": 1, "canary": 2}] * 3
         eventually(lambda: traffic.goes_to({1, 2}))
         told = served.run("canary", "--promote", "--wait", DEADLINE / 2)
-        assert "version 2 is stable, before it version 1\n2 servers serve it\n" in told
+        assert "version 2 is stable and replaces version 1\nloaded on 2 servers\n" in told
         assert traffic.goes_to({2})
     assert served.labels() == [{"stable": 2}] * 3
 
@@ -46,7 +46,7 @@ def test_a_canary_that_is_stopped_gets_no_requests_and_none_fails(served):
     with served.traffic() as traffic:
         served.run("promote", 2, "--canary", "--share", 0.5)
         eventually(lambda: traffic.goes_to({1, 2}))
-        assert served.run("canary", "--stop") == "version 2 is not canary any more\n2 servers serve it\n"
+        assert served.run("canary", "--stop") == "version 2: canary stopped\nupdated 2 servers\n"
         assert traffic.goes_to({1})
     assert served.labels() == [{"stable": 1}] * 3
 
@@ -57,12 +57,12 @@ def test_of_two_promotions_at_once_one_succeeds_and_the_other_says_at_once_that_
         eventually(lambda: 3 in read_serving_config(served.live()["data"], MODEL).versions)
         told = served.run("promote", 2)
         output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time that a version has to load
-    assert told == "version 2 is stable, before it version 1\n2 servers serve it\n"
+    assert told == "version 2 is stable and replaces version 1\nloaded on 2 servers\n"
     assert (first.returncode, output) == (1, "")
-    assert f"namespace {served.namespace}: somebody else is rolling out, and took version 3 from" in errors
+    assert f"namespace {served.namespace}: another rollout is running and has unloaded version 3;" in errors
     assert served.labels() == [{"stable": 2}] * 3
     served.publish(3)
-    assert "version 3 is stable, before it version 2\n" in served.run("promote", 3)
+    assert "version 3 is stable and replaces version 2\n" in served.run("promote", 3)
 
 
 def test_a_write_to_a_configuration_that_somebody_else_has_changed_is_a_conflict(served, monkeypatch):
@@ -70,7 +70,7 @@ def test_a_write_to_a_configuration_that_somebody_else_has_changed_is_a_conflict
     with KubernetesFleet(served.namespace, MODEL, str(served.models)) as cluster:
         plan, revision = cluster.read()
         served.run("promote", 2)
-        with pytest.raises(Conflict, match="somebody else has just changed the ConfigMap model-config"):
+        with pytest.raises(Conflict, match="another process has changed the ConfigMap model-config"):
             cluster.write(plan, revision)
     assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
@@ -106,7 +106,7 @@ def test_a_command_that_is_killed_while_servers_wait_for_a_version_finishes_when
         assert command.wait(DEADLINE) == -signal.SIGKILL
         assert served.labels() == [{"stable": 1}] * 3
         served.publish(4)
-        assert "version 4 is stable, before it version 1\n" in served.run("promote", 4)
+        assert "version 4 is stable and replaces version 1\n" in served.run("promote", 4)
         assert traffic.goes_to({4})
     assert served.labels() == [{"stable": 4}] * 3
 
@@ -129,5 +129,5 @@ def test_evictions_take_one_model_server_at_a_time_and_fail_no_request(served):
         eventually(lambda: first.name not in served.kubelet.pods and len(served.kubelet.ready("model-server")) == 2)
         # The pod that is new has read the live configuration, and follows the next command.
         assert served.labels() == [{"stable": 1}] * 3
-        assert "2 servers serve it" in served.run("promote", 2)
+        assert "loaded on 2 servers" in served.run("promote", 2)
         assert served.labels() == [{"stable": 2}] * 3

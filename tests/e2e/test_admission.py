@@ -103,18 +103,18 @@ def test_promote_and_rollback_change_what_predict_asks(pushed):
         return as_json(pushed, "predict", photo)["photos"][0]["model"]["version"]
 
     assert answering() == 1
-    assert "version 2 is stable, before it version 1" in in_workdir(pushed, "promote", 2).stdout
+    assert "version 2 is stable and replaces version 1" in in_workdir(pushed, "promote", 2).stdout
     assert answering() == 2
-    assert "version 1 is stable again, instead of version 2" in in_workdir(pushed, "rollback").stdout
+    assert "version 1 is stable again and replaces version 2" in in_workdir(pushed, "rollback").stdout
     assert answering() == 1
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("promote", 7), "there is no version 7; there are: 1, 2"),
+        (("promote", 7), "no version 7; existing versions: 1, 2"),
         (("rollback",), "no version was stable before"),
-        (("lineage", 7), "there is no version 7"),
+        (("lineage", 7), "no version 7"),
         (("gate", "--run", "yesterday"), "no ModelGate in run 'yesterday'; there is one in: 2"),
         (("gate", "--policy", "lenient"), "gate.policy"),
         (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),

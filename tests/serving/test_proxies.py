@@ -15,7 +15,7 @@ from serving.client import BadAnswer, ClientError, Refused, Unavailable
 from serving.client.gateway import AsyncGatewayClient, GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import AsyncRestClient, RestClient
-from serving.rollout.canary_analysis import read_traffic
+from serving.rollout.canary_analysis import read_request_stats
 from serving.rollout.fleet import Unreachable
 from serving.rollout.model_server_client import ModelServerClient
 from tests.running import catbreeds
@@ -131,16 +131,16 @@ def test_gateways_and_model_servers_of_this_machine_are_rolled_out_without_a_pro
     server = ScriptedServer()
     answers = pytest.raises(Unreachable, match=r"^UNIMPLEMENTED: Method not found!$")
     with ModelServerClient(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, answers:
-        connection.states()
+        connection.version_states()
     server.stop()
     with pytest.raises(OSError, match="http://127") as caught:
-        read_traffic(f"127.0.0.1:{free_port()}")
+        read_request_stats(f"127.0.0.1:{free_port()}")
     assert "proxy" not in str(caught.value)
     assert proxy.asked == []
     with ModelServerClient(f"{ELSEWHERE}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
-        connection.states()
+        connection.version_states()
     with pytest.raises(OSError, match=proxy.url):
-        read_traffic(f"{ELSEWHERE}:1")
+        read_request_stats(f"{ELSEWHERE}:1")
 
 
 def test_a_redirect_to_this_machine_leaves_the_proxy(environment):

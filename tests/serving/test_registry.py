@@ -151,7 +151,7 @@ def test_a_registry_that_nobody_pushed_to_is_empty_and_is_not_made_by_looking(re
     assert registry.versions() == []
     assert registry.labels() == {}
     assert registry.stable() is None
-    assert registry.find_model("recipe-a") is None
+    assert registry.find_by_model_digest("recipe-a") is None
     assert not registry.base.exists()
 
 
@@ -191,7 +191,7 @@ def test_a_push_whose_texts_cannot_be_made_leaves_nothing_and_the_next_one_goes_
     registry.push(model, {})
     before = contents(registry.base)
     with pytest.raises(ZeroDivisionError):
-        registry.push(model, {}, texts=lambda version: {"ratio.txt": str(1 / 0)})
+        registry.push(model, {}, make_texts=lambda version: {"ratio.txt": str(1 / 0)})
     assert contents(registry.base) == before
     assert registry.push(model, {}) == 2
 
@@ -253,9 +253,9 @@ def test_while_a_push_is_under_way_no_reader_sees_its_version(registry, model, m
 def test_find_gives_the_newest_version_of_a_recipe(registry, tmp_path):
     for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-a"]):
         registry.push(make_model(tmp_path / str(number), recipe), {})
-    assert registry.find_model("recipe-a") == 3
-    assert registry.find_model("recipe-b") == 2
-    assert registry.find_model("recipe-c") is None
+    assert registry.find_by_model_digest("recipe-a") == 3
+    assert registry.find_by_model_digest("recipe-b") == 2
+    assert registry.find_by_model_digest("recipe-c") is None
 
 
 @pytest.mark.parametrize("look", [Registry.record, Registry.admission])
@@ -473,9 +473,9 @@ def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry,
     file.unlink()
     if record is not None:
         file.write_bytes(record)
-    assert registry.find_model("recipe-b") == 2
-    assert registry.find_model("recipe-a") == 1
-    assert registry.find_model("recipe-c") is None
+    assert registry.find_by_model_digest("recipe-b") == 2
+    assert registry.find_by_model_digest("recipe-a") == 1
+    assert registry.find_by_model_digest("recipe-c") is None
 
 
 @pytest.mark.parametrize(
@@ -490,28 +490,28 @@ def test_no_search_finds_a_damaged_version(registry, tmp_path, name, content):
     """Where one finds what another passes over, each scheduled run retrains and pushes nothing."""
     for number in range(2):
         registry.push(make_model(tmp_path / str(number), "recipe-b"), {"inputs_digest": "origin-b"})
-    assert (registry.find_model("recipe-b"), registry.find_by_inputs("origin-b")) == (2, 2)
+    assert (registry.find_by_model_digest("recipe-b"), registry.find_by_inputs_digest("origin-b")) == (2, 2)
     (registry.path(2) / name).unlink()
     if content is not None:
         (registry.path(2) / name).write_bytes(content)
-    assert (registry.find_model("recipe-b"), registry.find_by_inputs("origin-b")) == (1, 1)
+    assert (registry.find_by_model_digest("recipe-b"), registry.find_by_inputs_digest("origin-b")) == (1, 1)
 
 
 def test_an_origin_is_found_as_long_as_its_version_is_whole_and_there(registry, tmp_path):
     for recipe in ("recipe-a", "recipe-b"):
         registry.push(make_model(tmp_path / recipe, recipe), {"inputs_digest": f"origin of {recipe}"})
-    registry.add_inputs(1, "another origin")
-    registry.add_inputs(2, "another origin")  # it is known already
-    assert registry.find_by_inputs("another origin") == 1
+    registry.add_inputs_digest(1, "another origin")
+    registry.add_inputs_digest(2, "another origin")  # it is known already
+    assert registry.find_by_inputs_digest("another origin") == 1
     assert registry.labels() == {STABLE: 1}
     registry.promote(2)
-    assert registry.find_by_inputs("another origin") == 1
+    assert registry.find_by_inputs_digest("another origin") == 1
     (registry.path(1) / "saved_model.pb").unlink()
-    assert registry.find_by_inputs("another origin") is None
+    assert registry.find_by_inputs_digest("another origin") is None
     registry.remove([1])
-    assert registry.find_by_inputs("another origin") is None
-    registry.add_inputs(2, "another origin")
-    assert registry.find_by_inputs("another origin") == 2
+    assert registry.find_by_inputs_digest("another origin") is None
+    registry.add_inputs_digest(2, "another origin")
+    assert registry.find_by_inputs_digest("another origin") == 2
 
 
 def test_what_a_killed_push_left_is_no_version_and_the_next_push_removes_it(registry, model):
@@ -543,7 +543,7 @@ def test_processes_that_push_and_move_labels_at_once_lose_and_mix_nothing(regist
     assert list(names) == registry.versions() == list(range(1, sum(map(len, pushes)) + 1))
     for version, name in names.items():
         assert as_pushed(registry, version) == (contents(tmp_path / "models" / name), {"name": name})
-        assert registry.find_model(name) == version
+        assert registry.find_by_model_digest(name) == version
 
     json.loads((registry.base / "labels.json").read_text(encoding="utf-8"))
     labels = registry.labels()
@@ -707,7 +707,7 @@ def test_a_user_who_may_not_write_is_told_what_to_do(volume):
     work_as(10001, volume)
     base = volume / "to serve" / "catbreeds"
     (base / ".lock").chmod(0o644)
-    expected = f"{base / '.lock'}: this user (id 1000) may not write there; as its owner: chmod -R a+rwX '{base}'"
+    expected = f"{base / '.lock'}: this user (id 1000) may not write there; run as its owner: chmod -R a+rwX '{base}'"
     assert work_as(1000, volume) == expected
 
 

@@ -40,22 +40,22 @@ def test_on_this_machine_servers_follow_what_is_typed(typed, registry, laptop, j
     (server,) = join(1)
     done = typed("promote", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "version 2 is stable, before it version 1\n1 server serves it\n"
+    assert done.stdout == "version 2 is stable and replaces version 1\nloaded on 1 server\n"
     assert server.added(MODEL, "stable") == 2
     done = typed("rollback")
-    assert done.stdout == "version 1 is stable again, instead of version 2\n1 server serves it\n"
+    assert done.stdout == "version 1 is stable again and replaces version 2\nloaded on 1 server\n"
     assert server.added(MODEL, "stable") == 1
     done = typed("promote", 2, "--canary", "--share", "0.2")
     assert done.stdout.splitlines() == [
-        "version 2 is canary and gets 20% of the gateways' requests",
+        "version 2 is canary and receives 20% of the gateways' requests",
         "it has no golden requests",
-        "1 server serves it",
+        "loaded on 1 server",
     ]
     assert server.added(MODEL, "canary") == 2
     assert "version 2 canary" in typed("models").stdout
     done = typed("canary", "--wait", 0)
     assert (done.returncode, "no gateway is running" in done.stderr) == (1, True)
-    assert typed("canary", "--stop").stdout.startswith("version 2 is not canary any more\n")
+    assert typed("canary", "--stop").stdout == "version 2: canary stopped\nupdated 1 server\n"
     assert "was canary: stopped by hand" in typed("models").stdout
     done = typed("promote", 3)
     assert (done.returncode, "cannot load version 3" in done.stderr) == (1, True)
@@ -66,7 +66,7 @@ def test_in_a_cluster_its_pods_follow_and_what_is_wrong_is_a_sentence(typed, api
     api.add_pod("model-server-0", processes[0].port)
     where = ("--namespace", NAMESPACE, "--context", "double", "--set", f"rollout.models={registry.base.parent}")
     done = typed("promote", 2, where=where)
-    assert done.stdout == "version 2 is stable, before it version 1\n1 server serves it\n", done.stderr
+    assert done.stdout == "version 2 is stable and replaces version 1\nloaded on 1 server\n", done.stderr
     assert processes[0].added(MODEL, "stable") == 2
     assert api.config_map["metadata"]["name"] == "model-config"
     done = typed("rollback", where=where)
@@ -78,7 +78,7 @@ def test_in_a_cluster_its_pods_follow_and_what_is_wrong_is_a_sentence(typed, api
     assert typed("promote", 2, where=("--context", "double")).returncode == 2
     api.close()
     done = typed("promote", 2, where=where)
-    assert (done.returncode, done.stderr.count("\n"), "does not answer" in done.stderr) == (1, 1, True)
+    assert (done.returncode, done.stderr.count("\n"), "does not respond" in done.stderr) == (1, 1, True)
 
 
 def test_a_workdir_that_cannot_be_written_is_named_in_a_sentence(typed, registry):
@@ -106,7 +106,7 @@ def test_a_command_that_is_ended_leaves_no_forwarded_port_behind(api, registry, 
     _, errors = command.communicate(timeout=DEADLINE)
     assert command.returncode == code
     if number == signal.SIGTERM:
-        assert errors == "catbreeds: stopped; the same command again finishes\n"
+        assert errors == "catbreeds: interrupted; run the same command again to finish\n"
     eventually(lambda: not any(_runs(int(line)) for line in processes.read_text().split()))
 
 

@@ -50,7 +50,7 @@ def test_without_a_push_or_a_server_it_says_so_and_changes_nothing(roll_out, reg
 
 def test_what_was_pushed_becomes_canary_and_what_cannot_be_loaded_does_not(roll_out, registry, laptop, join):
     (server,) = join(1)
-    assert roll_out(1) == "version 1 is stable, the first one"
+    assert roll_out(1) == "version 1 is stable, the first version"
     assert roll_out(2).startswith("version 2 is canary with 25% of the requests")
     assert registry.labels() == {"stable": 1, "canary": 2}
     assert laptop.read()[0].canary_share == 0.25

@@ -2,7 +2,9 @@
 
 import pytest
 
-from serving.rollout.controller import CannotLoad, Limits, RolloutController
+from serving.rollout.controller import RolloutController
+from serving.rollout.errors import LoadError
+from serving.rollout.limits import RolloutLimits
 from serving.rollout.serving_config import ServingConfig
 from tests.serving.model_server.servers import eventually
 from tests.serving.rollout.traffic import traffic
@@ -16,7 +18,7 @@ def servers(join):
 @pytest.fixture
 def rollout(registry, laptop, servers) -> RolloutController:
     """Version 1 serves."""
-    rollout = RolloutController(registry, laptop, Limits(loaded=2, poll_seconds=1))
+    rollout = RolloutController(registry, laptop, RolloutLimits(loaded=2, poll_seconds=1))
     rollout.sync()
     return rollout
 
@@ -58,12 +60,12 @@ def test_what_a_server_cannot_load_changes_nothing_and_is_told_by_its_name(rollo
     rollout.promote(2)
     with traffic(registry.base.name, servers) as sent:
         eventually(lambda: sent.answered.get(2))
-        with pytest.raises(CannotLoad, match=r"model-server at 127.0.0.1:.* cannot load version 4: "):
+        with pytest.raises(LoadError, match=r"model-server at 127.0.0.1:.* cannot load version 4: "):
             rollout.promote(4)
         assert stable() == [2] * 3
         eventually(lambda: loaded(1, 2))
     assert registry.labels() == {"stable": 2}
-    with pytest.raises(CannotLoad):  # a try that failed is no reason to say so too early, or not at all
+    with pytest.raises(LoadError):  # a try that failed is no reason to say so too early, or not at all
         rollout.promote(4)
     assert rollout.rollback()[:2] == (2, 1)
 
@@ -80,7 +82,7 @@ def test_a_server_that_missed_changes_is_brought_to_the_end_of_them_while_it_ans
 
 
 def test_versions_beyond_what_is_kept_are_removed_but_not_what_is_loaded(rollout, registry, laptop):
-    rollout = RolloutController(registry, laptop, Limits(loaded=2, keep=1))
+    rollout = RolloutController(registry, laptop, RolloutLimits(loaded=2, keep=1))
     assert rollout.promote(2)[1].removed == []  # 1 is the way back
     assert rollout.promote(3)[1].removed == [1]
     assert registry.versions() == [2, 3, 4]

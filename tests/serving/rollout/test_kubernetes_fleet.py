@@ -11,11 +11,13 @@ import yaml
 from serving.labels import CANARY
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import RegistryError
-from serving.rollout import kubernetes_fleet as cluster_module
-from serving.rollout.controller import CanaryStopped, CannotLoad, Limits, RolloutController, RolloutError
+from serving.rollout import kubernetes_fleet
+from serving.rollout.controller import RolloutController
+from serving.rollout.errors import CanaryStopped, LoadError, RolloutError
 from serving.rollout.fleet import FleetError, Server
-from serving.rollout.golden_requests import Golden, golden_document
+from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
 from serving.rollout.kubernetes_fleet import KubernetesFleet
+from serving.rollout.limits import RolloutLimits
 from serving.rollout.serving_config import CONFIG_FILE, make_serving_config, read_serving_config
 from tests.pipeline import flaky_server
 from tests.serving.classifier import BREEDS
@@ -39,7 +41,7 @@ def command(registry):
     """Runs one command: a connection of its own to the API, as the command line has it."""
 
     def command(name: str, *arguments: object):
-        limits = Limits(loaded=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
+        limits = RolloutLimits(loaded=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
         # The pods see this machine's disk.
         with KubernetesFleet(NAMESPACE, registry.base.name, str(registry.base.parent)) as cluster:
             return getattr(RolloutController(registry, cluster, limits), name)(*arguments)
@@ -105,7 +107,8 @@ def test_of_two_promotions_at_once_one_succeeds_and_the_other_ends_at_once_and_s
         before, told = command("promote", 4)
         assert (before, len(told.servers)) == (2, 2)
         with pytest.raises(
-            RolloutError, match=r"^namespace shop: somebody else is rolling out, and took version 3 from"
+            RolloutError,
+            match=r"^namespace shop: another rollout is running and has unloaded version 3; no label was moved",
         ):
             first.result(DEADLINE)
     assert registry.labels() == {"stable": 4}
@@ -128,7 +131,7 @@ def test_a_promotion_ends_when_the_live_configuration_has_changed_though_no_serv
         data = dict(api.config_map["data"])
         data[CONFIG_FILE] = data[CONFIG_FILE].replace("versions: 3", "versions: 1")
         api.change({**api.config_map, "data": data})
-        with pytest.raises(RolloutError, match="somebody else is rolling out, and took version 3"):
+        with pytest.raises(RolloutError, match="another rollout is running and has unloaded version 3"):
             promotion.result(20)  # versions may take 30 s to load
     assert registry.labels() == {"stable": 2}
     assert [server.wanted for server in strict] == [{1, 2}] * 2
@@ -139,7 +142,7 @@ def test_a_configuration_that_arrives_after_somebody_else_s_does_not_stay_on_the
 ):
     command("promote", 2)
     reaching, rolled_back = threading.Event(), threading.Event()
-    reach = KubernetesFleet.reach
+    reach = KubernetesFleet.reachable_address
 
     def reach_late(cluster: KubernetesFleet, server: Server) -> str:
         if server.name == "pod model-server-1" and not reaching.is_set():
@@ -147,13 +150,13 @@ def test_a_configuration_that_arrives_after_somebody_else_s_does_not_stay_on_the
             assert rolled_back.wait(DEADLINE)
         return reach(cluster, server)
 
-    monkeypatch.setattr(KubernetesFleet, "reach", reach_late)
+    monkeypatch.setattr(KubernetesFleet, "reachable_address", reach_late)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
         assert reaching.wait(DEADLINE)
         command("rollback")
         rolled_back.set()
-        with pytest.raises(RolloutError, match="somebody else is rolling out"):
+        with pytest.raises(RolloutError, match="another rollout is running"):
             promotion.result(DEADLINE)
     assert registry.labels() == {"stable": 1}
     assert [server.labels for server in strict] == [{"stable": 1}] * 2
@@ -168,9 +171,9 @@ def test_a_version_that_somebody_else_promotes_does_not_become_canary(api, stric
         return promote(version, label)
 
     registry.promote = promoted_meanwhile
-    with pytest.raises(RolloutError, match=r"^version 2 is stable already$"):
+    with pytest.raises(RolloutError, match=r"^version 2 is already stable$"):
         command("start_canary", 2, 0.1)
-    assert (registry.labels(), registry.stopped(2)) == ({"stable": 2}, "")
+    assert (registry.labels(), registry.stop_reason(2)) == ({"stable": 2}, "")
     assert [server.labels for server in strict] == [{"stable": 2}] * 2
 
 
@@ -214,40 +217,40 @@ def test_a_command_whose_label_somebody_else_has_moved_says_so(api, strict, regi
             registry.promote(1)
 
     api.before_write = promote
-    with pytest.raises(RolloutError, match="version 3 is not stable any more: version 1 is it now"):
+    with pytest.raises(RolloutError, match="version 3 is no longer stable: version 1 is stable now"):
         command("promote", 3)
 
     def stop() -> None:
         registry.unlabel(CANARY, "version 1 was promoted")
 
     api.before_write = stop
-    with pytest.raises(RolloutError, match="version 3 is not canary any more: version 1 was promoted"):
+    with pytest.raises(RolloutError, match="version 3 is no longer canary: version 1 was promoted"):
         command("start_canary", 3, 0.1)
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "UNAVAILABLE", "INTERNAL", "INVALID_ARGUMENT"])
 def test_a_server_that_does_not_answer_golden_requests_stops_no_canary(api, strict, registry, command, code):
-    requests = [Golden(PHOTOS[0], BREEDS[0], 0.5)]
-    (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text(json.dumps(golden_document(requests)))
+    requests = [GoldenRequest(PHOTOS[0], BREEDS[0], 0.5)]
+    (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text(json.dumps(golden_requests_document(requests)))
     command("sync")
     for server in strict:
         server.refusal = grpc.StatusCode[code]
-    expected = r"^pod model-server-0 does not answer a golden request for version 3: .*; try again$"
+    expected = r"^pod model-server-0 does not respond to a golden request for version 3: .*; try again$"
     with pytest.raises(RolloutError, match=expected) as error:
         command("start_canary", 3, 0.1)
     assert not isinstance(error.value, CanaryStopped)
-    assert (registry.labels(), registry.stopped(3)) == ({"stable": 1}, "")
+    assert (registry.labels(), registry.stop_reason(3)) == ({"stable": 1}, "")
     registry.promote(3, CANARY)
     with pytest.raises(RolloutError, match=expected):
         command("check_canary", 0)
-    assert (registry.labels(), registry.stopped(3)) == ({"stable": 1, CANARY: 3}, "")
+    assert (registry.labels(), registry.stop_reason(3)) == ({"stable": 1, CANARY: 3}, "")
 
 
 def test_golden_requests_that_cannot_be_read_stop_no_canary(api, strict, registry, command):
     (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text("[")
-    with pytest.raises(RegistryError, match=r"golden\.json: cannot be read, or damaged"):
+    with pytest.raises(RegistryError, match=r"golden\.json: unreadable or damaged"):
         command("start_canary", 3, 0.1)
-    assert (registry.labels(), registry.stopped(3)) == ({"stable": 1}, "")
+    assert (registry.labels(), registry.stop_reason(3)) == ({"stable": 1}, "")
 
 
 @pytest.mark.parametrize("way", ["forbidden", "not running", "dead node", "lost"])
@@ -255,21 +258,20 @@ def test_a_pod_that_kubectl_does_not_reach_is_named_and_keeps_no_other_from_goin
     api, strict, registry, command, tmp_path, monkeypatch, way
 ):
     command("promote", 2)
-    monkeypatch.setattr(cluster_module, "_FORWARDING_SECONDS", 3)
+    monkeypatch.setattr(kubernetes_fleet, "_PORT_FORWARD_SECONDS", 3)
     api.add_pod("model-server-away", free_port())
     (tmp_path / "bin" / "model-server-away").write_text(way)
     said = {
         "forbidden": "kubectl port-forward: Error from server .Forbidden.: .* cannot get resource",
         "not running": "kubectl port-forward: error: unable to forward port because pod is not running",
-        "dead node": "kubectl port-forward did not reach it in 3 s",
+        "dead node": "kubectl port-forward did not reach the pod within 3 s",
         "lost": "",  # gRPC says what became of the connection
     }[way]
-    with pytest.raises(
-        RolloutError, match=rf"^pod model-server-away does not answer: {said}.*; nothing more was moved"
-    ):
+    expected = rf"^pod model-server-away does not respond: {said}.*; "
+    with pytest.raises(RolloutError, match=f"{expected}the rollout stopped before the next step"):
         command("promote", 3)
     assert registry.labels() == {"stable": 2}
-    with pytest.raises(RolloutError, match=rf"^pod model-server-away does not answer: {said}.*; all others have moved"):
+    with pytest.raises(RolloutError, match=f"{expected}all other servers were updated"):
         command("rollback")
     assert [server.labels for server in strict] == [{"stable": 1}] * 2
     api.pods.pop()
@@ -288,8 +290,8 @@ def test_without_kubectl_that_is_said_and_no_pod_is_named(api, strict, command, 
     ("kind", "says"),
     [
         ("401", "not signed in: the double says 401; sign in again"),
-        ("403", "not allowed: the double says 403; docs/rollout.md has a Role"),
-        ("500", "Kubernetes answers 500: the double says 500; try again"),
+        ("403", "not allowed: the double says 403; docs/rollout.md has the required Role"),
+        ("500", "Kubernetes returned 500: the double says 500; try again"),
     ],
 )
 def test_what_kubernetes_says_is_shown_as_a_sentence(api, command, kind, says):
@@ -345,7 +347,7 @@ def test_the_config_map_is_made_before_any_pod_runs_and_says_what_servers_read(a
 def test_a_pod_that_cannot_load_the_version_is_named_and_all_is_put_back(api, pods, registry, command):
     command("sync")
     before = api.config_map["data"]
-    with pytest.raises(CannotLoad, match=r"^pod model-server-[01] cannot load version 4: "):
+    with pytest.raises(LoadError, match=r"^pod model-server-[01] cannot load version 4: "):
         command("promote", 4)
     assert api.config_map["data"] == before
     assert registry.labels() == {"stable": 1}
@@ -371,7 +373,7 @@ def test_a_pod_that_is_starting_is_told_too_and_named_if_it_does_not_listen_yet(
 def test_a_ready_pod_that_does_not_answer_stops_the_promotion_before_anything_moves(api, pods, registry, command):
     command("sync")
     api.add_pod("model-server-gone", free_port())
-    with pytest.raises(RolloutError, match="pod model-server-gone does not answer"):
+    with pytest.raises(RolloutError, match="pod model-server-gone does not respond"):
         command("promote", 2)
     assert registry.labels() == {"stable": 1}
     assert stable(registry, pods) == [1, 1]
@@ -385,7 +387,9 @@ def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_
 ):
     command("promote", 2)
     api.add_pod("model-server-gone", free_port())
-    with pytest.raises(RolloutError, match=r"pod model-server-gone does not answer: .*; all others have moved, try"):
+    with pytest.raises(
+        RolloutError, match=r"pod model-server-gone does not respond: .*; all other servers were updated; try"
+    ):
         command("rollback")
     assert stable(registry, pods) == [1, 1]
     api.pods.pop()
@@ -393,7 +397,7 @@ def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_
     assert registry.labels() == {"stable": 1}
     command("start_canary", 3, 0.1)
     api.add_pod("model-server-gone", free_port())
-    with pytest.raises(RolloutError, match="all others have moved"):
+    with pytest.raises(RolloutError, match="all other servers were updated"):
         command("stop_canary", "by hand")
     assert "canary" not in api.config_map["data"][CONFIG_FILE]
 
@@ -402,7 +406,9 @@ def test_a_ready_pod_that_does_not_answer_keeps_the_others_from_nothing_when_it_
 def test_a_pod_that_answers_with_an_error_keeps_no_other_from_going_back(api, strict, registry, command, code):
     command("promote", 2)
     strict[1].fault = grpc.StatusCode[code]
-    expected = rf"^pod model-server-1 does not answer: {code}: out of order; all others have moved, try again$"
+    expected = (
+        rf"^pod model-server-1 does not respond: {code}: out of order; all other servers were updated; try again$"
+    )
     with pytest.raises(RolloutError, match=expected):
         command("rollback")
     assert strict[0].labels == {"stable": 1}
@@ -470,7 +476,7 @@ def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(kubeconfig, body):
         server.files[CONFIG_MAP] = body
         with (
             KubernetesFleet("cats", "catbreeds", "/models") as cluster,
-            pytest.raises(FleetError, match="answers with"),
+            pytest.raises(FleetError, match="Kubernetes returned "),
         ):
             cluster.read()
 
@@ -483,11 +489,11 @@ def test_an_answer_that_is_cut_or_not_of_kubernetes_is_told(kubeconfig, body):
             b'{"message": "User \\"system:anonymous\\" cannot get"}',
             "not signed in: User .* cannot get; sign in again",
         ),
-        (502, b"<html><title>502</title>\n</html>", "Kubernetes answers 502: Bad Gateway; try again"),
-        (503, b'{"error": {"code": 503}}', "Kubernetes answers 503: Service Unavailable; try again"),
-        (500, b"no endpoints\nat stack", "Kubernetes answers 500: no endpoints; try again"),
-        (500, b'{"message": "etcd is away\\nat stack"}', "Kubernetes answers 500: etcd is away; try again"),
-        (500, b"", "Kubernetes answers 500: Internal Server Error; try again"),
+        (502, b"<html><title>502</title>\n</html>", "Kubernetes returned 502: Bad Gateway; try again"),
+        (503, b'{"error": {"code": 503}}', "Kubernetes returned 503: Service Unavailable; try again"),
+        (500, b"no endpoints\nat stack", "Kubernetes returned 500: no endpoints; try again"),
+        (500, b'{"message": "etcd is away\\nat stack"}', "Kubernetes returned 500: etcd is away; try again"),
+        (500, b"", "Kubernetes returned 500: Internal Server Error; try again"),
     ],
 )
 def test_an_error_is_shown_as_a_sentence_whatever_answers(kubeconfig, code, body, says):
@@ -506,7 +512,7 @@ def test_a_namespace_that_is_not_there_is_named(kubeconfig):
         kubeconfig(server.address)
         missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
         server.answers[CONFIG_MAP.removesuffix("/model-config")] = [missing]
-        expected = r'^namespace cats: namespaces "cats" not found; is it another --namespace or --context\?$'
+        expected = r'^namespace cats: namespaces "cats" not found; check --namespace and --context$'
         with KubernetesFleet("cats", "catbreeds", "/models") as cluster, pytest.raises(FleetError, match=expected):
             cluster.write(make_serving_config({"stable": 1}, [], 2, 0.0), None)
 
@@ -516,7 +522,7 @@ def test_a_configuration_of_kubectl_that_is_damaged_is_named(tmp_path, monkeypat
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     (tmp_path / "kubeconfig").write_text(content)
-    with pytest.raises(FleetError, match=f"^no configuration of a Kubernetes cluster: .*{tmp_path}"):
+    with pytest.raises(FleetError, match=f"^no Kubernetes cluster is configured: .*{tmp_path}"):
         KubernetesFleet("cats", "catbreeds", "/models")
 
 
