@@ -10,7 +10,7 @@ from typing import NamedTuple
 from serving.rollout.errors import LoadError, RolloutError, Superseded
 from serving.rollout.fleet import Conflict, Fleet, FleetError, Server, Unreachable
 from serving.rollout.limits import RolloutLimits
-from serving.rollout.model_server_client import ModelServerClient, RequestRejected
+from serving.rollout.model_server_client import CallRejected, ModelServerClient
 from serving.rollout.server_update import update_server
 from serving.rollout.serving_config import ServingConfig
 from serving.rollout.steps import Step, plan_steps, resend_step
@@ -194,7 +194,7 @@ class ConfigApplier:
                 update.result()
             except Unreachable as error:
                 errors[server] = error
-            except (RequestRejected, LoadError) as error:
+            except (CallRejected, LoadError) as error:
                 if self._is_superseded(revision):  # the other process caused the error
                     raise self._superseded() from None
                 if isinstance(error, LoadError):

@@ -143,7 +143,7 @@ def compare(canary: RequestStats, stable: RequestStats, criteria: CanaryCriteria
         ):
             return CanaryAnalysis(
                 Outcome.FAIL,
-                f"the canary's 95th latency percentile is up to {canary_bound:g} s, stable's up to {stable_bound:g} s",
+                f"the canary's 95th percentile latency is up to {canary_bound:g} s, stable's up to {stable_bound:g} s",
             )
     counts = f"{canary.requests} requests for canary ({canary_rate:.1%} failed), {stable.requests} for stable"
     if canary.requests < criteria.min_requests or stable.requests < criteria.min_requests:

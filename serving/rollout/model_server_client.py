@@ -35,15 +35,15 @@ _UNREACHABLE_CODES = (
 )
 
 
-class RequestRejected(ValueError):
+class CallRejected(ValueError):
     """The server rejects the request."""
 
 
-class VersionNotAvailable(RequestRejected):
+class VersionNotAvailable(CallRejected):
     """A label would move to a version that is not available: the server applied nothing of the configuration."""
 
 
-class NotFound(RequestRejected):
+class NotFound(CallRejected):
     """The server has no such model, version or label."""
 
 
@@ -102,7 +102,7 @@ class ModelServerClient:
 
         Raises:
             VersionNotAvailable: If a label would move to a version that is not available.
-            RequestRejected: If the configuration is invalid.
+            CallRejected: If the configuration is invalid.
             Unreachable: If the server does not respond.
         """
         message = model_server_config(self._model_name, base_path, config.versions, config.labels)
@@ -143,7 +143,7 @@ class ModelServerClient:
             code, text = error.code(), error.details() or ""
             if code in _UNREACHABLE_CODES:
                 raise Unreachable(f"{code.name}: {text}{self._proxy_note}") from None
-            error_type = RequestRejected
+            error_type = CallRejected
             if code == grpc.StatusCode.FAILED_PRECONDITION:
                 error_type = VersionNotAvailable
             elif code == grpc.StatusCode.NOT_FOUND or is_unknown_label(text):

@@ -38,7 +38,7 @@ def update_server(
     Raises:
         LoadError: If the server cannot load a required version, or not in time.
         Superseded: If another process has unloaded a required version, or `cancelled` is set.
-        RequestRejected: If the server rejects the configuration.
+        CallRejected: If the server rejects the configuration.
         Unreachable: If the server does not respond.
     """
     config = step.config
