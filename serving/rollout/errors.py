@@ -4,7 +4,7 @@ from serving.rollout.fleet import Conflict
 
 
 class RolloutError(RuntimeError):
-    """The rollout did not finish. The message names the server and the reason, and says what was moved."""
+    """The rollout did not finish. The message states the server, the reason and the state of the labels."""
 
 
 class LoadError(RolloutError):

@@ -34,7 +34,7 @@ _PORT_FORWARD_SECONDS = 15  # for kubectl to reach a pod; a pod on a dead node m
 
 
 class _InvalidResponse(Exception):
-    """A response that is not a JSON object. The message says what it is."""
+    """A response that is not a JSON object. The message describes it."""
 
 
 class _ApiClient(kubernetes.client.ApiClient):

@@ -73,10 +73,10 @@ def test_sending_the_live_configuration_again_writes_nothing_and_waits_for_no_st
 def configs(canaries: tuple[int | None, ...] = (None, 1, 2, 3)) -> list[ServingConfig]:
     """Configurations of versions 1 to 3 with every label combination and two versions in memory."""
     found = []
-    for stable, canary, spare in itertools.product((1, 2, 3), canaries, (1, 2, 3)):
+    for stable, canary, optional in itertools.product((1, 2, 3), canaries, (1, 2, 3)):
         if canary != stable:
             labels = {"stable": stable} | ({"canary": canary} if canary else {})
-            found.append(make_serving_config(labels, [spare], max_loaded=2, canary_share=0.1))
+            found.append(make_serving_config(labels, [optional], max_loaded=2, canary_share=0.1))
     return found
 
 
