@@ -1,14 +1,14 @@
-# The image of the pipeline's tasks, and of the command line:
+# Image of the pipeline's tasks and the command line:
 #   docker build --build-arg SOURCE_COMMIT=$(git rev-parse HEAD) -t catbreeds-pipeline:0.1.0 .
-# ImageNet weights can go in, to /weights: --build-context weights=FOLDER. Without, a volume holds them, or tasks
-# download them. For CPUs: TensorFlow finds no CUDA here.
+# To include ImageNet weights in /weights: --build-context weights=FOLDER. Otherwise, tasks read them from a volume or
+# download them. The image is for CPUs: it has no CUDA libraries.
 ARG PYTHON=python:3.11.14-slim-bookworm
-# May be older than the TensorFlow that trains: ServingCheck sees whether it serves what was trained.
+# May be older than the TensorFlow that trains: ServingCheck verifies that it can serve the trained model.
 ARG TENSORFLOW_SERVING=tensorflow/serving:2.20.0
 
 FROM ${TENSORFLOW_SERVING} AS model-server
 
-# An empty folder, unless a build context of this name takes its place.
+# An empty folder; a build context of the same name replaces it.
 FROM scratch AS weights
 WORKDIR /none
 
@@ -20,7 +20,7 @@ ENV UV_PYTHON=/venv/bin/python \
     UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy
 COPY requirements/pipeline.lock /build/
-# Wheels stay in the builder's cache, not in a layer. Headers and the packages' own tests are of no use in a container.
+# Wheels stay in the builder's cache instead of a layer. Headers and tests of packages are not needed in a container.
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --no-deps --require-hashes -r /build/pipeline.lock \
  && rm -r /venv/lib/python*/site-packages/tensorflow/include \
@@ -32,11 +32,11 @@ COPY components components
 COPY pipeline pipeline
 COPY schemas schemas
 COPY serving serving
-# Editable: the code itself is in /app, in the last stage too.
+# Editable install: the code stays in /app, also in the last stage.
 RUN uv pip install --no-deps --no-build-isolation /build/tfx_bsl_sql_shim --editable /app
 
 FROM ${PYTHON}
-# Needs no libraries but those of C and C++, which Python's image has; were it otherwise, the build would end here.
+# The model server needs only the C and C++ libraries of the Python image; the next step fails if that changes.
 COPY --from=model-server /usr/bin/tensorflow_model_server /usr/local/bin/
 RUN tensorflow_model_server --version
 COPY --from=weights / /weights/
@@ -47,7 +47,7 @@ COPY components components
 COPY pipeline pipeline
 COPY serving serving
 ARG SOURCE_COMMIT
-# Keras and Matplotlib write to their home; Kubernetes may have any user run this.
+# Keras and Matplotlib write to the home directory, and Kubernetes may run the container as any user.
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
@@ -55,5 +55,5 @@ ENV PATH=/venv/bin:$PATH \
 RUN python -m compileall -q . \
  && catbreeds --help > /dev/null
 USER 10001:10001
-# A compiled pipeline names its own command instead.
+# Compiled pipelines set their own command.
 ENTRYPOINT ["catbreeds"]

@@ -1,4 +1,4 @@
-"""Packaging of catbreeds. The locked environment is in requirements/; `make setup` installs both."""
+"""Package catbreeds. `make setup` installs it together with the locked environment in requirements/."""
 
 from setuptools import find_packages, setup
 
@@ -14,7 +14,7 @@ setup(
         "components": ["reporting/templates/*.html.j2"],
         "schemas": ["*/schema.pbtxt"],
     },
-    # Loose on purpose: what is tested together is in requirements/dev.lock.
+    # Loose on purpose: requirements/dev.lock has the versions that are tested together.
     install_requires=[
         "tfx[kfp]>=1.21,<1.22",
         "keras>=3.15",

@@ -1,20 +1,20 @@
-"""What ingestion costs: memory as the data grows, and time beside merely decoding the photos.
+"""Measure the throughput of ingestion, compared with decoding the photos, and its memory as the data grows.
 
-    python benchmarks/ingest.py --images 1000 10000
+    python benchmarks/ingest.py --photos 1000 10000
 
-For each number of generated photos (640 x 480, JPEG of about 130 kB), in processes of their own:
+For each number of synthetic photos (640 x 480 pixels, JPEGs of about 130 kB), each in a new process:
 
-    ours: ImageExampleGen whole: reading, decoding, normalising, hashing, finding duplicates, writing examples.
-    plain: Pillow opens and decodes each photo, in as many processes as there are cores; nothing is kept.
+    ingest: ImageExampleGen, which reads, decodes, normalises and hashes photos, finds duplicates and writes examples.
+    decode: Pillow decodes each photo and discards the pixels; one process per core.
 
-TensorFlow's import is in the memory and not in the seconds. Measured by that command on 2 idle CPU cores:
+Importing TensorFlow counts towards the memory but not towards the time. Output on 2 idle CPU cores:
 
-      photos    ours/s   plain/s  ours/plain   peak MB
-        1000       467      1183        0.39       828
-       10000       576       925        0.62       867
-    memory at 10000 photos / at 1000: 1.05
+      photos  ingest/s  decode/s  ingest/decode   peak MB
+        1000       467      1183           0.39       828
+       10000       576       925           0.62       867
+    memory with 10000 photos / with 1000 photos: 1.05
 
-About 1 s of each run, whatever its size, is Beam planning its stages.
+Planning the Beam stages takes about 1 s of each run, regardless of the number of photos.
 """
 
 import argparse
@@ -28,22 +28,27 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.pop(0)  # this folder, where serving.py would be taken for the package
-
 SIZE = (640, 480)
 
 
 class Costs(NamedTuple):
-    """Of one number of photos: seconds of both, and the peak of resident memory in MB of ours."""
+    """Cost of one number of photos.
+
+    Attributes:
+        photos: Number of photos.
+        ingest_seconds: Duration of ImageExampleGen.
+        decode_seconds: Duration of decoding alone.
+        megabytes: Peak resident memory of ImageExampleGen.
+    """
 
     photos: int
-    ours: float
-    plain: float
+    ingest_seconds: float
+    decode_seconds: float
     megabytes: float
 
 
 def ingest(data: str) -> dict[str, float]:
-    """Runs ImageExampleGen on `data` in this process."""
+    """Run ImageExampleGen on the folder `data` in this process; return `seconds` and `megabytes`."""
     import apache_beam as beam
     from tfx.types.standard_artifacts import Examples
 
@@ -61,7 +66,7 @@ def ingest(data: str) -> dict[str, float]:
             report,
             data=data,
             data_digest="",
-            code="",
+            code_digest="",
             train=settings.split.train,
             eval=settings.split.eval,
             seed=settings.split.seed,
@@ -74,41 +79,41 @@ def ingest(data: str) -> dict[str, float]:
 
 
 def decode(data: str) -> dict[str, float]:
-    """Decodes the photos of `data` in all cores."""
+    """Decode the photos in the folder `data` on all cores; return `seconds`."""
     paths = [str(path) for path in Path(data).rglob("*.*")]
     with multiprocessing.Pool() as pool:
-        pool.map(_load, paths[:16])  # the processes and Pillow's plugins are there before the clock starts
+        pool.map(_decode_photo, paths[:16])  # starts the processes and loads the plugins of Pillow
         started = time.perf_counter()
-        for _ in pool.imap_unordered(_load, paths, chunksize=32):
+        for _ in pool.imap_unordered(_decode_photo, paths, chunksize=32):
             pass
         return {"seconds": time.perf_counter() - started}
 
 
-def _load(path: str) -> None:
+def _decode_photo(path: str) -> None:
     from PIL import Image
 
     with Image.open(path) as image:
         image.convert("RGB").load()
 
 
-def measure(images: int) -> Costs:
-    """Draws photos, then runs plain, ours."""
+def measure(photos: int) -> Costs:
+    """Generate `photos` photos and measure decoding and ingestion."""
     with tempfile.TemporaryDirectory() as folder:
-        _say(f"{images} images: drawing them")
-        _draw(Path(folder), images)
-        plain, ours = _child("decode", folder), _child("ingest", folder)
-    _say(f"plain {plain['seconds']:.1f} s, ours {ours['seconds']:.1f} s, {ours['megabytes']:.0f} MB")
-    return Costs(images, ours["seconds"], plain["seconds"], ours["megabytes"])
+        _log(f"{photos} photos: generating")
+        _generate_photos(Path(folder), photos)
+        decoding, ingestion = _run_in_process("decode", folder), _run_in_process("ingest", folder)
+    _log(f"decode {decoding['seconds']:.1f} s, ingest {ingestion['seconds']:.1f} s, {ingestion['megabytes']:.0f} MB")
+    return Costs(photos, ingestion["seconds"], decoding["seconds"], ingestion["megabytes"])
 
 
-def _draw(folder: Path, images: int) -> None:
-    """Drawings at the size of photos in the web, with the grain that makes their files as large."""
+def _generate_photos(folder: Path, photos: int) -> None:
+    """Write photos of a size common on the web, with grain so that the files are as large as those of real photos."""
     from PIL import Image, ImageChops
 
     from pipeline.datasets.sample_data import BREEDS, draw_photo
 
     grain = Image.effect_noise(SIZE, 12).convert("RGB")
-    for number in range(images):
+    for number in range(photos):
         breed = BREEDS[number % len(BREEDS)]
         photo = ImageChops.add(draw_photo(breed, f"ingest {number}").resize(SIZE), grain, offset=-128)
         path = folder / breed.name / f"{number:06}.jpg"
@@ -116,35 +121,35 @@ def _draw(folder: Path, images: int) -> None:
         photo.save(path, quality=90)
 
 
-def _child(what: str, data: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", what, data]
+def _run_in_process(measurement: str, data: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", measurement, data]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measure each number of photos and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000], help="photos drawn")
+    parser.add_argument("--photos", type=int, nargs="+", default=[1000, 10000], help="numbers of photos")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        what, data = arguments.child
-        print(json.dumps({"ingest": ingest, "decode": decode}[what](data)))
+        measurement, data = arguments.child
+        print(json.dumps({"ingest": ingest, "decode": decode}[measurement](data)))
         return
-    costs = [measure(images) for images in sorted(arguments.images)]
-    print(f"{'photos':>8}  {'ours/s':>8}  {'plain/s':>8}  {'ours/plain':>10}  {'peak MB':>8}")
+    costs = [measure(photos) for photos in sorted(arguments.photos)]
+    print(f"{'photos':>8}  {'ingest/s':>8}  {'decode/s':>8}  {'ingest/decode':>13}  {'peak MB':>8}")
     for cost in costs:
-        rates = cost.photos / cost.ours, cost.photos / cost.plain
+        rates = cost.photos / cost.ingest_seconds, cost.photos / cost.decode_seconds
         ratio = rates[0] / rates[1]
-        print(f"{cost.photos:>8}  {rates[0]:>8.0f}  {rates[1]:>8.0f}  {ratio:>10.2f}  {cost.megabytes:>8.0f}")
+        print(f"{cost.photos:>8}  {rates[0]:>8.0f}  {rates[1]:>8.0f}  {ratio:>13.2f}  {cost.megabytes:>8.0f}")
     if len(costs) > 1:
         growth = costs[-1].megabytes / costs[0].megabytes
-        print(f"memory at {costs[-1].photos} photos / at {costs[0].photos}: {growth:.2f}")
+        print(f"memory with {costs[-1].photos} photos / with {costs[0].photos} photos: {growth:.2f}")
 
 
 if __name__ == "__main__":

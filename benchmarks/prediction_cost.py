@@ -1,17 +1,20 @@
-"""What a prediction costs: through our gateway, straight from the model server, and the seed project's way.
+"""Measure the cost of a prediction through the gateway, directly over gRPC, and through a backend that sends pixels.
 
     python benchmarks/prediction_cost.py
 
-Three ways to the same embedded model server and the same model (MobileNet 0.25 at 224 px, random weights):
+The benchmark compares three paths to the same embedded model server and model (MobileNet 0.25 at 224 px with random
+weights):
 
-    grpc: the client sends the JPEG to the model server's gRPC, as `serving.client.grpc` does.
-    gateway: the client sends the JPEG to our gateway over HTTP, which normalises it and asks the model server.
-    seed: the client sends the JPEG over HTTP to a backend that decodes and resizes it to 224 x 224 floats and sends
-        those to a signature that takes pixels. Its handler is `async`, and the call in it blocks, as in the seed.
+    grpc: the client sends the JPEG to the gRPC port of the model server, with `serving.client.grpc`.
+    gateway: the client sends the JPEG over HTTP to the gateway, which normalises it and queries the model server.
+    pixels: the client sends the JPEG over HTTP to a simple backend, which decodes it, resizes it to 224 x 224 and sends
+        the pixels as floats to the model server. The request handler is `async` but blocks on the gRPC call, as in the
+        project that this one replaces.
 
-Each client sends its photo again when it has its answer. `bytes` are those of a request to the model server. Clients,
-gateway or backend, and model server share the cores of this machine, and all goes over its loopback. The ways take
-turns; each figure is the median of its turns. What it printed on 2 cores is in docs/serving.md.
+Each client sends its next request when it has received the response to the last one. `bytes` is the size of a request
+to the model server. Clients, gateway or backend, and model server share the cores of this machine and communicate over
+its loopback interface. The paths alternate; each figure is the median over the rounds. docs/serving.md shows the output
+on 2 cores.
 """
 
 import argparse
@@ -29,8 +32,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.pop(0)  # this folder, where serving.py would be taken for the package
-
 from PIL import Image, ImageChops
 
 from pipeline.datasets.sample_data import BREEDS, draw_photo
@@ -42,19 +43,19 @@ from serving.photo import normalise
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
 IMAGE_SIZE = 224
-# As the photos of public data sets are: half a megapixel at most, compressed for the web.
+# Like the photos of public data sets: at most half a megapixel, compressed for the web.
 PHOTO_SIZE, PHOTO_QUALITY, PHOTO_GRAIN = (500, 375), 85, 8
 CLIENTS = (1, 8, 32)
 MODEL = ModelChoice("catbreeds", label="stable")
 WARMUP_SECONDS = 1.0
-JUDGED_CLIENTS = 8
-BOUNDARY = "photo-boundary"
+TARGET_CLIENTS = 8
+MULTIPART_BOUNDARY = "photo-boundary"
 
-Ask = Callable[[], Awaitable[None]]
+SendRequest = Callable[[], Awaitable[None]]
 
 
-class Turn(NamedTuple):
-    """What one way did in one turn: requests per second, and latencies in milliseconds."""
+class LoadResult(NamedTuple):
+    """Throughput in requests per second, and latencies in milliseconds."""
 
     rate: float
     p50: float
@@ -65,7 +66,7 @@ class Turn(NamedTuple):
 
 
 def save_model(path: str) -> None:
-    """One network behind two signatures: the photo's bytes, and the seed's pixels."""
+    """Save one network with two signatures: `serving_default` takes the bytes of photos, `pixels` takes pixels."""
     import keras
     import tensorflow as tf
 
@@ -79,19 +80,19 @@ def save_model(path: str) -> None:
     names = [breed.name for breed in BREEDS]
 
     @tf.function(input_signature=[tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.float32, "pixels")])
-    def of_pixels(pixels):
+    def classify_pixels(pixels):
         probabilities = network(pixels, training=False)
         return {"probabilities": probabilities, "breeds": tf.broadcast_to(names, tf.shape(probabilities))}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
-    def of_bytes(image_bytes):
-        return of_pixels(decode_photos(image_bytes, IMAGE_SIZE))
+    def classify_photos(image_bytes):
+        return classify_pixels(decode_photos(image_bytes, IMAGE_SIZE))
 
-    tf.saved_model.save(module, path, signatures={"serving_default": of_bytes, "pixels": of_pixels})
+    tf.saved_model.save(module, path, signatures={"serving_default": classify_photos, "pixels": classify_pixels})
 
 
-def photo() -> bytes:
-    """A JPEG with as much detail as a photo."""
+def synthetic_photo() -> bytes:
+    """Return a JPEG with as much detail as a real photo."""
     grain = Image.effect_noise(PHOTO_SIZE, PHOTO_GRAIN).convert("RGB")
     image = ImageChops.add(draw_photo(BREEDS[0], "serving").resize(PHOTO_SIZE), grain, offset=-128)
     buffer = io.BytesIO()
@@ -99,11 +100,11 @@ def photo() -> bytes:
     return buffer.getvalue()
 
 
-# ---- the seed's way ----
+# ---- the backend that sends pixels ----
 
 
 def pixels_request(content: bytes):
-    """What the seed's backend sends: 224 x 224 x 3 floats."""
+    """Return a Predict request with the pixels of a photo, float32 [1, 224, 224, 3]."""
     import numpy as np
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
@@ -116,8 +117,8 @@ def pixels_request(content: bytes):
     return request
 
 
-def run_seed_backend(port: int, grpc_port: int) -> None:
-    """Serves POST /predict until it is killed."""
+def run_pixels_backend(port: int, grpc_port: int) -> None:
+    """Serve POST /predict until the process is terminated."""
     import grpc
     import uvicorn
     from fastapi import FastAPI, UploadFile
@@ -143,63 +144,70 @@ def run_seed_backend(port: int, grpc_port: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.create_server((stack.LOOPBACK, 0)) as listener:
         return listener.getsockname()[1]
 
 
 @contextlib.asynccontextmanager
-async def grpc_client(port: int, content: bytes) -> AsyncIterator[Ask]:
-    """Of the model server; one for all, as connections are shared."""
+async def grpc_client(port: int, content: bytes) -> AsyncIterator[SendRequest]:
+    """Yield a function that sends `content` to the model server over gRPC."""
     async with AsyncGrpcClient(f"{stack.LOOPBACK}:{port}") as client:
 
-        async def ask() -> None:
-            await client.ask([content], MODEL, timeout=60)
+        async def send_request() -> None:
+            await client.predict_normalised([content], MODEL, timeout=60)
 
-        yield ask
+        yield send_request
 
 
 @contextlib.asynccontextmanager
-async def http_client(port: int, path: str, content: bytes) -> AsyncIterator[Ask]:
-    """A form over one connection. Nothing but what HTTP needs, so that it takes little from what is measured."""
-    head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=file; filename=cat.jpg\r\n\r\n".encode()
-    body = head + content + f"\r\n--{BOUNDARY}--\r\n".encode()
-    kind = f"Content-Type: multipart/form-data; boundary={BOUNDARY}"
-    request = f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+async def http_client(port: int, path: str, content: bytes) -> AsyncIterator[SendRequest]:
+    """Yield a function that sends `content` as a form over one HTTP connection.
+
+    It is a minimal HTTP client, so that it takes little CPU time from the measured servers.
+    """
+    head = f"--{MULTIPART_BOUNDARY}\r\nContent-Disposition: form-data; name=file; filename=cat.jpg\r\n\r\n".encode()
+    body = head + content + f"\r\n--{MULTIPART_BOUNDARY}--\r\n".encode()
+    content_type = f"Content-Type: multipart/form-data; boundary={MULTIPART_BOUNDARY}"
+    request = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\n{content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
     reader, writer = await asyncio.open_connection(stack.LOOPBACK, port)
 
-    async def ask() -> None:
+    async def send_request() -> None:
         writer.write(request)
         header = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(header.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        answer = await reader.readexactly(length)
+        body = await reader.readexactly(length)
         if not header.startswith(b"http/1.1 200"):
-            raise RuntimeError(f"{path} answers {header[:40]!r}: {answer[:200]!r}")
+            raise RuntimeError(f"{path}: unexpected response {header[:40]!r}: {body[:200]!r}")
 
-    yield ask
+    yield send_request
     writer.close()
 
 
-async def take_turn(
-    connect: Callable[[], contextlib.AbstractAsyncContextManager[Ask]], clients: int, seconds: float
-) -> Turn:
-    """Lets so many clients ask, for that long."""
+async def apply_load(
+    connect: Callable[[], contextlib.AbstractAsyncContextManager[SendRequest]], clients: int, seconds: float
+) -> LoadResult:
+    """Send requests from `clients` concurrent clients for `seconds` seconds, after a warm-up."""
     latencies: list[float] = []
     async with contextlib.AsyncExitStack() as connections:
-        asks = [await connections.enter_async_context(connect()) for _ in range(clients)]
+        senders = [await connections.enter_async_context(connect()) for _ in range(clients)]
         started = time.perf_counter() + WARMUP_SECONDS
         end = started + seconds
 
-        async def client(ask: Ask) -> None:
-            while (asked := time.perf_counter()) < end:
-                await ask()
-                if asked >= started:
-                    latencies.append(1000 * (time.perf_counter() - asked))
+        async def run_client(send_request: SendRequest) -> None:
+            while (sent := time.perf_counter()) < end:
+                await send_request()
+                if sent >= started:
+                    latencies.append(1000 * (time.perf_counter() - sent))
 
-        await asyncio.gather(*map(client, asks))
+        await asyncio.gather(*map(run_client, senders))
         elapsed = time.perf_counter() - started
     latencies.sort()
-    return Turn(len(latencies) / elapsed, statistics.median(latencies), latencies[int(0.99 * (len(latencies) - 1))])
+    return LoadResult(
+        len(latencies) / elapsed, statistics.median(latencies), latencies[int(0.99 * (len(latencies) - 1))]
+    )
 
 
 # ---- the measurement ----
@@ -207,56 +215,63 @@ async def take_turn(
 
 @contextlib.contextmanager
 def servers(folder: Path) -> Iterator[dict[str, int]]:
-    """Model server, gateway and the seed's backend, each a process; their ports by way."""
-    grpc, rest, gateway, seed = (free_port() for _ in range(4))
+    """Start the model server, the gateway and the backend that sends pixels; yield the port of each path."""
+    grpc, rest, gateway, pixels = (free_port() for _ in range(4))
     for name, text in ServingConfig((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name)).items():
         (folder / name).write_text(text)
     config, traffic = folder / CONFIG_FILE, folder / TRAFFIC_FILE
-    rest_url, seed_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, seed)
+    rest_url, pixels_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, pixels)
     ready = f"{rest_url}/v1/models/{MODEL.name}/labels/{MODEL.label}/metadata"
-    backend = [sys.executable, __file__, "--child", "seed", str(seed), str(grpc)]
+    backend = [sys.executable, __file__, "--child", "pixels", str(pixels), str(grpc)]
     with Programs() as programs:
         programs.start(stack.model_server(config, ready, grpc, rest, folder / "model_server.log"))
         programs.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, traffic, folder / "gateway.log"))
-        programs.start(Program("seed's backend", backend, f"{seed_url}/healthz", log=folder / "seed.log"))
-        yield {"grpc": grpc, "gateway": gateway, "seed": seed}
+        programs.start(Program("pixels backend", backend, f"{pixels_url}/healthz", log=folder / "pixels.log"))
+        yield {"grpc": grpc, "gateway": gateway, "pixels": pixels}
 
 
-def measure(clients: list[int], seconds: float, rounds: int) -> tuple[dict[int, dict[str, Turn]], dict[str, int]]:
-    """Medians by number of clients and way, and bytes of a request by way."""
-    with tempfile.TemporaryDirectory() as path:
-        folder = Path(path)
-        content = photo()
+def measure(clients: list[int], seconds: float, rounds: int) -> tuple[dict[int, dict[str, LoadResult]], dict[str, int]]:
+    """Measure all paths.
+
+    Returns:
+        The medians over the rounds, by number of clients and path; and the bytes of a request to the model server, by
+        path.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        content = synthetic_photo()
         (folder / "photo.jpg").write_bytes(content)
-        sent = _prepare(folder)
+        request_bytes = _prepare_in_process(folder)
         with servers(folder) as ports:
-            ways = {
+            connections = {
                 "grpc": lambda: grpc_client(ports["grpc"], normalise(content).data),
                 "gateway": lambda: http_client(ports["gateway"], "/v1/breeds:predict", content),
-                "seed": lambda: http_client(ports["seed"], "/predict", content),
+                "pixels": lambda: http_client(ports["pixels"], "/predict", content),
             }
-            turns: dict[int, dict[str, list[Turn]]] = {number: {way: [] for way in ways} for number in clients}
+            results: dict[int, dict[str, list[LoadResult]]] = {
+                number: {path: [] for path in connections} for number in clients
+            }
             for number in clients:
-                for turn in range(rounds):
-                    _say(f"{number} clients, turn {turn + 1} of {rounds}")
-                    for way, connect in ways.items():
-                        turns[number][way].append(asyncio.run(take_turn(connect, number, seconds)))
+                for completed in range(rounds):
+                    _log(f"{number} clients, round {completed + 1} of {rounds}")
+                    for path, connect in connections.items():
+                        results[number][path].append(asyncio.run(apply_load(connect, number, seconds)))
     medians = {
-        number: {way: Turn(*map(statistics.median, zip(*taken, strict=True))) for way, taken in by_way.items()}
-        for number, by_way in turns.items()
+        number: {path: LoadResult(*map(statistics.median, zip(*rows, strict=True))) for path, rows in by_path.items()}
+        for number, by_path in results.items()
     }
-    return medians, sent
+    return medians, request_bytes
 
 
-def _prepare(folder: Path) -> dict[str, int]:
-    """Saves the model; bytes of a request by way. In a process of its own: TensorFlow takes part in no turn."""
+def _prepare_in_process(folder: Path) -> dict[str, int]:
+    """Call `prepare` in a new process, so that this process does not load TensorFlow."""
     command = [sys.executable, __file__, "--child", "prepare", str(folder)]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(process.stdout.splitlines()[-1])
 
 
 def prepare(folder: Path) -> dict[str, int]:
-    """See `_prepare`."""
+    """Save the model and return the bytes of a request to the model server, by path."""
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
 
@@ -265,50 +280,52 @@ def prepare(folder: Path) -> dict[str, int]:
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.version_label = MODEL.name, MODEL.label
     request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([normalise(content).data]))
-    ours = request.ByteSize()
-    return {"grpc": ours, "gateway": ours, "seed": pixels_request(content).ByteSize()}
+    size = request.ByteSize()
+    return {"grpc": size, "gateway": size, "pixels": pixels_request(content).ByteSize()}
 
 
-def show(medians: dict[int, dict[str, Turn]], sent: dict[str, int]) -> None:
-    """Prints the table, and at `JUDGED_CLIENTS` clients what was to be reached."""
-    print(f"{'clients':>7}  {'way':<8}  {'req/s':>7}  {'p50 ms':>7}  {'p99 ms':>7}  {'bytes':>7}")
-    for number, by_way in medians.items():
-        for way, turn in by_way.items():
-            print(f"{number:>7}  {way:<8}  {turn.rate:>7.1f}  {turn.p50:>7.1f}  {turn.p99:>7.1f}  {sent[way]:>7}")
-    judged = medians.get(JUDGED_CLIENTS)
-    if not judged:
+def print_results(medians: dict[int, dict[str, LoadResult]], request_bytes: dict[str, int]) -> None:
+    """Print the table, and the targets at `TARGET_CLIENTS` clients."""
+    print(f"{'clients':>7}  {'path':<8}  {'req/s':>7}  {'p50 ms':>7}  {'p99 ms':>7}  {'bytes':>7}")
+    for number, by_path in medians.items():
+        for path, result in by_path.items():
+            columns = f"{result.rate:>7.1f}  {result.p50:>7.1f}  {result.p99:>7.1f}  {request_bytes[path]:>7}"
+            print(f"{number:>7}  {path:<8}  {columns}")
+    results = medians.get(TARGET_CLIENTS)
+    if not results:
         return
-    gateway, seed = judged["gateway"], judged["seed"]
-    print(f"at {JUDGED_CLIENTS} clients:")
-    _judge("requests per second, gateway / seed", gateway.rate / seed.rate, ">=", 3)
-    _judge("bytes to the model server, seed / gateway", sent["seed"] / sent["gateway"], ">=", 8)
-    _judge("p50, gateway - grpc, ms", gateway.p50 - judged["grpc"].p50, "<=", 8)
+    gateway, pixels = results["gateway"], results["pixels"]
+    print(f"at {TARGET_CLIENTS} clients:")
+    _print_target("requests per second, gateway / pixels", gateway.rate / pixels.rate, ">=", 3)
+    size_ratio = request_bytes["pixels"] / request_bytes["gateway"]
+    _print_target("request bytes, pixels / gateway", size_ratio, ">=", 8)
+    _print_target("p50 in ms, gateway - grpc", gateway.p50 - results["grpc"].p50, "<=", 8)
 
 
-def _judge(what: str, value: float, relation: str, target: float) -> None:
+def _print_target(quantity: str, value: float, relation: str, target: float) -> None:
     reached = value >= target if relation == ">=" else value <= target
-    print(f"  {what}: {value:.1f} (to reach: {relation} {target}): {'reached' if reached else 'missed'}")
+    print(f"  {quantity}: {value:.1f} (target: {relation} {target}): {'reached' if reached else 'missed'}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure all paths and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of clients at a time")
-    parser.add_argument("--seconds", type=float, default=5, help="of each turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of concurrent clients")
+    parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement in seconds")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each path")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     match arguments.child:
         case ["prepare", folder]:
             print(json.dumps(prepare(Path(folder))))
-        case ["seed", port, grpc_port]:
-            run_seed_backend(int(port), int(grpc_port))
+        case ["pixels", port, grpc_port]:
+            run_pixels_backend(int(port), int(grpc_port))
         case _:
-            show(*measure(arguments.clients, arguments.seconds, arguments.rounds))
+            print_results(*measure(arguments.clients, arguments.seconds, arguments.rounds))
 
 
 if __name__ == "__main__":

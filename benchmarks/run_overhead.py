@@ -1,14 +1,15 @@
-"""What a whole run takes, beside the least that its work could take.
+"""Measure the duration of a complete run, compared with the duration of its unavoidable computation.
 
     python benchmarks/run_overhead.py --photos 240 2400
 
-Two times, for each number of drawn photos, of the demo's profile (three backbones with random weights at 71 px):
+The benchmark measures two durations for each number of synthetic photos, with the demo profile (three backbones with
+random weights at 71 px):
 
-    run: `catbreeds run`, from the start of the command to its end.
-    floor: each photo of train and eval through each backbone once, in batches, and the trials of the searches; nothing
-        is imported, loaded, checked, written, evaluated or served.
+    run: `catbreeds run`, from the start to the end of the command.
+    floor: one forward pass of each photo of train and eval through each backbone, in batches, plus the trials of the
+        hyperparameter searches, without any imports, loading, validation, writing, evaluation or serving.
 
-Below the table, the seconds of each component; those of different branches overlap.
+Below the table it prints the duration of each component. Components of different branches overlap in time.
 """
 
 import argparse
@@ -20,8 +21,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.pop(0)  # this folder, where serving.py would be taken for the package
-
 import tensorflow as tf
 
 from components.json_files import read_json
@@ -30,18 +29,18 @@ from pipeline.settings import load
 
 BREEDS = 6
 CATBREEDS = Path(sys.executable).with_name("catbreeds")
-_LINE = re.compile(r"\[ *\d+/\d+\] (?P<node>\S+) +run +(?P<seconds>[\d.]+) s")
+_COMPONENT_LINE = re.compile(r"\[ *\d+/\d+\] (?P<node>\S+) +run +(?P<seconds>[\d.]+) s")
 
 
 class Costs(NamedTuple):
-    """Seconds of one run.
+    """Durations of one run in seconds.
 
     Attributes:
-        photos: drawn.
-        run: of the whole command.
-        components: of each component.
-        passes: of the photos through the backbones, alone.
-        trials: of all searches.
+        photos: Number of photos.
+        run: Duration of the command.
+        components: Duration of each component.
+        passes: Duration of the forward passes through all backbones.
+        trials: Duration of the trials of all searches.
     """
 
     photos: int
@@ -52,36 +51,36 @@ class Costs(NamedTuple):
 
     @property
     def floor(self) -> float:
-        """Seconds of the work itself."""
+        """Seconds of unavoidable computation."""
         return self.passes + self.trials
 
 
 def measure(photos: int, backbones: list[str]) -> Costs:
-    """Runs the pipeline on so many photos, then its forward passes alone."""
+    """Run the pipeline on `photos` synthetic photos, then only its forward passes."""
     with tempfile.TemporaryDirectory() as folder:
         data, workdir = Path(folder) / "photos", Path(folder) / "runs"
-        _say(f"{photos} photos: drawing them")
+        _log(f"{photos} photos: generating")
         write_sample_data(data, breeds=BREEDS, photos=photos // BREEDS)
         command = [CATBREEDS, "run", "--profile", "demo", "--data", data, "--workdir", workdir]
         command += ["--set", f"backbones=[{','.join(backbones)}]"]
         started = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         seconds = time.perf_counter() - started
-        if done.returncode not in (0, 3):  # what the gate decides is not what this is about
+        if done.returncode not in (0, 3):  # 3: rejected by the gate, which does not matter here
             sys.exit(done.stdout)
-        _say(f"run: {seconds:.1f} s")
+        _log(f"run: {seconds:.1f} s")
         comparison = read_json(str(workdir / "report"), "comparison.json")
         return Costs(
             photos,
             seconds,
-            {row["node"]: float(row["seconds"]) for row in _LINE.finditer(done.stdout)},
-            sum(_passes(workdir / "artifacts", row["backbone"]) for row in comparison["candidates"]),
+            {row["node"]: float(row["seconds"]) for row in _COMPONENT_LINE.finditer(done.stdout)},
+            sum(_forward_pass_seconds(workdir / "artifacts", row["backbone"]) for row in comparison["candidates"]),
             sum(row["tuning_seconds"] for row in comparison["candidates"]),
         )
 
 
-def _passes(artifacts: Path, backbone: str) -> float:
-    """Seconds of the photos of train and eval through a backbone that is loaded and warm."""
+def _forward_pass_seconds(artifacts: Path, backbone: str) -> float:
+    """Seconds of the forward passes of train and eval through a loaded and warmed-up backbone."""
     (model,) = artifacts.glob(f"Backbone-{backbone}/model/*/Format-Serving")
     files = [
         str(file) for split in ("train", "eval") for file in artifacts.glob(f"ImageExampleGen/*/*/Split-{split}/*")
@@ -89,7 +88,7 @@ def _passes(artifacts: Path, backbone: str) -> float:
     records = tf.data.TFRecordDataset(sorted(files)).as_numpy_iterator()
     examples = [tf.train.Example.FromString(record).features.feature for record in records]
     photos = [example["image_bytes"].bytes_list.value[0] for example in examples]
-    batch = load("demo").beam.embedding_batch
+    batch = load("demo").beam.embedding_batch_size
     loaded = tf.saved_model.load(str(model))
     embed = loaded.signatures["serving_default"]
     embed(image_bytes=tf.constant(photos[:batch]))
@@ -97,7 +96,7 @@ def _passes(artifacts: Path, backbone: str) -> float:
     for start in range(0, len(photos), batch):
         embed(image_bytes=tf.constant(photos[start : start + batch]))
     seconds = time.perf_counter() - started
-    _say(f"{backbone}: {len(photos)} photos in {seconds:.1f} s")
+    _log(f"{backbone}: {len(photos)} photos in {seconds:.1f} s")
     return seconds
 
 
@@ -109,20 +108,25 @@ def _table(costs: list[Costs]) -> str:
     return "\n".join("".join(f"{cell:>11}" for cell in row) for row in rows)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measure each number of photos and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=int, nargs="+", default=[240, 2400], help="numbers of photos to draw")
-    parser.add_argument("--backbones", nargs="+", default=list(load("demo").backbones), help="the demo's by default")
+    parser.add_argument("--photos", type=int, nargs="+", default=[240, 2400], help="numbers of photos")
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        default=list(load("demo").backbones),
+        help="default: those of the demo",
+    )
     arguments = parser.parse_args()
     costs = [measure(photos, arguments.backbones) for photos in sorted(arguments.photos)]
     print(_table(costs))
     for cost in costs:
-        print(f"\nseconds of each component, {cost.photos} photos:")
+        print(f"\nseconds of each component with {cost.photos} photos:")
         for node, seconds in sorted(cost.components.items(), key=lambda row: -row[1]):
             print(f"{seconds:>8.1f}  {node}")
 

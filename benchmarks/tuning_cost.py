@@ -1,24 +1,25 @@
-"""What tuning and training one backbone's head costs, beside the seed project's recipe and beside the least possible.
+"""Measure tuning and training the head of one backbone, compared with training on photos and with a lower bound.
 
-    python benchmarks/tuning_cost.py --images 1000 4000
+    python benchmarks/tuning_cost.py --photos 1000 4000
 
-Three costs, of the same photos (the train and eval splits) through the same Xception with random weights:
+The benchmark measures three durations for the same photos (train and eval) and the same Xception with random weights:
 
-    recipe: the seed project's. Each epoch of each trial decodes every photo and passes it through the frozen backbone,
-        while the head learns: 30 Hyperband trials (120 epochs) and 30 epochs of final training. One epoch over a slice
-        of the photos is measured and scaled to 150 epochs over all.
-    ours: the pipeline's EmbeddingGen, Transform, Tuner (the same 30 trials) and Trainer.
-    floor: each photo decoded and passed through the backbone once, in batches; nothing is learned or written.
+    recipe: the common recipe, in which every epoch of every trial decodes each photo and passes it through the frozen
+        backbone to train the head: 30 Hyperband trials (120 epochs) and 30 epochs of final training. The benchmark
+        measures one epoch over a subset of the photos and scales it to 150 epochs over all photos.
+    pipeline: EmbeddingGen, Transform, Tuner (the same 30 trials) and Trainer of the pipeline.
+    floor: decoding each photo and one forward pass through the backbone, in batches, without training or writing.
 
-With more than one number of images, also what each further photo costs.
+With more than one number of photos, the benchmark also prints the cost of each additional photo.
 
-Measured by that command on 2 CPU cores that did nothing else:
+Results on 2 idle CPU cores:
 
-    photos   recipe s   ours s   floor s   recipe/ours   ours/floor   30 trials s
-       850       2325     48.2      15.3          48.2         3.15          17.2
-      3397       9420    109.6      64.5          86.0         1.70          27.2
+    photos   recipe s   pipeline s   floor s   recipe/pipeline   pipeline/floor   30 trials s
+       850       2325         48.2      15.3              48.2             3.15          17.2
+      3397       9420        109.6      64.5              86.0             1.70          27.2
 
-    each further photo: ours 24.1 ms (EmbeddingGen 19.5, Transform 0.1, Tuner 4.1, Trainer 0.4), floor 19.3 ms: 1.25
+    each additional photo: pipeline 24.1 ms (EmbeddingGen 19.5, Transform 0.1, Tuner 4.1, Trainer 0.4), floor 19.3 ms,
+    ratio 1.25
 """
 
 import argparse
@@ -29,8 +30,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-
-sys.path.pop(0)  # this folder, where serving.py would be taken for the package
 
 import numpy as np
 import tensorflow as tf
@@ -49,83 +48,89 @@ from pipeline.runners.local import NodeRun
 from pipeline.settings import Settings, load
 
 BACKBONE = "xception"
-COUNTED = ("EmbeddingGen", "Transform", "Tuner", "Trainer")
+MEASURED_COMPONENTS = ("EmbeddingGen", "Transform", "Tuner", "Trainer")
 RECIPE_EPOCHS = 120 + 30
-BATCH = 32
+RECIPE_BATCH_SIZE = 32
 BREEDS = 6
 
 
 class Costs(NamedTuple):
-    """Seconds for `photos` photos.
+    """Durations in seconds.
 
     Attributes:
-        photos: in train and eval together.
-        recipe: scaled from a slice.
-        nodes: seconds of each of COUNTED.
-        trials: how many, and their seconds together.
-        floor: seconds.
+        photos: Number of photos in train and eval.
+        recipe: Duration of the recipe, scaled from a subset of the photos.
+        components: Duration of each of MEASURED_COMPONENTS.
+        trials: Number of trials, and their total duration.
+        floor: Duration of one forward pass of each photo.
     """
 
     photos: int
     recipe: float
-    nodes: dict[str, float]
+    components: dict[str, float]
     trials: tuple[int, float]
     floor: float
 
     @property
-    def ours(self) -> float:
-        """Seconds of all that is counted."""
-        return sum(self.nodes.values())
+    def pipeline(self) -> float:
+        """Total seconds of MEASURED_COMPONENTS."""
+        return sum(self.components.values())
 
 
 class Backbone:
-    """A backbone's SavedModel: bytes of photos -> embeddings float32 [n, d]."""
+    """The SavedModel of a backbone: bytes of n photos -> embeddings float32 [n, d]."""
 
     def __init__(self, artifact: str):
         self._model = tf.saved_model.load(path_utils.serving_model_path(artifact))  # keeps the signature alive
         self._signature = self._model.signatures["serving_default"]
 
     def __call__(self, photos: list[bytes]) -> tf.Tensor:
-        """Embeds one batch."""
+        """Embed one batch of photos."""
         return self._signature(image_bytes=tf.constant(photos))["embedding"]
 
 
-def measure(images: int, side: int, sliced: int) -> Costs:
-    """The three costs, one after the other, on generated photos."""
+def measure(count: int, side: int, subset: int) -> Costs:
+    """Measure the three durations, one after the other, on synthetic photos.
+
+    Args:
+        count: Number of photos, including test.
+        side: Side of the input image of the backbone in pixels.
+        subset: Maximum number of photos in the measured epoch of the recipe.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "photos"
-        _say(f"{images} images: drawing them")
-        write_sample_data(data, breeds=BREEDS, photos=images // BREEDS)
+        _log(f"{count} photos: generating")
+        write_sample_data(data, breeds=BREEDS, photos=count // BREEDS)
         overrides = [f"data={data}", f"workdir={folder}/runs", f"backbones=[{BACKBONE}]", "weights=random"]
         settings = load("standard", [*overrides, f"image_size={side}"])
         runs = _run_until_trained(settings)
         photos = _read_photos(runs["ImageExampleGen"].outputs["examples"])
         backbone = Backbone(runs[f"Backbone-{BACKBONE}"].outputs["model"])
-        batch = settings.beam.embedding_batch
+        batch = settings.beam.embedding_batch_size
         backbone(photos[:batch])
         floor = _timed(lambda: [backbone(photos[start : start + batch]) for start in range(0, len(photos), batch)])
-        _say(f"floor: {floor:.1f} s")
-        part = photos[:sliced]
-        epoch = _recipe_epoch(backbone, part)
-        _say(f"one epoch of the recipe over {len(part)} photos: {epoch:.1f} s")
+        _log(f"floor: {floor:.1f} s")
+        subset_photos = photos[:subset]
+        epoch = _recipe_epoch(backbone, subset_photos)
+        _log(f"one epoch of the recipe over {len(subset_photos)} photos: {epoch:.1f} s")
         return Costs(
             photos=len(photos),
-            recipe=epoch / len(part) * len(photos) * RECIPE_EPOCHS,
-            nodes={name: runs[f"{name}-{BACKBONE}"].seconds for name in COUNTED},
+            recipe=epoch / len(subset_photos) * len(photos) * RECIPE_EPOCHS,
+            components={name: runs[f"{name}-{BACKBONE}"].seconds for name in MEASURED_COMPONENTS},
             trials=_trials(runs[f"Tuner-{BACKBONE}"].outputs[TUNER_RESULTS_KEY]),
             floor=floor,
         )
 
 
-class _Trained(Exception):
-    """The Trainer is done: what comes after it is not measured."""
+class _TrainerFinished(Exception):
+    """Ends the run after the Trainer, because later components are not measured."""
 
 
-class _UntilTrained:
-    """Follows a run and ends it after the Trainer.
+class _StopAfterTrainer:
+    """Listener that records the components of a run and ends the run after the Trainer.
 
     Attributes:
-        runs: node id -> what became of it.
+        runs: Finished components, by node id.
     """
 
     def __init__(self):
@@ -143,43 +148,45 @@ class _UntilTrained:
     def on_finish(self, run: NodeRun) -> None:
         """See `local_runner.Listener`."""
         self.runs[run.node_id] = run
-        _say(f"{run.node_id}: {run.seconds:.1f} s")
+        _log(f"{run.node_id}: {run.seconds:.1f} s")
         if run.node_id == f"Trainer-{BACKBONE}":
-            raise _Trained
+            raise _TrainerFinished
 
 
 def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
-    """Runs the pipeline up to the Trainer: node id -> what became of it."""
+    """Run the pipeline up to the Trainer and return the finished components by node id."""
     config = local_runner.metadata_config(settings.workdir)
-    follower = _UntilTrained()
+    listener = _StopAfterTrainer()
     graph = create_pipeline(settings, local_run_context(settings, "benchmark"), config)
-    with contextlib.suppress(_Trained):
-        local_runner.run(graph, "benchmark", follower, Path(settings.workdir) / "logs", workers=1)
-    return follower.runs
+    with contextlib.suppress(_TrainerFinished):
+        local_runner.run(graph, "benchmark", listener, Path(settings.workdir) / "logs", workers=1)
+    return listener.runs
 
 
 def _read_photos(examples: str) -> list[bytes]:
-    """The bytes of the photos of train and eval."""
+    """Return the bytes of the photos of train and eval."""
     files = [path for split in ("train", "eval") for path in tf.io.gfile.glob(f"{examples}/Split-{split}/*")]
     records = tf.data.TFRecordDataset(sorted(files)).as_numpy_iterator()
     return [tf.train.Example.FromString(r).features.feature["image_bytes"].bytes_list.value[0] for r in records]
 
 
 def _recipe_epoch(backbone: Backbone, photos: list[bytes]) -> float:
-    """Seconds of one epoch: the head learns from each batch as it leaves the backbone. A first batch is not counted."""
+    """Seconds of one epoch in which each batch is embedded and then trains the head, after a first batch as warm-up."""
     size = backbone(photos[:1]).shape[-1]
     head = build_head(size, BREEDS, {"units": 100, "dropout": 0.5, "learning_rate": 1e-3, "weight_decay": 0.0})
-    head.compile(head.optimizer, loss=head.loss)  # one step a call, as the photos come
+    head.compile(head.optimizer, loss=head.loss)  # one step per call
 
-    def learn(batch: list[bytes]) -> None:
+    def train(batch: list[bytes]) -> None:
         head.train_on_batch(backbone(batch), np.zeros(len(batch), np.int64))
 
-    learn(photos[:BATCH])
-    return _timed(lambda: [learn(photos[start : start + BATCH]) for start in range(0, len(photos), BATCH)])
+    train(photos[:RECIPE_BATCH_SIZE])
+    return _timed(
+        lambda: [train(photos[start : start + RECIPE_BATCH_SIZE]) for start in range(0, len(photos), RECIPE_BATCH_SIZE)]
+    )
 
 
 def _trials(tuner_results: str) -> tuple[int, float]:
-    """Number of trials and the sum of their seconds."""
+    """Return the number of trials and their total duration in seconds."""
     rows = read_json(tuner_results, TUNER_RESULTS_FILE)
     return len(rows), sum(row[TRIAL_SECONDS] for row in rows)
 
@@ -190,60 +197,65 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _table(costs: list[Costs]) -> str:
-    names = ["photos", "recipe s", "ours s", "floor s", "recipe/ours", "ours/floor", "ms/photo", "trials", "trials s"]
+    names = [
+        *("photos", "recipe s", "pipeline s", "floor s", "recipe/pipeline", "pipeline/floor", "ms/photo"),
+        *("trials", "trials s"),
+    ]
     rows = [
         [
             f"{cost.photos}",
             f"{cost.recipe:.0f}",
-            f"{cost.ours:.1f}",
+            f"{cost.pipeline:.1f}",
             f"{cost.floor:.1f}",
-            f"{cost.recipe / cost.ours:.1f}",
-            f"{cost.ours / cost.floor:.2f}",
-            f"{1000 * cost.ours / cost.photos:.1f}",
+            f"{cost.recipe / cost.pipeline:.1f}",
+            f"{cost.pipeline / cost.floor:.2f}",
+            f"{1000 * cost.pipeline / cost.photos:.1f}",
             f"{cost.trials[0]}",
             f"{cost.trials[1]:.1f}",
         ]
         for cost in costs
     ]
-    return "\n".join("  ".join(f"{cell:>11}" for cell in row) for row in [names, *rows])
+    return "\n".join("  ".join(f"{cell:>15}" for cell in row) for row in [names, *rows])
 
 
-def _nodes_line(cost: Costs) -> str:
-    return f"ours, {cost.photos} photos: " + ", ".join(f"{name} {s:.1f} s" for name, s in cost.nodes.items())
+def _components_line(cost: Costs) -> str:
+    return f"pipeline, {cost.photos} photos: " + ", ".join(f"{name} {s:.1f} s" for name, s in cost.components.items())
 
 
 def _marginal_line(few: Costs, many: Costs) -> str:
-    """What each photo beyond `few` costs."""
+    """Describe the cost of each additional photo between `few` and `many`."""
 
     def per_photo(fewer: float, more: float) -> float:
         return 1000 * (more - fewer) / (many.photos - few.photos)
 
-    ours, floor = per_photo(few.ours, many.ours), per_photo(few.floor, many.floor)
-    nodes = ", ".join(f"{name} {per_photo(few.nodes[name], many.nodes[name]):.1f}" for name in COUNTED)
+    pipeline, floor = per_photo(few.pipeline, many.pipeline), per_photo(few.floor, many.floor)
+    components = ", ".join(
+        f"{name} {per_photo(few.components[name], many.components[name]):.1f}" for name in MEASURED_COMPONENTS
+    )
     return (
-        f"each photo from {few.photos} to {many.photos}: ours {ours:.1f} ms ({nodes}), floor {floor:.1f} ms, "
-        f"ratio {ours / floor:.2f}"
+        f"each additional photo from {few.photos} to {many.photos}: pipeline {pipeline:.1f} ms ({components}), "
+        f"floor {floor:.1f} ms, ratio {pipeline / floor:.2f}"
     )
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measure each number of photos and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[1000], help="photos drawn; test's share is not used")
-    parser.add_argument("--side", type=int, default=128, help="side in pixels of what the backbone sees")
-    parser.add_argument("--slice", type=int, default=320, help="most photos in the measured epoch of the recipe")
+    parser.add_argument("--photos", type=int, nargs="+", default=[1000], help="numbers of photos, including test")
+    parser.add_argument("--side", type=int, default=128, help="side of the backbone's input image in pixels")
+    parser.add_argument("--subset", type=int, default=320, help="maximum number of photos in the measured epoch")
     arguments = parser.parse_args()
-    costs = [measure(images, arguments.side, arguments.slice) for images in sorted(arguments.images)]
+    costs = [measure(count, arguments.side, arguments.subset) for count in sorted(arguments.photos)]
     print(f"{BACKBONE}, random weights, {arguments.side} px; photos of train and eval")
-    print(f"recipe: scaled from one epoch over at most {arguments.slice} photos to {RECIPE_EPOCHS} epochs over all")
+    print(f"recipe: scaled from one epoch over at most {arguments.subset} photos to {RECIPE_EPOCHS} epochs over all")
     print(_table(costs))
     for cost in costs:
-        print(_nodes_line(cost))
+        print(_components_line(cost))
     if len(costs) > 1:
         print(_marginal_line(costs[0], costs[-1]))
 

@@ -1,9 +1,10 @@
-"""TFX components, one module each. Artifact types resolve as `components.<Name>`, the name they have in ML Metadata."""
+"""TFX components, one module each. Artifact types resolve as `components.<Name>`, their type name in ML Metadata."""
 
 import importlib
 import os
 
-# Read when Keras and Keras Tuner are imported, which TFX may do first: another project's choice would change a run.
+# Keras and Keras Tuner read these variables on import, and TFX may import them first. Values that were set for another
+# project would change a run.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["KERAS_NNX_ENABLED"] = "false"  # takes precedence over keras.json
 for _name in (
@@ -12,13 +13,14 @@ for _name in (
     "KERASTUNER_ORACLE_IP",
     "KERASTUNER_ORACLE_PORT",
     "KERASTUNER_TUNER_ID",
-    "TF_USE_LEGACY_KERAS",  # TensorFlow Transform sets it as it needs it
+    "TF_USE_LEGACY_KERAS",  # TensorFlow Transform sets the value that it needs
 ):
     os.environ.pop(_name, None)
 
 
 def __getattr__(name: str):
-    # Lazy, so that `components.candidates.architectures` can be read without the seconds that importing TFX takes.
+    # Lazy, so that modules such as `components.candidates.architectures` can be imported without importing TFX, which
+    # takes seconds.
     if name[0].isupper():
         artifacts = importlib.import_module("components.artifacts")
         if hasattr(artifacts, name):

@@ -1,4 +1,4 @@
-"""Digests that let TFX's cache see what it would miss: the content of files and the source of our modules."""
+"""Digests of files and of source code, which are part of the cache keys because TFX does not include their content."""
 
 import ast
 import hashlib
@@ -18,28 +18,28 @@ _PACKAGES = ("components", "pipeline", "serving")
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of the content of a file, here or remote, in hex."""
+    """SHA-256 of the content of a local or remote file, in hex."""
     with local_copy(str(path)) as local, open(local, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """SHA-256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def code_digest(*modules: str) -> str:
-    """SHA-256 of the source of `modules` and of every module of this project that they import, in turn."""
+    """SHA-256 of the source of `modules` and of all modules of this project that they import, also indirectly."""
     digest = hashlib.sha256()
-    for name in sorted(_closure(modules)):
-        digest.update(f"{name}\0{file_digest(_source(name))}\0".encode())
+    for name in sorted(_transitive_imports(modules)):
+        digest.update(f"{name}\0{file_digest(_source_path(name))}\0".encode())
     return digest.hexdigest()
 
 
 def git_commit() -> str | None:
-    """Git's commit of this code, with "-dirty" when files differ from it; None outside a checkout.
+    """Git commit of this code, with "-dirty" if files differ from it; None outside a Git checkout.
 
-    An image has no checkout: what it was built from stands in the environment variable SOURCE_COMMIT.
+    A container image has no checkout; its environment variable SOURCE_COMMIT is the commit that it was built from.
     """
     if commit := os.environ.get("SOURCE_COMMIT"):
         return commit
@@ -50,24 +50,24 @@ def git_commit() -> str | None:
     return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def _closure(modules: Iterable[str]) -> set[str]:
-    found, todo = set(), list(modules)
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo.extend(_imports(name))
-    return found
+def _transitive_imports(modules: Iterable[str]) -> set[str]:
+    visited, pending = set(), list(modules)
+    while pending:
+        name = pending.pop()
+        if name not in visited:
+            visited.add(name)
+            pending.extend(_direct_imports(name))
+    return visited
 
 
 @cache
-def _imports(name: str) -> frozenset[str]:
+def _direct_imports(name: str) -> frozenset[str]:
     names = set()
-    for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(_source_path(name).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from package import x`: x may be a module or a name in the package.
+            # In `from package import x`, x may be a module or an attribute of the package.
             names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
     return frozenset(n for n in names if n.split(".")[0] in _PACKAGES and _is_module(n))
 
@@ -79,5 +79,5 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _source(name: str) -> Path:
+def _source_path(name: str) -> Path:
     return Path(importlib.util.find_spec(name).origin)

@@ -1,17 +1,17 @@
-"""Errors that a person can mend; the message says how."""
+"""Errors that a user can fix; the message includes the remedy."""
 
 
 class DataError(ValueError):
-    """The photos are not what the pipeline can learn from; the message names files or breeds."""
+    """The photos cannot be used for training; the message names the files or breeds."""
 
 
 class WeightsError(ValueError):
-    """A backbone's weights cannot be had; the message names the file or setting to mend."""
+    """The weights of a backbone are not available; the message names the file or setting to fix."""
 
 
 class DamagedFileError(ValueError):
-    """A document that a component wrote is damaged; the message names the file."""
+    """A file that a component wrote is damaged; the message names it."""
 
 
 class HistoryError(ValueError):
-    """What was asked of past runs is not known; the message says what is."""
+    """Past runs cannot be read, or the requested run does not exist; the message names the file or existing runs."""

@@ -1,4 +1,4 @@
-"""What an Evaluator leaves for others to judge by."""
+"""Evaluation results: metrics of a model and its prediction for each photo."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ from components.json_files import read_json, read_json_lines
 
 
 class EvaluationResult(NamedTuple):
-    """One model on one split.
+    """Result of evaluating one model on one split.
 
     Attributes:
-        metrics: overall and for each breed, with intervals; None where there was no model.
-        outcomes: a row for each photo, by path: content_hash, breed, predicted, correct, confidence, probability of its
-            breed; empty where there was no model.
+        metrics: Metrics overall and for each breed, with confidence intervals; None if there was no model.
+        outcomes: One row for each photo, sorted by path: content_hash, breed, predicted, correct, confidence,
+            probability of the true breed; empty if there was no model.
     """
 
     metrics: dict[str, Any] | None
@@ -21,10 +21,10 @@ class EvaluationResult(NamedTuple):
 
 
 def read_evaluation_result(uri: str) -> EvaluationResult:
-    """What the Evaluator wrote to `uri`.
+    """Read the output of Evaluator at `uri`.
 
     Raises:
-        DamagedFileError: the two documents are not of the same photos.
+        DamagedFileError: If the two files have different numbers of photos.
     """
     metrics = read_json(uri, METRICS_FILE)
     if metrics is None:
@@ -33,11 +33,11 @@ def read_evaluation_result(uri: str) -> EvaluationResult:
     photos = metrics["overall"]["photos"]
     if len(outcomes) != photos:
         raise DamagedFileError(
-            f"{uri}: damaged: {METRICS_FILE} is of {photos} photos, {OUTCOMES_FILE} of {len(outcomes)}"
+            f"{uri}: damaged: {METRICS_FILE} is for {photos} photos, {OUTCOMES_FILE} for {len(outcomes)}"
         )
     return EvaluationResult(metrics, outcomes)
 
 
 def read_outcomes(uri: str) -> list[dict[str, Any]]:
-    """The outcome of each photo, by path."""
+    """Read the outcome of each photo, sorted by path."""
     return sorted(read_json_lines(uri, OUTCOMES_FILE), key=lambda row: row["path"])

@@ -1,6 +1,6 @@
-"""Names of the files in artifacts that one component writes and another, or a command, reads."""
+"""Names of the files in artifacts that a component writes and another component or a command reads."""
 
-# ImageExampleGen, `report`: a row for each file found; counts by breed and split.
+# ImageExampleGen, `report`: one row for each file; counts by breed and split.
 PHOTOS_FILE = "photos.jsonl"
 INGEST_REPORT_FILE = "report.json"
 # DataGate, `verdict`.
@@ -9,11 +9,11 @@ VERDICT_FILE = "verdict.json"
 RETRAIN_FILE = "retrain.json"
 # Backbone, in its SavedModel.
 BACKBONE_RECORD_FILE = "assets.extra/backbone.json"
-# Tuner, `tuner_results`: a list with a row for each trial. TFX chose the name.
+# Tuner, `tuner_results`: one row for each trial. TFX requires this name.
 TUNER_RESULTS_FILE = "tuner_results.json"
 # Trainer, `model_run`: seconds, epochs, best_epoch, history.
 TRAINING_FILE = "training.json"
-# Evaluator, `evaluation`: metrics overall and by breed; a row for each photo.
+# Evaluator, `evaluation`: metrics overall and by breed; one row for each photo.
 METRICS_FILE = "metrics.json"
 OUTCOMES_FILE = "outcomes.jsonl"
 # BackboneSelector, `comparison`.
@@ -22,9 +22,9 @@ COMPARISON_FILE = "comparison.json"
 CHAMPION_FILE = "champion.json"
 # ModelGate, `decision`.
 GATE_FILE = "gate.json"
-# ServingCheck, `report`: what it checked; photos with the answers that were right.
+# ServingCheck, `report`: the checks and their results; golden requests, which are photos with expected predictions.
 SERVING_CHECK_FILE = "serving_check.json"
-SERVING_ANSWERS_FILE = "golden.json"
+SERVING_CHECK_GOLDEN_FILE = "golden.json"
 # Pusher, `pushed`.
 PUSH_FILE = "push.json"
 # Rollout, `outcome`.

@@ -1,4 +1,4 @@
-"""JSON documents inside artifacts, local or remote."""
+"""JSON files in local or remote artifacts."""
 
 import json
 import os
@@ -10,23 +10,23 @@ from components.local_copies import is_remote
 
 
 def read_json(uri: str, name: str) -> Any:
-    """The JSON document `name` below `uri`.
+    """Read the JSON file `name` in the folder `uri`.
 
     Raises:
-        FileNotFoundError: it is not there.
-        DamagedFileError: it is damaged.
+        FileNotFoundError: If the file does not exist.
+        DamagedFileError: If the file is not valid JSON.
     """
     return _parse(os.path.join(uri, name), json.loads)
 
 
 def write_json(uri: str, name: str, document: Any) -> None:
-    """Writes the JSON document `name` below `uri`, making its folder."""
+    """Write `document` to the JSON file `name` in the folder `uri`; create the folder if it does not exist."""
     with _open(os.path.join(uri, name), "w") as file:
         file.write(json.dumps(document, indent=1, sort_keys=True))
 
 
 def read_json_lines(uri: str, name: str) -> list[Any]:
-    """The JSON documents in the lines of `name` below `uri`; raises as `read_json`."""
+    """Read the JSON Lines file `name` in the folder `uri`; raise the same errors as `read_json`."""
     return _parse(os.path.join(uri, name), lambda text: [json.loads(line) for line in text.splitlines()])
 
 
@@ -43,7 +43,7 @@ def _open(path: str, mode: str):
         if mode == "w":
             os.makedirs(os.path.dirname(path), exist_ok=True)
         return open(path, mode, encoding="utf-8")
-    from tfx.dsl.io import fileio  # takes ten seconds to import
+    from tfx.dsl.io import fileio  # the import takes ten seconds
 
     if mode == "w":
         fileio.makedirs(os.path.dirname(path))

@@ -1,6 +1,6 @@
-"""What the Kubeflow UI shows of a component: numbers and a confusion matrix in properties, pages in files.
+"""Artifacts that the Kubeflow UI visualizes: metrics and confusion matrices in properties, pages in files.
 
-The numbers are in a file as well: an artifact without content gets lost on its way through an object store.
+Metrics are written to a file, too, because an artifact without files gets lost in an object store.
 """
 
 import math
@@ -15,12 +15,12 @@ from components.artifacts import HTML, ClassificationMetrics, Markdown, Metrics
 from components.json_files import write_json
 
 VIEW_FILE = "view.json"
-# What Markdown or the HTML in it would take for markup. CommonMark shows each of these characters after a backslash.
-_MARKDOWN = re.compile(r"[\\`*_~<>\[\]|&#!]|^[-+]", re.MULTILINE)
+# Characters that Markdown, or HTML in it, treats as markup. In CommonMark a backslash escapes each of them.
+_MARKUP = re.compile(r"[\\`*_~<>\[\]|&#!]|^[-+]", re.MULTILINE)
 
 
 def set_metrics(artifact: Metrics, numbers: Mapping[str, float | None]) -> None:
-    """Shows each number under its name; one that is not finite, or None, is not shown."""
+    """Set the numbers as properties of the artifact; skip numbers that are None or not finite."""
     finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
     for name, value in finite.items():
         artifact.set_float_custom_property(name, value)
@@ -28,7 +28,7 @@ def set_metrics(artifact: Metrics, numbers: Mapping[str, float | None]) -> None:
 
 
 def set_confusion_matrix(artifact: ClassificationMetrics, confusion: Mapping[str, Any] | None) -> None:
-    """Shows a matrix as metrics.json has it: `rows[i][j]` photos of `breeds[i]` were called `breeds[j]`; None: none."""
+    """Set the confusion matrix of metrics.json: `rows[i][j]` photos of `breeds[i]` were predicted as `breeds[j]`."""
     matrix = confusion and {
         "annotationSpecs": [{"displayName": breed} for breed in confusion["breeds"]],
         "rows": [{"row": row} for row in confusion["rows"]],
@@ -38,13 +38,13 @@ def set_confusion_matrix(artifact: ClassificationMetrics, confusion: Mapping[str
     write_json(artifact.uri, VIEW_FILE, matrix)
 
 
-def plain_markdown(text: str) -> str:
-    """Markdown that shows `text` as it is, with the names of breeds that are in it."""
-    return _MARKDOWN.sub(r"\\\g<0>", text)
+def escape_markdown(text: str) -> str:
+    """Escape `text`, which may include breed names, so that Markdown shows it literally."""
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def write_page(artifact: HTML | Markdown, text: str) -> None:
-    """Shows a page."""
+    """Write an HTML or Markdown page to the URI of the artifact."""
     fileio.makedirs(os.path.dirname(artifact.uri))
     with fileio.open(artifact.uri, "w") as file:
         file.write(text)

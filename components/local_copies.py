@@ -1,4 +1,4 @@
-"""Remote artifacts for code that needs a path of this machine: copied once, by TFX's file layer."""
+"""Local copies of remote artifacts, for code that needs a local path. TFX file systems copy them."""
 
 import contextlib
 import os
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is an address such as `gs://bucket/folder`."""
+    """Whether `path` is an address such as `gs://bucket/folder`."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """Path of the file or folder `uri` on this machine: itself, or of a remote one a copy, removed afterwards.
+    """Yield a local path of the file or folder `uri`: `uri` itself, or for a remote one a temporary copy.
 
     Raises:
-        NotFoundError: of TFX's file layer: there is no such remote file.
+        NotFoundError: If the remote file does not exist (the error type of TFX file systems).
     """
     if not is_remote(uri):
         yield uri
         return
-    from tfx.dsl.io import fileio  # takes ten seconds to import
+    from tfx.dsl.io import fileio  # the import takes ten seconds
     from tfx.utils import io_utils
 
     with tempfile.TemporaryDirectory(prefix="catbreeds-") as folder:
@@ -35,9 +35,9 @@ def local_copy(uri: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def local_output(uri: str) -> Iterator[str]:
-    """Path of a folder on this machine to write the folder `uri` in: itself, or of a remote one a temporary folder.
+    """Yield a local folder for the contents of the folder `uri`: `uri` itself, or for a remote one a temporary folder.
 
-    What was written to the temporary folder is copied to `uri` when the block has ended without an error.
+    If the block ends without an error, the temporary folder is copied to `uri`.
     """
     if not is_remote(uri):
         yield uri

@@ -1,4 +1,4 @@
-"""Photos out of the examples that ImageExampleGen wrote, and as pages hold them."""
+"""Photos from the examples of ImageExampleGen, and thumbnails for pages."""
 
 import base64
 import io
@@ -12,31 +12,31 @@ from components.local_copies import local_copy
 _THUMBNAIL_SIDE = 160
 
 
-def read_images(examples: str, split: str, wanted: Collection[str]) -> dict[str, bytes]:
-    """JPEG or PNG bytes of photos in a split, by content hash, in the order of `wanted`.
+def read_images(examples: str, split: str, content_hashes: Collection[str]) -> dict[str, bytes]:
+    """Read the JPEG or PNG bytes of photos in a split, by content hash, in the order of `content_hashes`.
 
     Args:
-        examples: URI of the artifact.
+        examples: URI of the examples artifact.
         split: train, eval or test.
-        wanted: content hashes; what the split does not have is left out.
+        content_hashes: Content hashes of the photos; hashes that are not in the split are ignored.
     """
-    import tensorflow as tf  # takes long, and thumbnails do without
+    import tensorflow as tf  # the import is slow, and thumbnails do not need it
 
-    found = {}
+    images = {}
     with local_copy(os.path.join(examples, f"Split-{split}")) as folder:
         files = sorted(tf.io.gfile.glob(os.path.join(folder, "*")))
         for record in tf.data.TFRecordDataset(files).as_numpy_iterator():
             features = tf.train.Example.FromString(record).features.feature
             content_hash = features["content_hash"].bytes_list.value[0].decode()
-            if content_hash in wanted:
-                found[content_hash] = features["image_bytes"].bytes_list.value[0]
-            if len(found) == len(wanted):
+            if content_hash in content_hashes:
+                images[content_hash] = features["image_bytes"].bytes_list.value[0]
+            if len(images) == len(content_hashes):
                 break
-    return {content_hash: found[content_hash] for content_hash in wanted if content_hash in found}
+    return {content_hash: images[content_hash] for content_hash in content_hashes if content_hash in images}
 
 
-def thumbnail(data: bytes) -> str:
-    """A photo's file as a small JPEG, in a data URL."""
+def thumbnail_data_url(data: bytes) -> str:
+    """Data URL of a small JPEG of the photo in `data`."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Keras with the settings that this project was measured with, whatever keras.json of this machine says."""
+"""Keras with the settings that this project was measured with; they override the keras.json of the machine."""
 
 import keras
 

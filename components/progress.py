@@ -1,4 +1,4 @@
-"""How far a long component is. Components report, whoever runs them may listen; nobody listening costs nothing."""
+"""Progress of long components. Components report it; the runner can set a listener to receive the reports."""
 
 from collections.abc import Callable
 
@@ -7,25 +7,25 @@ Listener = Callable[[str, int, int | None], None]
 _listener: Listener | None = None
 
 
-def listen(listener: Listener | None) -> None:
-    """Sends the reports of this process to `listener(what, done, total)`; None stops that."""
+def set_listener(listener: Listener | None) -> None:
+    """Set the function `listener(unit, done, total)` that receives the reports of this process; None removes it."""
     global _listener
     _listener = listener
 
 
-def report(what: str, done: int, total: int | None = None) -> None:
-    """Says that `done` of `total` (None: unknown) units of `what` are finished."""
+def report(unit: str, done: int, total: int | None = None) -> None:
+    """Report that `done` of `total` units, such as "photos", are finished; None means that the total is unknown."""
     if _listener is not None:
-        _listener(what, done, total)
+        _listener(unit, done, total)
 
 
 class Counter:
-    """Adds up work that is finished in pieces, as in the bundles of a Beam worker."""
+    """Counts finished units across several calls, such as the bundles of a Beam worker."""
 
-    def __init__(self, what: str, total: int | None = None):
-        self.what, self.total, self.done = what, total, 0
+    def __init__(self, unit: str, total: int | None = None):
+        self.unit, self.total, self.done = unit, total, 0
 
     def add(self, count: int = 1) -> None:
-        """Reports `count` more units."""
+        """Report `count` more finished units."""
         self.done += count
-        report(self.what, self.done, self.total)
+        report(self.unit, self.done, self.total)

@@ -1,4 +1,4 @@
-"""SavedModels as this project writes them."""
+"""Writing SavedModels."""
 
 import os
 from collections.abc import Mapping
@@ -10,28 +10,29 @@ def save(
     module: tf.Module,
     path: str,
     signatures: Mapping[str, tf.types.experimental.PolymorphicFunction],
-    for_servers: bool = False,
+    for_tensorflow_serving: bool = False,
 ) -> None:
-    """Writes `module` as a SavedModel with `signatures` to the directory `path`.
+    """Write `module` as a SavedModel.
 
     Args:
-        module: what to write.
-        path: directory.
-        signatures: name -> function.
-        for_servers: TensorFlow Serving can load it, too, not only `tf.saved_model.load`.
+        module: Module to save.
+        path: Directory of the SavedModel.
+        signatures: Signature name -> function.
+        for_tensorflow_serving: Whether TensorFlow Serving must be able to load it, too, not only `tf.saved_model.load`.
     """
     options = tf.saved_model.SaveOptions(
-        # Nothing takes gradients of a saved model, and tracing them takes most of the time that a large network needs
-        # (`_trace_gradient_functions` in TensorFlow's save.py is quadratic).
+        # Saved models are not trained further, and tracing gradients takes most of the time to save a large network:
+        # `_trace_gradient_functions` in TensorFlow's save.py takes quadratic time.
         experimental_custom_gradients=False,
-        # Two operations a variable that restore it in a session; they double the time to load a large network.
-        experimental_skip_saver=not for_servers,
+        # The saver adds two operations for each variable, which TensorFlow Serving needs to restore it in a session.
+        # They double the time to load a large network.
+        experimental_skip_saver=not for_tensorflow_serving,
     )
     tf.saved_model.save(module, path, signatures=signatures, options=options)
 
 
 def size(path: str) -> int:
-    """Bytes of all files below the directory `path`."""
+    """Total size in bytes of all files in the directory `path`, at any depth."""
     return sum(
         tf.io.gfile.stat(os.path.join(folder, name)).length
         for folder, _, names in tf.io.gfile.walk(path)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line for each step, a bar inside the long ones, everything else in a log."""
+"""Terminal output: a line per component, progress bars, and the redirection of all other output to a log."""
 
 import contextlib
 import os
@@ -25,43 +25,46 @@ if TYPE_CHECKING:
     from pipeline.runners.local import NodeRun
 
 
-def _whole() -> Column:
-    """A column of numbers; where the terminal is narrow the bar beside it gives way."""
+def _number_column() -> Column:
+    """Returns a column that is never truncated; on a narrow terminal the bar next to it shrinks."""
     return Column(no_wrap=True)
 
 
 def console_on(stream: TextIO) -> Console:
-    """A console; piped output has no width of its own, and wrapping would break paths. `:cat:` stays a name."""
+    """Returns a console that does not replace emoji codes, because `:cat:` may be part of a name.
+
+    Piped output has no width, so it gets a fixed one.
+    """
     return Console(file=stream, width=None if stream.isatty() else 120, emoji=False)
 
 
 def print_error(message: object) -> None:
-    """Prints a line on standard error; it reaches people also inside `noise_to`."""
+    """Prints a line to standard error, also while `noise_to` redirects it."""
     print(message, file=_standard_error or sys.stderr, flush=True)
 
 
-_standard_error: TextIO | None = None  # of this process, while `noise_to` sends it to a log
+_standard_error: TextIO | None = None  # the original standard error, while `noise_to` redirects it
 
 
 @contextlib.contextmanager
 def noise_to(log: Path) -> Iterator[Console]:
-    """Sends all that this process prints, C++ libraries included, to `log`.
+    """Redirects standard output and standard error of this process, including C++ libraries, to the file `log`.
 
-    The console given still reaches people, as does `print_error`.
+    The console that it yields, and `print_error`, still write to the original streams.
     """
     global _standard_error
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with open(log, "a", encoding="utf-8") as file, _copy(1, sys.stdout) as people, _copy(2, sys.stderr) as errors:
+    with open(log, "a", encoding="utf-8") as file, _copy(1, sys.stdout) as stdout, _copy(2, sys.stderr) as stderr:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        outer, _standard_error = _standard_error, errors
+        previous, _standard_error = _standard_error, stderr
         try:
-            yield console_on(people)
+            yield console_on(stdout)
         finally:
-            _standard_error = outer
+            _standard_error = previous
             sys.stdout.flush()
             sys.stderr.flush()
             for descriptor, stream in zip(saved, (1, 2), strict=True):
@@ -70,18 +73,18 @@ def noise_to(log: Path) -> Iterator[Console]:
 
 
 def _copy(descriptor: int, stream: TextIO) -> TextIO:
-    """Another stream to where `descriptor` leads now; what the encoding of `stream` lacks is written as an escape."""
+    """Returns a new stream to the current target of `descriptor`; it escapes characters that its encoding lacks."""
     return os.fdopen(os.dup(descriptor), "w", encoding=stream.encoding or "utf-8", errors="backslashreplace")
 
 
 class RunView:
-    """Shows a run: a line for each component that is done, on a terminal also what is running and how far it is.
+    """Shows a run: one line per completed component and, on a terminal, a progress bar per running component.
 
     It is the listener of `pipeline.runners.local.run`.
 
     Args:
-        console: where to show it.
-        logs: folder of the components' logs.
+        console: Console to print to.
+        logs: Folder with the logs of the components.
     """
 
     def __init__(self, console: Console, logs: Path):
@@ -89,9 +92,9 @@ class RunView:
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(table_column=_whole()),
-            TextColumn("{task.fields[what]}"),
-            TimeElapsedColumn(table_column=_whole()),
+            MofNCompleteColumn(table_column=_number_column()),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(table_column=_number_column()),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -106,39 +109,39 @@ class RunView:
     def __exit__(self, *_) -> None:
         self._live.stop()
 
-    def starting(self, what: str) -> None:
-        """Shows `what` as running until the first component starts."""
-        self._tasks[what] = self._live.add_task(escape(what), total=None, what="")
+    def starting(self, activity: str) -> None:
+        """Shows an activity until the first component starts."""
+        self._tasks[activity] = self._live.add_task(escape(activity), total=None, unit="")
 
     def on_start(self, node_id: str, total: int) -> None:
-        """A component starts, one of `total`."""
+        """Shows that one of `total` components started."""
         if not self._total:
             self._remove(*self._tasks)
         self._total = total
-        self._tasks[node_id] = self._live.add_task(escape(node_id), total=None, what="")
+        self._tasks[node_id] = self._live.add_task(escape(node_id), total=None, unit="")
 
-    def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
-        """`done` of `total` units of `what` are finished in a component."""
-        self._live.update(self._tasks[node_id], completed=done, total=total, what=what)
+    def on_progress(self, node_id: str, unit: str, done: int, total: int | None) -> None:
+        """Shows that a component has processed `done` of `total` units, such as photos."""
+        self._live.update(self._tasks[node_id], completed=done, total=total, unit=unit)
 
     def on_finish(self, run: "NodeRun") -> None:
-        """A component is done."""
+        """Prints the line of a completed component."""
         self._remove(run.node_id)
         self._done += 1
-        how = "[dim]cached[/]" if run.cached else "run   "
+        status = "[dim]cached[/]" if run.cached else "run   "
         self._console.print(
-            rf"\[{self._done:>2}/{self._total}] {run.node_id:<28} {how} {run.seconds:>7.1f} s", highlight=False
+            rf"\[{self._done:>2}/{self._total}] {run.node_id:<28} {status} {run.seconds:>7.1f} s", highlight=False
         )
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
-        """A component failed; those in `running` are completed before the run ends."""
+        """Prints why a component failed; the components in `running` complete before the run ends."""
         self._remove(node_id)
-        self._say(f"{node_id} failed: {_in_short(cause)}", style="red")
-        self._say(f"Log: {self._logs / node_id}.log")
+        self._print(f"{node_id} failed: {_short_message(cause)}", style="red")
+        self._print(f"Log: {self._logs / node_id}.log")
         if running:
-            self._say(f"Waiting for {', '.join(running)} to complete.")
+            self._print(f"Waiting for {', '.join(running)} to complete.")
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _remove(self, *names: str) -> None:
@@ -146,8 +149,8 @@ class RunView:
             self._live.remove_task(self._tasks.pop(name))
 
 
-def _in_short(error: BaseException) -> str:
-    """An error for people: ours in full, anybody else's by its kind and first lines."""
+def _short_message(error: BaseException) -> str:
+    """Returns the message of an error of this project, or the type and the first lines of any other error."""
     from components.errors import DataError, WeightsError
 
     if isinstance(error, DataError | WeightsError):
@@ -157,15 +160,15 @@ def _in_short(error: BaseException) -> str:
 
 
 class TransferView:
-    """Follows files as they come and are unpacked: bars on a terminal; notes are lines everywhere."""
+    """Shows downloads and the reading of archives: as progress bars on a terminal, as lines elsewhere."""
 
     def __init__(self, console: Console):
         self._console = console
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            DownloadColumn(table_column=_whole()),
-            TransferSpeedColumn(table_column=_whole()),
+            DownloadColumn(table_column=_number_column()),
+            TransferSpeedColumn(table_column=_number_column()),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -182,11 +185,11 @@ class TransferView:
 
     @property
     def on_terminal(self) -> bool:
-        """Whether bars are shown."""
+        """Whether progress bars are shown."""
         return self._console.is_terminal
 
     def start(self, name: str, done: int, total: int | None) -> None:
-        """The file `name` comes, of which `done` of `total` bytes are there."""
+        """Shows that the download of a file starts, or resumes after `done` of `total` bytes."""
         if name not in self._tasks:
             self._tasks[name] = self._live.add_task(escape(name), total=None)
             if not self.on_terminal:
@@ -195,13 +198,13 @@ class TransferView:
         self._live.update(self._current, completed=done, total=total)
 
     def advance(self, count: int) -> None:
-        """So many more bytes of it came."""
+        """Adds `count` received bytes to the current file."""
         self._live.update(self._current, advance=count)
 
     def reading(self, path: Path) -> BinaryIO:
-        """The file, opened; how far it has been read is shown."""
+        """Opens a file and shows how much of it has been read."""
         return self._live.open(path, "rb", description=escape(f"reading {path.name}"))
 
     def note(self, text: str) -> None:
-        """Something that people should know."""
+        """Prints a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,15 +1,20 @@
-"""The pipeline's graph. One function for every runner; what differs between them is in their `RunContext`."""
+"""The graph of the pipeline, built by one function for all runners. What differs between runners is in `RunContext`.
+
+The graph has five parts: ingestion (`_ingestion`), one branch per backbone (`_candidate`), the selection of the best
+backbone (`_selector`), the release of the winner (`_release`) and, on a cluster, the report (`_run_report`).
+"""
 
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform, Tuner
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.experimental.conditionals.conditional import Cond
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import trainer_pb2, transform_pb2
+from tfx.types import Channel
 
 from components.candidates.backbone import Backbone
 from components.candidates.backbone_selector import BackboneSelector
@@ -30,12 +35,12 @@ from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
 
 if StatisticsGen is None:
-    # TFX hides a failed import behind None.
-    raise ImportError("TFX cannot import tensorflow_data_validation; run `make setup` to install what it needs")
+    # TFX replaces components that it cannot import by None.
+    raise ImportError("TFX cannot import tensorflow_data_validation; run `make setup` to install its dependencies")
 
 SERVING_CHECK_PHOTOS = 4
 _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
-# What decides on a trained head, and what decides on a whole model.
+# Modules that determine a trained head, and those that determine the whole model.
 _HEAD_MODULES = (
     "components.candidates.embedding_gen",
     "components.candidates.served_model",
@@ -48,56 +53,75 @@ _MODEL_MODULES = (
     "pipeline.modules.tuning",
     "components.candidates.backbone_selector",
 )
+# Settings that determine the whole model.
 _MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
-_ALWAYS = contextlib.nullcontext()
+
+
+class _Ingestion(NamedTuple):
+    """Nodes that turn photos into validated examples."""
+
+    examples: BaseNode
+    statistics: BaseNode
+    schema: BaseNode
+    validator: BaseNode
+    data_gate: BaseNode
+
+
+class _Candidate(NamedTuple):
+    """Nodes of one backbone's branch."""
+
+    backbone: BaseNode
+    embeddings: BaseNode
+    transform: BaseNode
+    tuner: BaseNode
+    trainer: BaseNode
+    evaluator: BaseNode
+
+    def channels(self) -> dict[str, Channel]:
+        """Outputs of the branch that BackboneSelector and RunReport read."""
+        return {
+            "backbone": self.backbone.outputs["model"],
+            "model": self.trainer.outputs["model"],
+            "evaluation": self.evaluator.outputs["evaluation"],
+            "tuner_results": self.tuner.outputs["tuner_results"],
+            "model_run": self.trainer.outputs["model_run"],
+            "embeddings": self.embeddings.outputs["embeddings"],
+        }
 
 
 def create_pipeline(settings: Settings, context: RunContext, metadata_connection_config=None) -> Pipeline:
-    """The whole graph, from photos to a pushed model.
+    """Build the whole graph, from photos to a pushed model.
 
     Args:
-        settings: of the run.
-        context: where it runs.
-        metadata_connection_config: of ML Metadata, where the runner needs one.
+        settings: Settings of the run.
+        context: Values that depend on the runner.
+        metadata_connection_config: Connection to ML Metadata, for runners that need one.
 
     Raises:
-        WeightsError: `weights_dir` has no weights for a backbone.
+        WeightsError: If `weights_dir` has no weights for a backbone.
     """
-    nodes = _data_nodes(settings, context)
-    examples, statistics, schema, _, data_gate = nodes
-    retrain = _retrain_gate(settings, context, examples) if context.in_cluster else None
-    nodes += [retrain] if retrain else []
-    candidates = {}
-    for backbone in settings.backbones:
-        branch = _candidate_nodes(settings, context, backbone, examples, data_gate, retrain)
-        nodes += branch.values()
-        candidates[backbone] = {
-            "backbone": branch["backbone"].outputs["model"],
-            "model": branch["trainer"].outputs["model"],
-            "evaluation": branch["evaluator"].outputs["evaluation"],
-            "tuner_results": branch["tuner"].outputs["tuner_results"],
-            "model_run": branch["trainer"].outputs["model_run"],
-            "embeddings": branch["embeddings"].outputs["embeddings"],
-        }
-    selector = BackboneSelector(
-        candidates,
-        report=examples.outputs["report"],
-        rule=settings.selection.rule,
-        top_k=settings.top_k,
-        model_name=settings.model_name,
-        code_digest=context.code_digest("components.candidates.backbone_selector"),
-    )
-    admission = _admission_nodes(settings, context, selector, examples, statistics, schema, retrain)
-    nodes += [selector, *admission.values()]
+    ingestion = _ingestion(settings, context)
+    retrain_gate = _retrain_gate(settings, context, ingestion) if context.in_cluster else None
+    candidates = {
+        backbone: _candidate(settings, context, backbone, ingestion, retrain_gate) for backbone in settings.backbones
+    }
+    selector = _selector(settings, context, candidates, ingestion)
+    release = _release(settings, context, selector, ingestion, retrain_gate)
+
+    nodes = [
+        *ingestion,
+        *(node for candidate in candidates.values() for node in candidate),
+        selector,
+        *release.values(),
+    ]
     if context.in_cluster:
-        nodes.append(_run_report(context, candidates, selector, examples, data_gate, admission))
-        with Cond(admission["gate"].outputs["decision"].future()[0].custom_property("refused") == 0):
-            nodes.append(GatePassed())
+        report = _run_report(context, candidates, selector, ingestion, release)
+        nodes += [retrain_gate, report, _gate_passed(release["gate"])]
     return _pipeline(settings, nodes, metadata_connection_config)
 
 
 def create_ingestion(settings: Settings, context: RunContext, metadata_connection_config=None) -> Pipeline:
-    """The first component alone; a whole run in the same workdir finds its result in the cache."""
+    """Build a graph with only the first component; a full run in the same workdir reuses its result from the cache."""
     return _pipeline(settings, [_example_gen(settings, context)], metadata_connection_config)
 
 
@@ -125,13 +149,13 @@ def _example_gen(settings: Settings, context: RunContext) -> BaseNode:
     )
 
 
-def _data_nodes(settings: Settings, context: RunContext) -> list[BaseNode]:
-    """Photos to verified examples; the last node stops the run when the data is wrong."""
+def _ingestion(settings: Settings, context: RunContext) -> _Ingestion:
+    """Read the photos and validate them; DataGate stops the run if the data is invalid."""
     examples = _example_gen(settings, context)
     statistics = StatisticsGen(examples=examples.outputs["examples"])
     schema = ImportSchemaGen(text=photos_schema(settings).read_text(encoding="utf-8"), schema_file=context.schema_file)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
-    gate = DataGate(
+    data_gate = DataGate(
         anomalies=validator.outputs["anomalies"],
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
@@ -139,17 +163,17 @@ def _data_nodes(settings: Settings, context: RunContext) -> list[BaseNode]:
         schema_file=context.schema_file,
         registry=context.registry,
         stable=context.stable,
-        max_bad_share=settings.ingest.max_bad_share,
+        max_bad_share=settings.ingest.max_unusable_share,
         min_photos_per_breed=settings.ingest.min_photos_per_breed,
         code_digest=context.code_digest("components.ingestion.data_gate"),
     )
-    return [examples, statistics, schema, validator, gate]
+    return _Ingestion(examples, statistics, schema, validator, data_gate)
 
 
-def _retrain_gate(settings: Settings, context: RunContext, examples: BaseNode) -> BaseNode:
-    """Whether a run is worth its cost."""
+def _retrain_gate(settings: Settings, context: RunContext, ingestion: _Ingestion) -> BaseNode:
+    """Skip training if the registry already has a model with the same inputs."""
     return RetrainGate(
-        ingest=examples.outputs["report"],
+        ingest=ingestion.examples.outputs["report"],
         registry=context.registry,
         backbones=" ".join(settings.backbones),
         weights=settings.weights,
@@ -159,17 +183,12 @@ def _retrain_gate(settings: Settings, context: RunContext, examples: BaseNode) -
     )
 
 
-def _candidate_nodes(
-    settings: Settings,
-    context: RunContext,
-    backbone: str,
-    examples: BaseNode,
-    data_gate: BaseNode,
-    retrain: BaseNode | None,
-) -> dict[str, BaseNode]:
-    """The branch of one backbone, from its weights to a model scored on eval."""
-    # Everything of a branch rests on its backbone: where that is skipped, nothing else runs.
-    with Cond(retrain.outputs["decision"].future()[0].custom_property("retrain") == 1) if retrain else _ALWAYS:
+def _candidate(
+    settings: Settings, context: RunContext, backbone: str, ingestion: _Ingestion, retrain_gate: BaseNode | None
+) -> _Candidate:
+    """Load a backbone, tune and train a head on its embeddings, and evaluate the head on the eval split."""
+    # All other nodes of the branch depend on the backbone, so skipping it skips the branch.
+    with _if_retraining(retrain_gate):
         network = Backbone(
             architecture=backbone,
             weights=settings.weights,
@@ -180,17 +199,17 @@ def _candidate_nodes(
             code_digest=context.code_digest("components.candidates.backbone"),
         )
     embeddings = EmbeddingGen(
-        examples=examples.outputs["examples"],
+        examples=ingestion.examples.outputs["examples"],
         backbone=network.outputs["model"],
         schema_template=_EMBEDDINGS_SCHEMA.read_text(encoding="utf-8"),
-        batch=settings.beam.embedding_batch,
+        batch=settings.beam.embedding_batch_size,
         code_digest=context.code_digest("components.candidates.embedding_gen"),
     )
-    # Wrong data leaves no embedding. On a cluster it also costs no backbone; on one machine there is nothing else to do
-    # while the data is checked.
-    embeddings.add_upstream_node(data_gate)
+    # Nothing is embedded before the data is validated. On a cluster the backbone waits too, because its task costs
+    # money; on one machine it loads while the data is validated.
+    embeddings.add_upstream_node(ingestion.data_gate)
     if context.in_cluster:
-        network.add_upstream_node(data_gate)
+        network.add_upstream_node(ingestion.data_gate)
     transform = Transform(
         examples=embeddings.outputs["embeddings"],
         schema=embeddings.outputs["schema"],
@@ -199,7 +218,7 @@ def _candidate_nodes(
         disable_statistics=True,
         custom_config={"code_digest": context.code_digest("pipeline.modules.preprocessing")},
     )
-    learned: dict[str, Any] = {
+    training_inputs: dict[str, Any] = {
         "examples": transform.outputs["transformed_examples"],
         "transform_graph": transform.outputs["transform_graph"],
         "train_args": trainer_pb2.TrainArgs(),
@@ -213,7 +232,7 @@ def _candidate_nodes(
             "seed": settings.seed,
             "code_digest": context.code_digest("pipeline.modules.tuning"),
         },
-        **learned,
+        **training_inputs,
     )
     trainer = Trainer(
         run_fn="pipeline.modules.training.run_fn",
@@ -224,7 +243,7 @@ def _candidate_nodes(
             "modules": _HEAD_MODULES,
             "code_digest": context.code_digest(*_HEAD_MODULES),
         },
-        **learned,
+        **training_inputs,
     )
     evaluator = Evaluator(
         examples=embeddings.outputs["embeddings"],
@@ -234,37 +253,53 @@ def _candidate_nodes(
         signature="classify_embedding",
         code_digest=context.code_digest("components.candidates.evaluator"),
     )
-    return {
-        "backbone": network.with_id(f"Backbone-{backbone}"),
-        "embeddings": embeddings.with_id(f"EmbeddingGen-{backbone}"),
-        "transform": transform.with_id(f"Transform-{backbone}"),
-        "tuner": tuner.with_id(f"Tuner-{backbone}"),
-        "trainer": trainer.with_id(f"Trainer-{backbone}"),
-        "evaluator": evaluator.with_id(f"Evaluator-{backbone}"),
-    }
+    return _Candidate(
+        backbone=network.with_id(f"Backbone-{backbone}"),
+        embeddings=embeddings.with_id(f"EmbeddingGen-{backbone}"),
+        transform=transform.with_id(f"Transform-{backbone}"),
+        tuner=tuner.with_id(f"Tuner-{backbone}"),
+        trainer=trainer.with_id(f"Trainer-{backbone}"),
+        evaluator=evaluator.with_id(f"Evaluator-{backbone}"),
+    )
 
 
-def _admission_nodes(
-    settings: Settings,
-    context: RunContext,
-    selector: BaseNode,
-    examples: BaseNode,
-    statistics: BaseNode,
-    schema: BaseNode,
-    retrain: BaseNode | None,
+def _if_retraining(retrain_gate: BaseNode | None) -> contextlib.AbstractContextManager:
+    """Nodes created in this context run only if RetrainGate decided to train; without the gate, they always run."""
+    if not retrain_gate:
+        return contextlib.nullcontext()
+    return Cond(retrain_gate.outputs["decision"].future()[0].custom_property("retrain") == 1)
+
+
+def _selector(
+    settings: Settings, context: RunContext, candidates: dict[str, _Candidate], ingestion: _Ingestion
+) -> BaseNode:
+    """Select the best backbone by its metrics on the eval split."""
+    return BackboneSelector(
+        {backbone: candidate.channels() for backbone, candidate in candidates.items()},
+        report=ingestion.examples.outputs["report"],
+        rule=settings.selection.rule,
+        top_k=settings.top_k,
+        model_name=settings.model_name,
+        code_digest=context.code_digest("components.candidates.backbone_selector"),
+    )
+
+
+def _release(
+    settings: Settings, context: RunContext, selector: BaseNode, ingestion: _Ingestion, retrain_gate: BaseNode | None
 ) -> dict[str, BaseNode]:
-    """The winner against the model in service, on the test photos that nothing has seen yet; then the push."""
+    """Compare the winner with the champion on the test split, and push it if it passes the gate and can be served."""
     champion = ChampionModel(
         candidate=selector.outputs["winner"],
         registry=context.registry,
         stable=context.stable,
         code_digest=context.code_digest("components.release.champion_model"),
     )
-    # Two nodes, not one: each model numbers breeds by itself, and a new champion does not re-measure the candidate.
-    measures = {
+    # Two Evaluator nodes, because each model has its own class indices, and because a new champion must not cause the
+    # candidate to be evaluated again.
+    evaluators = {
         node_id: Evaluator(
-            examples=examples.outputs["examples"],
-            schema=schema.outputs["schema"],
+            examples=ingestion.examples.outputs["examples"],
+            schema=ingestion.schema.outputs["schema"],
             model=model,
             split="test",
             signature="serving_default",
@@ -277,28 +312,28 @@ def _admission_nodes(
     }
     gate = ModelGate(
         candidate=selector.outputs["winner"],
-        candidate_evaluation=measures["Evaluator-gate"].outputs["evaluation"],
+        candidate_evaluation=evaluators["Evaluator-gate"].outputs["evaluation"],
         champion=champion.outputs["champion"],
-        champion_evaluation=measures["Evaluator-champion"].outputs["evaluation"],
-        ingest=examples.outputs["report"],
+        champion_evaluation=evaluators["Evaluator-champion"].outputs["evaluation"],
+        ingest=ingestion.examples.outputs["report"],
         code_digest=context.code_digest("components.release.model_gate"),
         **context.gate,
     )
-    check = ServingCheck(
+    serving_check = ServingCheck(
         model=selector.outputs["winner"],
         blessing=gate.outputs["blessing"],
-        examples=examples.outputs["examples"],
-        evaluation=measures["Evaluator-gate"].outputs["evaluation"],
+        examples=ingestion.examples.outputs["examples"],
+        evaluation=evaluators["Evaluator-gate"].outputs["evaluation"],
         photos=SERVING_CHECK_PHOTOS,
         code_digest=context.code_digest("components.release.serving_check", "serving.local.saved_model_process"),
     )
     pusher = Pusher(
         model=selector.outputs["winner"],
         decision=gate.outputs["decision"],
-        serving_report=check.outputs["report"],
-        statistics=statistics.outputs["statistics"],
-        evaluation=measures["Evaluator-gate"].outputs["evaluation"],
-        ingest=examples.outputs["report"],
+        serving_report=serving_check.outputs["report"],
+        statistics=ingestion.statistics.outputs["statistics"],
+        evaluation=evaluators["Evaluator-gate"].outputs["evaluation"],
+        ingest=ingestion.examples.outputs["report"],
         registry=context.registry,
         run_id=context.run_id,
         run_date=context.run_date,
@@ -307,19 +342,19 @@ def _admission_nodes(
         data=context.data,
         weights_dir=context.weights_dir,
         model_name=settings.model_name,
-        **settings.card.model_dump(),
-        **({"retrain": retrain.outputs["decision"]} if retrain else {}),
+        **settings.model_card.model_dump(),
+        **({"retrain": retrain_gate.outputs["decision"]} if retrain_gate else {}),
     )
-    nodes = {**measures, "champion": champion, "gate": gate, "check": check, "pusher": pusher}
-    if settings.rollout.start != "off":
+    nodes = {**evaluators, "champion": champion, "gate": gate, "serving_check": serving_check, "pusher": pusher}
+    if settings.rollout.target != "off":
         nodes["rollout"] = Rollout(
             pushed=pusher.outputs["pushed"],
             registry=context.registry,
             run_id=context.run_id,
-            namespace=settings.rollout.namespace if settings.rollout.start == "cluster" else "",
-            models=settings.rollout.models,
-            share=settings.rollout.share,
-            loaded=settings.rollout.loaded,
+            namespace=settings.rollout.namespace if settings.rollout.target == "cluster" else "",
+            models=settings.rollout.models_dir,
+            share=settings.rollout.canary_share,
+            loaded=settings.rollout.loaded_versions,
             load_seconds=settings.rollout.load_seconds,
         )
     return nodes
@@ -327,25 +362,24 @@ def _admission_nodes(
 
 def _run_report(
     context: RunContext,
-    candidates: dict[str, dict[str, Any]],
+    candidates: dict[str, _Candidate],
     selector: BaseNode,
-    examples: BaseNode,
-    data_gate: BaseNode,
-    admission: dict[str, BaseNode],
+    ingestion: _Ingestion,
+    release: dict[str, BaseNode],
 ) -> BaseNode:
-    """What people read of the run."""
+    """Write the report of the run, which the UI of Kubeflow Pipelines shows."""
     return RunReport(
-        training={backbone: channels["model_run"] for backbone, channels in candidates.items()},
-        trials={backbone: channels["tuner_results"] for backbone, channels in candidates.items()},
+        training={backbone: candidate.channels()["model_run"] for backbone, candidate in candidates.items()},
+        trials={backbone: candidate.channels()["tuner_results"] for backbone, candidate in candidates.items()},
         inputs={
-            "ingest": examples.outputs["report"],
-            "verdict": data_gate.outputs["verdict"],
-            "examples": examples.outputs["examples"],
+            "ingest": ingestion.examples.outputs["report"],
+            "verdict": ingestion.data_gate.outputs["verdict"],
+            "examples": ingestion.examples.outputs["examples"],
             "comparison": selector.outputs["comparison"],
             "winner": selector.outputs["winner"],
-            "evaluation": admission["Evaluator-gate"].outputs["evaluation"],
-            "decision": admission["gate"].outputs["decision"],
-            "pushed": admission["pusher"].outputs["pushed"],
+            "evaluation": release["Evaluator-gate"].outputs["evaluation"],
+            "decision": release["gate"].outputs["decision"],
+            "pushed": release["pusher"].outputs["pushed"],
         },
         parameters={
             "registry": context.registry,
@@ -355,3 +389,9 @@ def _run_report(
             "weights_dir": context.weights_dir,
         },
     )
+
+
+def _gate_passed(gate: BaseNode) -> BaseNode:
+    """Add a task that is skipped if the gate rejects the candidate, so that the task list of the run shows it."""
+    with Cond(gate.outputs["decision"].future()[0].custom_property("refused") == 0):
+        return GatePassed()

@@ -1,4 +1,7 @@
-"""Where the graph runs: what a run on this machine knows beforehand, and a compiled pipeline only finds out at work."""
+"""Values of the graph that depend on the runner.
+
+On one machine they are known before the run starts; in a compiled pipeline many are parameters of each run.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,29 +16,31 @@ from components.ingestion.photo_source import open_source
 from components.local_copies import is_remote
 from components.release.champion_model import stable_identity
 from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
-from pipeline.settings import ROOT, Settings, SettingsError, to_yaml
+from pipeline.settings import ROOT, Settings, SettingsError, to_json
 from serving.registry import Registry
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the graph is told by the runner.
+    """Values that the runner passes to `pipeline.graph.create_pipeline`.
 
     Attributes:
-        data: folder or archive of photos.
-        data_digest: of the photos, for the cache; "" where it cannot be known before the run.
-        weights_dir: folder with ImageNet weights, "" for none.
-        weights_digest: backbone -> digest of its weights file, for the cache; "" where there is none, or not known yet.
-        registry: base path of the pushed models.
-        stable: see `components.release.champion_model.stable_identity`; None where the run has to look.
-        schema_file: where the schema of the photos came from, for people.
-        gate: the rules of the gate; truth values as 1 and 0, for TFX's parameters of a run have none.
-        code_digest: modules -> digest of what they run, for the cache; "" where the image's name stands for its code.
-        run_id: differs in each run.
-        run_date, schedule_time: see `components.release.pusher.date_of_run`.
-        settings: the settings in YAML, for the record.
-        in_cluster: a run ends early when nothing is new, and reports by itself; on this machine the cache makes that
-            quick, and the command line reports.
+        data: Folder or archive of photos.
+        data_digest: Digest of the photos, part of the cache key; "" if it is not known before the run.
+        weights_dir: Folder with ImageNet weights, or "".
+        weights_digest: Function that maps a backbone to the digest of its weights file, part of the cache key; it
+            returns "" if there is no file or it is not known before the run.
+        registry: Base path of the pushed models.
+        stable: See `components.release.champion_model.stable_identity`; None if the run must find out.
+        schema_file: Path of the photos' schema, for display.
+        gate: Rules of the gate, with booleans as 1 and 0, because TFX has no boolean runtime parameters.
+        code_digest: Function that maps modules to the digest of their source code, part of the cache key; it returns ""
+            if the image tag identifies the code.
+        run_id: Unique id of the run.
+        run_date, schedule_time: See `components.release.pusher.resolve_run_date`.
+        settings: Settings of the pipeline as a JSON object, for the model's record.
+        in_cluster: Whether the graph includes RetrainGate, RunReport and GatePassed. On one machine, the cache replaces
+            RetrainGate, and the command line shows the report and the exit code.
     """
 
     data: str | RuntimeParameter
@@ -55,14 +60,14 @@ class RunContext:
 
 
 def photos_schema(settings: Settings) -> Path:
-    """The file that says what photos must look like.
+    """Path of the schema that photos must match.
 
     Raises:
-        SettingsError: it is not there, or no schema.
+        SettingsError: If the file does not exist or is not a schema.
     """
     path = Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / SCHEMA_FILE
     if not path.is_file():
-        raise SettingsError(f"photos_schema: {path}: no such file; `catbreeds schema update` writes one")
+        raise SettingsError(f"photos_schema: {path}: no such file; create it with `catbreeds schema update`")
     try:
         read_schema(path)
     except (ValueError, OSError) as error:
@@ -71,20 +76,20 @@ def photos_schema(settings: Settings) -> Path:
 
 
 def _absolute(path: str) -> str:
-    """The path from the root on; "" and addresses such as gs://... as they are."""
+    """Make a local path absolute; keep "" and URIs such as gs://... unchanged."""
     return path if not path or is_remote(path) else str(Path(path).resolve())
 
 
 def local_run_context(settings: Settings, run_id: str) -> RunContext:
-    """A run here: everything is looked at beforehand, so that the cache sees what has changed.
+    """Context of a run on this machine: computes all digests now, so that the cache detects changes.
 
     Args:
-        settings: `data` must be given.
-        run_id: differs in each run.
+        settings: Settings of the run; `data` must be set.
+        run_id: Unique id of the run.
 
     Raises:
-        DataError: there are no photos in `data`.
-        SettingsError: there is no schema.
+        DataError: If `data` contains no photos.
+        SettingsError: If the schema of the photos is missing or invalid.
     """
     data, weights_dir = _absolute(settings.data), _absolute(settings.weights_dir or "")
     return RunContext(
@@ -100,6 +105,6 @@ def local_run_context(settings: Settings, run_id: str) -> RunContext:
         run_id=run_id,
         run_date="",
         schedule_time="",
-        settings=to_yaml(settings),
+        settings=to_json(settings),
         in_cluster=False,
     )

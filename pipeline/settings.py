@@ -1,9 +1,11 @@
-"""Settings of a run: typed, validated, and every key documented.
+"""Settings of a pipeline run: typed, validated and documented, one `Field` per key.
 
-They come from a YAML profile, then `CATBREEDS_...` environment variables (`CATBREEDS_TUNER__MAX_EPOCHS=5`: two
-underscores for a dot), then `--set tuner.max_epochs=5`; the later wins. `catbreeds run --print-config` shows them.
+They come from three sources: a YAML profile, environment variables (`CATBREEDS_TUNER__MAX_EPOCHS=5`; two underscores
+stand for a dot) and command-line overrides (`--set tuner.max_epochs=5`). Later sources take precedence.
+`catbreeds run --print-config` prints the result.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,14 +23,28 @@ from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
 ENVIRONMENT_PREFIX = "CATBREEDS_"
-# Other programs of the project read variables of their own under the same prefix.
-_OTHER_PROGRAMS = ("CATBREEDS_CLIENT_", "CATBREEDS_GATEWAY_", "CATBREEDS_PAGE_", "CATBREEDS_TEST_")
+# Variables of the project's other programs, which share the prefix.
+_OTHER_PREFIXES = ("CATBREEDS_CLIENT_", "CATBREEDS_GATEWAY_", "CATBREEDS_PAGE_", "CATBREEDS_TEST_")
+# Keys that earlier versions used, with their current names. An old key is an error, so that it is never ignored.
+RENAMED_KEYS = {
+    "beam.embedding_batch": "beam.embedding_batch_size",
+    "card": "model_card",
+    "ingest.max_bad_share": "ingest.max_unusable_share",
+    "kubeflow.embedding": "kubeflow.embedding_resources",
+    "kubeflow.learning": "kubeflow.training_resources",
+    "kubeflow.other": "kubeflow.default_resources",
+    "rollout.keep": "rollout.keep_versions",
+    "rollout.loaded": "rollout.loaded_versions",
+    "rollout.models": "rollout.models_dir",
+    "rollout.share": "rollout.canary_share",
+    "rollout.start": "rollout.target",
+}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SettingsError(ValueError):
-    """A setting that is unknown or impossible; the message names its key and says what is allowed."""
+    """An unknown key or an invalid value; the message names the key and what is allowed."""
 
 
 class _Section(BaseModel):
@@ -36,15 +52,20 @@ class _Section(BaseModel):
 
 
 class SplitSettings(_Section):
-    """How photos are divided. A photo's split depends on its own pixels, the shares and `seed`."""
+    """How photos are divided into train, eval and test.
 
-    train: float = Field(0.7, gt=0, lt=1, description="share of photos the heads learn from")
-    eval: float = Field(0.15, gt=0, lt=1, description="share that tunes, stops and selects")
-    test: float = Field(0.15, gt=0, lt=1, description="share that only the gate sees")
-    seed: int = Field(0, ge=0, description="another seed deals the photos anew")
+    The split of a photo depends only on its pixels, the three shares and `seed`.
+    """
+
+    train: float = Field(0.7, gt=0, lt=1, description="share of photos for training the classification heads")
+    eval: float = Field(
+        0.15, gt=0, lt=1, description="share of photos for tuning, early stopping and selecting the backbone"
+    )
+    test: float = Field(0.15, gt=0, lt=1, description="share of photos held out for the gate")
+    seed: int = Field(0, ge=0, description="seed of the split assignment; another seed assigns photos differently")
 
     @model_validator(mode="after")
-    def _sums_to_one(self):
+    def _check_sum(self):
         total = self.train + self.eval + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train + eval + test must be 1, not {total:g}")
@@ -52,29 +73,36 @@ class SplitSettings(_Section):
 
 
 class IngestSettings(_Section):
-    """What becomes of the photo files."""
+    """How photo files are read and checked."""
 
-    max_side: int = Field(1024, ge=64, le=8192, description="longer photos are reduced to this many pixels")
+    max_side: int = Field(1024, ge=64, le=8192, description="longest side in pixels; larger photos are scaled down")
     near_duplicate_bits: int = Field(
-        48, ge=0, le=64, description="photos whose perceptual hashes differ in at most so many of 256 bits are copies"
+        48,
+        ge=0,
+        le=64,
+        description="photos are near-duplicates if their 256-bit perceptual hashes differ in at most this many bits",
     )
-    max_bad_share: Fraction = Field(0.25, description="stop when a larger share of the files is no usable photo")
-    min_photos_per_breed: int = Field(3, ge=1, description="stop when a breed has fewer good photos")
+    max_unusable_share: Fraction = Field(
+        0.25, description="the run stops if more than this share of the files is unusable"
+    )
+    min_photos_per_breed: int = Field(3, ge=1, description="the run stops if a breed has fewer usable photos")
 
 
 class BeamSettings(_Section):
-    """Where the data-parallel components run."""
+    """Where the Apache Beam components run."""
 
     runner: Literal["direct", "portable", "flink", "dataflow"] = Field(
-        "direct", description="direct: in this process; the others need their `options`"
+        "direct", description="Beam runner; `direct` runs in the component's process, the others need `options`"
     )
-    options: tuple[str, ...] = Field((), description="as Beam spells them: ['--job_endpoint=host:8099']")
-    embedding_batch: int = Field(16, ge=1, le=1024, description="most images in one forward pass of a backbone")
+    options: tuple[str, ...] = Field((), description="Beam pipeline options, for example ['--job_endpoint=host:8099']")
+    embedding_batch_size: int = Field(
+        16, ge=1, le=1024, description="maximum number of images per forward pass of a backbone"
+    )
 
     def pipeline_args(self) -> list[str]:
         """Beam's command-line arguments."""
         runners = {
-            # Beam's own DirectRunner first tries to download Prism; this is the engine behind it.
+            # Beam's DirectRunner first tries to download Prism; FnApiRunner is the engine that it falls back to.
             "direct": ["--runner=FnApiRunner", "--direct_running_mode=in_memory", "--sdk_container_image=local"],
             "portable": ["--runner=PortableRunner"],
             "flink": ["--runner=FlinkRunner"],
@@ -84,162 +112,195 @@ class BeamSettings(_Section):
 
 
 class TunerSettings(_Section):
-    """The search for the head's hyperparameters: Keras Tuner's Hyperband on cached embeddings."""
+    """Hyperparameter search for the classification head: Keras Tuner's Hyperband on cached embeddings."""
 
-    objective: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what the search improves, on eval")
-    max_epochs: int = Field(10, ge=2, le=1000, description="epochs of the longest trials")
+    objective: Literal["val_loss", "val_accuracy"] = Field(
+        "val_loss", description="metric on the eval split that the search optimizes"
+    )
+    max_epochs: int = Field(10, ge=2, le=1000, description="number of epochs of the longest trials")
     factor: int = Field(3, ge=2, le=10, description="Hyperband's reduction factor")
     units: tuple[Annotated[int, Field(ge=0, le=8192)], ...] = Field(
-        (0, 10, 50, 100), min_length=1, description="hidden units to try; 0 is a linear head"
+        (0, 10, 50, 100), min_length=1, description="numbers of hidden units to try; 0 is a linear head"
     )
     dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
-        (0.2, 0.5, 0.8), min_length=1, description="shares of the embedding to drop in training"
+        (0.2, 0.5, 0.8), min_length=1, description="dropout rates to try, applied to the embedding during training"
     )
     learning_rate: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
-        (1e-4, 1e-1), description="lowest and highest, sampled logarithmically"
+        (1e-4, 1e-1), description="lowest and highest learning rate; the search samples between them on a log scale"
     )
     weight_decay: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
-        (0.0, 1e-3, 1e-2), min_length=1, description="of AdamW, to try"
+        (0.0, 1e-3, 1e-2), min_length=1, description="weight decay values of AdamW to try"
     )
 
     @field_validator("learning_rate")
     @classmethod
-    def _ordered(cls, value):
+    def _check_order(cls, value):
         if value[0] >= value[1]:
             raise ValueError("the lowest must be below the highest")
         return value
 
 
 class TrainerSettings(_Section):
-    """The final training of each backbone's head with the hyperparameters found."""
+    """Final training of each backbone's head with the best hyperparameters of the search."""
 
-    epochs: int = Field(30, ge=1, le=10_000, description="at most; training stops early on eval loss")
-    patience: int = Field(5, ge=1, description="epochs without a better eval loss before it stops")
-    batch_size: int = Field(32, ge=1, le=65_536, description="photos in one step of search and training")
+    epochs: int = Field(
+        30, ge=1, le=10_000, description="maximum number of epochs; training stops early based on the eval loss"
+    )
+    patience: int = Field(
+        5, ge=1, description="number of epochs without improvement of the eval loss before training stops"
+    )
+    batch_size: int = Field(32, ge=1, le=65_536, description="photos per training step, in the search and in training")
 
 
 class SelectionSettings(_Section):
-    """Which backbone wins; it is judged on eval."""
+    """How the best backbone is selected, by its metrics on the eval split."""
 
     rule: Literal["smaller_within_interval", "most_accurate"] = Field(
         "smaller_within_interval",
-        description="smaller_within_interval: of those in the 95 % interval of the most accurate one's accuracy, the "
-        "one with the fewest parameters; most_accurate: parameters decide between equals only",
+        description="smaller_within_interval: of the backbones whose accuracy lies within the 95 % confidence interval "
+        "of the most accurate one, select the one with the fewest parameters; most_accurate: select the most accurate "
+        "backbone, and the smaller one on a tie",
     )
 
 
 class GateSettings(_Section):
-    """When a candidate may replace the model in service."""
+    """What a candidate must achieve on the test split to replace the champion."""
 
-    min_accuracy: Fraction = Field(0.5, description="least accuracy on test")
-    min_test_photos: int = Field(10, ge=1, description="with fewer test photos nothing is admitted")
+    min_accuracy: Fraction = Field(0.5, description="minimum accuracy")
+    min_test_photos: int = Field(
+        10, ge=1, description="minimum number of test photos; with fewer, every candidate is rejected"
+    )
     above_majority: bool = Field(
         True,
-        description="test photos must show that the model is better than always answering the largest breed: one-sided "
-        "exact McNemar p < 0.05",
+        description="require the candidate to be significantly better than always predicting the largest breed "
+        "(one-sided exact McNemar test, p < 0.05)",
     )
     policy: Literal["not_worse", "better", "significantly_better"] = Field(
         "not_worse",
-        description="not_worse: the 95 % interval of the paired difference begins at -margin or above; better: more "
-        "photos right; significantly_better: exact McNemar p < 0.05",
+        description="how the candidate must compare with the champion. not_worse: the lower bound of the 95 % "
+        "confidence interval of the paired accuracy difference is at least -margin; better: more photos correct; "
+        "significantly_better: also exact McNemar p < 0.05",
     )
-    margin: Fraction = Field(0.02, description="accuracy that not_worse may give away")
-    min_slice: int = Field(20, ge=1, description="breeds with fewer test photos are shown, not enforced")
-    max_slice_drop: Fraction = Field(0.1, description="most accuracy a breed may lose against the champion")
+    margin: Fraction = Field(0.02, description="loss of accuracy that the policy not_worse tolerates")
+    min_slice: int = Field(
+        20,
+        ge=1,
+        description="minimum number of test photos of a breed for max_slice_drop to apply; the results of breeds with "
+        "fewer are reported but not enforced",
+    )
+    max_slice_drop: Fraction = Field(
+        0.1, description="maximum loss of accuracy on a single breed, compared with the champion"
+    )
 
 
 _ROLLOUT_LIMITS, _CANARY_CRITERIA = RolloutLimits(), CanaryCriteria()
 
 
 class RolloutSettings(_Section):
-    """How versions come to users, and what is kept of old ones."""
+    """How new versions are rolled out, and which old versions are kept."""
 
-    start: Literal["off", "workdir", "cluster"] = Field(
+    target: Literal["off", "workdir", "cluster"] = Field(
         "off",
-        description="make what a run pushes the canary: of the servers of this workdir, or of those in `namespace`",
+        description="where a run starts its pushed version as the canary: workdir: on the model servers of this "
+        "workdir; cluster: on those in the Kubernetes `namespace`; off: nowhere",
     )
-    namespace: str = Field("catbreeds", min_length=1, description="where the model servers of the cluster are")
-    models: str = Field("/models", pattern="^/.*[^/]$", description="folder of pushed models as those servers see it")
-    share: Fraction = Field(CANARY_SHARE, description="of the gateways' requests, for the canary that a run starts")
-    loaded: int = Field(
-        _ROLLOUT_LIMITS.loaded,
+    namespace: str = Field("catbreeds", min_length=1, description="Kubernetes namespace of the model servers")
+    models_dir: str = Field(
+        "/models", pattern="^/.*[^/]$", description="path in the model server containers where the models are mounted"
+    )
+    canary_share: Fraction = Field(
+        CANARY_SHARE, description="share of the gateways' requests that go to a canary that a run starts"
+    )
+    loaded_versions: int = Field(
+        _ROLLOUT_LIMITS.loaded_versions,
         ge=1,
-        description="versions that a model server has memory for; 2 keep the way back loaded",
+        description="number of versions that fit in a model server's memory; 2 allow an instant rollback",
     )
-    keep: int = Field(
-        _ROLLOUT_LIMITS.keep, ge=1, description="newest versions that stay in the registry whatever points to them"
+    keep_versions: int = Field(
+        _ROLLOUT_LIMITS.keep_versions,
+        ge=1,
+        description="number of newest versions to keep in the registry; versions in use are always kept",
     )
-    load_seconds: float = Field(_ROLLOUT_LIMITS.load_seconds, gt=0, description="for a model server to load a version")
+    load_seconds: float = Field(
+        _ROLLOUT_LIMITS.load_seconds, gt=0, description="timeout for a model server to load a version"
+    )
     min_requests: int = Field(
         _CANARY_CRITERIA.min_requests,
         ge=1,
-        description="that canary and stable must have had before they are compared",
+        description="minimum number of requests to each of canary and stable before they are compared",
     )
     max_error_increase: Fraction = Field(
-        _CANARY_CRITERIA.max_error_increase, description="share of requests that a canary may fail more often"
+        _CANARY_CRITERIA.max_error_increase,
+        description="maximum increase of the error rate of the canary over the stable version",
     )
     max_latency_ratio: float = Field(
         _CANARY_CRITERIA.max_latency_ratio,
         ge=1,
-        description="of the 95th percentile of a canary's answers to that of stable's",
+        description="maximum ratio of the canary's 95th percentile latency to that of the stable version",
     )
 
     def limits(self) -> dict[str, Any]:
-        """What `serving.rollout.limits.RolloutLimits` takes."""
-        return self.model_dump(include={"loaded", "keep", "load_seconds"})
+        """Arguments for `serving.rollout.limits.RolloutLimits`."""
+        return self.model_dump(include={"loaded_versions", "keep_versions", "load_seconds"})
 
     def rules(self) -> dict[str, Any]:
-        """What `serving.rollout.limits.CanaryCriteria` takes."""
+        """Arguments for `serving.rollout.limits.CanaryCriteria`."""
         return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
 
 
-class CardSettings(_Section):
-    """What the model card says and no program can find out."""
+class ModelCardSettings(_Section):
+    """Facts for the model card that only people know."""
 
     data_source: str = Field("not stated", description="where the photos come from")
-    data_licence: str = Field("not stated", description="what they may be used for")
-    contact: str = Field("not stated", description="whom to ask about the model")
+    data_licence: str = Field("not stated", description="licence of the photos")
+    contact: str = Field("not stated", description="contact for questions about the model")
 
 
 class Resources(_Section):
-    """What one task of a compiled pipeline may use."""
+    """Resource requests and limits of a task of the compiled pipeline."""
 
-    cpu: float = Field(1, gt=0, description="cores")
-    memory: float = Field(4, gt=0, description="GB")
-    gpu: int = Field(0, ge=0, description="number of GPUs, of the kind `kubeflow.gpu_type`")
+    cpu: float = Field(1, gt=0, description="number of CPU cores")
+    memory: float = Field(4, gt=0, description="memory in GB")
+    gpu: int = Field(0, ge=0, description="number of GPUs of the type `kubeflow.gpu_type`")
 
 
 class Volume(_Section):
-    """A persistent volume, for the tasks that read or write outside of the pipeline's own artifacts."""
+    """A persistent volume for tasks that read or write outside of the pipeline's artifact store."""
 
-    claim: str = Field(description="name of its PersistentVolumeClaim")
-    path: str = Field(pattern="^/", description="where it is mounted")
+    claim: str = Field(description="name of the PersistentVolumeClaim")
+    path: str = Field(pattern="^/", description="mount path")
 
 
 class Secret(_Section):
-    """A value of a Kubernetes Secret as an environment variable, for the same tasks."""
+    """A key of a Kubernetes Secret, as an environment variable of the tasks that mount the volumes."""
 
-    name: str = Field(description="of the Secret")
-    key: str = Field(description="in it")
+    name: str = Field(description="name of the Secret")
+    key: str = Field(description="key in the Secret")
     variable: str = Field(description="name of the environment variable")
 
 
 class KubeflowSettings(_Section):
-    """The pipeline as it is compiled for Kubeflow Pipelines and Vertex AI.
+    """How the pipeline is compiled for Kubeflow Pipelines and Vertex AI.
 
     `data`, `weights_dir`, `registry` and the gate's rules become parameters of each run; these are their defaults.
     """
 
     image: str = Field(
-        "catbreeds-pipeline:0.1.0", description="of every task; its tag must never move: caching trusts it"
+        "catbreeds-pipeline:0.1.0",
+        description="container image of every task; use an immutable tag, because it is part of the cache key",
     )
-    data: str = Field("/catbreeds/photos", description="default of the parameter `data`")
-    weights_dir: str = Field("", description="default of the parameter `weights_dir`; empty: as `weights` says")
-    registry: str = Field("/catbreeds/serving", description="folder of pushed models, a folder a model")
+    data: str = Field("/catbreeds/photos", description="default of the run parameter `data`")
+    weights_dir: str = Field(
+        "", description="default of the run parameter `weights_dir`; empty: use the weights set by `weights`"
+    )
+    registry: str = Field(
+        "/catbreeds/serving", description="folder of pushed models, with one subfolder per model name"
+    )
     volumes: tuple[Volume, ...] = Field(
-        (Volume(claim="catbreeds", path="/catbreeds"),), description="mounted in tasks that read photos or the registry"
+        (Volume(claim="catbreeds", path="/catbreeds"),),
+        description="persistent volumes of the tasks that read photos or access the registry",
     )
-    secrets: tuple[Secret, ...] = Field((), description="as environment variables of the same tasks")
+    secrets: tuple[Secret, ...] = Field((), description="Secrets that the same tasks receive as environment variables")
     env: dict[str, str] = Field(
         {"HOME": "/tmp", "TF_CPP_MIN_LOG_LEVEL": "2"}, description="environment variables of every task"
     )
@@ -247,44 +308,59 @@ class KubeflowSettings(_Section):
         2,
         ge=0,
         le=10,
-        description="how often a task that failed is retried, within a day of its first attempt. The default "
-        "installation of Kubeflow Pipelines 2.17 retries lost pods, no task that exits with an error: an operator "
-        "changes `retryPolicy: OnError` to `Always` under `workflowDefaults` in the ConfigMap "
+        description="maximum number of retries of a failed task, within a day of its first attempt. The default "
+        "installation of Kubeflow Pipelines 2.17 retries lost pods, but not tasks that exit with an error; to retry "
+        "these too, an operator changes `retryPolicy: OnError` to `Always` under `workflowDefaults` in the ConfigMap "
         "`workflow-controller-configmap`",
     )
-    gpu_type: str = Field("nvidia.com/gpu", description="resource name of a GPU; on Vertex AI as NVIDIA_TESLA_T4")
-    embedding: Resources = Field(Resources(cpu=4, memory=12), description="of EmbeddingGen and Evaluator")
-    learning: Resources = Field(Resources(cpu=2, memory=8), description="of Tuner and Trainer")
-    other: Resources = Field(Resources(cpu=1, memory=4), description="of all other tasks")
+    gpu_type: str = Field(
+        "nvidia.com/gpu", description="resource name of a GPU; on Vertex AI an accelerator type such as NVIDIA_TESLA_T4"
+    )
+    embedding_resources: Resources = Field(
+        Resources(cpu=4, memory=12), description="resources of EmbeddingGen and Evaluator"
+    )
+    training_resources: Resources = Field(Resources(cpu=2, memory=8), description="resources of Tuner and Trainer")
+    default_resources: Resources = Field(Resources(cpu=1, memory=4), description="resources of all other tasks")
 
     @field_validator("registry")
     @classmethod
-    def _folder(cls, value):
+    def _check_is_folder(cls, value):
         if "://" in value:
             raise ValueError(NO_OBJECT_STORE.format(value))
         return value
 
 
 class Settings(_Section):
-    """One run of the pipeline."""
+    """Settings of one run of the pipeline."""
 
-    model_name: str = Field("catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="TF Serving's name for the model")
-    data: str | None = Field(None, description="folder or archive of photos, one folder a breed")
-    workdir: str = Field("runs", description="everything a run writes lies below it")
+    model_name: str = Field(
+        "catbreeds", pattern=r"^[a-z][a-z0-9-]*$", description="name of the model in TensorFlow Serving"
+    )
+    data: str | None = Field(None, description="folder or archive of photos, with one folder per breed")
+    workdir: str = Field("runs", description="folder for everything that a run writes")
     workers: int | None = Field(
-        None, ge=1, description="components that run at a time; default: as many as cores, one for each 3 GB of memory"
+        None,
+        ge=1,
+        description="maximum number of components that run in parallel; by default one per CPU core, but at most one "
+        "per 3 GB of memory",
     )
     backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(
         tuple(ARCHITECTURES), min_length=1, description="pretrained networks to compare"
     )
-    weights: Literal["imagenet", "random"] = Field("imagenet", description="random is for demonstration and tests")
-    weights_dir: str | None = Field(
-        None, description="folder with ImageNet weights (<backbone>_notop.weights.h5) for machines without internet"
+    weights: Literal["imagenet", "random"] = Field(
+        "imagenet", description="weights of the backbones; random is for demonstrations and tests only"
     )
-    image_size: int = Field(224, ge=32, le=1024, description="side in pixels of what the backbones see")
-    seed: int = Field(0, ge=0, lt=2**32, description="of random weights, search and training")
-    photos_schema: str | None = Field(None, description="folder with schema.pbtxt for photos; default: schemas/photos")
-    top_k: int = Field(5, ge=1, le=100, description="breeds that the `top_k` signature answers")
+    weights_dir: str | None = Field(
+        None, description="folder with ImageNet weights (<backbone>_notop.weights.h5), for machines without internet"
+    )
+    image_size: int = Field(
+        224, ge=32, le=1024, description="width and height in pixels of the images that the backbones receive"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed for random weights, hyperparameter search and training")
+    photos_schema: str | None = Field(
+        None, description="folder that contains schema.pbtxt, the schema of the photos; by default schemas/photos"
+    )
+    top_k: int = Field(5, ge=1, le=100, description="number of breeds that the serving signature `top_k` returns")
     split: SplitSettings = SplitSettings()
     ingest: IngestSettings = IngestSettings()
     beam: BeamSettings = BeamSettings()
@@ -292,43 +368,45 @@ class Settings(_Section):
     trainer: TrainerSettings = TrainerSettings()
     selection: SelectionSettings = SelectionSettings()
     gate: GateSettings = GateSettings()
-    card: CardSettings = CardSettings()
+    model_card: ModelCardSettings = ModelCardSettings()
     rollout: RolloutSettings = RolloutSettings()
     kubeflow: KubeflowSettings = KubeflowSettings()
 
     @property
     def registry(self) -> Path:
-        """Where models are pushed: TF Serving's base path."""
+        """Base path of the pushed models, as TensorFlow Serving uses it."""
         return Path(self.workdir).resolve() / "serving" / self.model_name
 
     @field_validator("workdir", "photos_schema")
     @classmethod
-    def _local(cls, value):
+    def _check_is_local(cls, value):
         if value and "://" in value:
-            raise ValueError("must be a folder of this machine; mount the bucket")
+            raise ValueError("must be a folder on this machine; mount the bucket")
         return value
 
     @field_validator("workdir")
     @classmethod
-    def _named(cls, value):
+    def _check_not_blank(cls, value):
         if not value.strip():
             raise ValueError("must be the path of a folder")
         return value
 
     @field_validator("backbones")
     @classmethod
-    def _distinct(cls, value):
+    def _check_distinct(cls, value):
         if len(set(value)) < len(value):
-            raise ValueError("a backbone is named twice")
+            raise ValueError("a backbone is listed twice")
         return value
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _check_consistency(self):
         for backbone in self.backbones:
             if self.image_size < ARCHITECTURES[backbone].min_size:
                 raise ValueError(f"image_size: {backbone} needs at least {ARCHITECTURES[backbone].min_size} pixels")
         if self.weights == "random" and self.weights_dir:
-            raise ValueError("weights_dir: holds ImageNet weights, but weights=random; say weights=imagenet or drop it")
+            raise ValueError(
+                "weights_dir: holds ImageNet weights, but weights=random; set weights=imagenet or remove weights_dir"
+            )
         return self
 
 
@@ -343,63 +421,73 @@ def load(
     environment: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings of `profile` (a name or a path to a YAML file), environment, `key=value` overrides and `options`.
+    """Combine a profile, environment variables, overrides and command-line options; later ones take precedence.
+
+    Args:
+        profile: Name of a profile or path of a YAML file.
+        overrides: Values of `--set`, each `key=value`.
+        environment: Environment variables; only those with the prefix CATBREEDS_ are read.
+        options: Values of other command-line options, by key of the setting.
 
     Raises:
-        SettingsError: names the key, what is wrong with it and what is allowed.
+        SettingsError: If a key is unknown or a value is invalid. The message names the key and what is allowed.
     """
     values = _read_profile(profile)
-    variables: dict[str, str] = {}  # key -> the variable that sets it
+    variables: dict[str, str] = {}  # key -> the environment variable that sets it
     for name, value in sorted((environment or {}).items()):
-        ours = name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(_OTHER_PROGRAMS)
-        if ours and not is_service_link(name, value):
+        if _is_setting(name, value):
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
             if key in variables:
                 raise SettingsError(f"{name} and {variables[key]} both set {key}; remove one")
             _assign(values, key, value, name)
             variables[key] = name
-    _refuse_parts_of_others(variables)
-    given: dict[str, str] = {}
+    _refuse_overlaps(variables)
+    overridden: dict[str, str] = {}  # key -> the option that sets it
     for override in overrides:
-        key = _override(values, override)
+        key = _apply_override(values, override)
         variables.pop(key, None)
-        given[key] = f"--set {override}"
-    _refuse_parts_of_others(given)
+        overridden[key] = f"--set {override}"
+    _refuse_overlaps(overridden)
     for key in options or {}:
         variables.pop(key, None)
     values.update(options or {})
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        # A list with a wrong item is also reported as too short.
+        # Pydantic reports a list with an invalid item also as too short.
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
-        raise SettingsError("\n".join(_explain(e) + _origin(e, variables) for e in errors)) from None
+        raise SettingsError("\n".join(_error_message(e) + _source_of_error(e, variables) for e in errors)) from None
 
 
 def check_gate(overrides: Iterable[str]) -> dict[str, Any]:
-    """The rules of the gate that `gate.key=value` overrides name.
+    """Validate `gate.key=value` overrides and return the rules that they set.
 
     Raises:
-        SettingsError: one is no rule of the gate, or impossible.
+        SettingsError: If an override does not set a rule of the gate, or its value is invalid.
     """
     values: dict[str, Any] = {}
     for override in overrides:
         if not override.startswith("gate."):
             raise SettingsError(
-                f"--set {override}: only rules of the gate can be changed: "
+                f"--set {override}: only the rules of the gate can be changed: "
                 f"gate.{', gate.'.join(GateSettings.model_fields)}"
             )
-        _override(values, override)
+        _apply_override(values, override)
     try:
         gate = Settings.model_validate(values).gate
     except ValidationError as error:
-        raise SettingsError("\n".join(map(_explain, error.errors()))) from None
+        raise SettingsError("\n".join(map(_error_message, error.errors()))) from None
     return {name: getattr(gate, name) for name in values.get("gate", {})}
 
 
 def to_yaml(settings: Settings) -> str:
-    """The settings as a profile that `load` reads back."""
+    """Serialize the settings as a profile, which `load` can read."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def to_json(settings: Settings) -> str:
+    """Serialize the settings as a JSON object, the form in which components receive them."""
+    return json.dumps(settings.model_dump(mode="json"))
 
 
 def _read_profile(profile: str) -> dict[str, Any]:
@@ -408,34 +496,47 @@ def _read_profile(profile: str) -> dict[str, Any]:
         values = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
-            f"profile {profile!r}: no such profile or file; there are {', '.join(profiles())}"
+            f"profile {profile!r}: no such profile or file; available profiles: {', '.join(profiles())}"
         ) from None
     except strict_yaml.DuplicateKey as error:
         raise SettingsError(f"profile {path}, {error}") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise SettingsError(f"profile {path}: cannot be read: {error}") from None
-    if values is None:  # a file of comments
+    if values is None:  # an empty file, or comments only
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"profile {path}: must be a mapping of settings, not {type(values).__name__}")
-    return _copied(values)
+    return _copy_mappings(values)
 
 
-def _copied(value: Any) -> Any:
-    """`value` with mappings of its own wherever YAML's anchors share one, so that a change stays in one place."""
-    return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+def _copy_mappings(value: Any) -> Any:
+    """Copy nested mappings: a YAML anchor makes two keys share one mapping, so a change to one would change both."""
+    return {key: _copy_mappings(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
-def _refuse_parts_of_others(origins: Mapping[str, str]) -> None:
-    """Of `gate={...}` and `gate.margin=...`, both of which may set a key, the order would decide silently."""
-    for section, whole in origins.items():
-        for key, part in origins.items():
+def _is_setting(variable: str, value: str) -> bool:
+    """Whether an environment variable is a setting of the pipeline."""
+    return (
+        variable.startswith(ENVIRONMENT_PREFIX)
+        and not variable.startswith(_OTHER_PREFIXES)
+        and not is_service_link(variable, value)
+    )
+
+
+def _refuse_overlaps(sources: Mapping[str, str]) -> None:
+    """Refuse `gate={...}` together with `gate.margin=...`: both may set the same key, and only the order would decide.
+
+    Args:
+        sources: Key -> the variable or option that sets it.
+    """
+    for section, section_source in sources.items():
+        for key, source in sources.items():
             if key.startswith(f"{section}."):
-                raise SettingsError(f"{whole} and {part} both set keys of {section!r}; put all of them into one")
+                raise SettingsError(f"{section_source} and {source} both set keys of {section!r}; combine them")
 
 
-def _override(values: dict[str, Any], override: str) -> str:
-    """Puts the value of `key=value` into `values`; returns the key."""
+def _apply_override(values: dict[str, Any], override: str) -> str:
+    """Store the value of `key=value` in `values` and return the key."""
     key, equals, value = override.partition("=")
     if not equals:
         raise SettingsError(f"--set {override}: write --set key=value, for example --set tuner.max_epochs=5")
@@ -443,83 +544,100 @@ def _override(values: dict[str, Any], override: str) -> str:
     return key.strip()
 
 
-def _assign(values: dict[str, Any], key: str, text: str, origin: str) -> None:
-    """Puts the YAML value `text` at the dotted `key`; for settings that are text, `text` need not be quoted."""
+def _assign(values: dict[str, Any], key: str, text: str, source: str) -> None:
+    """Parse `text` as YAML and store it at the dotted `key`. Text settings need no quotes."""
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise SettingsError(f"{origin}: {section!r} is a value, it has no keys below it")
+            raise SettingsError(f"{source}: {section!r} is a value and has no keys")
     is_text = _type_of(key) in (str, str | None)
     try:
         value = strict_yaml.load(text)
-    except (yaml.YAMLError, ValueError) as error:  # the latter for what looks like a date and is none
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for an invalid date such as 2024-13-45
         if not is_text or not is_utf_8(text):
             reason = str(error) if isinstance(error, strict_yaml.DuplicateKey) else f"{text!r} is not a YAML value"
-            raise SettingsError(f"{origin}: {reason}") from None
+            raise SettingsError(f"{source}: {reason}") from None
         value = text.strip()
     if is_text:
         value = value if value is None or isinstance(value, str) else text.strip()
-    elif value == text.strip():
-        value = _number(value)  # YAML 1.1 reads 1e-4 as a string; one in quotes is meant to be one
-    _put(values, key, name, value)
+    elif value == text.strip():  # a string without quotes
+        value = _parse_float(value)
+    _merge(values, key, name, value)
 
 
-def _put(values: dict[str, Any], key: str, name: str, value: Any) -> None:
-    """Puts `value` at `name`, the last part of `key`; of a section, only the keys that `value` has are replaced."""
+def _merge(values: dict[str, Any], key: str, name: str, value: Any) -> None:
+    """Store `value` at `name`, the last part of `key`; for a section, replace only the keys that `value` has."""
     if isinstance(value, dict) and isinstance(values.get(name), dict) and _is_section(key):
         for inner in value:
-            _put(values[name], f"{key}.{inner}", inner, value[inner])
+            _merge(values[name], f"{key}.{inner}", inner, value[inner])
     else:
         values[name] = value
 
 
 def _is_section(key: str) -> bool:
-    section = _type_of(key)
-    return isinstance(section, type) and issubclass(section, _Section)
+    annotation = _type_of(key)
+    return isinstance(annotation, type) and issubclass(annotation, _Section)
 
 
 def _type_of(key: str) -> Any:
-    """The type of the setting at a dotted key; None if there is none."""
-    found: Any = Settings
-    for part in key.split("."):
-        fields = getattr(found, "model_fields", {})
+    """Type of the setting at a dotted key, which may be a renamed one; None if there is no such setting."""
+    annotation: Any = Settings
+    for part in _current_key(key).split("."):
+        fields = getattr(annotation, "model_fields", {})
         if part not in fields:
             return None
-        found = fields[part].annotation
-    return found
+        annotation = fields[part].annotation
+    return annotation
 
 
-def _number(text: str) -> float | str:
+def _current_key(key: str) -> str:
+    for old, new in RENAMED_KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _parse_float(text: str) -> float | str:
+    """Parse numbers such as 1e-4, which YAML 1.1 reads as strings."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def _explain(error: Mapping[str, Any]) -> str:
-    """One pydantic error as a sentence: the dotted key, what is wrong, and what is allowed."""
-    path = ".".join(str(part) for part in error["loc"])
+def _error_message(error: Mapping[str, Any]) -> str:
+    """Format a pydantic error: dotted key, problem, given value and allowed range."""
+    key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
+        if key in RENAMED_KEYS:
+            return f"{key}: renamed to {RENAMED_KEYS[key]}; use the new key"
         section = Settings
         for part in error["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return f"{path}: no such setting; there are {', '.join(section.model_fields)}"
+        return f"{key}: no such setting; available: {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
-    return f"{path}: {message}{given}{_allowed_range(error['loc'])}" if path else message
+    value = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
+    return f"{key}: {message}{value}{_allowed_range(error['loc'])}" if key else message
 
 
-def _origin(error: Mapping[str, Any], variables: Mapping[str, str]) -> str:
-    """For an error in what the environment says: the variable. All of them where a section or everything is wrong."""
-    path = ".".join(map(str, error["loc"]))
-    section = f"{path}." if path else ""
-    found = [name for key, name in variables.items() if section.startswith(f"{key}.") or key.startswith(section)]
-    return f" (set by {', '.join(found)} in the environment)" if found else ""
+def _source_of_error(error: Mapping[str, Any], variables: Mapping[str, str]) -> str:
+    """Name the environment variables that may have caused the error: all in its section if the section is invalid.
+
+    Args:
+        error: Pydantic's error.
+        variables: Key -> the environment variable that sets it.
+    """
+    key = ".".join(map(str, error["loc"]))
+    prefix = f"{key}." if key else ""
+    names = [
+        name for set_key, name in variables.items() if prefix.startswith(f"{set_key}.") or set_key.startswith(prefix)
+    ]
+    return f" (set by {', '.join(names)} in the environment)" if names else ""
 
 
 def _allowed_range(location: tuple[str | int, ...]) -> str:
-    """Both bounds of a number; pydantic names only the one that was broken."""
+    """Both bounds of a number; pydantic reports only the one that is violated."""
     section, field = Settings, None
     for part in location:
         fields = getattr(section, "model_fields", {})

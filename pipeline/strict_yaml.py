@@ -1,15 +1,15 @@
-"""YAML in which no key may be there twice. PyYAML itself would take the last one and say nothing."""
+"""YAML loader that rejects duplicate keys; PyYAML silently keeps the last one."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-_MERGE = "tag:yaml.org,2002:merge"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 class DuplicateKey(yaml.MarkedYAMLError):
-    """A mapping has a key twice; the message names the key and both lines."""
+    """A mapping contains a key twice; the message names the key and both lines."""
 
     def __init__(self, key: str, first: yaml.Mark, second: yaml.Mark):
         super().__init__(problem_mark=second)
@@ -18,7 +18,7 @@ class DuplicateKey(yaml.MarkedYAMLError):
 
     def __str__(self) -> str:
         where = f"line {self._second}" if self._first == self._second else f"lines {self._first} and {self._second}"
-        return f"{where}: key {self.key!r} is there twice; remove one"
+        return f"{where}: duplicate key {self.key!r}; remove one"
 
 
 class _Loader(yaml.CSafeLoader):
@@ -27,8 +27,8 @@ class _Loader(yaml.CSafeLoader):
         self._checked: set[int] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Called for each mapping before its keys count, and it replaces merge keys (<<) by what they bring: only the
-        # first call sees the keys as they were written.
+        # PyYAML may call this several times for a mapping. It replaces merge keys (<<) by the keys that they merge, so
+        # only the first call sees the keys as written.
         if id(node) not in self._checked:
             self._checked.add(id(node))
             self._refuse_duplicates(node)
@@ -38,22 +38,22 @@ class _Loader(yaml.CSafeLoader):
         marks: dict[object, yaml.Mark] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
-                key = key_node.value if key_node.tag == _MERGE else self.construct_object(key_node)
+                key = key_node.value if key_node.tag == _MERGE_TAG else self.construct_object(key_node)
                 if key in marks:
                     raise DuplicateKey(key_node.value, marks[key], key_node.start_mark)
                 marks[key] = key_node.start_mark
 
 
 def load(text: str | bytes) -> Any:
-    """The only document in `text`.
+    """Parse the only document in `text`.
 
     Raises:
-        DuplicateKey: a mapping has a key twice.
-        yaml.YAMLError: it is no YAML, or holds several documents.
+        DuplicateKey: If a mapping contains a key twice.
+        yaml.YAMLError: If `text` is not YAML or contains several documents.
     """
     return yaml.load(text, _Loader)
 
 
 def load_all(text: str | bytes) -> Iterator[Any]:
-    """Each document in `text`; raises as `load`."""
+    """Parse every document in `text`; raises the same errors as `load`."""
     return yaml.load_all(text, _Loader)

@@ -1,4 +1,4 @@
-"""Environment variables that are not meant for the programs which read variables of their name."""
+"""Recognises environment variables that Kubernetes sets and that only look like settings."""
 
 import re
 
@@ -7,11 +7,11 @@ _ADDRESS = re.compile("(tcp|udp|sctp)://")
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes sets the variable to tell pods about a Service: CATBREEDS_PORT=tcp://10.0.0.1:80, for example.
+    """Returns whether Kubernetes set the variable for a Service, such as CATBREEDS_PORT=tcp://10.0.0.1:80.
 
-    Where both a Service and a setting could be meant, such as by CATBREEDS_PAGE_PORT, only an address is a link.
+    A name like CATBREEDS_PAGE_PORT can be a setting or a service link; it is a link only if its value is an address.
     """
-    named = _NAME.search(name)
-    if not named:
+    match = _NAME.search(name)
+    if not match:
         return False
-    return bool(_ADDRESS.match(value)) if named[0] == "_PORT" else True
+    return bool(_ADDRESS.match(value)) if match[0] == "_PORT" else True

@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's Chromium, driven by Playwright."""
+"""Chromium from Debian, controlled by Playwright, for tests that need a real browser."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-_MISSING = "there is no chromium on PATH: `make browser` installs Debian's"
+_MISSING = "chromium not found on PATH; install Debian's with `make browser`"
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Chromium without a window. Where there is none, the test is skipped, but in CI it fails."""
+    """Starts headless Chromium. Without Chromium, the test is skipped, or fails in CI."""
     if CHROMIUM is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(_MISSING)
     with sync_playwright() as playwright:
-        # Containers have no user namespaces for its sandbox.
+        # Chromium's sandbox needs user namespaces, which containers lack.
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             yield chromium

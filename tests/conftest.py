@@ -1,8 +1,8 @@
-"""Runs that many tests look at are made once a session, through the command line as a user would.
+"""Session fixtures for runs that many tests read. They run the command line as a user would.
 
-Tests go on in two processes at a time (`make test`): those of a run that is shared in one of them, so that it is made
-but once and none changes what another reads; else those of a file. The longest begin, so that no process is left alone
-with them in the end.
+`make test` runs the tests in two processes. All tests that share a run execute in the same process, so that the run
+happens once; all other tests of a file execute in the same process. The longest groups start first, so that both
+processes finish at about the same time.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 from tests import debian as debian_12
 from tests.running import SMALL, Run, run_pipeline
 
-LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_admission")
+LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_release")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def restore_environment() -> Iterator[None]:
-    """Commands that a test calls in its own process set variables, which other tests must not find."""
+    """Restore the environment variables that commands change when a test calls them in its own process."""
     before = dict(os.environ)
     yield
     if os.environ != before:
@@ -40,38 +40,38 @@ def restore_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def draw_photos(tmp_path_factory) -> Callable[..., Path]:
-    """Writes photos of imaginary breeds to a folder of its own."""
+def generate_photos(tmp_path_factory) -> Callable[..., Path]:
+    """Function that writes photos of synthetic breeds to a new folder; options as for `write_sample_data`."""
     from pipeline.datasets.sample_data import write_sample_data
 
-    def draw(**options) -> Path:
+    def generate(**options) -> Path:
         folder = tmp_path_factory.mktemp("photos")
         write_sample_data(folder, **options)
         return folder
 
-    return draw
+    return generate
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory, draw_photos) -> Run:
-    """The run of `make demo`: three backbones, one pushed model."""
-    run = run_pipeline(draw_photos(), tmp_path_factory.mktemp("demo"))
+def demo(tmp_path_factory, generate_photos) -> Run:
+    """The run of `make demo`: three backbones and one pushed model."""
+    run = run_pipeline(generate_photos(), tmp_path_factory.mktemp("demo"))
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
     return run
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory, draw_photos) -> Run:
-    """A run of one backbone with a tiny search; tests that add runs do so in a copy of its workdir."""
-    run = run_pipeline(draw_photos(breeds=3, photos=25), tmp_path_factory.mktemp("small"), *SMALL)
+def small(tmp_path_factory, generate_photos) -> Run:
+    """A run of one backbone with a tiny search. Tests that add runs use `copy_small`."""
+    run = run_pipeline(generate_photos(breeds=3, photos=25), tmp_path_factory.mktemp("small"), *SMALL)
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
     return run
 
 
 @pytest.fixture(scope="session")
 def debian(tmp_path_factory) -> Iterator[Path]:
-    """Root of a bare Debian 12 with the packages that the README asks for; tests change only copies of it."""
-    if reason := debian_12.why_not():
+    """Root of a minimal Debian 12 with the packages that the README lists. Tests only change copies of it."""
+    if reason := debian_12.reason_to_skip():
         pytest.skip(reason)
     root = tmp_path_factory.mktemp("debian") / "root"
     try:
@@ -83,7 +83,7 @@ def debian(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def copy_small(small, tmp_path_factory) -> Callable[[], Path]:
-    """Copies the workdir of `small`: a run in the copy finds everything in the cache."""
+    """Function that copies the workdir of `small`; a run in the copy finds all results in the cache."""
 
     def copy() -> Path:
         workdir = tmp_path_factory.mktemp("copy") / "work"

@@ -1,4 +1,4 @@
-"""A bare Debian 12 below a folder: debootstrap makes it, and commands run in it as on a machine of its own."""
+"""A minimal Debian 12 in a folder, created by debootstrap, in which commands run as on a separate machine."""
 
 import os
 import re
@@ -11,14 +11,15 @@ from pipeline.settings import ROOT
 
 RELEASE = "bookworm"  # Debian 12
 
-# Where pip and uv find packages, and which certificates they trust; but nothing that they keep on this machine.
+# Variables with the package indexes and certificates of pip and uv, without caches and interpreters of this machine.
 _REGISTRIES = re.compile(
     "(?!.*(CACHE|PYTHON))(PIP_|UV_|SSL_CERT_|REQUESTS_CA_BUNDLE)|(https?|no|all)_proxy", re.IGNORECASE
 )
 
-# Mounts are this process's own, so they end with it. The command that prints the root, "ro" or "rw", then paths to
-# share, each with its place in the root, up to "--". The command becomes process 1, as in a container.
-_IN_ROOT = """
+# The mounts belong to the mount namespace of this process and disappear with it. Arguments: a command that prints the
+# root, "ro" or "rw", pairs of a shared path and its path in the root, "--", and the arguments of chroot. The command
+# becomes process 1, as in a container.
+_RUN_IN_ROOT = """
 root=$(eval "$1"); mode=$2; shift 2
 mount --bind "$root" "$root"
 while [ "$1" != -- ]; do
@@ -37,19 +38,19 @@ exec chroot "$@"
 """
 
 
-def why_not() -> str | None:
-    """Why a test cannot have a Debian here."""
+def reason_to_skip() -> str | None:
+    """Return the reason why this machine cannot create a Debian root, or None."""
     if os.geteuid() != 0:
-        return "only root can make a root file system"
+        return "creating a root file system requires root"
     if not shutil.which("debootstrap"):
-        return "no debootstrap; make debootstrap installs it"
+        return "debootstrap: not found; run `make debootstrap` to install it"
     if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
-        return "nothing can be mounted here, as in a container without privileges"
+        return "mounts are not permitted, as in an unprivileged container"
     return None
 
 
 def install(root: Path) -> None:
-    """Debian with the packages that the README asks for."""
+    """Install Debian with the packages that the README lists."""
     packages = re.search(r"apt-get install (.+)", (ROOT / "README.md").read_text())[1].split()
     options = ("--variant=minbase", f"--include={','.join(packages)}")
     command = ["unshare", "--mount", "debootstrap", *options, RELEASE, root, *_mirror()]
@@ -58,18 +59,18 @@ def install(root: Path) -> None:
 
 
 def _mirror() -> list[str]:
-    """The one that this machine's apt uses; without, debootstrap knows one."""
+    """Mirror of this machine's apt, or [] for the default mirror of debootstrap."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {RELEASE}", "Component: main"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()[:1]
 
 
 def registries() -> dict[str, str]:
-    """Environment variables with which pip and uv find packages from within a root."""
+    """Environment variables that pip and uv need in the root to find packages."""
     return {name: value for name, value in os.environ.items() if _REGISTRIES.match(name)}
 
 
 def registry_files() -> list[Path]:
-    """What those variables name on this machine, such as certificates."""
+    """Files of this machine that those variables refer to, such as certificates."""
     paths = {Path(word) for value in registries().values() for word in value.split()}
     return sorted(path for path in paths if path.is_absolute() and path.exists())
 
@@ -81,17 +82,17 @@ def enter(
     shared: Iterable[tuple[Path, str]] = (),
     read_only: bool = False,
 ) -> list[object]:
-    """The command line that runs a command in a root; it sees nothing else of this machine but its network and CPUs.
+    """Return the command line that runs `command` in a root, isolated from this machine except for network and CPUs.
 
     Args:
-        root: a shell command that prints the path of the root.
-        user: USER:GROUP.
-        command: what runs there, as process 1.
-        shared: files and folders of this machine, each with its place there.
-        read_only: only `shared` and /tmp can be written to.
+        root: Shell command that prints the path of the root.
+        user: User and group, as USER:GROUP.
+        command: Command that runs in the root as process 1.
+        shared: Files and folders of this machine, each with its path in the root.
+        read_only: Whether the root is read-only, except for `shared` and /tmp.
     """
     return [
-        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", _IN_ROOT, "sh"),
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", _RUN_IN_ROOT, "sh"),
         *(root, "ro" if read_only else "rw"),
         *(part for pair in shared for part in pair),
         *("--", f"--userspec={user}", "."),

@@ -1,11 +1,11 @@
-"""Processes that start in milliseconds: forks of one that has imported TensorFlow and TFX.
+"""Starts processes in milliseconds, as forks of a process that has already imported TensorFlow and TFX.
 
-`Popen` takes the commands of this project that spend seconds on imports: `catbreeds ...`,
-`python -m serving.model_server ...`, `python -m pipeline.runners.kubeflow.entrypoint ...`. The rest of a process is
-real: its id, its exit code, signals, standard streams, environment and working directory. What a module reads from the
-environment while it is imported, and what a process has imported, can only be tested with `subprocess`.
+`Popen` runs the commands of this project whose imports take seconds: `catbreeds ...`,
+`python -m serving.model_server ...`, `python -m pipeline.runners.kubeflow.entrypoint ...`. The processes have their own
+ID, exit code, signals, standard streams, environment and working directory. Tests of environment variables that modules
+read at import time, and of which modules a process imports, must use `subprocess` instead.
 
-Each pytest process starts one server, when a test first needs it; it ends with that process.
+Each pytest process starts one server when a test first needs it; the server exits with the pytest process.
 """
 
 import atexit
@@ -45,8 +45,8 @@ _ROOT = Path(__file__).parents[1]
 
 
 @functools.cache
-def _server() -> str:
-    """Path of the server's socket; starts the server."""
+def _start_server() -> str:
+    """Starts the server and returns the path of its socket."""
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     path = os.path.join(folder.name, "socket")
     command = [sys.executable, "-m", "tests.fork_server", path]
@@ -54,7 +54,7 @@ def _server() -> str:
     assert process.stdout.readline() == b"ready\n", "the fork server did not start"
 
     def stop() -> None:
-        process.stdin.close()  # it ends with this
+        process.stdin.close()  # the server exits when its standard input is closed
         process.wait()
         folder.cleanup()
 
@@ -63,21 +63,21 @@ def _server() -> str:
 
 
 class Popen(subprocess.Popen):
-    """As `subprocess.Popen`, for `[catbreeds, ...]` and `[python, "-m", module, ...]`."""
+    """Like `subprocess.Popen`, for `[catbreeds, ...]` and `[python, "-m", module, ...]`."""
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others):
-        """Called by `subprocess.Popen.__init__`, with the ends of the pipes it made."""
+        """Called by `subprocess.Popen.__init__` with the ends of the pipes that it created."""
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = others[3:9]
-        given = (p2cread, c2pwrite, errwrite)
+        child_ends = (p2cread, c2pwrite, errwrite)
         request = {
             "args": list(map(str, args)),
             "cwd": str(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env),
         }
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(_server())
+        self._connection.connect(_start_server())
         message = json.dumps(request).encode()
-        descriptors = [own if other == -1 else other for own, other in enumerate(given)]
+        descriptors = [standard if end == -1 else end for standard, end in enumerate(child_ends)]
         socket.send_fds(self._connection, [len(message).to_bytes(8, "big")], descriptors)
         self._connection.sendall(message)
         self.pid = int.from_bytes(_receive(self._connection, 8), "big")
@@ -104,7 +104,7 @@ class Popen(subprocess.Popen):
 
 
 def run(args, **options) -> subprocess.CompletedProcess:
-    """As `subprocess.run(args, capture_output=True, text=True)`."""
+    """Like `subprocess.run(args, capture_output=True, text=True)`."""
     timeout = options.pop("timeout", None)
     with Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         try:
@@ -120,7 +120,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
     while len(data) < count:
         block = connection.recv(count - len(data))
         if not block:
-            raise ConnectionError("the fork server is gone")
+            raise ConnectionError("the fork server closed the connection")
         data += block
     return data
 
@@ -129,7 +129,7 @@ def _serve(path: str) -> None:
     for module in MODULES:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # or each child would copy all this the first time that it collects garbage
+    gc.freeze()  # otherwise the first garbage collection of each child would copy all these objects
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write)
@@ -171,8 +171,8 @@ def _fork(connection: socket.socket) -> int:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for own, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, own)
+        for standard, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, standard)
         os.closerange(3, 256)
         code = _run(**request)
     finally:
@@ -180,10 +180,10 @@ def _fork(connection: socket.socket) -> int:
 
 
 def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
-    """What the interpreter does with a command; gives its exit code."""
+    """Runs a command as the interpreter does and returns its exit code."""
     os.chdir(cwd)
-    tempfile.tempdir = None  # it depends on the environment
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # though the tests run in the background
+    tempfile.tempdir = None  # cached, but depends on the environment
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background ignore it by default
     os.environ.clear()
     os.environ.update(env)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)

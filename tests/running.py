@@ -1,4 +1,4 @@
-"""The command line as tests use it."""
+"""Runs the `catbreeds` command in tests."""
 
 import os
 import pty
@@ -12,8 +12,8 @@ from tests import fork_server
 
 CATBREEDS = Path(sys.executable).parent / "catbreeds"
 
-# One backbone, few trials: a run in well under a minute. So few test photos can hardly show that a model is better than
-# always answering the largest breed.
+# One backbone and few trials, for a run in well under a minute. The gate's comparison with the majority breed is off,
+# because a model can hardly pass it with so few test photos.
 SMALL = (
     "backbones=[resnet50]",
     "image_size=32",
@@ -28,13 +28,13 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Run:
-    """A `catbreeds run` that has ended.
+    """A completed `catbreeds run`.
 
     Attributes:
-        workdir: where it worked.
-        photos: what it learned from.
-        process: its exit code and output.
-        settings: the `--set` arguments it had.
+        workdir: Workdir of the run.
+        photos: Folder of its photos.
+        process: Exit code and output.
+        settings: Values of its `--set` options.
     """
 
     workdir: Path
@@ -50,12 +50,12 @@ class Run:
     def cached(self) -> set[str]:
         return self._nodes("cached")
 
-    def _nodes(self, how: str) -> set[str]:
+    def _nodes(self, status: str) -> set[str]:
         rows = [line.split("]", 1)[1].split() for line in self.process.stdout.splitlines() if line.startswith("[")]
-        return {row[0] for row in rows if row[1] == how}
+        return {row[0] for row in rows if row[1] == status}
 
     def artifact(self, node_id: str, key: str) -> Path:
-        """Directory of the newest artifact that a component wrote."""
+        """Returns the folder of the newest artifact of a component."""
         folder = self.workdir / "artifacts" / node_id / key
         return max(folder.iterdir(), key=lambda path: int(path.name))
 
@@ -67,31 +67,31 @@ def catbreeds(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 
 def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int, str]:
-    """Runs the console script in a terminal of so many columns; its exit code, and all that the terminal got."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (40, columns))
-    foreign = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
-    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    """Runs the console script in a terminal with that many columns; returns its exit code and its output."""
+    parent_end, child_end = pty.openpty()
+    termios.tcsetwinsize(child_end, (40, columns))
+    terminal_variables = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
+    environment = {name: value for name, value in os.environ.items() if name not in terminal_variables}
     process = fork_server.Popen(
         [str(CATBREEDS), *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=child_end,
+        stdout=child_end,
+        stderr=child_end,
         env={**environment, "TERM": "xterm-256color", **variables},
     )
-    os.close(theirs)
+    os.close(child_end)
     received = b""
-    with open(ours, "rb", buffering=0) as stream:
+    with open(parent_end, "rb", buffering=0) as stream:
         try:
             while block := stream.read(2**16):
                 received += block
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # Linux raises EIO when the child has closed its end
             pass
     return process.wait(), received.decode().replace("\r\n", "\n")
 
 
 def run_pipeline(photos: Path, workdir: Path, *settings: str, **options) -> Run:
-    """`catbreeds run --profile demo` with settings."""
+    """Runs `catbreeds run --profile demo` with settings of the form `key=value`."""
     overrides = [part for setting in settings for part in ("--set", setting)]
     process = catbreeds("run", "--profile", "demo", "--data", photos, "--workdir", workdir, *overrides, **options)
     return Run(workdir, photos, process, settings)

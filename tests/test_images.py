@@ -1,4 +1,4 @@
-"""What the Dockerfiles say: their files are there, nobody is root. tests/e2e/test_built_images.py builds them."""
+"""Static checks of the Dockerfiles: copied files, users, versions. tests/e2e/test_built_images.py builds the images."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from pipeline.settings import ROOT
 
 IMAGES = sorted([ROOT / "Dockerfile", *ROOT.glob("serving/*/Dockerfile")])
-CONTAINER = ROOT / ".devcontainer" / "Dockerfile"  # for machines that are no Linux on x86-64
+CONTAINER = ROOT / ".devcontainer" / "Dockerfile"  # for machines other than Linux on x86-64
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
 every_image = pytest.mark.parametrize("path", IMAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -20,7 +20,7 @@ every_dockerfile = pytest.mark.parametrize("path", [*IMAGES, CONTAINER], ids=lam
 
 
 def stages(path: Path) -> list[list[dockerfile.Command]]:
-    """Instructions of each stage, which begin with its FROM; the first list holds what comes before the first."""
+    """Instructions of each stage, starting with FROM. The first list has the instructions before the first stage."""
     found: list[list[dockerfile.Command]] = [[]]
     for command in dockerfile.parse_file(str(path)):
         if command.cmd == "FROM":
@@ -29,37 +29,37 @@ def stages(path: Path) -> list[list[dockerfile.Command]]:
     return found
 
 
-def sent_to_docker() -> list[str]:
-    """Paths at the root that .dockerignore lets through, all that an image can copy."""
+def build_context_paths() -> list[str]:
+    """Top-level paths that .dockerignore includes in the build context."""
     lines = (ROOT / ".dockerignore").read_text().split("\n")
     assert "*" in lines
     return [line[1:] for line in lines if line.startswith("!")]
 
 
 @every_dockerfile
-def test_hadolint_has_no_complaint(path):
+def test_hadolint_finds_no_problem(path):
     done = subprocess.run([HADOLINT, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
 @every_image
-def test_each_copied_file_is_there_and_reaches_docker(path):
+def test_each_copied_path_exists_and_is_in_the_build_context(path):
     copied = [c for stage in stages(path) for c in stage if c.cmd == "COPY" and not c.flags]
     sources = [source for command in copied for source in command.value[:-1]]
     assert sources
     assert [source for source in sources if not (ROOT / source).exists()] == []
-    assert [source for source in sources if source.split("/")[0] not in sent_to_docker()] == []
+    assert [source for source in sources if source.split("/")[0] not in build_context_paths()] == []
 
 
 @every_dockerfile
-def test_the_image_is_run_by_somebody_who_is_not_root(path):
+def test_the_image_does_not_run_as_root(path):
     users = [command.value[0] for command in stages(path)[-1] if command.cmd == "USER"]
-    # A number: Kubernetes cannot tell whether a name is root.
+    # A number, because Kubernetes cannot check whether a user name is root.
     assert re.fullmatch("[1-9][0-9]*:[1-9][0-9]*", users[-1])
 
 
 @every_dockerfile
-def test_each_base_image_has_a_version(path):
+def test_each_base_image_has_an_exact_version(path):
     before, *rest = stages(path)
     defaults = dict(command.value[0].split("=") for command in before)
     names = {stage[0].value[2] for stage in rest if len(stage[0].value) > 1} | {"scratch"}
@@ -75,17 +75,17 @@ def test_the_last_stage_installs_nothing(path):
 
 
 @every_image
-def test_packages_come_from_a_lock_alone(path):
+def test_packages_are_installed_only_from_a_lock(path):
     runs = " ".join(command.value[0] for stage in stages(path) for command in stage if command.cmd == "RUN")
     for install in re.findall(r"pip (?:--python \S+ )?install [^&]*", runs):
-        # A lock says itself that only wheels may be installed; uv comes as one, and what is ours needs no compiler.
+        # A lock allows only wheels; uv has a wheel, and the project's packages need no compiler.
         assert re.search(r"--require-hashes -r \S+\.lock|uv==|--no-build-isolation /build", install), install
 
 
-def test_the_container_for_other_systems_has_what_the_readme_asks_for():
-    wanted = set(re.search(r"apt-get install (.+)", (ROOT / "README.md").read_text())[1].split())
+def test_the_container_for_other_systems_has_the_packages_in_the_readme():
+    required = set(re.search(r"apt-get install (.+)", (ROOT / "README.md").read_text())[1].split())
     installed = re.search(r"apt-get install -y --no-install-recommends ([^&\\]+)", CONTAINER.read_text())[1].split()
-    assert wanted - {"python3", "python3-venv"} == set(installed)  # its base image has Python
+    assert required - {"python3", "python3-venv"} == set(installed)  # its base image has Python
 
 
 def test_editors_and_docker_run_the_same_container():

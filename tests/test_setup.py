@@ -1,4 +1,4 @@
-"""What `make setup` says on a machine that lacks something, and what it installs where nothing is lacking."""
+"""`make setup` reports missing requirements of the machine, and otherwise installs the locked packages."""
 
 import os
 import re
@@ -16,11 +16,11 @@ from pipeline.settings import ROOT
 
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 
-# Programs of a machine that has all that is needed; each writes its arguments into ran.txt.
+# Fake programs of a machine that meets all requirements; each appends its arguments to ran.txt.
 MACHINE = {
     "uname": 'case "$1" in -s) echo Linux;; -m) echo x86_64;; esac',
     "getconf": "echo glibc 2.36",
-    "grep": "exit 0",  # asks whether the CPU has AVX
+    "grep": "exit 0",  # checks whether the CPU has AVX
     "git": "exit 0",
     "df": 'echo "Filesystem 1024-blocks Used Available Capacity Mounted on"; echo "/dev/sda1 9 9 90000000 1% /"',
     "python3": 'if [ "$2" = venv ]; then mkdir -p "$3/bin"; ln -s ../../machine/python "$3/bin/python"; fi',
@@ -32,7 +32,7 @@ OTHER_TOOLS = ("sh", "awk", "env", "id", "ln", "mkdir", "touch")
 
 @pytest.fixture
 def make_setup(tmp_path):
-    """Runs `make setup` in a copy of what it reads; its exit code, what it said, and what it called."""
+    """Runs `make setup` on the fake machine; returns the exit code, stderr and the calls in ran.txt."""
     (tmp_path / "requirements").mkdir()
     for name in ("Makefile", "setup.py", "requirements/environment.sh", "requirements/dev.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
@@ -57,22 +57,22 @@ def make_setup(tmp_path):
     return run
 
 
-def test_on_a_machine_with_all_that_is_needed_the_lock_is_installed(make_setup):
-    code, said, ran = make_setup()
-    assert (code, said) == (0, "")
+def test_setup_installs_the_locked_packages(make_setup):
+    code, stderr, ran = make_setup()
+    assert (code, stderr) == (0, "")
     assert "python3 -m venv .venv\n" in ran
     assert re.search("locked pip install .*--require-hashes .*-r requirements/dev.lock\n", ran)
     assert re.search("locked pip install .* -e .\n", ran)
 
 
 @pytest.mark.skipif(not os.access("/proc/cpuinfo", os.R_OK), reason="no /proc/cpuinfo here")
-def test_a_cpu_that_names_no_avx_gets_a_warning(make_setup):
-    code, said, _ = make_setup(grep="exit 1")
+def test_setup_warns_about_a_cpu_without_avx(make_setup):
+    code, stderr, _ = make_setup(grep="exit 1")
     assert code == 0
-    assert re.fullmatch("Warning: .* no AVX; .*\n", said)
+    assert re.fullmatch("Warning: .* does not list AVX; .*\n", stderr)
 
 
-ASTRAY = {
+MISLEADING_VARIABLES = {
     "PIP_USER": "1",
     "PIP_TARGET": "/elsewhere",
     "PIP_PREFIX": "/elsewhere",
@@ -89,7 +89,7 @@ ASTRAY = {
     "PYTHONHOME": "/elsewhere",
     "PYTHONUSERBASE": "/elsewhere",
 }
-SOURCES = {
+SOURCE_VARIABLES = {
     "PIP_INDEX_URL": "https://mirror",
     "PIP_TRUSTED_HOST": "mirror",
     "UV_INDEX_URL": "https://mirror",
@@ -102,17 +102,18 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("program", ["python3", "python", "locked"])
-def test_variables_of_other_projects_do_not_lead_an_installer_astray(make_setup, program):
-    """In the environment of each program stays what says where packages come from."""
-    shown = f"env >> ran.txt\n{MACHINE[program]}"
-    code, _, ran = make_setup(variables=ASTRAY | SOURCES, **{program: shown})
+def test_installers_receive_the_variables_of_package_sources_but_none_that_redirect_the_installation(
+    make_setup, program
+):
+    print_environment = f"env >> ran.txt\n{MACHINE[program]}"
+    code, _, ran = make_setup(variables=MISLEADING_VARIABLES | SOURCE_VARIABLES, **{program: print_environment})
     assert code == 0
     lines = set(ran.splitlines())
-    assert [name for name, value in ASTRAY.items() if f"{name}={value}" in lines] == []
-    assert [name for name, value in SOURCES.items() if f"{name}={value}" not in lines] == []
+    assert [name for name, value in MISLEADING_VARIABLES.items() if f"{name}={value}" in lines] == []
+    assert [name for name, value in SOURCE_VARIABLES.items() if f"{name}={value}" not in lines] == []
 
 
-def test_pip_does_not_install_for_the_user_whatever_its_configuration_says(make_setup):
+def test_pip_ignores_a_configuration_to_install_for_the_user(make_setup):
     _, _, ran = make_setup()
     assert "PIP_USER=0\n" in ran
 
@@ -121,7 +122,7 @@ NO_ENSUREPIP = f'case "$*" in *ensurepip*) exit 1;; esac; {MACHINE["python3"]}'
 
 
 @pytest.mark.parametrize(
-    ("without", "programs", "said"),
+    ("without", "programs", "message"),
     [
         ((), {"uname": 'case "$1" in -s) echo Darwin;; -m) echo arm64;; esac'}, "Linux on x86-64; .* Darwin on arm64"),
         ((), {"uname": 'case "$1" in -s) echo Linux;; -m) echo aarch64;; esac'}, "this machine has Linux on aarch64"),
@@ -130,32 +131,34 @@ NO_ENSUREPIP = f'case "$*" in *ensurepip*) exit 1;; esac; {MACHINE["python3"]}'
         (("git",), {}, "git is missing.*apt-get install git"),
         (("python3",), {}, "needs Python 3.11, found neither"),
         ((), {"python3": "exit 1"}, "needs Python 3.11, found neither"),
-        ((), {"python3": NO_ENSUREPIP}, "python3 lacks .*apt-get install python3-venv"),
+        ((), {"python3": NO_ENSUREPIP}, "python3 cannot create environments.*apt-get install python3-venv"),
         ((), {"df": "echo header; echo /dev/sda1 9 9 4900000 1% /"}, "take 5 GB .* 4 GB are free in /"),
     ],
 )
-def test_what_is_missing_is_said_in_words_before_anything_is_installed(make_setup, tmp_path, without, programs, said):
+def test_a_missing_requirement_is_reported_before_anything_is_installed(
+    make_setup, tmp_path, without, programs, message
+):
     code, error, _ = make_setup(without, **programs)
     assert code != 0
-    assert re.search(said, error)
+    assert re.search(message, error)
     assert not (tmp_path / ".venv").exists()
 
 
-def test_all_that_is_missing_is_said_at_once(make_setup):
+def test_all_missing_requirements_are_reported_at_once(make_setup):
     _, error, _ = make_setup(without=("git", "python3"), getconf="echo glibc 2.27")
     for word in ("glibc", "git", "Python 3.11"):
         assert word in error
 
 
 @pytest.mark.parametrize("python3", ["exit 1", NO_ENSUREPIP])
-def test_uv_makes_the_environment_where_python_cannot(make_setup, python3):
+def test_uv_creates_the_environment_if_python_cannot(make_setup, python3):
     uv = 'if [ "$1" = venv ]; then mkdir -p "$5/bin"; ln -s ../../machine/python "$5/bin/python"; fi'
-    code, said, ran = make_setup(python3=python3, uv=uv)
-    assert (code, said) == (0, "")
+    code, stderr, ran = make_setup(python3=python3, uv=uv)
+    assert (code, stderr) == (0, "")
     assert "uv venv --seed --python 3.11 .venv\n" in ran
 
 
-def test_the_page_that_another_system_is_sent_to_has_the_words(make_setup):
+def test_the_page_that_the_message_for_other_systems_names_has_the_entry(make_setup):
     _, error, _ = make_setup(uname="echo Darwin")
     page, symptom = re.search(r'(docs/\S+) .*"(.+)"', error).groups()
     assert f"**`{symptom}" in (ROOT / page).read_text()
@@ -166,7 +169,7 @@ def test_the_page_that_another_system_is_sent_to_has_the_words(make_setup):
 
 @pytest.fixture(scope="module")
 def source_only(tmp_path_factory):
-    """A folder with two packages that have no wheel; one is among those that may come as source."""
+    """A folder with two packages without a wheel; one is an exception in wheels.txt."""
     folder = tmp_path_factory.mktemp("source")
     for name in ("needs-a-compiler", "rouge-score"):
         project = folder / f"{name.replace('-', '_')}-1.0"
@@ -185,10 +188,10 @@ def rules(lock: Path) -> list[str]:
 
 
 def resolve(package: str, lock: Path, folder: Path, tmp_path: Path, *installer: object) -> subprocess.CompletedProcess:
-    """What an installer does with a package in place of those of the lock."""
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text("\n".join([*rules(lock), f"{package}==1.0\n"]))
-    command = [*installer, "--dry-run", "--no-deps", "--no-index", "--find-links", folder, "-r", wanted]
+    """Dry run of an installer for a package, with the options of the lock."""
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("\n".join([*rules(lock), f"{package}==1.0\n"]))
+    command = [*installer, "--dry-run", "--no-deps", "--no-index", "--find-links", folder, "-r", requirements]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -198,24 +201,23 @@ PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check")
 
 @pytest.mark.parametrize("installer", [UV, PIP], ids=["uv", "pip"])
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_a_package_that_would_have_to_be_compiled_is_refused(source_only, tmp_path, lock, installer):
+def test_a_package_without_a_wheel_is_refused(source_only, tmp_path, lock, installer):
     done = resolve("needs-a-compiler", lock, source_only, tmp_path, *installer)
     assert done.returncode != 0
     assert re.search("needs-a-compiler==1.0 has no usable wheels|No matching .* for needs-a-compiler==1.0", done.stderr)
 
 
-def test_a_package_of_pure_python_may_come_as_source(source_only, tmp_path):
+def test_an_exception_may_be_installed_from_source(source_only, tmp_path):
     done = resolve("rouge-score", ROOT / "requirements" / "pipeline.lock", source_only, tmp_path, *UV)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_locks_have_the_rules_of_wheels_txt():
-    rule = sorted(rules(ROOT / "requirements" / "wheels.txt"))
-    assert {lock.name: sorted(rules(lock)) for lock in LOCKS} == {lock.name: rule for lock in LOCKS}
+    expected = sorted(rules(ROOT / "requirements" / "wheels.txt"))
+    assert {lock.name: sorted(rules(lock)) for lock in LOCKS} == {lock.name: expected for lock in LOCKS}
 
 
-def test_packages_that_the_images_leave_out_are_required_without_that():
-    """Else the line is of no use."""
+def test_unused_packages_are_locked_for_development_but_not_for_the_images():
     unused = re.findall(r"^[\w-]+$", (ROOT / "requirements" / "unused.txt").read_text(), re.MULTILINE)
     assert unused
     locked = {lock.stem: re.findall(r"^([\w-]+)==", lock.read_text(), re.MULTILINE) for lock in LOCKS}

@@ -1,19 +1,19 @@
-"""The architectures a backbone can have. To add one: an entry here, and its name in a profile."""
+"""Backbone architectures. To add one, add an entry to ARCHITECTURES and its key to `backbones` in a profile."""
 
 from typing import NamedTuple
 
-WEIGHTS_HOST = "https://storage.googleapis.com"  # where Keras downloads them
+WEIGHTS_HOST = "https://storage.googleapis.com"  # Keras downloads ImageNet weights from here
 
 
 class Architecture(NamedTuple):
-    """What the pipeline must know of one architecture of `keras.applications`.
+    """Description of one architecture of `keras.applications`.
 
     Attributes:
-        module: submodule of `keras.applications` with the builder and its `preprocess_input`.
-        builder: name of the function that builds the network.
-        keras_weights: the file name Keras itself gives the ImageNet weights without top.
-        min_size: smallest image side in pixels that the architecture accepts.
-        licence: under which its ImageNet weights were published.
+        module: Submodule of `keras.applications` with the builder and its `preprocess_input`.
+        builder: Name of the function that builds the network.
+        keras_weights: File name that Keras gives to the ImageNet weights without top.
+        min_size: Smallest accepted image side in pixels.
+        licence: Licence of the ImageNet weights.
     """
 
     module: str
@@ -31,5 +31,5 @@ ARCHITECTURES = {
 
 
 def weight_file_names(backbone: str) -> tuple[str, str]:
-    """File names under which a weights directory may hold `backbone`, the preferred one first."""
+    """Accepted file names of the weights of `backbone` in a weights directory, preferred name first."""
     return f"{backbone}_notop.weights.h5", ARCHITECTURES[backbone].keras_weights

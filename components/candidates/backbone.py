@@ -1,4 +1,4 @@
-"""Backbone: a pretrained network with everything between a photo's bytes and its embedding, as one SavedModel."""
+"""Backbone component: a pretrained network, saved as one SavedModel from the bytes of photos to embeddings."""
 
 import hashlib
 import importlib
@@ -24,45 +24,48 @@ from serving import proxies
 
 
 def find_weights(backbone: str, weights_dir: str) -> str:
-    """Path of the ImageNet weights of `backbone` in `weights_dir`.
+    """Return the path of the ImageNet weights of `backbone` in `weights_dir`.
 
     Raises:
-        WeightsError: there is none, under our name or Keras's.
+        WeightsError: If `weights_dir` has no weights file for `backbone`.
     """
     names = weight_file_names(backbone)
     for name in names:
         if fileio.exists(os.path.join(weights_dir, name)):
             return os.path.join(weights_dir, name)
-    raise WeightsError(f"{weights_dir}: has no weights for {backbone}; it needs {' or '.join(names)}")
+    raise WeightsError(f"{weights_dir}: no weights for {backbone}; add {' or '.join(names)}")
 
 
 def weights_source(backbone: str, weights: str, weights_dir: str) -> str:
-    """What `build_network` takes as `weights`: the file in `weights_dir`, if that is not "", else `weights` itself.
+    """Return the `weights` argument of `build_network`: a file in `weights_dir`, or `weights` if `weights_dir` is "".
 
     Raises:
-        WeightsError: `weights_dir` has no weights for `backbone`, or is given though they shall be random.
+        WeightsError: If `weights_dir` has no weights for `backbone`, or is set although `weights` is "random".
     """
     if not weights_dir:
         return weights
     if weights == "random":
-        raise WeightsError(f"weights_dir={weights_dir}: holds ImageNet weights, but weights=random; leave it empty")
+        raise WeightsError(f"weights_dir={weights_dir}: not used with weights=random; leave weights_dir empty")
     return find_weights(backbone, weights_dir)
 
 
 def build_network(architecture: str, weights: str, image_size: int, seed: int) -> keras.Model:
-    """The network without its top, preprocessed float32 [n, image_size, image_size, 3] -> pooled float32 [n, d].
+    """Build the network without its classification top.
+
+    The network maps preprocessed pixels, float32 [n, image_size, image_size, 3], to average-pooled features,
+    float32 [n, d].
 
     Args:
-        architecture: a key of ARCHITECTURES.
-        weights: "imagenet" (Keras downloads them once), "random", or the path of a weights file.
-        image_size: pixels.
-        seed: of random weights.
+        architecture: Key of ARCHITECTURES.
+        weights: "imagenet" (Keras downloads the weights once), "random", or the path of a weights file.
+        image_size: Side of the input image in pixels.
+        seed: Seed for the random weights.
 
     Raises:
-        WeightsError: the weights cannot be downloaded or do not fit the architecture.
+        WeightsError: If the weights cannot be downloaded or do not fit the architecture.
     """
     spec = ARCHITECTURES[architecture]
-    builder = getattr(_module(architecture), spec.builder)
+    builder = getattr(_keras_module(architecture), spec.builder)
     keras.utils.set_random_seed(seed)
     shape = (image_size, image_size, 3)
     if weights == "random":
@@ -77,41 +80,44 @@ def build_network(architecture: str, weights: str, image_size: int, seed: int) -
             raise WeightsError(
                 f"the ImageNet weights of {architecture} are not on this machine and cannot be downloaded"
                 f"{proxies.through(WEIGHTS_HOST)} ({error}). "
-                f"Bring {' or '.join(weight_file_names(architecture))} in a folder and say --set weights_dir=FOLDER"
+                f"Copy {' or '.join(weight_file_names(architecture))} to a folder and pass --set weights_dir=FOLDER"
             ) from None
-    # As if Keras had downloaded the file: for its own weights alone it adds the rescaling that EfficientNet needs.
+    # Pretend that Keras downloaded the file: only with weights="imagenet" does it add the rescaling layer of
+    # EfficientNet.
     with mock.patch.object(file_utils, "get_file", return_value=weights):
         try:
             return builder(weights="imagenet", include_top=False, pooling="avg", input_shape=shape)
         except (ValueError, OSError) as error:
-            raise WeightsError(f"{weights}: not the weights of {architecture} without top: {error}") from None
+            raise WeightsError(f"{weights}: not a weights file of {architecture} without top: {error}") from None
 
 
 def decode_photos(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
-    """String [n] of JPEG or PNG of any size -> float32 [n, image_size, image_size, 3] in 0..255.
+    """Decode photos to a fixed size: string [n] (JPEG or PNG of any size) -> float32 [n, image_size, image_size, 3].
 
-    The central square, less an eighth at its border, is resized with antialias: the view by which ImageNet networks
-    are evaluated. A stretched photo costs a linear probe on Xception several points (84 photos of 12 breeds).
+    Values are in 0..255. The central square, cropped to 7/8 of its side, is resized with antialiasing, as in the
+    evaluation of ImageNet networks. Stretching the photo instead costs a linear probe on Xception several points of
+    accuracy (84 photos of 12 breeds).
     """
+    shape = [image_size, image_size, 3]
 
-    def decode(data):
-        pixels = tf.io.decode_image(data, channels=3, expand_animations=False)
+    def decode_one(image):
+        pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
         pixels.set_shape([None, None, 3])
         side = tf.reduce_min(tf.shape(pixels)[:2]) * 7 // 8
         square = tf.image.resize_with_crop_or_pad(pixels, side, side)
         return tf.image.resize(square, [image_size, image_size], antialias=True)
 
-    return tf.map_fn(decode, image_bytes, fn_output_signature=tf.TensorSpec([image_size, image_size, 3], tf.float32))
+    return tf.map_fn(decode_one, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.float32))
 
 
-def embedder(network: keras.Model, architecture: str, image_size: int) -> tf.Module:
-    """A module with `embed`: string [n] `image_bytes` -> {"embedding": float32 [n, d]}.
+def build_embedder(network: keras.Model, architecture: str, image_size: int) -> tf.Module:
+    """Return a module with the function `embed`: image_bytes string [n] -> {"embedding": float32 [n, d]}.
 
-    It holds the variables, not the Keras model: Keras's own exports write each variable twice.
+    The module tracks the variables and not the Keras model, because exporting the model writes each variable twice.
     """
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
-    preprocess = _module(architecture).preprocess_input
+    preprocess = _keras_module(architecture).preprocess_input
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def embed(image_bytes):
@@ -132,30 +138,33 @@ def Backbone(
     seed: Parameter[int],
     code_digest: Parameter[str],
 ):
-    """Writes the backbone's SavedModel (signature serving_default: image_bytes -> embedding) and what it is made of.
+    """Write the SavedModel of a backbone and its record, `backbone.json`.
+
+    Signature: `serving_default`, image_bytes string [n] -> embedding float32 [n, d].
 
     Args:
-        architecture: a key of ARCHITECTURES.
+        model: SavedModel and record of the backbone.
+        architecture: Key of ARCHITECTURES.
         weights: "imagenet" or "random".
-        weights_dir: folder with the ImageNet weights; "": Keras downloads them.
-        weights_digest: of the file there; a new one re-runs the component.
-        image_size: pixels.
-        seed: of random weights.
-        code_digest: of the modules that it runs.
+        weights_dir: Folder with the ImageNet weights; if "", Keras downloads them.
+        weights_digest: Digest of the weights file; a new digest reruns the component.
+        image_size: Side of the input image in pixels.
+        seed: Seed for the random weights.
+        code_digest: Digest of the modules that the component runs.
 
     Raises:
-        WeightsError: see `find_weights` and `build_network`.
+        WeightsError: If the weights are missing, cannot be downloaded, or do not fit the architecture.
     """
     source = weights_source(architecture, weights, weights_dir)
     with local_copy(source) as source:
         network = build_network(architecture, source, image_size, seed)
-    module = embedder(network, architecture, image_size)
+    module = build_embedder(network, architecture, image_size)
     path = path_utils.serving_model_dir(model.uri)
     saved_model.save(module, path, {"serving_default": module.embed})
     record = {
         "architecture": architecture,
         "weights": weights,
-        "weights_digest": _values_digest(network),
+        "weights_digest": _weights_digest(network),
         "image_size": image_size,
         "embedding_size": network.output_shape[-1],
         "parameters": network.count_params(),
@@ -165,13 +174,13 @@ def Backbone(
     model.set_string_custom_property("weights_digest", record["weights_digest"])
 
 
-def _values_digest(network: keras.Model) -> str:
-    """Of the values themselves: the same weights from a download and from a file are the same."""
+def _weights_digest(network: keras.Model) -> str:
+    """SHA-256 of the weight values, which is the same for downloaded weights and for weights from a file."""
     digest = hashlib.sha256()
     for variable in network.variables:
         digest.update(variable.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _module(architecture: str):
+def _keras_module(architecture: str):
     return importlib.import_module(f"keras.applications.{ARCHITECTURES[architecture].module}")

@@ -1,4 +1,4 @@
-"""BackboneSelector: compares the candidates on eval and assembles the winner: the model to serve."""
+"""BackboneSelector component: compares the candidates on eval and assembles the served model of the winner."""
 
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from components import progress, saved_model
 from components.artifacts import Comparison, IngestReport
 from components.candidates.architectures import ARCHITECTURES
 from components.candidates.served_model import ServedModel
-from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_FIRST_EPOCH, TRIAL_SECONDS
+from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_INITIAL_EPOCH, TRIAL_SECONDS
 from components.file_names import (
     BACKBONE_RECORD_FILE,
     COMPARISON_FILE,
@@ -57,24 +57,25 @@ class _Spec(ComponentSpec):
 
 
 class Executor(BaseExecutor):
-    """Reads the candidates' measurements, decides, assembles the winner and takes the latency of each candidate."""
+    """Selects the winner, writes its served model, and measures the latency of each candidate."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
-        found = {
+        candidate_artifacts = {
             backbone: {key: input_dict[f"{key}_{backbone}"][0] for key in _CANDIDATE_INPUTS}
             for backbone in ARCHITECTURES
             if input_dict.get(f"model_{backbone}")
         }
-        candidates = [_candidate(inputs) for inputs in found.values()]
+        candidates = [_comparison_row(artifacts) for artifacts in candidate_artifacts.values()]
         winner, reason = select(candidates, exec_properties["rule"])
         report = read_json(input_dict["report"][0].uri, INGEST_REPORT_FILE)
         output = output_dict["winner"][0]
         counter = progress.Counter("candidates", len(candidates))
-        # The choice is made: latency is only shown. Nothing else runs now that could disturb it, neither in the local
-        # runner, for all branches end here.
-        for row, inputs in zip(candidates, found.values(), strict=True):
-            with local_copy(_path(inputs["backbone"])) as backbone, local_copy(_path(inputs["model"])) as head:
+        # Latency does not affect the selection. It is measured here because all branches of the pipeline join in this
+        # component, so no other component runs at the same time, not even in the local runner.
+        for row, artifacts in zip(candidates, candidate_artifacts.values(), strict=True):
+            backbone_path, head_path = _path(artifacts["backbone"]), _path(artifacts["model"])
+            with local_copy(backbone_path) as backbone, local_copy(head_path) as head:
                 row["saved_model_bytes"] = saved_model.size(backbone) + saved_model.size(head)
                 model = ServedModel([backbone], head, exec_properties["top_k"])
                 if row["backbone"] == winner:
@@ -92,21 +93,22 @@ class Executor(BaseExecutor):
                 "reason": reason,
                 "rule": exec_properties["rule"],
                 "split_sizes": {split: sum(counts[split] for counts in report["breeds"].values()) for split in SPLITS},
-                "breeds": read_json(_path(found[winner]["model"]), MODEL_RECORD_FILE)["breeds"],
+                "breeds": read_json(_path(candidate_artifacts[winner]["model"]), MODEL_RECORD_FILE)["breeds"],
             },
         )
 
 
 class BackboneSelector(BaseComponent):
-    """Picks one candidate by its accuracy on eval and its number of parameters.
+    """Selects one candidate by accuracy on eval and number of parameters.
 
     Args:
-        candidates: backbone -> {backbone, model, evaluation, tuner_results, model_run, embeddings} channels.
-        report: of ImageExampleGen.
-        rule: see `select`.
-        top_k: number of breeds that the signature `top_k` answers.
-        model_name: TF Serving's name for the model.
-        code_digest: of the modules that it runs.
+        candidates: Channels of each candidate: backbone -> {backbone, model, evaluation, tuner_results, model_run,
+            embeddings}.
+        report: Ingestion report of ImageExampleGen.
+        rule: Selection rule; see `select`.
+        top_k: Number of breeds that the signature `top_k` returns.
+        model_name: Name of the model in TensorFlow Serving.
+        code_digest: Digest of the modules that the component runs.
     """
 
     SPEC_CLASS = _Spec
@@ -141,12 +143,13 @@ class BackboneSelector(BaseComponent):
 
 
 def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
-    """The winner's name and the reason, from the rows of comparison.json.
+    """Return the backbone of the winner and the reason for the selection.
 
     Args:
-        candidates: rows of comparison.json, in any order.
-        rule: "smaller_within_interval": of those whose accuracy lies in the 95 % interval of the most accurate one's,
-            the one with the fewest parameters; "most_accurate": parameters decide between equals only.
+        candidates: Rows of comparison.json, in any order.
+        rule: "smaller_within_interval" selects, among the candidates whose accuracy is at least the lower bound of the
+            95 % interval of the most accurate candidate, the one with the fewest parameters. "most_accurate" selects
+            the most accurate candidate; the number of parameters only breaks ties.
     """
     ranked = sorted(candidates, key=lambda row: (-row["eval_accuracy"], row["parameters"], row["backbone"]))
     best = ranked[0]
@@ -154,31 +157,32 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
         return best["backbone"], "the only candidate"
     if rule == "smaller_within_interval":
         low, high = best["eval_accuracy_ci95"]
-        near = [row for row in ranked if row["eval_accuracy"] >= low]
-        smallest = min(near, key=lambda row: row["parameters"])  # of equals the first, which is more accurate
+        within_interval = [row for row in ranked if row["eval_accuracy"] >= low]
+        smallest = min(within_interval, key=lambda row: row["parameters"])  # ties: the first, which is more accurate
         if smallest is not best:
             return smallest["backbone"], (
-                f"the smallest, with {smallest['parameters'] / 1e6:.1f} million parameters, of the {len(near)} whose "
-                f"accuracy on eval lies in the 95 % interval of the most accurate one ({best['backbone']}: "
-                f"{best['eval_accuracy']:.3f}, {low:.3f} to {high:.3f}): {smallest['eval_accuracy']:.3f}"
+                f"the smallest ({smallest['parameters'] / 1e6:.1f} million parameters) of the {len(within_interval)} "
+                f"candidates whose accuracy on eval is within the 95 % interval of the most accurate one: "
+                f"{smallest['eval_accuracy']:.3f}; {best['backbone']} has {best['eval_accuracy']:.3f} "
+                f"(95 % interval {low:.3f} to {high:.3f})"
             )
     if ranked[1]["eval_accuracy"] == best["eval_accuracy"]:
         reason = f"as accurate on eval as {ranked[1]['backbone']} ({best['eval_accuracy']:.3f}), with fewer parameters"
     else:
         reason = (
-            f"most accurate on eval: {best['eval_accuracy']:.3f}, before {ranked[1]['backbone']} with "
+            f"most accurate on eval: {best['eval_accuracy']:.3f}, ahead of {ranked[1]['backbone']} with "
             f"{ranked[1]['eval_accuracy']:.3f}"
         )
     return best["backbone"], reason
 
 
-def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One row of comparison.json, but for its size and its latency."""
-    backbone = read_json(_path(inputs["backbone"]), BACKBONE_RECORD_FILE)
-    head = read_json(_path(inputs["model"]), MODEL_RECORD_FILE)
-    overall = read_json(inputs["evaluation"].uri, METRICS_FILE)["overall"]
-    training = read_json(inputs["model_run"].uri, TRAINING_FILE)
-    trials = read_json(inputs["tuner_results"].uri, TUNER_RESULTS_FILE)
+def _comparison_row(artifacts: dict[str, Any]) -> dict[str, Any]:
+    """Row of a candidate in comparison.json, without the size and the latency of its served model."""
+    backbone = read_json(_path(artifacts["backbone"]), BACKBONE_RECORD_FILE)
+    head = read_json(_path(artifacts["model"]), MODEL_RECORD_FILE)
+    overall = read_json(artifacts["evaluation"].uri, METRICS_FILE)["overall"]
+    training = read_json(artifacts["model_run"].uri, TRAINING_FILE)
+    trials = read_json(artifacts["tuner_results"].uri, TUNER_RESULTS_FILE)
     return {
         "backbone": backbone["architecture"],
         "weights": backbone["weights"],
@@ -188,8 +192,8 @@ def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
         "top3_accuracy": overall["top3_accuracy"],
         "tuning_seconds": sum(trial[TRIAL_SECONDS] for trial in trials),
         "tuning_trials": len(trials),
-        "tuning_epochs": sum(trial[TRIAL_EPOCHS] - trial[TRIAL_FIRST_EPOCH] for trial in trials),
-        "embedding_seconds": inputs["embeddings"].get_float_custom_property("seconds"),
+        "tuning_epochs": sum(trial[TRIAL_EPOCHS] - trial[TRIAL_INITIAL_EPOCH] for trial in trials),
+        "embedding_seconds": artifacts["embeddings"].get_float_custom_property("seconds"),
         "training_seconds": training["seconds"],
         "training_epochs": training["epochs"],
         "parameters": backbone["parameters"] + head["parameters"],
@@ -198,5 +202,5 @@ def _candidate(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path(model: Model) -> str:
-    """Directory of the SavedModel."""
+    """Directory of the SavedModel in the artifact."""
     return path_utils.serving_model_path(model.uri)

@@ -1,4 +1,4 @@
-"""EmbeddingGen: each photo goes through a frozen backbone exactly once; heads then learn from the embeddings."""
+"""EmbeddingGen component: embeds each photo once with a frozen backbone; heads are trained on the embeddings."""
 
 import os
 import time
@@ -23,12 +23,14 @@ SPLITS = ("train", "eval")
 
 
 class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.types.experimental.ConcreteFunction]):
-    """Runs a backbone's SavedModel over (split, serialized tf.Example); loaded once per worker process.
+    """Runs the SavedModel of a backbone on pairs of a split and a serialized tf.Example.
+
+    Each worker process loads the model once.
 
     Args:
-        path: directory of the SavedModel.
-        batch: most images in one forward pass; it bounds the memory.
-        total: number of images, for the progress bar.
+        path: Directory of the SavedModel.
+        batch: Maximum number of images in one forward pass, which limits memory.
+        total: Number of images, for the progress bar.
     """
 
     def __init__(self, path: str, batch: int, total: int | None = None):
@@ -36,19 +38,19 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         self._path, self._batch, self._total = path, batch, total
 
     def load_model(self):
-        """The signature that embeds, and the counter of what it has done."""
+        """Load the SavedModel and return its embedding signature."""
         self._counter = progress.Counter("photos", self._total)
         self._model = tf.saved_model.load(self._path)  # a signature does not keep its model alive
         return self._model.signatures["serving_default"]
 
     def batch_elements_kwargs(self):
-        """Bounds for Beam's batching."""
+        """Minimum and maximum batch size for Beam."""
         return {"min_batch_size": min(8, self._batch), "max_batch_size": self._batch}
 
     def run_inference(
         self, batch: Sequence[tuple[str, bytes]], model, inference_args=None
     ) -> Iterator[tuple[str, bytes]]:
-        """Embeds the images of `batch`, in order."""
+        """Embed the images of `batch`, in order."""
         photos = [tf.train.Example.FromString(example).features.feature for _, example in batch]
         images = tf.constant([photo["image_bytes"].bytes_list.value[0] for photo in photos])
         embeddings = model(image_bytes=images)["embedding"].numpy()
@@ -71,14 +73,19 @@ def EmbeddingGen(
     code_digest: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Embeds train and eval; test is kept for the gate, which measures from the photos' bytes.
+    """Embed the photos of train and eval. The gate evaluates the photos of test from their bytes.
 
-    Features: embedding (float32 [d]), breed, path, content_hash.
+    Features of the embeddings: embedding (float32 [d]), breed, path, content_hash.
 
     Args:
-        schema_template: schema of the embeddings in text format; their length is added.
-        batch: most images in one forward pass.
-        code_digest: of the modules that it runs.
+        examples: Photos of ImageExampleGen.
+        backbone: Backbone with the signature `serving_default`.
+        embeddings: Embeddings, with the splits train and eval.
+        schema: Schema of the embeddings.
+        schema_template: Schema of the embeddings in text format, without the length of the embedding.
+        batch: Maximum number of images in one forward pass.
+        code_digest: Digest of the modules that the component runs.
+        beam_pipeline: Beam pipeline that runs the embedding.
     """
     path = path_utils.serving_model_path(backbone.uri)
     total = sum(examples.get_int_custom_property(f"photos_{split}") for split in SPLITS)

@@ -1,4 +1,4 @@
-"""Evaluator: measures a model on one split with TensorFlow Model Analysis, and notes the outcome of each photo."""
+"""Evaluator component: evaluates a model on one split with TensorFlow Model Analysis and records each prediction."""
 
 import json
 import os
@@ -29,7 +29,10 @@ _CALIBRATION_BINS = 10
 
 
 def eval_config(signature: str) -> config_pb2.EvalConfig:
-    """What TFMA measures: overall and for each breed, labels numbered by the model itself."""
+    """Return the configuration of TFMA: metrics overall and per breed.
+
+    The model's signature `transform_labels` encodes the labels.
+    """
     metrics = [
         config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy", config='{"name": "accuracy"}'),
         config_pb2.MetricConfig(class_name="SparseCategoricalCrossentropy", config='{"name": "loss"}'),
@@ -66,14 +69,21 @@ def Evaluator(
     code_digest: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Writes TFMA's results, `metrics.json` (their numbers) and `outcomes.jsonl` (a line for each photo).
+    """Write the results of TFMA, `metrics.json` (a summary) and `outcomes.jsonl` (one line per photo).
 
-    A `model` without a SavedModel (there is no champion) gives an empty evaluation.
+    If `model` has no SavedModel, as when there is no champion, `metrics.json` contains null.
 
     Args:
-        split: name of the split to measure.
-        signature: the model's signature whose inputs the examples hold.
-        code_digest: of the modules that it runs.
+        examples: Photos or embeddings.
+        schema: Schema of the examples.
+        model: Model to evaluate.
+        evaluation: Results of TFMA, `metrics.json` and `outcomes.jsonl`.
+        metrics: Metrics for the Kubeflow UI.
+        confusion: Confusion matrix for the Kubeflow UI.
+        split: Name of the split to evaluate.
+        signature: Signature of the model whose inputs are features of the examples.
+        code_digest: Digest of the modules that the component runs.
+        beam_pipeline: Beam pipeline that runs the evaluation.
     """
     path = path_utils.serving_model_path(model.uri)
     if not fileio.exists(os.path.join(path, "saved_model.pb")):
@@ -109,34 +119,34 @@ def Evaluator(
                 tensor_adapter_config=adapter,
             )
         )
-    measured = _summarise(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
-    write_json(evaluation.uri, METRICS_FILE, measured)
-    evaluation.set_float_custom_property("accuracy", measured["overall"]["accuracy"])
-    set_metrics(metrics, _numbers(measured))
-    set_confusion_matrix(confusion, measured["confusion"])
+    summary = _summarise(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
+    write_json(evaluation.uri, METRICS_FILE, summary)
+    evaluation.set_float_custom_property("accuracy", summary["overall"]["accuracy"])
+    set_metrics(metrics, _ui_metrics(summary))
+    set_confusion_matrix(confusion, summary["confusion"])
 
 
-def _numbers(measured: dict[str, Any]) -> dict[str, float]:
-    """What the Kubeflow UI shows of metrics.json."""
-    overall = measured["overall"]
+def _ui_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """Metrics of metrics.json that the Kubeflow UI shows."""
+    overall = summary["overall"]
     low, high = overall["accuracy_ci95"]
     return {
         **{name: overall[name] for name in ("accuracy", "loss", "top3_accuracy", "photos")},
         "accuracy_low95": low,
         "accuracy_high95": high,
-        "expected_calibration_error": measured["calibration"]["expected_calibration_error"],
+        "expected_calibration_error": summary["calibration"]["expected_calibration_error"],
     }
 
 
 class _WriteOutcomes(beam.PTransform):
-    """Writes what the model said of each photo, and hands the extracts on unchanged."""
+    """Writes the outcome of each photo to a JSON Lines file and returns the extracts unchanged."""
 
     def __init__(self, path: str):
         super().__init__()
         self._path = path
 
     def expand(self, extracts: beam.PCollection) -> beam.PCollection:
-        """Extracts -> extracts."""
+        """Write one line for each of `extracts` and return `extracts`."""
         _ = (
             extracts
             | "Outcome" >> beam.Map(_outcome)
@@ -147,39 +157,49 @@ class _WriteOutcomes(beam.PTransform):
 
 
 def _outcome(extracts: dict[str, Any]) -> dict[str, Any]:
+    """Line of `outcomes.jsonl`.
+
+    `confidence` is the probability of the predicted breed; `probability` is that of the true breed (0 if the model has
+    no such breed).
+    """
     features, predictions = extracts[tfma.FEATURES_KEY], extracts[tfma.PREDICTIONS_KEY]
     breeds = [name.decode() for name in np.ravel(predictions["breeds"])]
     probabilities = np.ravel(predictions["probabilities"])
     breed = np.ravel(features["breed"])[0].decode()
-    best = int(np.argmax(probabilities))
+    top = int(np.argmax(probabilities))
     return {
         "path": np.ravel(features["path"])[0].decode(),
         "content_hash": np.ravel(features["content_hash"])[0].decode(),
         "breed": breed,
-        "predicted": breeds[best],
-        "correct": breeds[best] == breed,
-        "confidence": round(float(probabilities[best]), 6),
+        "predicted": breeds[top],
+        "correct": breeds[top] == breed,
+        "confidence": round(float(probabilities[top]), 6),
         "probability": round(float(probabilities[breeds.index(breed)]), 6) if breed in breeds else 0.0,
     }
 
 
 def _summarise(uri: str, names: list[str]) -> dict[str, Any]:
-    """TFMA's numbers as plain JSON, with intervals, and the calibration of the most probable breed."""
+    """Content of `metrics.json`.
+
+    Args:
+        uri: Directory with the results of TFMA and `outcomes.jsonl`.
+        names: Breeds in the order of the model's outputs.
+    """
     result = tfma.load_eval_result(uri)
     overall, breeds = {}, {}
     for slice_key, values in result.slicing_metrics:
-        numbers = {
+        values_by_metric = {
             name: value["doubleValue"]
             for name, value in values[""][""].items()
             if name in ("accuracy", "loss", "top3_accuracy", "photos")
         }
-        photos = round(numbers["photos"])
-        interval = wilson_interval(round(numbers["accuracy"] * photos), photos)
-        summary = {**numbers, "photos": photos, "accuracy_ci95": list(interval)}
+        photos = round(values_by_metric["photos"])
+        interval = wilson_interval(round(values_by_metric["accuracy"] * photos), photos)
+        slice_metrics = {**values_by_metric, "photos": photos, "accuracy_ci95": list(interval)}
         if slice_key:
-            breeds[slice_key[0][1]] = summary
+            breeds[slice_key[0][1]] = slice_metrics
         else:
-            overall = summary
+            overall = slice_metrics
     outcomes = read_outcomes(uri)
     return {
         "overall": overall,
@@ -190,7 +210,7 @@ def _summarise(uri: str, names: list[str]) -> dict[str, Any]:
 
 
 def _confusion(result: tfma.EvalResult, breeds: list[str]) -> dict[str, Any]:
-    """`rows[i][j]`: photos of `breeds[i]` that were called `breeds[j]`."""
+    """Confusion matrix: `rows[i][j]` is the number of photos of `breeds[i]` that were predicted as `breeds[j]`."""
     rows = [[0] * len(breeds) for _ in breeds]
     plots = next(plots for slice_key, plots in result.plots if not slice_key)
     matrix = plots[""][""]["multiClassConfusionMatrixAtThresholds"]["matrices"][0]
@@ -202,7 +222,7 @@ def _confusion(result: tfma.EvalResult, breeds: list[str]) -> dict[str, Any]:
 
 
 def _calibration(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Reliability bins and expected calibration error of the top breed (Guo et al., ICML 2017)."""
+    """Reliability bins and expected calibration error of the predicted breed (Guo et al., ICML 2017)."""
     bins = defaultdict(list)
     for outcome in outcomes:
         bins[min(int(outcome["confidence"] * _CALIBRATION_BINS), _CALIBRATION_BINS - 1)].append(outcome)

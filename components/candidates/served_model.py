@@ -1,4 +1,4 @@
-"""The model that is pushed: backbones and a head in one SavedModel, from the bytes of a photo to breeds."""
+"""The served model: backbones and a head in one SavedModel that maps the bytes of photos to breed probabilities."""
 
 import os
 import statistics
@@ -19,23 +19,24 @@ _LATENCY_CALLS = 15
 
 
 class ServedModel(tf.Module):
-    """Backbones, Transform's graph and head in one; each variable is written once.
+    """One or more backbones, Transform's graph and a head in one SavedModel. Each variable is saved once.
 
     Signatures:
         serving_default: image_bytes string [n] (JPEG or PNG of any size) -> probabilities float32 [n, breeds] and
             breeds string [n, breeds], in the same order.
-        top_k: image_bytes -> breeds string [n, k], probabilities float32 [n, k], most probable first.
-        classify_embedding: embedding float32 [n, d] -> as serving_default.
+        top_k: image_bytes string [n] -> probabilities float32 [n, k] and breeds string [n, k], most probable first;
+            k is the smaller of `top_k` and the number of breeds.
+        classify_embedding: embedding float32 [n, d] -> same outputs as serving_default.
         transform_labels: breed string [n] -> label int64 [n].
 
     Args:
-        backbones: directories of the backbones' SavedModels.
-        head: directory of the SavedModel of `pipeline.modules.candidate_model.CandidateModel`; it classifies the
-            embeddings of `backbones`, concatenated in their order.
-        top_k: number of breeds that `top_k` answers.
+        backbones: Directories of the SavedModels of the backbones.
+        head: Directory of the SavedModel of a `pipeline.modules.candidate_model.CandidateModel`. It classifies the
+            concatenated embeddings of `backbones`, in their order.
+        top_k: Maximum number of breeds that the signature `top_k` returns.
 
     Raises:
-        ValueError: the head was not trained on embeddings as long as those of `backbones`.
+        ValueError: If the length of the head's embedding is not the sum of the lengths of the backbones' embeddings.
     """
 
     def __init__(self, backbones: Sequence[str], head: str, top_k: int):
@@ -45,14 +46,14 @@ class ServedModel(tf.Module):
         self._head = tf.saved_model.load(head)
         self._image_size = max(record["image_size"] for record in records)
         head_record = read_json(head, MODEL_RECORD_FILE)
-        self._record = _record(records, head_record, top_k)
+        self._record = _served_model_record(records, head_record, top_k)
         classify = self._head.signatures["classify_embedding"]
-        label = self._head.signatures["transform_labels"]
+        encode_labels = self._head.signatures["transform_labels"]
         embedding_size = sum(record["embedding_size"] for record in records)
         if embedding_size != head_record["embedding_size"]:
             raise ValueError(
-                f"{head}: classifies embeddings of {head_record['embedding_size']} numbers, the backbones give "
-                f"{embedding_size}"
+                f"{head}: the head takes embeddings of length {head_record['embedding_size']}, but the backbones "
+                f"return {embedding_size}"
             )
         breeds = len(head_record["breeds"])
 
@@ -66,9 +67,9 @@ class ServedModel(tf.Module):
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
         def serve_top_k(image_bytes):
-            answer = serve(image_bytes)
-            values, indices = tf.math.top_k(answer["probabilities"], k=min(top_k, breeds))
-            return {"probabilities": values, "breeds": tf.gather(answer["breeds"], indices, batch_dims=1)}
+            outputs = serve(image_bytes)
+            probabilities, indices = tf.math.top_k(outputs["probabilities"], k=min(top_k, breeds))
+            return {"probabilities": probabilities, "breeds": tf.gather(outputs["breeds"], indices, batch_dims=1)}
 
         @tf.function(input_signature=[tf.TensorSpec([None, embedding_size], tf.float32, "embedding")], autograph=False)
         def classify_embedding(embedding):
@@ -76,7 +77,7 @@ class ServedModel(tf.Module):
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
         def transform_labels(breed):
-            return label(breed=breed)
+            return encode_labels(breed=breed)
 
         self.endpoints = {
             "serving_default": serve,
@@ -86,40 +87,48 @@ class ServedModel(tf.Module):
         }
 
     def save(self, path: str, model_name: str) -> None:
-        """Writes the SavedModel, its record (see `serving.model_files`) and warmup requests for TF Serving."""
-        saved_model.save(self, path, self.endpoints, for_servers=True)
+        """Write the SavedModel, its record (see `serving.model_files`) and warmup requests for TensorFlow Serving.
+
+        Args:
+            path: Directory of the SavedModel.
+            model_name: Name of the model in TensorFlow Serving, used in the warmup requests.
+        """
+        saved_model.save(self, path, self.endpoints, for_tensorflow_serving=True)
         write_json(path, MODEL_RECORD_FILE, self._record)
         with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
             for signature in ("serving_default", "top_k"):
                 writer.write(_warmup_request(model_name, signature).SerializeToString())
 
     def latency_ms(self) -> float:
-        """Median milliseconds of one photo of the backbones' own size through `serving_default`, after a first call."""
+        """Median latency of `serving_default` for one photo of the backbones' input size, in milliseconds.
+
+        A first call, which traces the graph, is not counted.
+        """
         shape = [self._image_size, self._image_size, 3]
         noise = tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, 256, tf.int32), tf.uint8)
         photo = tf.io.encode_jpeg(noise)[tf.newaxis]
-        seconds = []
+        durations = []  # seconds
         for _ in range(_LATENCY_CALLS + 1):
             started = time.perf_counter()
             self.endpoints["serving_default"](photo)
-            seconds.append(time.perf_counter() - started)
-        return 1000 * statistics.median(seconds[1:])
+            durations.append(time.perf_counter() - started)
+        return 1000 * statistics.median(durations[1:])
 
 
-def _record(backbones: list[dict[str, Any]], head: dict[str, Any], top_k: int) -> dict[str, Any]:
-    """What the served model is made of: the record of the head, with the backbones and the whole's parameters."""
-    backbone = backbones[0] if len(backbones) == 1 else _joined(backbones)
+def _served_model_record(backbones: list[dict[str, Any]], head: dict[str, Any], top_k: int) -> dict[str, Any]:
+    """Record of the served model: the record of the head, plus the backbones and the total number of parameters."""
+    backbone = backbones[0] if len(backbones) == 1 else _combined_backbone(backbones)
     record = {key: value for key, value in head.items() if key != "embedding_size"} | {
         "backbone": backbone,
         "settings": head["settings"] | {"top_k": top_k},
         "parameters": backbone["parameters"] + head["parameters"],
     }
-    # Two models with one recipe are one model: the gate calls that "nothing new".
+    # The gate treats two models with the same record as the same model ("nothing new").
     return record | {"model_digest": json_digest(record)}
 
 
-def _joined(backbones: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several backbones in the words of one; `parts` has each."""
+def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:
+    """Combine the records of several backbones into the record of one; `parts` lists the originals."""
     return {
         "architecture": "+".join(backbone["architecture"] for backbone in backbones),
         "weights": "+".join(sorted({backbone["weights"] for backbone in backbones})),

@@ -1,6 +1,6 @@
-"""Keys in the rows of TFX's tuner results that say what a trial cost."""
+"""Keys of a trial's cost in the rows of TFX's tuner results (`tuner_results.json`)."""
 
-TRIAL_SECONDS = "tuner/seconds"
-# Keras Tuner's own.
+TRIAL_SECONDS = "tuner/seconds"  # float, wall time; written by pipeline.modules.tuning
+# Written by Keras Tuner. A trial trains epochs [TRIAL_INITIAL_EPOCH, TRIAL_EPOCHS).
 TRIAL_EPOCHS = "tuner/epochs"
-TRIAL_FIRST_EPOCH = "tuner/initial_epoch"
+TRIAL_INITIAL_EPOCH = "tuner/initial_epoch"

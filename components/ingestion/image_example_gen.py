@@ -1,12 +1,11 @@
-"""ImageExampleGen: photos in breed folders become tf.Examples in train, eval and test; what cannot be used is named."""
+"""ImageExampleGen: converts photos in breed folders to tf.Examples in train, eval and test; reports excluded files."""
 
-import collections
 import concurrent.futures
 import itertools
 import json
 import os
 import uuid
-from collections import Counter as Tally
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,18 +21,18 @@ from components import progress
 from components.artifacts import IngestReport
 from components.file_names import INGEST_REPORT_FILE, PHOTOS_FILE
 from components.ingestion.near_duplicates import FindDuplicates, perceptual_hash
-from components.ingestion.photo_layout import Refused
+from components.ingestion.photo_layout import Excluded
 from components.ingestion.photo_source import list_photos, open_source
-from components.ingestion.splits import SPLITS, split_of
+from components.ingestion.splits import SPLITS, assign_split
 from components.json_files import read_json_lines, write_json
 from serving import photo
 from serving.names import printable
 
 _THREADS = os.cpu_count() or 1
-# Handing photos over one by one takes threads longer than the waiting is worth.
-_GROUP = 8
-_AHEAD = _THREADS
-_PHOTOS_A_FILE = 1024
+# Threads get several photos at a time, which costs less than getting them one by one.
+_PHOTOS_PER_TASK = 8
+_MAX_PENDING_TASKS = _THREADS
+_EXAMPLES_PER_FILE = 1024
 
 
 @component(use_beam=True)
@@ -50,24 +49,26 @@ def ImageExampleGen(
     near_duplicate_bits: Parameter[int],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Reads, normalises and splits the photos. What cannot be used is left out and named; DataGate judges of that.
+    """Read, normalize and split the photos. The report lists unusable files; DataGate decides whether to stop the run.
 
     Features: image_bytes (JPEG or PNG), breed, path (relative), content_hash (`Photo.digest`), width, height.
 
     Args:
-        data: folder or archive, see `components.ingestion.photo_source`.
-        data_digest: digest of the photos; a new one re-runs the component.
-        code_digest: of the modules that it runs; likewise.
-        train: share of the train split; `eval` likewise, test is the rest.
-        seed: deals the photos anew.
-        max_side: longest side in pixels.
-        near_duplicate_bits: see `components.ingestion.near_duplicates`.
+        data: Folder or archive, see `components.ingestion.photo_source`.
+        data_digest: Digest of the photos; the component reruns when it changes.
+        code_digest: Digest of the modules that the component runs; the component reruns when it changes.
+        train: Share of the train split.
+        eval: Share of the eval split; the test split is the rest.
+        seed: Seed of the split assignment.
+        max_side: Maximum width and height in pixels; larger photos are reduced.
+        near_duplicate_bits: Maximum distance of near-duplicates, see `components.ingestion.near_duplicates`.
 
     Raises:
-        DataError: there are no photos, a folder that could be a breed gives none, or the archive is damaged.
+        DataError: If there are no photos, if a folder that may be a breed has no usable photo, or if the archive is
+            damaged.
     """
     source = open_source(data)
-    photos, refused, warnings = list_photos(source)
+    photos, excluded, warnings = list_photos(source)
     chunks = [[(path.encode(errors="surrogateescape"), photos[path]) for path in c] for c in source.chunks([*photos])]
     examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
     staging = os.path.join(report.uri, "staging")
@@ -84,14 +85,14 @@ def ImageExampleGen(
         duplicates = beam.pvalue.AsDict(
             read.hashes
             | FindDuplicates(near_duplicate_bits)
-            | "ByPhoto" >> beam.Map(lambda found: (found["path"], found))
+            | "ByPhoto" >> beam.Map(lambda duplicate: (duplicate["path"], duplicate))
         )
-        # Only names of files and hashes travel through Beam; the images wait in the files.
-        _ = read.files | "Settle" >> beam.Map(_settle, duplicates)
+        # Only file names and hashes pass through Beam; the images stay in the staged files.
+        _ = read.files | "MoveToSplits" >> beam.Map(_move_to_split, duplicates)
         _ = (
             (
-                read.rows | "Judge" >> beam.Map(_judged, duplicates),
-                pipeline | "Refused" >> beam.Create([_refused_row(row) for row in refused], reshuffle=False),
+                read.rows | "ExcludeDuplicates" >> beam.Map(_with_duplicate_reason, duplicates),
+                pipeline | "Excluded" >> beam.Create([_excluded_row(entry) for entry in excluded], reshuffle=False),
             )
             | beam.Flatten()
             | "Lines" >> beam.Map(json.dumps, sort_keys=True)
@@ -99,38 +100,38 @@ def ImageExampleGen(
             >> beam.io.WriteToText(os.path.join(report.uri, PHOTOS_FILE), num_shards=1, shard_name_template="")
         )
     fileio.rmtree(staging)
-    summary = _summarise(report.uri) | {"warnings": warnings}
+    summary = _summarize(report.uri) | {"warnings": warnings}
     write_json(report.uri, INGEST_REPORT_FILE, summary)
     for split, folder in folders.items():
         count = sum(breed[split] for breed in summary["breeds"].values())
         examples.set_int_custom_property(f"photos_{split}", count)
-        if not count:  # components after this one want a file, though an empty one
+        if not count:  # downstream components need a file, even if it is empty
             tf.io.TFRecordWriter(os.path.join(folder, "data_tfrecord")).close()
 
 
-class _Staged(NamedTuple):
-    """A file of examples that wait to hear which of them are duplicates.
+class _StagedFile(NamedTuple):
+    """A temporary file of examples that may still include duplicates.
 
     Attributes:
-        path: where it is.
-        settled: where it goes.
-        photos: paths of the photos, in the order of the examples.
+        path: Current path.
+        destination: Final path, in the folder of the split.
+        photos: Paths of the photos, in the order of the examples.
     """
 
     path: str
-    settled: str
+    destination: str
     photos: list[str]
 
 
 class _ReadPhotos(beam.DoFn):
-    """(number, [(path, breed)]) -> staged files; on `rows` what became of each photo, on `hashes` what it looks like.
+    """(number, [(path, breed)]) -> staged files; on `rows` the result for each photo, on `hashes` its hashes.
 
-    Decoders leave Python's lock while they work, so threads use all cores, whatever the runner.
+    Image decoders release the GIL, so threads use all cores with any runner.
     """
 
-    def __init__(self, data: str, staging: str, folders: dict[str, str], deal: tuple, max_side: int, total: int):
+    def __init__(self, data: str, staging: str, folders: dict[str, str], split: tuple, max_side: int, total: int):
         self._data, self._staging, self._folders = data, staging, folders
-        self._deal, self._max_side, self._total = deal, max_side, total
+        self._split, self._max_side, self._total = split, max_side, total
 
     def setup(self):
         self._source = open_source(self._data)
@@ -140,20 +141,20 @@ class _ReadPhotos(beam.DoFn):
         number, photos = chunk
         breeds = {path.decode(errors="surrogateescape"): breed for path, breed in photos}
         contents = self._source.read(list(breeds))
-        results = _map_ahead(self._example, ((path, breeds[path], fetch) for path, fetch in contents))
-        staged: dict[str, tuple[_Staged, tf.io.TFRecordWriter]] = {}
-        for position, (example, row, look) in enumerate(results):
+        results = _map_in_threads(self._read_photo, ((path, breeds[path], fetch) for path, fetch in contents))
+        staged: dict[str, tuple[_StagedFile, tf.io.TFRecordWriter]] = {}
+        for position, (example, row, image_hash) in enumerate(results):
             yield beam.pvalue.TaggedOutput("rows", row)
             if example is not None:
                 split = row["split"]
-                key = (row["path"], row["breed"], SPLITS.index(split), look)
+                key = (row["path"], row["breed"], SPLITS.index(split), image_hash)
                 yield beam.pvalue.TaggedOutput("hashes", (row["content_hash"], key))
                 if split not in staged:
-                    staged[split] = self._stage(split, f"data_tfrecord-{number:05}-{position:05}")
+                    staged[split] = self._open_staged_file(split, f"data_tfrecord-{number:05}-{position:05}")
                 file, writer = staged[split]
                 writer.write(example)
                 file.photos.append(row["path"])
-                if len(file.photos) == _PHOTOS_A_FILE:
+                if len(file.photos) == _EXAMPLES_PER_FILE:
                     writer.close()
                     yield staged.pop(split)[0]
             self._counter.add()
@@ -161,19 +162,19 @@ class _ReadPhotos(beam.DoFn):
             writer.close()
             yield file
 
-    def _stage(self, split: str, name: str) -> tuple[_Staged, tf.io.TFRecordWriter]:
-        # Beam may try a step again: no two attempts write the same file.
+    def _open_staged_file(self, split: str, name: str) -> tuple[_StagedFile, tf.io.TFRecordWriter]:
+        # Beam may retry a step; a unique name keeps attempts from writing the same file.
         path = os.path.join(self._staging, str(uuid.uuid4()))
-        return _Staged(path, os.path.join(self._folders[split], name), []), tf.io.TFRecordWriter(path)
+        return _StagedFile(path, os.path.join(self._folders[split], name), []), tf.io.TFRecordWriter(path)
 
-    def _example(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
+    def _read_photo(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
         row = {"path": printable(path), "breed": breed}
         try:
             picture = photo.normalise(fetch(), self._max_side)
         except photo.PhotoError as error:
             return None, {**row, "kind": error.kind, "reason": str(error)}, None
         row |= {
-            "split": split_of(picture.digest, *self._deal),
+            "split": assign_split(picture.digest, *self._split),
             "content_hash": picture.digest,
             "width": picture.width,
             "height": picture.height,
@@ -181,68 +182,68 @@ class _ReadPhotos(beam.DoFn):
         return _to_example(row, picture.data), row, perceptual_hash(picture.luma)
 
 
-def _map_ahead(function: Callable, arguments: Iterable[tuple]) -> Iterator:
-    """The results of `function` in the order of `arguments`, of which a few at a time are held."""
-    arguments, pending = iter(arguments), collections.deque()
+def _map_in_threads(function: Callable, arguments: Iterable[tuple]) -> Iterator:
+    """Yield the results of `function` in the order of `arguments`; a bounded number of tasks is pending."""
+    arguments, pending = iter(arguments), deque()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        while group := list(itertools.islice(arguments, _GROUP)):
-            pending.append(pool.submit(lambda group: [function(*argument) for argument in group], group))
-            if len(pending) > _AHEAD:
+        while batch := list(itertools.islice(arguments, _PHOTOS_PER_TASK)):
+            pending.append(pool.submit(lambda batch: [function(*argument) for argument in batch], batch))
+            if len(pending) > _MAX_PENDING_TASKS:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
 
 
 def _to_example(row: dict[str, Any], image_bytes: bytes) -> bytes:
-    def text(value):
+    def bytes_feature(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    features = {"image_bytes": text(image_bytes)}
+    features = {"image_bytes": bytes_feature(image_bytes)}
     for name in ("breed", "path", "content_hash"):
-        features[name] = text(row[name].encode())
+        features[name] = bytes_feature(row[name].encode())
     for name in ("width", "height"):
         features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=[row[name]]))
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
-def _settle(staged: _Staged, duplicates: dict[str, dict]) -> None:
-    """Moves a file to the folder of its split, without its duplicates."""
+def _move_to_split(staged: _StagedFile, duplicates: dict[str, dict]) -> None:
+    """Move a staged file to the folder of its split, without the duplicates."""
     if duplicates.keys().isdisjoint(staged.photos):
-        if fileio.exists(staged.path):  # or else an earlier attempt has moved it
-            fileio.rename(staged.path, staged.settled, overwrite=True)
+        if fileio.exists(staged.path):  # otherwise an earlier attempt has moved it
+            fileio.rename(staged.path, staged.destination, overwrite=True)
         return
     examples = tf.data.TFRecordDataset(staged.path).as_numpy_iterator()
-    with tf.io.TFRecordWriter(staged.settled) as writer:
+    with tf.io.TFRecordWriter(staged.destination) as writer:
         for photo_path, example in zip(staged.photos, examples, strict=True):
             if photo_path not in duplicates:
                 writer.write(example)
 
 
-def _judged(row: dict[str, Any], duplicates: dict[str, dict]) -> dict[str, Any]:
-    """The row of a photo, or why it is left out."""
+def _with_duplicate_reason(row: dict[str, Any], duplicates: dict[str, dict]) -> dict[str, Any]:
+    """The row of a photo; if the photo is a duplicate, with the reason instead of the split."""
     if row["path"] not in duplicates:
         return row
     kind, like = duplicates[row["path"]]["kind"], duplicates[row["path"]]["like"]
     reason = {
-        "label_conflict": f"another breed has the same photo, or nearly: {like}",
+        "label_conflict": f"the same or nearly the same photo is in another breed: {like}",
         "duplicate": f"the same photo as {like}",
-        "near_duplicate": f"nearly the same photo as {like}, which is in an earlier split",
+        "near_duplicate": f"nearly the same photo as {like}, which is in an earlier split (train, eval, test)",
     }[kind]
     return {"path": row["path"], "breed": row["breed"], "kind": kind, "like": like, "reason": reason}
 
 
-def _refused_row(refused: Refused) -> dict[str, Any]:
-    return {"path": printable(refused.path), "breed": None, "kind": "not_read", "reason": refused.reason}
+def _excluded_row(entry: Excluded) -> dict[str, Any]:
+    return {"path": printable(entry.path), "breed": None, "kind": "not_read", "reason": entry.reason}
 
 
-def _summarise(uri: str) -> dict[str, Any]:
-    """Counts by breed and split, and what was left out; the files are in the order of their paths."""
+def _summarize(uri: str) -> dict[str, Any]:
+    """Photo counts by breed and split, and the excluded files in the order of their paths."""
     rows = sorted(read_json_lines(uri, PHOTOS_FILE), key=lambda row: row["path"])
-    tally = Tally((row["breed"], row["split"]) for row in rows if "split" in row)
+    counts = Counter((row["breed"], row["split"]) for row in rows if "split" in row)
     breeds = sorted({row["breed"] for row in rows} - {None})
     return {
         "files": len(rows),
-        "photos": tally.total(),
-        "breeds": {breed: {split: tally[breed, split] for split in SPLITS} for breed in breeds},
+        "photos": counts.total(),
+        "breeds": {breed: {split: counts[breed, split] for split in SPLITS} for breed in breeds},
         "left_out": [{name: row[name] for name in ("path", "kind", "reason")} for row in rows if "reason" in row],
     }

@@ -1,4 +1,4 @@
-"""ImportSchemaGen: the reviewed schema enters the pipeline by its text, so no run reads another one than was meant."""
+"""ImportSchemaGen: passes the reviewed schema to the pipeline as text, so that each run uses exactly this schema."""
 
 import os
 
@@ -10,10 +10,10 @@ from tfx.utils import io_utils
 
 @component
 def ImportSchemaGen(schema: OutputArtifact[Schema], text: Parameter[str], schema_file: Parameter[str]):
-    """Writes the schema.
+    """Write the schema.
 
     Args:
-        text: of a `schema.pbtxt`.
-        schema_file: where it came from, for the lineage.
+        text: Text of a `schema.pbtxt` file.
+        schema_file: Path of that file, recorded for the lineage.
     """
     io_utils.write_string_file(os.path.join(schema.uri, "schema.pbtxt"), text)

@@ -1,6 +1,6 @@
-"""The same photo twice, or nearly: found by perceptual hashes, so that none is learned from and measured on.
+"""Exact and near-duplicates of photos, which would otherwise leak from the train split into the eval and test splits.
 
-All rules look at pairs of photos, never at an order of arrival: the result is the same whatever came when.
+All rules compare pairs of photos and ignore the order of processing, so the result is deterministic.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,68 +10,72 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-HASH_SIDE = 16  # bits on a side of a perceptual hash
-_PICTURE_SIDE = 4 * HASH_SIDE
-_BAND_SIDE = 8  # the lowest frequencies, which survive best, are the bands by which photos meet
-_BLOCK = 1024
+_HASH_SIDE = 16  # width and height of a perceptual hash, in bits
+_RESIZED_SIDE = 4 * _HASH_SIDE
+# Photos are compared if they agree in one band, a row of the 8 x 8 lowest frequencies: edits change those the least.
+_BAND_SIDE = 8
+_BLOCK_SIZE = 1024
 
-# Where a photo is left out for several reasons, the first is told.
+# In order of precedence: if several apply to a photo, the first is reported.
 KINDS = ("label_conflict", "duplicate", "near_duplicate")
 
 
-def perceptual_hash(image: Image.Image) -> bytes:
-    """Perceptual hash of 256 bits, as 32 bytes: which of the lowest 16 x 16 frequencies are above their median.
+def perceptual_hash(luma: Image.Image) -> bytes:
+    """Compute the perceptual hash of a grayscale image: 256 bits, as 32 bytes.
 
-    The pHash of Zauner (Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). On 84 photos of
-    cats, none a copy, the nearest pair differs in 96 bits. A copy at half the size and JPEG quality 10 differs
-    in at most 50, as does one that lost 2 % at each border.
+    Each bit is 1 if one of the lowest 16 x 16 frequencies is above their median. This is the pHash of Zauner
+    (Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). Among 84 different photos of cats, the
+    closest pair differs in 96 bits. A copy at half the size and JPEG quality 10 differs in at most 50 bits, and so
+    does a copy with 2 % cropped from each border.
     """
-    grey = image if image.mode == "L" else image.convert("L")
-    # Averaged first, which is quick and cannot alias.
-    small = grey.resize((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
-    return np.packbits(imagehash.phash(small, hash_size=HASH_SIDE).hash).tobytes()
+    # With reducing_gap, Pillow averages pixels first, which is fast and avoids aliasing.
+    small = luma.resize((_RESIZED_SIDE, _RESIZED_SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
+    return np.packbits(imagehash.phash(small, hash_size=_HASH_SIDE).hash).tobytes()
 
 
 class FindDuplicates(beam.PTransform):
-    """Photos that must be left out because of another one. Only hashes are shuffled, never images.
+    """Find the photos to exclude because of another photo. Only hashes are shuffled, never images.
 
-    Input: (content_hash, (path, breed, rank of the split, perceptual hash)) of each photo.
-    Output: {"path", "kind", "like"}, at most one a photo; `like` is the path of the other.
+    Input: (content_hash, (path, breed, rank of the split, perceptual hash)) for each photo.
+    Output: {"path", "kind", "like"}, at most one for each photo; `like` is the path of the other photo.
 
-    - label_conflict: the same picture, or nearly, is under another breed; both are left out.
-    - duplicate: the same pixels as a photo of its breed with a smaller path.
-    - near_duplicate: nearly the same as a photo of its breed in a split of lower rank. Nothing moves, and two in one
-      split both stay.
+    - label_conflict: An identical or nearly identical photo has another breed; both are excluded.
+    - duplicate: A photo of the same breed with a smaller path has the same pixels.
+    - near_duplicate: A photo of the same breed in a split of lower rank is nearly identical. No photo changes its
+      split, and near-duplicates in the same split are kept.
 
     Args:
-        bits: most bits by which perceptual hashes of near-duplicates differ. Pairs that differ in less than 8 of the 64
-            lowest frequencies are certain to be compared (one of 8 bands is then equal), others likely.
+        max_distance: Maximum Hamming distance in bits between the perceptual hashes of near-duplicates. Pairs that
+            differ in fewer than 8 of the 64 lowest frequencies share one of the 8 bands and are always compared; other
+            pairs are likely to be compared.
     """
 
-    def __init__(self, bits: int):
+    def __init__(self, max_distance: int):
         super().__init__()
-        self._bits = bits
+        self._max_distance = max_distance
 
     def expand(self, photos: beam.PCollection) -> beam.PCollection:  # noqa: D102
         exact = (
-            photos | "ByContent" >> beam.GroupByKey() | "Exact" >> beam.FlatMap(_exact).with_outputs(main="distinct")
+            photos
+            | "ByContent" >> beam.GroupByKey()
+            | "Exact" >> beam.FlatMap(_find_exact).with_outputs("duplicates", main="distinct")
         )
         near = (
             exact.distinct
-            | "Bands" >> beam.FlatMap(_bands)
+            | "Bands" >> beam.FlatMap(_key_by_band)
             | "ByBand" >> beam.GroupByKey()
-            | "Near" >> beam.FlatMap(_near, self._bits)
+            | "Near" >> beam.FlatMap(_find_near, self._max_distance)
         )
         return (
-            (exact.found, near)
+            (exact.duplicates, near)
             | beam.Flatten()
             | "ByPath" >> beam.CombinePerKey(min)
-            | beam.MapTuple(lambda path, found: {"path": path, "kind": KINDS[found[0]], "like": found[1]})
+            | beam.MapTuple(lambda path, duplicate: {"path": path, "kind": KINDS[duplicate[0]], "like": duplicate[1]})
         )
 
 
-def _exact(group: tuple[str, Iterable[tuple]]) -> Iterator:
-    """Photos with the same pixels -> one of each breed, and those left out on `found`."""
+def _find_exact(group: tuple[str, Iterable[tuple]]) -> Iterator:
+    """Photos with the same pixels -> one photo of each breed; the photos to exclude on the output `duplicates`."""
     photos = sorted(group[1])
     first = {}
     for photo in photos:
@@ -80,21 +84,21 @@ def _exact(group: tuple[str, Iterable[tuple]]) -> Iterator:
     for path, breed, _, _ in photos:
         other = next((other[0] for name, other in first.items() if name != breed), None)
         if other is not None:
-            yield beam.pvalue.TaggedOutput("found", (path, (KINDS.index("label_conflict"), other)))
+            yield beam.pvalue.TaggedOutput("duplicates", (path, (KINDS.index("label_conflict"), other)))
         elif path != first[breed][0]:
-            yield beam.pvalue.TaggedOutput("found", (path, (KINDS.index("duplicate"), first[breed][0])))
+            yield beam.pvalue.TaggedOutput("duplicates", (path, (KINDS.index("duplicate"), first[breed][0])))
 
 
-def _bands(photo: tuple) -> Iterator[tuple[int, tuple]]:
-    bits = np.unpackbits(np.frombuffer(photo[3], np.uint8)).reshape(HASH_SIDE, HASH_SIDE)
+def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
+    bits = np.unpackbits(np.frombuffer(photo[3], np.uint8)).reshape(_HASH_SIDE, _HASH_SIDE)
     for band, byte in enumerate(np.packbits(bits[:_BAND_SIDE, :_BAND_SIDE])):
         yield band << 8 | int(byte), photo
 
 
-def _near(group: tuple[int, Iterable[tuple]], most: int) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Photos with one band in common -> those that are near another, which is named.
+def _find_near(group: tuple[int, Iterable[tuple]], max_distance: int) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Photos that agree in one band -> near-duplicates, each with the path of one other photo.
 
-    Compared in blocks, and one other is enough: a thousand copies cost no more memory than a thousand photos.
+    Photos are compared in blocks and only one match for each is kept, so that many copies need no extra memory.
     """
     photos = sorted(group[1])
     if len(photos) < 2:
@@ -103,12 +107,12 @@ def _near(group: tuple[int, Iterable[tuple]], most: int) -> Iterator[tuple[str, 
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
     breeds = np.unique([photo[1] for photo in photos], return_inverse=True)[1]
     ranks = np.array([photo[2] for photo in photos])
-    for start in range(0, len(photos), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        near = signs[block] @ signs.T >= HASH_SIDE**2 - 2 * most
+    for start in range(0, len(photos), _BLOCK_SIZE):
+        block = slice(start, start + _BLOCK_SIZE)
+        near = signs[block] @ signs.T >= _HASH_SIDE**2 - 2 * max_distance
         same_breed = breeds[block, None] == breeds
         conflict = near & ~same_breed
-        straddling = near & same_breed & (ranks[block, None] > ranks)
-        for kind, found in (("label_conflict", conflict), ("near_duplicate", straddling)):
-            for row in np.flatnonzero(found.any(axis=1)):
-                yield photos[start + row][0], (KINDS.index(kind), photos[found[row].argmax()][0])
+        across_splits = near & same_breed & (ranks[block, None] > ranks)
+        for kind, matches in (("label_conflict", conflict), ("near_duplicate", across_splits)):
+            for row in np.flatnonzero(matches.any(axis=1)):
+                yield photos[start + row][0], (KINDS.index(kind), photos[matches[row].argmax()][0])

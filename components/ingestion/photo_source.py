@@ -1,4 +1,4 @@
-"""Where photos come from: a folder or an archive, here or at any address that TensorFlow's file systems open."""
+"""Photo sources: a folder or an archive, local or at any address that a TensorFlow file system supports."""
 
 import abc
 import bz2
@@ -22,31 +22,28 @@ from tfx.dsl.io import fileio
 
 from components.errors import DataError
 from components.ingestion.photo_layout import (
-    LINK,
-    LINK_AGAIN,
-    LINK_TO_NOTHING,
-    NOT_PLAIN,
-    OUTSIDE,
-    WANTED,
-    Found,
-    Listing,
-    Refused,
+    BROKEN_LINK,
+    EXPECTED_LAYOUT,
+    LINK_IN_ARCHIVE,
+    NOT_REGULAR_FILE,
+    OUTSIDE_ARCHIVE,
+    REPEATED_LINK,
+    Excluded,
+    PhotoListing,
+    SourceContents,
     find_breeds,
-    may_be_archive,
+    has_archive_suffix,
 )
-from serving.names import is_ignored, printable
+from serving.names import counted, is_ignored, printable
 from serving.photo import MAX_BYTES, PhotoError
 
-ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
-ENCRYPTED = "encrypted; unpack the archive with its password first, and pass the folder"
+ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
+ENCRYPTED = "encrypted; unpack the archive with its password and pass the folder"
 
-_CHUNK = 512
-_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-_NAMES_GUESSED = (
-    "names in the archive that are not UTF-8 were read as CP437: {}, for example {}. If that is not its name, unpack "
-    "the archive and pass the folder, or pack it again with UTF-8 names"
-)
-_DAMAGED = (
+_PHOTOS_PER_CHUNK = 512
+_ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+# Exceptions that a damaged or truncated archive raises.
+_ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
@@ -55,151 +52,153 @@ _DAMAGED = (
     EOFError,
     NotImplementedError,
     UnicodeDecodeError,
-    tf.errors.InvalidArgumentError,  # where zipfile looks for more than TensorFlow's file has
+    tf.errors.InvalidArgumentError,  # zipfile seeks beyond the end of a remote file
 )
+_DAMAGED = "the archive is damaged or truncated"
 
-
-_UNPACK = "unpack it, and pass the folder"
-_AGAIN = "download it again"
-# How files begin that are named like archives, what they are, and what to do.
-_OTHER_CONTENTS = (
+_UNPACK = "unpack it and pass the folder"
+_DOWNLOAD = "download it again"
+# First bytes, description and remedy of files that may have the suffix of an archive but cannot be read.
+_UNSUPPORTED_FORMATS = (
     (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "compressed with Zstandard", _UNPACK),
     (b"\x04\x22\x4d\x18", "compressed with LZ4", _UNPACK),
     (b"LZIP", "compressed with lzip", _UNPACK),
     (b"MSCF", "a cabinet archive", _UNPACK),
-    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file with `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file with `git lfs pull`"),
 )
-# How compressed tars begin.
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+# First bytes of compressed tars -> function that decompresses them.
+_DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_WEB_PAGE_PREFIXES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
 class _Member(NamedTuple):
-    """What an archive says of one of its members.
+    """An entry of an archive.
 
     Attributes:
-        name: as the archive has it.
-        is_folder: whether it is a folder.
-        wrong: why its content cannot be read; "" if it can.
+        name: Name in the archive, not normalized.
+        is_folder: Whether it is a folder.
+        problem: Why its content cannot be read, "" if it can be read.
     """
 
     name: str
     is_folder: bool
-    wrong: str
+    problem: str
 
 
 class Source(abc.ABC):
-    """Files below a folder or in an archive, named by their paths with "/" between folders."""
+    """Files in a folder or an archive, identified by their paths with "/" as separator."""
 
     def __init__(self, data: str):
         self.data = data
 
     @abc.abstractmethod
-    def files(self) -> Found:
-        """All that it holds.
+    def contents(self) -> SourceContents:
+        """List all files and folders.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: If the source cannot be read.
         """
 
     @abc.abstractmethod
     def read(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Each of `paths` with a function that reads it: to be called once, from any thread; PhotoError if it fails.
+        """Yield each of `paths` with a function that reads the file.
 
-        It reads a byte more than photos may have at most, so that nothing larger fills the memory.
+        Call each function once, from any thread; it raises PhotoError if the file cannot be read. It reads at most one
+        byte more than a photo may have, so that larger files do not fill the memory.
         """
 
     @abc.abstractmethod
     def digest(self) -> str:
-        """SHA-256 that changes when a file does."""
+        """SHA-256 that changes when a file changes."""
 
     def chunks(self, paths: Sequence[str]) -> list[list[str]]:
-        """`paths` in parts that workers can read apart from each other."""
-        return [list(paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
+        """Split `paths` into chunks that workers can read independently."""
+        return [list(paths[start : start + _PHOTOS_PER_CHUNK]) for start in range(0, len(paths), _PHOTOS_PER_CHUNK)]
 
 
 def open_source(data: str) -> Source:
-    """The source at `data`.
+    """Open the source at the address `data`.
 
     Raises:
-        DataError: there is none.
+        DataError: If there is no folder or supported archive at the address.
     """
     try:
         if not fileio.exists(data):
-            raise DataError(f"{data}: no such folder or archive; {WANTED}")
+            raise DataError(f"{data}: no such folder or archive; {EXPECTED_LAYOUT}")
         if fileio.isdir(data):
-            return _Folder(data)
+            return _FolderSource(data)
     except tf.errors.OpError as error:
-        raise DataError(f"{data}: cannot be opened: {error.message}; {WANTED}") from None
+        raise DataError(f"{data}: cannot be opened: {error.message}; {EXPECTED_LAYOUT}") from None
     if "://" not in data and not os.path.isfile(data):
-        raise DataError(f"{data}: {NOT_PLAIN}, but a pipe or device; {WANTED}")
-    with _errors_named(data), _open(data) as file:
-        beginning = file.read(512)
-    for start, name, action in _OTHER_CONTENTS:
-        if beginning.startswith(start):
-            raise DataError(f"{data}: is {name}; {action}")
-    if not data.lower().endswith(ARCHIVES):
-        unpack = f"; {_UNPACK}" if may_be_archive(data) else ""
-        raise DataError(f"{data}: {WANTED}{unpack}")
-    if not beginning:
-        raise DataError(f"{data}: the file is empty; {_AGAIN}")
-    if beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGES):
-        raise DataError(f"{data}: is a web page, not an archive; {_AGAIN}, from the address of the file itself")
-    if beginning.startswith(b"PK\3\4"):
-        return _Zip(data)
-    is_tar = beginning.startswith(tuple(_COMPRESSED)) or beginning[257:262] == b"ustar"
-    return _Tar(data) if is_tar or not data.lower().endswith(".zip") else _Zip(data)
+        raise DataError(f"{data}: a pipe or device, {NOT_REGULAR_FILE}; {EXPECTED_LAYOUT}")
+    with _archive_errors_as_data_errors(data), _open(data) as file:
+        header = file.read(512)
+    for prefix, description, remedy in _UNSUPPORTED_FORMATS:
+        if header.startswith(prefix):
+            raise DataError(f"{data}: is {description}; {remedy}")
+    if not data.lower().endswith(ARCHIVE_SUFFIXES):
+        unpack = f"; {_UNPACK}" if has_archive_suffix(data) else ""
+        raise DataError(f"{data}: unsupported file type; {EXPECTED_LAYOUT}{unpack}")
+    if not header:
+        raise DataError(f"{data}: the file is empty; {_DOWNLOAD}")
+    if header.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE_PREFIXES):
+        raise DataError(f"{data}: is a web page, not an archive; {_DOWNLOAD} from the URL of the file itself")
+    if header.startswith(b"PK\3\4"):
+        return _ZipSource(data)
+    is_tar = header.startswith(tuple(_DECOMPRESSORS)) or header[257:262] == b"ustar"
+    return _TarSource(data) if is_tar or not data.lower().endswith(".zip") else _ZipSource(data)
 
 
-def list_photos(source: Source) -> Listing:
-    """Finds the breeds and their photos; see `components.ingestion.photo_layout`.
+def list_photos(source: Source) -> PhotoListing:
+    """List the photos of a source with their breeds; see `components.ingestion.photo_layout`.
 
     Raises:
-        DataError: the source cannot be read, or its folders cannot be used as they are.
+        DataError: If the source cannot be read or its folder layout is not supported.
     """
-    return find_breeds(source.data, source.files())
+    return find_breeds(source.data, source.contents())
 
 
-class _Folder(Source):
-    """A folder. Local ones are read by Python itself, which knows links, pipes and names in any encoding."""
+class _FolderSource(Source):
+    """A folder. Local folders are read with the `os` module, which handles links, pipes and names in any encoding."""
 
-    def files(self):
+    def contents(self):
         try:
-            return self._walk_remote() if "://" in self.data else self._walk_local()
+            return self._scan_remote() if "://" in self.data else self._scan_local()
         except OSError as error:
             raise DataError(f"{error.filename or self.data}: cannot be read: {error.strerror or error}") from None
         except tf.errors.OpError as error:
             raise DataError(f"{self.data}: cannot be read: {error.message}") from None
 
-    def _walk_local(self) -> Found:
-        found, folders, seen = Found([], {}, [], []), [(False, "")], set()
+    def _scan_local(self) -> SourceContents:
+        contents, folders, seen = SourceContents([], {}, [], []), [(False, "")], set()
         while folders:
             _, folder = folders.pop()
             real = os.path.realpath(os.path.join(self.data, folder))
             if real in seen:
-                found.refused.append(Refused(folder, LINK_AGAIN))
+                contents.excluded.append(Excluded(folder, REPEATED_LINK))
                 continue
             seen.add(real)
-            for entry in self._entries(found, folder, lambda real=real: [*os.scandir(real)]):
+            for entry in self._list_entries(contents, folder, lambda real=real: [*os.scandir(real)]):
                 path = f"{folder}{entry.name}"
                 if is_ignored(entry.name):
                     continue
-                if os.path.isdir(entry):  # the entry's own method raises for a link to itself
+                if os.path.isdir(entry):  # entry.is_dir() raises for a link to itself
                     folders.append((entry.is_symlink(), f"{path}/"))
                 elif os.path.isfile(entry):
-                    found.files.append(path)
+                    contents.files.append(path)
                 else:
-                    found.refused.append(Refused(path, LINK_TO_NOTHING if entry.is_symlink() else NOT_PLAIN))
-            folders.sort(reverse=True)  # links are followed last: a folder keeps its own name
-        return found
+                    contents.excluded.append(Excluded(path, BROKEN_LINK if entry.is_symlink() else NOT_REGULAR_FILE))
+            folders.sort(reverse=True)  # links are followed last, so that a folder keeps its own name
+        return contents
 
-    def _walk_remote(self) -> Found:
-        found, folders = Found([], {}, [], []), [""]
+    def _scan_remote(self) -> SourceContents:
+        contents, folders = SourceContents([], {}, [], []), [""]
         while folders:
             folder = folders.pop()
-            for name in self._entries(found, folder, lambda at=folder: fileio.listdir(os.path.join(self.data, at))):
+            address = os.path.join(self.data, folder)
+            for name in self._list_entries(contents, folder, lambda address=address: fileio.listdir(address)):
                 name = name.rstrip("/")
                 if is_ignored(name):
                     continue
@@ -207,123 +206,135 @@ class _Folder(Source):
                 if fileio.isdir(os.path.join(self.data, path)):
                     folders.append(f"{path}/")
                 else:
-                    found.files.append(path)
-        return found
+                    contents.files.append(path)
+        return contents
 
-    def _entries(self, found: Found, folder: str, entries: Callable[[], list]) -> list:
-        """What is in a folder; one that cannot be read is recorded, unless it is the source itself."""
+    def _list_entries(self, contents: SourceContents, folder: str, list_folder: Callable[[], list]) -> list:
+        """List a folder with `list_folder` and record it, with the error if it cannot be read.
+
+        Errors of the top folder are raised.
+        """
         try:
-            inside, problem = entries(), ""
+            entries, problem = list_folder(), ""
         except (OSError, tf.errors.OpError) as error:
             if not folder:
                 raise
-            inside, problem = [], f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            entries, problem = [], f"cannot be read: {getattr(error, 'strerror', None) or error}"
         if folder:
-            found.folders[folder.rstrip("/")] = problem
-        return inside
+            contents.folders[folder.rstrip("/")] = problem
+        return entries
 
     def read(self, paths):
         for path in paths:
-            yield path, lambda path=path: self._content(path)
+            yield path, lambda path=path: self._read_file(path)
 
-    def _content(self, path: str) -> bytes:
-        return _first_bytes(lambda: _open(os.path.join(self.data, path)))
+    def _read_file(self, path: str) -> bytes:
+        return _read_limited(lambda: _open(os.path.join(self.data, path)))
 
     def digest(self):
         digest = hashlib.sha256()
-        found = self.files()
-        for path in sorted(found.files):
-            content = "unreadable"  # ingestion leaves it out and names it
+        contents = self.contents()
+        for path in sorted(contents.files):
+            content = "unreadable"  # ingestion excludes the file and reports it
             with contextlib.suppress(PhotoError):
-                content = hashlib.sha256(self._content(path)).hexdigest()
+                content = hashlib.sha256(self._read_file(path)).hexdigest()
             digest.update(f"{path}\0{content}\0".encode(errors="surrogateescape"))
-        digest.update(repr((sorted(found.refused), sorted(found.folders.items()))).encode())
+        digest.update(repr((sorted(contents.excluded), sorted(contents.folders.items()))).encode())
         return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _errors_named(data: str) -> Iterator[None]:
-    """Makes what an archive raises a DataError that names the archive."""
+def _archive_errors_as_data_errors(data: str) -> Iterator[None]:
+    """Convert errors that reading an archive raises to DataErrors that name the archive."""
     try:
         yield
-    except _DAMAGED as error:
-        raise DataError(f"{data}: the archive is damaged or cut off: {error}") from None
+    except _ARCHIVE_ERRORS as error:
+        raise DataError(f"{data}: {_DAMAGED}: {error}") from None
     except (OSError, tf.errors.OpError) as error:
-        is_content = isinstance(error, OSError) and error.errno is None  # bz2 finds that its stream is damaged
-        problem = "the archive is damaged or cut off" if is_content else "cannot be read"
-        raise DataError(f"{data}: {problem}: {error}") from None
+        is_damaged = isinstance(error, OSError) and error.errno is None  # bz2 raises these for a damaged stream
+        raise DataError(f"{data}: {_DAMAGED if is_damaged else 'cannot be read'}: {error}") from None
 
 
-class _Archive(Source):
-    """An archive, read where it lies: nothing is ever unpacked to disk."""
+class _ArchiveSource(Source):
+    """An archive, which is read in place and never unpacked to disk."""
 
     def digest(self):
-        with _errors_named(self.data), _open(self.data) as file:
+        with _archive_errors_as_data_errors(self.data), _open(self.data) as file:
             digest = hashlib.sha256()
             while block := file.read(2**20):
                 digest.update(block)
         return digest.hexdigest()
 
-    def _sort_out(self, members: Iterator[_Member]) -> Found:
-        found, files = Found([], {}, [], []), set()
+    def _classify(self, members: Iterator[_Member]) -> SourceContents:
+        contents, files = SourceContents([], {}, [], []), set()
         for member in members:
-            path = _plain(member.name)
+            path = _normalized_path(member.name)
             parts = path.split("/")
             if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
-                found.refused.append(Refused(member.name, OUTSIDE))
+                contents.excluded.append(Excluded(member.name, OUTSIDE_ARCHIVE))
                 continue
-            shown = [*itertools.takewhile(lambda part: not is_ignored(part), parts)]
-            is_hidden = len(shown) < len(parts)
-            if above := "/".join(shown if is_hidden or member.is_folder else shown[:-1]):
-                found.folders[above] = ""
+            visible = [*itertools.takewhile(lambda part: not is_ignored(part), parts)]
+            is_hidden = len(visible) < len(parts)
+            if folder := "/".join(visible if is_hidden or member.is_folder else visible[:-1]):
+                contents.folders[folder] = ""
             if is_hidden or member.is_folder:
                 continue
-            if member.wrong:
-                found.refused.append(Refused(path, member.wrong))
+            if member.problem:
+                contents.excluded.append(Excluded(path, member.problem))
             elif path in files:
-                found.refused.append(Refused(path, "the archive has this name twice; the first is read"))
+                contents.excluded.append(Excluded(path, "a repeated name in the archive; only the first entry is read"))
             else:
                 files.add(path)
-        return found._replace(files=list(files))
+        return contents._replace(files=list(files))
 
 
-class _Zip(_Archive):
-    """A zip: its members are read in any order."""
+class _ZipSource(_ArchiveSource):
+    """A zip archive, whose members can be read in any order."""
 
-    def files(self):
-        members = (_Member(name, _is_folder(info), _wrong(info)) for name, info in self._named)
-        found = self._sort_out(members)
-        for path in sorted(found.files):
-            if (method := self._members[path].compress_type) not in _UNPACKED:
+    def contents(self):
+        members = (_Member(name, _is_folder(info), _problem(info)) for name, info in self._named_members)
+        contents = self._classify(members)
+        for path in sorted(contents.files):
+            if (method := self._members[path].compress_type) not in _ZIP_COMPRESSIONS:
                 name = zipfile.compressor_names.get(method, f"number {method}")
                 raise DataError(
-                    f"{self.data}: cannot be unpacked: {printable(path)} is compressed by the method {name}. Unpack "
-                    "the archive with the program that made it; then pass the folder, or pack it as .tar.gz"
+                    f"{self.data}: {printable(path)} uses the unsupported compression method {name}; unpack the "
+                    "archive with the program that created it, then pass the folder or repack it as .tar.gz"
                 )
-        unclear = sorted(path for path in found.files if path in self._guessed)
-        return found._replace(warnings=[_NAMES_GUESSED.format(len(unclear), printable(unclear[0]))] if unclear else [])
+        if uncertain := sorted(path for path in contents.files if path in self._uncertain_paths):
+            contents.warnings.append(
+                "file names in the archive that are not UTF-8 are decoded as CP437 "
+                f"({counted(len(uncertain), 'name')}, for example {printable(uncertain[0])}); if the example is wrong, "
+                "unpack the archive and pass the folder, or repack it with UTF-8 names"
+            )
+        return contents
 
     def read(self, paths):
         for path in paths:
-            yield path, lambda path=path: _first_bytes(lambda: self._archive.open(self._members[path]))
+            yield path, lambda path=path: _read_limited(lambda: self._archive.open(self._members[path]))
 
     @functools.cached_property
     def _archive(self) -> zipfile.ZipFile:
-        with _errors_named(self.data):
+        with _archive_errors_as_data_errors(self.data):
             return zipfile.ZipFile(_open(self.data))
 
     @functools.cached_property
     def _members(self) -> dict[str, zipfile.ZipInfo]:
-        wanted = (pair for pair in reversed(self._named) if not (_is_folder(pair[1]) or _wrong(pair[1])))
-        return {_plain(name): info for name, info in wanted}
+        # In reverse, so that the first of several members with the same name is kept.
+        return {
+            _normalized_path(name): info
+            for name, info in reversed(self._named_members)
+            if not (_is_folder(info) or _problem(info))
+        }
 
     @functools.cached_property
-    def _guessed(self) -> set[str]:
-        """Paths that may not be what their author wrote."""
-        return {_plain(name) for name, info in self._named if not (_is_utf_8(info) or _utf_8_name(info))}
+    def _uncertain_paths(self) -> set[str]:
+        """Paths whose encoding is unknown."""
+        uncertain = (name for name, info in self._named_members if not (_is_utf_8(info) or _utf_8_name(info)))
+        return {_normalized_path(name) for name in uncertain}
 
     @functools.cached_property
-    def _named(self) -> list[tuple[str, zipfile.ZipInfo]]:
+    def _named_members(self) -> list[tuple[str, zipfile.ZipInfo]]:
         return [(_utf_8_name(info) or info.filename, info) for info in self._archive.infolist()]
 
 
@@ -331,45 +342,46 @@ def _is_folder(info: zipfile.ZipInfo) -> bool:
     return info.filename.endswith(("/", "\\"))
 
 
-def _wrong(info: zipfile.ZipInfo) -> str:
-    return LINK if stat.S_ISLNK(info.external_attr >> 16) else ENCRYPTED if info.flag_bits & 1 else ""
+def _problem(info: zipfile.ZipInfo) -> str:
+    return LINK_IN_ARCHIVE if stat.S_ISLNK(info.external_attr >> 16) else ENCRYPTED if info.flag_bits & 1 else ""
 
 
 def _is_utf_8(info: zipfile.ZipInfo) -> bool:
-    """Whether the archive says that the name is UTF-8, or it is ASCII."""
+    """Whether the member has the UTF-8 flag or an ASCII name."""
     return bool(info.flag_bits & 0x800) or info.filename.isascii()
 
 
 def _utf_8_name(info: zipfile.ZipInfo) -> str:
-    """The name if it is UTF-8 though the archive does not say so, as macOS writes it; else ""."""
+    """The name if it is valid UTF-8, else "". macOS writes UTF-8 names without the UTF-8 flag."""
     if _is_utf_8(info):
         return info.filename
     try:
-        return info.filename.encode("cp437").decode()  # zipfile has read its bytes as CP437
+        return info.filename.encode("cp437").decode()  # zipfile decodes names without the flag as CP437
     except UnicodeDecodeError:
         return ""
 
 
-class _Tar(_Archive):
-    """A tar, compressed or not: it can only be read from its beginning to its end."""
+class _TarSource(_ArchiveSource):
+    """A tar archive, compressed or not, which can only be read sequentially."""
 
-    def files(self):
+    def contents(self):
         def members(archive: tarfile.TarFile) -> Iterator[_Member]:
             for info in archive:
                 is_link = info.islnk() or info.issym()
-                is_plain = info.isfile() or info.isdir()
-                yield _Member(info.name, info.isdir(), "" if is_plain else LINK if is_link else NOT_PLAIN)
+                is_readable = info.isfile() or info.isdir()
+                problem = "" if is_readable else LINK_IN_ARCHIVE if is_link else NOT_REGULAR_FILE
+                yield _Member(info.name, info.isdir(), problem)
 
-        with self._streamed() as archive:
-            return self._sort_out(members(archive))
+        with self._stream() as archive:
+            return self._classify(members(archive))
 
     def read(self, paths):
-        wanted = set(paths)
-        with self._streamed() as archive:
+        remaining = set(paths)
+        with self._stream() as archive:
             for info in archive:
-                path = _plain(info.name)
-                if info.isfile() and path in wanted:
-                    wanted.remove(path)
+                path = _normalized_path(info.name)
+                if info.isfile() and path in remaining:
+                    remaining.remove(path)
                     with archive.extractfile(info) as file:
                         content = file.read(MAX_BYTES + 1)
                     yield path, lambda content=content: content
@@ -378,23 +390,23 @@ class _Tar(_Archive):
         return [list(paths)]
 
     @contextlib.contextmanager
-    def _streamed(self) -> Iterator[tarfile.TarFile]:
-        with _errors_named(self.data), _open(self.data) as file:
-            start = file.read(6)
+    def _stream(self) -> Iterator[tarfile.TarFile]:
+        with _archive_errors_as_data_errors(self.data), _open(self.data) as file:
+            header = file.read(6)
             file.seek(0)
-            # tarfile itself ignores the checksum of gzip, and reads no second stream of bzip2 or xz.
-            unpacked = next((unpack for beginning, unpack in _COMPRESSED.items() if start.startswith(beginning)), None)
-            content = unpacked(file) if unpacked else file
-            with tarfile.open(fileobj=content, mode="r|", tarinfo=_Header, ignore_zeros=True) as archive:
+            # tarfile itself ignores the checksum of gzip and does not read a second stream of bzip2 or xz.
+            decompress = next((open_ for prefix, open_ in _DECOMPRESSORS.items() if header.startswith(prefix)), None)
+            content = decompress(file) if decompress else file
+            with tarfile.open(fileobj=content, mode="r|", tarinfo=_StrictTarInfo, ignore_zeros=True) as archive:
                 yield archive
-            while content.read(2**20):  # on to the checksum
+            while content.read(2**20):  # read to the end, where the checksum is verified
                 pass
 
 
-class _Header(tarfile.TarInfo):
-    """A header that is missing or damaged is an error; tarfile would take it for the end of the archive.
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raise an error for a missing or damaged header, which tarfile treats as the end of the archive.
 
-    After blocks of zeros, which end an archive, the file may end, or another archive may follow that was joined to it.
+    Blocks of zeros end an archive. After them the file ends, or another archive that was appended to it starts.
     """
 
     @classmethod
@@ -412,7 +424,7 @@ class _Header(tarfile.TarInfo):
         return info
 
 
-def _plain(name: str) -> str:
+def _normalized_path(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 
 
@@ -420,14 +432,14 @@ def _open(path: str) -> BinaryIO:
     return fileio.open(path, "rb") if "://" in path else open(path, "rb")
 
 
-def _first_bytes(opening: Callable[[], BinaryIO]) -> bytes:
-    """The first bytes of what `opening` opens.
+def _read_limited(open_file: Callable[[], BinaryIO]) -> bytes:
+    """Read a file up to one byte more than a photo may have.
 
     Raises:
-        PhotoError: it cannot be opened or read.
+        PhotoError: If the file cannot be opened or read.
     """
     try:
-        with opening() as file:
+        with open_file() as file:
             return file.read(MAX_BYTES + 1)
-    except (OSError, RuntimeError, *_DAMAGED, tf.errors.OpError) as error:
+    except (OSError, RuntimeError, *_ARCHIVE_ERRORS, tf.errors.OpError) as error:
         raise PhotoError("unreadable", f"the file cannot be read: {error}") from None

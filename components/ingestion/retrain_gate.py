@@ -1,4 +1,4 @@
-"""RetrainGate: looks right after ingestion whether a model that was pushed has the same origin; then nothing is new."""
+"""RetrainGate: ends a run after ingestion if a pushed version was trained from the same inputs."""
 
 from typing import Any
 
@@ -26,18 +26,18 @@ def RetrainGate(
     settings: Parameter[str],
     modules: Parameter[str],
 ):
-    """Compares what a model would be made from with what the pushed versions were made from.
+    """Compare the inputs of this run with the inputs of the pushed versions.
 
     Args:
-        registry: base path of the pushed models.
-        backbones: the architectures, with spaces between.
+        registry: Base path of the pushed models.
+        backbones: Names of the architectures, separated by spaces.
         weights: "imagenet" or "random".
-        weights_dir: folder with the ImageNet weights, or "".
-        settings: all that a model depends on, in JSON.
-        modules: those that make a model, with spaces between.
+        weights_dir: Folder with the ImageNet weights, or "".
+        settings: All settings that a model depends on, in JSON.
+        modules: Names of the modules that train a model, separated by spaces.
 
     Raises:
-        WeightsError: `weights_dir` has no weights for a backbone.
+        WeightsError: If `weights_dir` has no weights for a backbone.
     """
     photos = read_json_lines(ingest.uri, PHOTOS_FILE)
     origin = {
@@ -59,10 +59,10 @@ def _weights_digest(backbone: str, weights: str, weights_dir: str) -> str:
 
 
 def _summary(version: int | None, origin: dict[str, Any]) -> str:
-    same = "made from this data, code, weights and settings"
+    inputs = "trained from this data, code, weights and settings"
     verdict = (
-        f"**New**: no pushed version was {same}. The run goes on."
+        f"**New**: no pushed version was {inputs}. The run continues."
         if version is None
-        else f"**Nothing new**: version {version} was {same}. The run ends here."
+        else f"**Nothing new**: version {version} was {inputs}. The run ends here."
     )
     return f"{verdict}\n\n- data `{origin['data'][:12]}`\n- code `{origin['code'][:12]}`\n"

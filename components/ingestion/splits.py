@@ -1,18 +1,19 @@
-"""The deal: which split a photo is in."""
+"""Assignment of photos to splits."""
 
 import hashlib
 
 SPLITS = ("train", "eval", "test")
 
 
-def split_of(content_hash: str, train: float, eval: float, seed: int) -> str:
-    """The split of a photo: a function of its own pixels, so that it never moves when others come or go.
+def assign_split(content_hash: str, train: float, eval: float, seed: int) -> str:
+    """Assign a photo to a split by its own pixels only, so that adding or removing other photos never moves it.
 
     Args:
-        content_hash: of the normalised pixels.
-        train: share of the train split; `eval` likewise, test is the rest.
-        seed: deals the photos anew.
+        content_hash: Hash of the normalized pixels.
+        train: Share of the train split.
+        eval: Share of the eval split; the test split is the rest.
+        seed: Seed of the split assignment.
     """
-    deal = hashlib.sha256(f"{seed}:{content_hash}".encode()).digest()
-    position = int.from_bytes(deal[:8], "big") / 2**64
+    digest = hashlib.sha256(f"{seed}:{content_hash}".encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
     return "train" if position < train else "eval" if position < train + eval else "test"

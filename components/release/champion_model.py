@@ -1,4 +1,4 @@
-"""ChampionModel: brings the model in service into the pipeline, or says there is none to compare with."""
+"""ChampionModel: copies the stable version into the pipeline as the champion for the gate."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ from serving.registry import Registry
 
 
 def stable_identity(registry: Registry) -> str:
-    """Version of the model in service and the state of its files, "" for none: what ChampionModel's answer rests on."""
+    """Number of the stable version and a digest of its files' sizes and times; "" without a stable version."""
     version = registry.stable()
     if version is None:
         return ""
     files = sorted(path for path in registry.path(version).rglob("*") if path.is_file())
-    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return f"{version}@{json_digest(states)}"
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{version}@{json_digest(stats)}"
 
 
 def stable_version(registry: Registry, identity: str | None) -> int | None:
-    """The version in service: the one in an answer of `stable_identity`, or for None what the registry says now."""
+    """The stable version in a result of `stable_identity`; for None, the current stable version of the registry."""
     if identity is None:
         return registry.stable()
     return int(identity.partition("@")[0]) if identity else None
@@ -40,31 +40,33 @@ def ChampionModel(
     code_digest: Parameter[str],
     stable: Parameter[str] = None,
 ):
-    """Copies the version labelled stable if `candidate` can be compared with it; champion.json says what it is.
+    """Copies the stable version if `candidate` can be compared with it, and describes it in champion.json.
 
-    It is not copied when it is what `candidate` is, when it knows other breeds, or cannot be read: that stops nothing,
-    and ModelGate says what follows from it.
+    The version is not copied if it is identical to `candidate`, has other breeds or cannot be loaded. The pipeline
+    continues in these cases, and ModelGate reports the consequence.
 
     Args:
-        registry: base path of the pushed models.
-        code_digest: of the modules that it runs.
-        stable: see `stable_identity`; an unchanged champion is not brought again. None: the registry is asked now.
+        registry: Base path of the pushed models.
+        code_digest: Digest of the modules that this component runs.
+        stable: Result of `stable_identity`, part of the cache key: an unchanged champion is not copied again. If
+            None, the component reads the label when it runs.
     """
     models = Registry(registry)
-    version = stable_version(models, stable)  # as the run found it, though somebody promote another one meanwhile
+    # The version at the start of the run, even if another one has been promoted since.
+    version = stable_version(models, stable)
     if version is None:
         write_json(champion.uri, CHAMPION_FILE, None)
         return
     record = read_json(path_utils.serving_model_path(candidate.uri), MODEL_RECORD_FILE)
-    info = _inspect(models, version, record["model_digest"])
+    info = _describe(models, version, record["model_digest"])
     if not (info["unreadable"] or info["is_candidate"]) and set(info["breeds"]) == set(record["breeds"]):
         io_utils.copy_dir(str(models.path(version)), path_utils.serving_model_dir(champion.uri))
     write_json(champion.uri, CHAMPION_FILE, {"version": version, **info})
     champion.set_int_custom_property("version", version)
 
 
-def _inspect(models: Registry, version: int, candidate_digest: str) -> dict[str, Any]:
-    """What champion.json says of a version."""
+def _describe(models: Registry, version: int, candidate_digest: str) -> dict[str, Any]:
+    """Contents of champion.json for a version, without its number."""
     path = models.path(version)
     try:
         record = models.record(version)
@@ -76,10 +78,10 @@ def _inspect(models: Registry, version: int, candidate_digest: str) -> dict[str,
         }
         missing = {"serving_default", "transform_labels"} - tf.saved_model.load(str(path)).signatures.keys()
         if missing:
-            raise ValueError(f"no signature {', '.join(sorted(missing))}")
-        learned = path / LEARNED_PHOTOS_FILE
-        known = learned.read_text(encoding="utf-8").split() if learned.is_file() else []
-        return {**info, "learned": known, "unreadable": None}
-    except Exception as error:  # a damaged SavedModel leads TensorFlow to raise almost anything
+            raise ValueError(f"missing signatures: {', '.join(sorted(missing))}")
+        hashes_file = path / LEARNED_PHOTOS_FILE
+        training_photos = hashes_file.read_text(encoding="utf-8").split() if hashes_file.is_file() else []
+        return {**info, "learned": training_photos, "unreadable": None}
+    except Exception as error:  # TensorFlow raises almost any exception for a damaged SavedModel
         first_line = str(error).strip().partition("\n")[0]
         return {"unreadable": f"{path}: {type(error).__name__}: {first_line}"}

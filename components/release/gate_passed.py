@@ -1,8 +1,8 @@
-"""GatePassed: a task that runs unless the gate rejected the model; Kubeflow Pipelines reports only which tasks ran."""
+"""GatePassed: marker task, skipped if the gate rejects the model. Kubeflow Pipelines reports only task states."""
 
 from tfx.dsl.component.experimental.decorators import component
 
 
 @component
 def GatePassed():
-    """Does nothing: `catbreeds submit` sees whether it was skipped."""
+    """Does nothing. `catbreeds submit` checks whether this task was skipped."""

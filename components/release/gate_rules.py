@@ -1,4 +1,4 @@
-"""The rules by which a candidate may replace the champion: pure functions of what the Evaluators measured."""
+"""Rules for replacing the champion with a candidate: pure functions of the Evaluators' results on test."""
 
 import hashlib
 import math
@@ -8,23 +8,25 @@ from typing import Any
 
 from components.evaluation_result import EvaluationResult
 from components.release.statistics import (
+    bootstrap_lower_bound,
     mcnemar_exact,
-    paired_lower_bound,
-    paired_score_bound,
-    photos_to_exclude,
+    min_photos_to_exclude,
+    newcombe_lower_bound,
     sign_test,
     wilson_interval,
 )
 from serving.names import counted
 
 SIGNIFICANCE = 0.05
-# With fewer test photos that only the candidate has right no sign test is significant.
-_LEAST_WINS = math.ceil(math.log2(1 / SIGNIFICANCE))
+# With fewer wins, the sign test cannot be significant.
+_MIN_SIGNIFICANT_WINS = math.ceil(math.log2(1 / SIGNIFICANCE))
+# Accuracies are ratios of counts; their difference has rounding errors.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds; see `gate` in the settings."""
+    """Thresholds of the gate; see `gate` in the settings."""
 
     min_accuracy: float
     min_test_photos: int
@@ -37,14 +39,14 @@ class Rules:
 
 @dataclass
 class Decision:
-    """Whether the candidate is blessed, and each reason in words.
+    """Whether the candidate passes the gate, and why.
 
     Attributes:
-        outcome: "blessed", "refused" or "nothing_new".
-        majority: the candidate against always answering the largest breed; None without a test photo.
-        comparison: numbers of the paired comparison with the champion; None where there is none.
-        not_compared: why there is no comparison, in words; None where there is one.
-        slices: a row for each breed of the comparison.
+        outcome: "blessed" (passed), "refused" (rejected) or "nothing_new".
+        majority: Comparison of the candidate with the majority-class baseline; None without test photos.
+        comparison: Numbers of the paired comparison with the champion; None if there was no comparison.
+        not_compared: Why there was no comparison; None if there was one.
+        slices: One row for each breed of the comparison.
     """
 
     outcome: str = "blessed"
@@ -56,27 +58,27 @@ class Decision:
 
     @property
     def reasons(self) -> list[str]:
-        """What decided, for people: all that stops the candidate, or else all that speaks for it; and the facts."""
-        left_out = "for" if self.outcome == "refused" else "against"
-        return [reason for kind, reason in self._reasons if kind != left_out]
+        """Facts, and either all reasons against a rejected candidate or all reasons for any other candidate."""
+        omitted = "for" if self.outcome == "refused" else "against"
+        return [reason for kind, reason in self._reasons if kind != omitted]
 
-    def note(self, reason: str) -> None:
-        """Adds a reason that speaks for the candidate."""
+    def support(self, reason: str) -> None:
+        """Adds a reason for the candidate."""
         self._reasons.append(("for", reason))
 
-    def refuse(self, reason: str) -> None:
-        """Adds a reason that stops the candidate."""
+    def reject(self, reason: str) -> None:
+        """Rejects the candidate and adds the reason."""
         self.outcome = "refused"
         self._reasons.append(("against", reason))
 
-    def explain(self, fact: str) -> None:
-        """Adds a fact that stays, whatever the decision is."""
-        self._reasons.append(("either", fact))
+    def add_fact(self, fact: str) -> None:
+        """Adds a fact that is reported with every outcome."""
+        self._reasons.append(("fact", fact))
 
-    def leave_uncompared(self, why: str) -> None:
-        """Notes why the candidate is not compared with the champion."""
-        self.not_compared = why
-        self.explain(why)
+    def skip_comparison(self, reason: str) -> None:
+        """Records why the candidate is not compared with the champion."""
+        self.not_compared = reason
+        self.add_fact(reason)
 
 
 def decide(
@@ -87,56 +89,55 @@ def decide(
     champion_info: dict[str, Any] | None,
     train_photos: dict[str, int],
 ) -> Decision:
-    """Judges the candidate's outcomes on test against the rules, and photo by photo against the champion's.
+    """Applies the rules to the candidate's outcomes on test and compares them with the champion's photo by photo.
 
     Args:
-        rules: thresholds.
-        candidate: outcomes of the Evaluator, a row a photo.
-        champion: likewise; empty when there is nothing to compare with.
-        candidate_breeds: the names the candidate knows.
-        champion_info: champion.json; None when nothing is in service.
-        train_photos: breed -> number of its photos in train.
+        rules: Thresholds.
+        candidate: The candidate's outcomes from the Evaluator, one row per photo.
+        champion: The champion's outcomes on the same photos; empty if there is nothing to compare with.
+        candidate_breeds: Breeds that the candidate predicts.
+        champion_info: Contents of champion.json; None without a champion.
+        train_photos: Number of train photos of each breed.
     """
-    decision = Decision(majority=_against_majority(candidate, train_photos))
+    decision = Decision(majority=_majority_baseline(candidate, train_photos))
     if champion_info and not champion_info["unreadable"] and champion_info["is_candidate"]:
         decision.outcome = "nothing_new"
-        decision.leave_uncompared(
-            f"the candidate has the data, code, weights and settings of version {champion_info['version']}, "
-            "which is in service"
+        decision.skip_comparison(
+            "the candidate has the same data, code, weights and settings as champion version "
+            f"{champion_info['version']}"
         )
         return decision
     if len(candidate) < rules.min_test_photos:
-        decision.refuse(
-            f"{counted(len(candidate), 'test photo')} {'is' if len(candidate) == 1 else 'are'} too few to judge by, "
-            f"gate.min_test_photos={rules.min_test_photos}: "
-            "add photos or give split.test a larger share"
+        decision.reject(
+            f"{counted(len(candidate), 'test photo')}, fewer than gate.min_test_photos={rules.min_test_photos}: "
+            "add photos or increase split.test"
         )
     if not candidate:
-        decision.not_compared = "there is no test photo"
+        decision.not_compared = "there are no test photos"
         return decision
-    _judge_alone(decision, rules, candidate)
+    _check_accuracy(decision, rules, candidate)
     if rules.above_majority:
-        _judge_majority(decision)
-    comparable = _comparable(decision, rules, candidate, candidate_breeds, champion_info)
+        _check_majority_baseline(decision)
+    comparable = _comparable_photos(decision, rules, candidate, candidate_breeds, champion_info)
     if comparable:
-        _compare(decision, rules, comparable, champion, champion_info["version"])
+        _compare_with_champion(decision, rules, comparable, champion, champion_info["version"])
     return decision
 
 
-def by_breed(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the accuracy hides where breeds differ in size.
+def breed_summary(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics that accuracy hides if the breeds differ in size.
 
     Args:
-        outcomes: of the Evaluator, at least one.
+        outcomes: Outcomes from the Evaluator, at least one.
 
     Returns:
-        balanced_accuracy: the mean of the accuracies of the breeds; never_recognised: breed -> number of its photos,
-        for each breed of which none was right.
+        balanced_accuracy: Mean of the accuracies of the breeds.
+        never_recognised: Number of photos of each breed without a correct prediction.
     """
-    right = {breed: [row["correct"] for row in outcomes if row["breed"] == breed] for breed in _breeds(outcomes)}
+    correct = {breed: [row["correct"] for row in outcomes if row["breed"] == breed] for breed in _breeds(outcomes)}
     return {
-        "balanced_accuracy": sum(sum(found) / len(found) for found in right.values()) / len(right),
-        "never_recognised": {breed: len(found) for breed, found in right.items() if not any(found)},
+        "balanced_accuracy": sum(sum(flags) / len(flags) for flags in correct.values()) / len(correct),
+        "never_recognised": {breed: len(flags) for breed, flags in correct.items() if not any(flags)},
     }
 
 
@@ -144,202 +145,224 @@ def _breeds(outcomes: list[dict[str, Any]]) -> list[str]:
     return sorted({row["breed"] for row in outcomes})
 
 
-def _judge_alone(decision: Decision, rules: Rules, candidate: list[dict[str, Any]]) -> None:
-    """The candidate by itself."""
-    right, found = sum(row["correct"] for row in candidate), by_breed(candidate)
-    accuracy = right / len(candidate)
-    low, high = wilson_interval(right, len(candidate))
+def _check_accuracy(decision: Decision, rules: Rules, candidate: list[dict[str, Any]]) -> None:
+    correct, summary = sum(row["correct"] for row in candidate), breed_summary(candidate)
+    accuracy = correct / len(candidate)
+    low, high = wilson_interval(correct, len(candidate))
     measured = (
-        f"{accuracy:.3f} on {counted(len(candidate), 'test photo')} (95 % interval {low:.3f} to {high:.3f}; "
-        f"balanced accuracy {found['balanced_accuracy']:.3f})"
+        f"accuracy {accuracy:.3f} on {counted(len(candidate), 'test photo')} (95% CI {low:.3f} to {high:.3f}; "
+        f"balanced accuracy {summary['balanced_accuracy']:.3f})"
     )
     if accuracy < rules.min_accuracy:
-        decision.refuse(f"accuracy {measured} is below the least allowed, gate.min_accuracy={rules.min_accuracy:g}")
+        decision.reject(f"{measured} is below gate.min_accuracy={rules.min_accuracy:g}")
     else:
-        decision.note(f"accuracy {measured} reaches gate.min_accuracy={rules.min_accuracy:g}")
-    if found["never_recognised"]:
-        breeds = ", ".join(f"{breed} (0 of {photos})" for breed, photos in found["never_recognised"].items())
-        decision.explain(f"never recognised on test: {breeds}")
+        decision.support(f"{measured} meets gate.min_accuracy={rules.min_accuracy:g}")
+    if summary["never_recognised"]:
+        breeds = ", ".join(f"{breed} (0 of {photos})" for breed, photos in summary["never_recognised"].items())
+        decision.add_fact(f"no correct prediction on test for: {breeds}")
 
 
-def _against_majority(candidate: list[dict[str, Any]], train_photos: dict[str, int]) -> dict[str, Any] | None:
-    """Photo by photo against a model that always answers the largest breed of train; of equals, the largest of test."""
+def _majority_baseline(candidate: list[dict[str, Any]], train_photos: dict[str, int]) -> dict[str, Any] | None:
+    """Paired comparison with a baseline that always predicts the largest train breed; test photos break ties."""
     if not candidate:
         return None
-    on_test = Counter(row["breed"] for row in candidate)
-    breed = max(sorted(train_photos), key=lambda name: (train_photos[name], on_test[name]))
-    won = sum(row["correct"] and row["breed"] != breed for row in candidate)
-    lost = sum(not row["correct"] and row["breed"] == breed for row in candidate)
+    test_photos = Counter(row["breed"] for row in candidate)
+    breed = max(sorted(train_photos), key=lambda name: (train_photos[name], test_photos[name]))
+    wins = sum(row["correct"] and row["breed"] != breed for row in candidate)
+    losses = sum(not row["correct"] and row["breed"] == breed for row in candidate)
     return {
         "breed": breed,
         "photos": len(candidate),
-        "photos_of_breed": on_test[breed],
-        "accuracy": on_test[breed] / len(candidate),
-        "only_candidate_right": won,
-        "only_majority_right": lost,
-        "sign_test_p": sign_test(won, lost),
+        "photos_of_breed": test_photos[breed],
+        "accuracy": test_photos[breed] / len(candidate),
+        "only_candidate_right": wins,
+        "only_majority_right": losses,
+        "sign_test_p": sign_test(wins, losses),
     }
 
 
-def _judge_majority(decision: Decision) -> None:
-    found, allowed = decision.majority, f"gate.above_majority asks for less than {SIGNIFICANCE:g}"
+def _check_majority_baseline(decision: Decision) -> None:
+    majority, required = decision.majority, f"gate.above_majority requires p < {SIGNIFICANCE:g}"
     baseline = (
-        f"always answering {found['breed']!r}, the largest breed of train: that is right on {found['accuracy']:.3f} of "
-        f"the test photos; {counted(found['only_candidate_right'], 'photo')} won, {found['only_majority_right']} lost "
-        f"of {found['photos']}, one-sided exact McNemar p = {found['sign_test_p']:.4f}"
+        f"the majority-class baseline (always {majority['breed']!r}, the largest breed in train; "
+        f"accuracy {majority['accuracy']:.3f}): {_wins_and_losses(majority, 'only_majority_right')}, "
+        f"one-sided exact McNemar p = {majority['sign_test_p']:.4f}"
     )
-    others = found["photos"] - found["photos_of_breed"]
-    if found["sign_test_p"] < SIGNIFICANCE:
-        decision.note(f"better than {baseline}")
-    elif others < _LEAST_WINS:
-        decision.refuse(
-            f"cannot be shown to be better than {baseline}, {allowed}. Only {others} of the test photos are of other "
-            f"breeds, and it takes {_LEAST_WINS}: add photos of them or give split.test a larger share"
+    others = majority["photos"] - majority["photos_of_breed"]
+    if majority["sign_test_p"] < SIGNIFICANCE:
+        decision.support(f"significantly better than {baseline}")
+    elif others < _MIN_SIGNIFICANT_WINS:
+        decision.reject(
+            f"cannot be significantly better than {baseline}; {required}. Only {others} of the test photos show other "
+            f"breeds; at least {_MIN_SIGNIFICANT_WINS} are needed: add photos of other breeds or increase split.test"
         )
     else:
-        decision.refuse(f"not shown to be better than {baseline}, {allowed}")
+        decision.reject(f"not significantly better than {baseline}; {required}")
 
 
-def _comparable(
+def _wins_and_losses(comparison: dict[str, Any], losses: str) -> str:
+    wins, lost = comparison["only_candidate_right"], comparison[losses]
+    return (
+        f"{counted(wins, 'win')} and {lost} {'loss' if lost == 1 else 'losses'} on "
+        f"{counted(comparison['photos'], 'photo')}"
+    )
+
+
+def _comparable_photos(
     decision: Decision,
     rules: Rules,
     candidate: list[dict[str, Any]],
     candidate_breeds: list[str],
     champion_info: dict[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """The photos on which the candidate is compared with the champion; where there are none, the decision says why."""
+    """Candidate outcomes on the photos used for the comparison; if there are none, the decision records why."""
     if champion_info is None:
-        decision.leave_uncompared("no model is in service to compare with")
+        decision.skip_comparison("no champion to compare with: no version has the label stable")
         return []
-    name = f"version {champion_info['version']} in service"
+    name = f"champion version {champion_info['version']}"
     if champion_info["unreadable"]:
-        decision.leave_uncompared(
-            f"{name} cannot be read ({champion_info['unreadable']}): only the absolute thresholds count"
+        decision.skip_comparison(
+            f"{name} cannot be loaded ({champion_info['unreadable']}): only the absolute thresholds apply"
         )
         return []
     if set(champion_info["breeds"]) != set(candidate_breeds):
-        changed = _changed_breeds(champion_info["breeds"], candidate_breeds)
-        decision.leave_uncompared(f"the breeds are not those of {name}: {changed}; only the absolute thresholds count")
+        changes = _breed_changes(champion_info["breeds"], candidate_breeds)
+        decision.skip_comparison(
+            f"the breeds differ from those of {name} ({changes}): only the absolute thresholds apply"
+        )
         return []
-    learned = set(champion_info["learned"])
-    unseen = [row for row in candidate if row["content_hash"] not in learned]
-    known = f"{name} learned from {len(candidate) - len(unseen)} of the {len(candidate)} test photos"
+    training_photos = set(champion_info["learned"])
+    unseen = [row for row in candidate if row["content_hash"] not in training_photos]
+    seen = f"{name} was trained on {len(candidate) - len(unseen)} of the {len(candidate)} test photos"
     if len(unseen) < min(rules.min_test_photos, len(candidate)):
-        decision.leave_uncompared(
-            f"{known}: {len(unseen)} remain, too few for a comparison by gate.min_test_photos={rules.min_test_photos}; "
-            "only the absolute thresholds count"
+        decision.skip_comparison(
+            f"{seen}, which leaves {counted(len(unseen), 'photo')}, too few for a comparison "
+            f"(gate.min_test_photos={rules.min_test_photos}): only the absolute thresholds apply"
         )
         return []
     if len(unseen) < len(candidate):
-        decision.explain(f"{known}: the comparison is on the {len(unseen)} that remain")
+        decision.add_fact(f"{seen}: the comparison uses the other {len(unseen)}")
     return unseen
 
 
-def _changed_breeds(before: list[str], now: list[str]) -> str:
-    parts = (("new", set(now) - set(before)), ("gone", set(before) - set(now)))
-    return ", ".join(f"{word} {', '.join(sorted(breeds))}" for word, breeds in parts if breeds)
+def _breed_changes(champion_breeds: list[str], candidate_breeds: list[str]) -> str:
+    added, removed = set(candidate_breeds) - set(champion_breeds), set(champion_breeds) - set(candidate_breeds)
+    changes = (("added", added), ("removed", removed))
+    return "; ".join(f"{change}: {', '.join(sorted(breeds))}" for change, breeds in changes if breeds)
 
 
-def _compare(decision: Decision, rules: Rules, candidate: list, champion: list, version: int) -> None:
-    """Photo by photo: both models saw the same ones, so only those count on which they differ."""
-    theirs = {row["content_hash"]: row["correct"] for row in champion}
-    differences = [int(row["correct"]) - int(theirs[row["content_hash"]]) for row in candidate]
-    gained, lost = differences.count(1), differences.count(-1)
+def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, champion: list, version: int) -> None:
+    """Applies the policy. Both models classified the same photos, so only photos on which they differ matter."""
+    champion_correct = {row["content_hash"]: row["correct"] for row in champion}
+    differences = [int(row["correct"]) - int(champion_correct[row["content_hash"]]) for row in candidate]
+    wins, losses = differences.count(1), differences.count(-1)
     photos, difference = len(differences), sum(differences) / len(differences)
-    lower, p_value = paired_lower_bound(differences), mcnemar_exact(gained, lost)
-    # The bootstrap knows only what happened: that few photos lost none says little of how many others would be lost.
-    most_lost = wilson_interval(lost, photos)[1]
+    lower, p_value = bootstrap_lower_bound(differences), mcnemar_exact(wins, losses)
+    # A bootstrap resamples observed losses only: without losses on few photos it says little about the loss rate.
+    max_loss_rate = wilson_interval(losses, photos)[1]
     decision.comparison = {
         "policy": rules.policy,
         "photos": photos,
-        "champion_accuracy": sum(theirs[row["content_hash"]] for row in candidate) / photos,
-        "only_candidate_right": gained,
-        "only_champion_right": lost,
+        "champion_accuracy": sum(champion_correct[row["content_hash"]] for row in candidate) / photos,
+        "only_candidate_right": wins,
+        "only_champion_right": losses,
         "accuracy_difference": difference,
         "accuracy_difference_lower95": lower,
-        "accuracy_difference_score_lower95": paired_score_bound(gained, lost, photos),
-        "lost_share_upper95": most_lost,
+        "accuracy_difference_score_lower95": newcombe_lower_bound(wins, losses, photos),
+        "lost_share_upper95": max_loss_rate,
         "mcnemar_p": p_value,
     }
-    passed, words = {
+    passed, measured = {
         "not_worse": (
             lower >= -rules.margin,
-            f"difference {difference:+.3f}, its interval begins at {lower:+.3f}, allowed from {-rules.margin:+.3f}",
+            f"95% CI lower bound {lower:+.3f}, required at least {-rules.margin:+.3f}",
         ),
-        "better": (gained > lost, f"difference {difference:+.3f}, asked for more than 0"),
+        "better": (wins > losses, "required above 0"),
         "significantly_better": (
-            gained > lost and p_value < SIGNIFICANCE,
-            f"difference {difference:+.3f}, exact McNemar p = {p_value:.4f}, asked for less than {SIGNIFICANCE:g}",
+            wins > losses and p_value < SIGNIFICANCE,
+            f"exact McNemar p = {p_value:.4f}, required below {SIGNIFICANCE:g}",
         ),
     }[rules.policy]
-    counts = f"{counted(gained, 'photo')} won, {lost} lost of {photos}, at most {most_lost:.1%} at 95 % confidence"
-    sentence = f"gate.policy={rules.policy} against version {version} ({counts}): {words}"
+    counts = _wins_and_losses(decision.comparison, "only_champion_right")
+    policy = (
+        f"gate.policy={rules.policy} against version {version}: accuracy difference {difference:+.3f}, {measured}; "
+        f"{counts}, loss rate at most {max_loss_rate:.1%} (95% CI)"
+    )
     if passed:
-        decision.note(f"meets {sentence}")
-        if doubt := _doubt(rules, decision.comparison):
-            decision.note(doubt)
+        decision.support(f"meets {policy}")
+        if warning := _weak_evidence(rules, decision.comparison):
+            decision.support(warning)
     else:
-        decision.refuse(f"fails {sentence}")
+        decision.reject(f"fails {policy}")
     for breed in _breeds(candidate):
-        _judge_slice(decision, rules, breed, [row for row in candidate if row["breed"] == breed], theirs)
+        _check_slice(decision, rules, breed, [row for row in candidate if row["breed"] == breed], champion_correct)
 
 
-def _doubt(rules: Rules, comparison: dict[str, Any]) -> str | None:
-    """What the photos cannot show though the policy is met, in words."""
+def _weak_evidence(rules: Rules, comparison: dict[str, Any]) -> str | None:
+    """What the comparison cannot show although the policy is met; None if nothing."""
     photos, lower = comparison["photos"], comparison["accuracy_difference_score_lower95"]
     if rules.policy == "not_worse" and lower < -rules.margin:
-        needed = photos_to_exclude(rules.margin)
-        more = f"; it takes at least {needed} photos" if photos < needed < math.inf else ""
+        needed = min_photos_to_exclude(rules.margin)
+        hint = f"; at least {needed} photos are needed" if photos < needed < math.inf else ""
         return (
-            f"{counted(photos, 'photo')} cannot exclude a loss larger than gate.margin={rules.margin:g}: a bootstrap "
-            "interval is too narrow where the models differ on few photos; a score interval (Newcombe) begins at "
-            f"{lower:+.3f}{more}"
+            f"{counted(photos, 'photo')} cannot rule out a loss larger than gate.margin={rules.margin:g}: the "
+            "bootstrap interval is too narrow if the models differ on few photos; the lower bound of the score "
+            f"interval (Newcombe) is {lower:+.3f}{hint}"
         )
     if rules.policy == "better" and comparison["mcnemar_p"] >= SIGNIFICANCE:
         return (
-            f"{counted(photos, 'photo')} cannot show that it is better: two equally good models differ at least as "
-            f"much with probability {comparison['mcnemar_p']:.4f} (exact McNemar)"
+            f"the improvement is not statistically significant on {counted(photos, 'photo')}: two equally accurate "
+            f"models differ by at least as much with probability {comparison['mcnemar_p']:.4f} (exact McNemar)"
         )
     return None
 
 
-def _judge_slice(decision: Decision, rules: Rules, breed: str, rows: list, theirs: dict[str, bool]) -> None:
-    ours = sum(row["correct"] for row in rows) / len(rows)
-    champions = sum(theirs[row["content_hash"]] for row in rows) / len(rows)
-    enforced = len(rows) >= rules.min_slice
+def _check_slice(
+    decision: Decision, rules: Rules, breed: str, candidate: list, champion_correct: dict[str, bool]
+) -> None:
+    photos = len(candidate)
+    accuracy = sum(row["correct"] for row in candidate) / photos
+    champion_accuracy = sum(champion_correct[row["content_hash"]] for row in candidate) / photos
+    enforced = photos >= rules.min_slice
     decision.slices.append(
-        {"breed": breed, "photos": len(rows), "candidate": ours, "champion": champions, "enforced": enforced}
+        {
+            "breed": breed,
+            "photos": photos,
+            "candidate": accuracy,
+            "champion": champion_accuracy,
+            "enforced": enforced,
+        }
     )
-    if enforced and champions - ours > rules.max_slice_drop + 1e-9:  # a share has rounding errors
-        decision.refuse(
-            f"breed {breed!r} falls from {champions:.3f} to {ours:.3f} on {counted(len(rows), 'photo')}, more than "
-            f"gate.max_slice_drop={rules.max_slice_drop:g}"
+    if enforced and champion_accuracy - accuracy > rules.max_slice_drop + _ROUNDING:
+        decision.reject(
+            f"breed {breed!r}: accuracy drops from {champion_accuracy:.3f} to {accuracy:.3f} on "
+            f"{counted(photos, 'photo')}, more than gate.max_slice_drop={rules.max_slice_drop:g}"
         )
 
 
-def judge(
+def gate_document(
     rules: Rules,
     record: dict[str, Any],
-    measured: EvaluationResult,
+    evaluation: EvaluationResult,
     champion_info: dict[str, Any] | None,
-    champion_measured: EvaluationResult,
+    champion_evaluation: EvaluationResult,
     ingest: dict[str, Any],
 ) -> dict[str, Any]:
-    """gate.json: the decision with all that it rests on.
+    """Contents of gate.json: the decision, its reasons and the numbers behind them.
 
     Args:
-        rules: thresholds.
-        record: of the candidate, see `serving.model_files`.
-        measured: of the candidate on test.
-        champion_info: champion.json.
-        champion_measured: of the champion on the same photos.
-        ingest: report.json of ImageExampleGen.
+        rules: Thresholds.
+        record: Model record of the candidate; see `serving.model_files`.
+        evaluation: Evaluation of the candidate on test.
+        champion_info: Contents of champion.json.
+        champion_evaluation: Evaluation of the champion on the same photos.
+        ingest: Contents of report.json from ImageExampleGen.
     """
     train_photos = {breed: counts["train"] for breed, counts in ingest["breeds"].items()}
     decision = decide(
-        rules, measured.outcomes, champion_measured.outcomes, record["breeds"], champion_info, train_photos
+        rules, evaluation.outcomes, champion_evaluation.outcomes, record["breeds"], champion_info, train_photos
     )
-    photos = sorted(row["content_hash"] for row in measured.outcomes)
+    photos = sorted(row["content_hash"] for row in evaluation.outcomes)
     return {
         "blessed": decision.outcome == "blessed",
         "outcome": decision.outcome,
@@ -354,12 +377,12 @@ def judge(
             "backbone": record["backbone"]["architecture"],
             "weights": record["backbone"]["weights"],
             "model_digest": record["model_digest"],
-            **_scores(measured),
+            **_test_metrics(evaluation),
         },
         "champion": champion_info
         and {
             **{key: value for key, value in champion_info.items() if key != "learned"},
-            **_scores(champion_measured),
+            **_test_metrics(champion_evaluation),
         },
         "majority": decision.majority,
         "comparison": decision.comparison,
@@ -368,14 +391,14 @@ def judge(
     }
 
 
-def _scores(measured: EvaluationResult) -> dict[str, Any]:
-    if measured.metrics is None:
+def _test_metrics(evaluation: EvaluationResult) -> dict[str, Any]:
+    if evaluation.metrics is None:
         return {}
-    overall = measured.metrics["overall"]
+    overall = evaluation.metrics["overall"]
     return {
         "test_accuracy": overall["accuracy"],
         "test_accuracy_ci95": overall["accuracy_ci95"],
         "test_loss": overall["loss"],
         "test_photos": overall["photos"],
-        **by_breed(measured.outcomes),
+        **breed_summary(evaluation.outcomes),
     }

@@ -1,4 +1,4 @@
-"""The model card that goes with each pushed version: what it is, what it learned from, how sure we are, its limits."""
+"""Model card of a pushed version: model details, training data, metrics with uncertainty, and limitations."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from components.reporting.pages import render
 
 
 class Statements(NamedTuple):
-    """What no program can find out; see `card` in the settings."""
+    """Facts that the operator provides because no program can determine them; see `model_card` in the settings."""
 
     data_source: str
     data_licence: str
@@ -25,16 +25,16 @@ def model_card(
     metrics: dict[str, Any],
     admission: dict[str, Any],
 ) -> dict[str, Any]:
-    """The card as JSON, with the sections that Mitchell et al. propose (Model Cards for Model Reporting, FAT* 2019).
+    """The card as a JSON document with the sections of Model Cards for Model Reporting (Mitchell et al., FAT* 2019).
 
     Args:
-        name: of the model.
-        version: that it gets.
-        statements: of the people who run the pipeline.
-        record: see `serving.model_files`.
-        ingest: report.json of ImageExampleGen.
-        metrics: metrics.json of the Evaluator, on test.
-        admission: what Pusher notes of the push.
+        name: Name of the model.
+        version: Number of the pushed version.
+        statements: Facts from the operator.
+        record: Model record; see `serving.model_files`.
+        ingest: Contents of report.json from ImageExampleGen.
+        metrics: Contents of metrics.json from the Evaluator, on test.
+        admission: Contents of admission.json, written by Pusher.
     """
     backbone, gate = record["backbone"], admission["gate"]
     breeds = ingest["breeds"]
@@ -50,7 +50,7 @@ def model_card(
             "image_size": backbone["image_size"],
             "parameters": record["parameters"],
             "hyperparameters": record["hyperparameters"],
-            "input": "bytes of a JPEG or PNG photo of any size",
+            "input": "the bytes of a JPEG or PNG photo of any size",
             "output": "a probability for each breed",
         },
         "breeds": sorted(record["breeds"]),
@@ -68,7 +68,7 @@ def model_card(
             **{key: metrics[key] for key in ("overall", "breeds", "calibration")},
             "balanced_accuracy": gate["candidate"]["balanced_accuracy"],
         },
-        "limits": _limits(record, metrics, gate),
+        "limits": _limitations(record, metrics, gate),
         "admission": {
             key: gate[key] for key in ("reasons", "rules", "majority", "comparison", "not_compared", "champion")
         },
@@ -96,19 +96,20 @@ def _weights_licence(backbone: dict[str, Any]) -> str:
     )
 
 
-def _limits(record: dict[str, Any], metrics: dict[str, Any], gate: dict[str, Any]) -> list[str]:
+def _limitations(record: dict[str, Any], metrics: dict[str, Any], gate: dict[str, Any]) -> list[str]:
     breeds, min_slice = sorted(record["breeds"]), gate["rules"]["min_slice"]
-    limits = [
-        f"It knows {len(breeds)} breeds and answers one of them for any photo, also of a cat of another breed, of "
-        "several cats, or of no cat at all.",
-        "It was measured on photos of the same collection that it learned from; on others it may be worse.",
+    limitations = [
+        f"The model always predicts one of its {len(breeds)} breeds, even for a photo of another breed, of several "
+        "cats or of no cat.",
+        "The test photos come from the same collection as the training photos; accuracy on other photos may be lower.",
     ]
     if record["backbone"]["weights"] == "random":
-        limits.insert(0, "Its backbone has random weights: it is for show, not for use.")
-    tested = {breed: metrics["breeds"][breed]["photos"] if breed in metrics["breeds"] else 0 for breed in breeds}
-    if never := [f"{breed} (0 of {photos})" for breed, photos in gate["candidate"]["never_recognised"].items()]:
-        limits.append(f"Breeds that it did not recognise on any test photo: {', '.join(never)}.")
-    few = [f"{breed} ({photos})" for breed, photos in tested.items() if photos < min_slice]
-    if few:
-        limits.append(f"Breeds with fewer than {min_slice} test photos, whose accuracy is uncertain: {', '.join(few)}.")
-    return limits
+        limitations.insert(0, "The backbone has random weights: use this model for demonstrations only.")
+    if missed := [f"{breed} (0 of {photos})" for breed, photos in gate["candidate"]["never_recognised"].items()]:
+        limitations.append(f"Breeds without a correct prediction on test: {', '.join(missed)}.")
+    photos_of = {breed: metrics["breeds"][breed]["photos"] if breed in metrics["breeds"] else 0 for breed in breeds}
+    if small := [f"{breed} ({photos})" for breed, photos in photos_of.items() if photos < min_slice]:
+        limitations.append(
+            f"Breeds with fewer than {min_slice} test photos, whose accuracy is uncertain: {', '.join(small)}."
+        )
+    return limitations

@@ -1,4 +1,4 @@
-"""ModelGate: the one place that decides whether a candidate may serve."""
+"""ModelGate: decides whether the candidate may be pushed."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from components.evaluation_result import read_evaluation_result
 from components.file_names import CHAMPION_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import set_metrics
-from components.release.gate_rules import Rules, judge
+from components.release.gate_rules import Rules, gate_document
 from serving.model_files import MODEL_RECORD_FILE
 
 
@@ -36,14 +36,14 @@ def ModelGate(
     max_slice_drop: Parameter[float],
     code_digest: Parameter[str],
 ):
-    """Applies the rules to what the Evaluators measured on test; writes the blessing and gate.json.
+    """Applies the gate's rules to the Evaluators' results on test; writes the blessing and gate.json.
 
     Args:
-        above_majority: 1 or 0, because parameters of a TFX run have no truth values.
-        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: see `gate` in the settings.
-        code_digest: of the modules that it runs.
+        above_majority: 1 or 0, because TFX has no Boolean execution parameters.
+        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: See `gate` in the settings.
+        code_digest: Digest of the modules that this component runs.
     """
-    document = judge(
+    document = gate_document(
         Rules(min_accuracy, min_test_photos, bool(above_majority), policy, margin, min_slice, max_slice_drop),
         read_json(path_utils.serving_model_path(candidate.uri), MODEL_RECORD_FILE),
         read_evaluation_result(candidate_evaluation.uri),
@@ -53,7 +53,7 @@ def ModelGate(
     )
     write_json(decision.uri, GATE_FILE, document)
     decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))
-    set_metrics(metrics, _numbers(document))
+    set_metrics(metrics, _ui_metrics(document))
     name, value = (
         (constants.BLESSED_FILE_NAME, constants.BLESSED_VALUE)
         if document["blessed"]
@@ -63,8 +63,8 @@ def ModelGate(
     blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, value)
 
 
-def _numbers(gate: dict[str, Any]) -> dict[str, float | None]:
-    """What the Kubeflow UI shows of gate.json."""
+def _ui_metrics(gate: dict[str, Any]) -> dict[str, float | None]:
+    """Numbers from gate.json that the Kubeflow UI shows."""
     champion, comparison = gate["champion"] or {}, gate["comparison"] or {}
     return {
         "blessed": gate["blessed"],

@@ -1,4 +1,4 @@
-"""Pusher: a blessed model becomes a new version in the registry that TensorFlow Serving reads."""
+"""Pusher: adds a blessed model as a new version to the registry that TensorFlow Serving reads."""
 
 import datetime
 import json
@@ -17,14 +17,14 @@ from components.file_names import (
     PHOTOS_FILE,
     PUSH_FILE,
     RETRAIN_FILE,
-    SERVING_ANSWERS_FILE,
     SERVING_CHECK_FILE,
+    SERVING_CHECK_GOLDEN_FILE,
 )
 from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
 from components.release.model_card import Statements, card_page, model_card
-from components.reporting.run_summary import settings_of_run
+from components.reporting.run_summary import effective_settings
 from serving.model_files import (
     CARD_FILE,
     CARD_PAGE,
@@ -35,22 +35,23 @@ from serving.model_files import (
 )
 from serving.registry import Registry
 
+# Prefixes of parameter values that the Kubeflow Pipelines server should have replaced.
 _PLACEHOLDERS = ("[[", "{{")
 
 
-def date_of_run(run_date: str, schedule_time: str) -> str:
-    """For which date a run is; "" where nobody says it.
+def resolve_run_date(run_date: str, schedule_time: str) -> str:
+    """The date to record for a run; "" if it is unknown.
 
     Args:
-        run_date: the date itself, "" for a run that somebody started, or `[[ScheduledTime]]` for a scheduled run.
-        schedule_time: of a scheduled run, as the server says it. For a run that somebody started, the server says when.
+        run_date: Date of the run, "" for a run started manually, or `[[ScheduledTime]]` for a scheduled run.
+        schedule_time: Schedule time from the server; for a run started manually, its creation time.
     """
     if not run_date.startswith(_PLACEHOLDERS):
         return run_date
     if not schedule_time or schedule_time.startswith(_PLACEHOLDERS):
         print(
-            f"run_date is recorded as empty: this server does not replace {run_date}, nor {schedule_time!r}; "
-            "Kubeflow Pipelines does after version 2.15.0",
+            f"run_date is recorded as empty: the server replaced neither {run_date} nor {schedule_time!r}; "
+            "this requires Kubeflow Pipelines later than 2.15.0",
             flush=True,
         )
         return ""
@@ -79,35 +80,40 @@ def Pusher(
     contact: Parameter[str],
     retrain: InputArtifact[RetrainDecision] = None,
 ):
-    """Pushes what the gate blessed and a model server could serve; a model that is there already is not pushed twice.
+    """Pushes a model that the gate blessed and a model server loaded, unless the registry already has the same model.
 
-    With it go its model card; the statistics of the photos that it learned from, for drift to be told against; their
-    hashes, so that no later candidate is compared with it on photos that it knows; and some test photos with their
-    answers, for rollout.
+    The pushed version also contains:
+
+    - its model card;
+    - statistics of its training photos, for drift detection;
+    - content hashes of its training photos, so that later candidates are not compared with it on these photos;
+    - some test photos with the expected predictions (golden requests), for rollout.
 
     Args:
-        registry: base path of the pushed models.
-        run_id: differs in each run, so that a push is never taken from the cache.
-        run_date, schedule_time: see `date_of_run`.
-        settings: in YAML; what a run can be given instead, it is given in `data`, `weights_dir` and the gate's rules.
-        model_name, data_source, data_licence, contact: for the model card.
-        retrain: what the model was made from, where the run has looked; later runs compare with it.
+        registry: Base path of the pushed models.
+        run_id: ID of the run. It differs in each run, so that this component is never cached.
+        run_date, schedule_time: See `resolve_run_date`.
+        settings: Settings of the pipeline, as a JSON object. `data`, `weights_dir`, `registry` and the gate's rules of
+            the run take precedence.
+        model_name, data_source, data_licence, contact: Facts for the model card.
+        retrain: Decision of RetrainGate with the digest of the inputs, if the run has one; later runs compare with it.
     """
     gate = read_json(decision.uri, GATE_FILE)
     models = Registry(registry)
     version, existing = None, models.find_by_model_digest(gate["candidate"]["model_digest"])
     if gate["champion"] and gate["champion"]["unreadable"] and gate["champion"]["version"] == existing:
-        existing = None  # what was pushed is damaged: it is pushed anew
-    origin = retrain and read_json(retrain.uri, RETRAIN_FILE)["inputs_digest"]
-    if existing is not None and origin:
-        models.add_inputs_digest(existing, origin)  # or the next scheduled run would train the same model again
+        existing = None  # the pushed version is damaged: push the model again
+    inputs_digest = retrain and read_json(retrain.uri, RETRAIN_FILE)["inputs_digest"]
+    if existing is not None and inputs_digest:
+        # Without this, the next scheduled run would train the same model again.
+        models.add_inputs_digest(existing, inputs_digest)
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,
-            "run_date": date_of_run(run_date, schedule_time),
-            "inputs_digest": origin,
+            "run_date": resolve_run_date(run_date, schedule_time),
+            "inputs_digest": inputs_digest,
             "commit": git_commit() or "",
-            "settings": settings_of_run(settings, data, weights_dir, registry, gate["rules"]),
+            "settings": json.dumps(effective_settings(settings, data, weights_dir, registry, gate["rules"])),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
             "serving_check": read_json(serving_report.uri, SERVING_CHECK_FILE),
@@ -115,8 +121,8 @@ def Pusher(
         }
         path, photos = path_utils.serving_model_path(model.uri), read_json_lines(ingest.uri, PHOTOS_FILE)
 
-        def card(version: int) -> dict[str, str]:
-            facts = model_card(
+        def text_files(version: int) -> dict[str, str]:
+            card = model_card(
                 model_name,
                 version,
                 Statements(data_source, data_licence, contact),
@@ -125,15 +131,15 @@ def Pusher(
                 read_json(evaluation.uri, METRICS_FILE),
                 admission,
             )
-            learned = sorted(row["content_hash"] for row in photos if row.get("split") in ("train", "eval"))
+            training_hashes = sorted(row["content_hash"] for row in photos if row.get("split") in ("train", "eval"))
             return {
-                CARD_FILE: json.dumps(facts, indent=1),
-                CARD_PAGE: card_page(facts),
-                LEARNED_PHOTOS_FILE: "\n".join(learned),
-                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_ANSWERS_FILE)),
+                CARD_FILE: json.dumps(card, indent=1),
+                CARD_PAGE: card_page(card),
+                LEARNED_PHOTOS_FILE: "\n".join(training_hashes),
+                GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_CHECK_GOLDEN_FILE)),
             }
 
-        with local_copy(path) as local, local_copy(train_statistics(statistics)) as learned_from:
-            version = models.push(local, admission, {TRAIN_STATISTICS_FILE: learned_from}, card)
+        with local_copy(path) as local_model, local_copy(train_statistics(statistics)) as local_statistics:
+            version = models.push(local_model, admission, {TRAIN_STATISTICS_FILE: local_statistics}, text_files)
         pushed.set_int_custom_property("version", version)
     write_json(pushed.uri, PUSH_FILE, {"version": version, "already_pushed_as": existing})

@@ -1,4 +1,4 @@
-"""Rollout: makes the pushed version the canary on the running servers, and records the outcome."""
+"""Rollout: starts the pushed version as the canary on the running model servers, or reports why it cannot."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from serving.rollout.kubernetes_fleet import KubernetesFleet
 from serving.rollout.limits import RolloutLimits
 from serving.rollout.local_fleet import LocalFleet
 
-_NO_SERVER = "no server is running on this machine, nothing to do; start one with `catbreeds up`"
+_NO_SERVER = "no server is running on this machine; `catbreeds up` starts one"
 
 
 @component
@@ -33,55 +33,51 @@ def Rollout(
     loaded: Parameter[int],
     load_seconds: Parameter[float],
 ):
-    """Makes the pushed version the canary. The first version is stable already: the servers only load it.
+    """Makes the pushed version the canary. The first version is stable already; it is only sent to the servers.
 
-    If a server cannot load the version or fails a golden request, the component succeeds and records that the canary
-    was stopped: the stable version continues to serve.
+    If a server cannot load the version or fails its golden requests, the component succeeds and records this outcome;
+    the stable version keeps serving.
 
     Args:
-        pushed: Result of the push.
-        outcome: Version and outcome of the rollout.
         registry: Base path of the pushed models.
-        run_id: Identifier of the run. It differs in each run, so the component is never cached.
-        namespace: Kubernetes namespace of the servers; "" for the servers of this machine.
-        models: Folder of the pushed models, as the servers in the cluster see it.
+        run_id: ID of the run. It differs in each run, so that this component is never cached.
+        namespace: Kubernetes namespace of the servers; "" for servers on this machine.
+        models: Folder of the pushed models as mounted in the cluster's servers.
         share: Share of the gateways' requests for the canary.
-        loaded: Number of versions that fit into a model server's memory.
-        load_seconds: Time for a server to load a version.
+        loaded: Number of versions that fit in a model server's memory.
+        load_seconds: Timeout for a model server to load a version.
     """
     push, versions = read_json(pushed.uri, PUSH_FILE), Registry(registry)
-    version = push["version"] or _interrupted_version(versions, push["already_pushed_as"])
+    version = push["version"] or _interrupted_rollout(versions, push["already_pushed_as"])
     with _fleet(versions, namespace, models) as fleet:
-        limits = RolloutLimits(loaded=loaded, load_seconds=load_seconds)
+        limits = RolloutLimits(loaded_versions=loaded, load_seconds=load_seconds)
         text = _roll_out(RolloutController(versions, fleet, limits), versions, fleet, version, share)
     write_json(outcome.uri, ROLLOUT_FILE, {"version": version, "outcome": text})
 
 
-def _interrupted_version(registry: Registry, version: int | None) -> int | None:
-    """Returns `version` if the run that pushed it was interrupted before it became canary."""
+def _interrupted_rollout(registry: Registry, version: int | None) -> int | None:
+    """Returns the version that an earlier run pushed, if that run was interrupted before the version became the canary."""
     is_newer = version is not None and version > (registry.stable() or 0)
     if is_newer and version not in registry.labels().values() and not registry.stop_reason(version):
         return version
     return None
 
 
-def _roll_out(
-    controller: RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float
-) -> str:
+def _roll_out(rollout: RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:
     """Returns the outcome for people."""
     if version is None:
-        return "nothing was pushed"
+        return "no version was pushed"
     if isinstance(fleet, LocalFleet) and not fleet.servers():
         return _NO_SERVER
     try:
         if version == registry.stable():
-            controller.sync()
-            return f"version {version} is stable, the first version"
-        golden_count, _ = controller.start_canary(version, share)
+            rollout.sync()
+            return f"version {version} is the first version and already stable"
+        golden_count, _ = rollout.start_canary(version, share)
     except (LoadError, CanaryStopped) as error:
         return f"stopped: {error}"
-    golden = counted(golden_count, "golden request")
-    return f"version {version} is canary with {share:.0%} of the requests; {golden} passed"
+    golden_requests = counted(golden_count, "golden request")
+    return f"version {version} is the canary with {share:.0%} of the requests; {golden_requests} passed"
 
 
 @contextlib.contextmanager

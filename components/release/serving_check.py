@@ -22,7 +22,7 @@ from tfx.utils import path_utils
 
 from components.artifacts import ServingReport
 from components.evaluation_result import read_outcomes
-from components.file_names import SERVING_ANSWERS_FILE, SERVING_CHECK_FILE
+from components.file_names import SERVING_CHECK_FILE, SERVING_CHECK_GOLDEN_FILE
 from components.json_files import write_json
 from components.local_copies import local_copy
 from components.photo_examples import read_images
@@ -85,7 +85,7 @@ def ServingCheck(
     for content_hash, photo in sample.items():
         _compare(expected[content_hash], answers[photo])
     golden = [GoldenRequest(photo, *_best(answers[photo])) for photo in kept]
-    write_json(report.uri, SERVING_ANSWERS_FILE, golden_requests_document(golden))
+    write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_requests_document(golden))
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 

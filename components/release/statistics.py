@@ -1,71 +1,72 @@
-"""The statistics by which models are compared."""
+"""Statistics for comparing two classifiers on the same photos."""
 
 import math
 
-_Z = 1.959964  # of 95 %
+import numpy as np
+from scipy.stats import binomtest, norm
+
+_Z = float(norm.ppf(0.975))  # two-sided 95% quantile of the standard normal distribution
 
 
-def wilson_interval(successes: int, trials: int, z: float = _Z) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, 1927); (0, 1) when nothing was tried."""
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95% Wilson score interval of a proportion; (0, 1) without trials."""
     if not trials:
         return 0.0, 1.0
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p-value that A and B are right equally often (exact McNemar: a sign test on discordant photos).
+    """Two-sided p-value of the exact McNemar test: models A and B have the same accuracy.
 
     Args:
-        only_a: photos that A alone has right.
-        only_b: photos that B alone has right.
+        only_a: Number of photos that only A classifies correctly.
+        only_b: Number of photos that only B classifies correctly.
     """
-    return min(1.0, 2 * sign_test(max(only_a, only_b), min(only_a, only_b)))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(max(only_a, only_b), only_a + only_b, 0.5).pvalue)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """One-sided p-value that wins are no more likely than losses (exact sign test); 1 without any."""
-    total = wins + losses
-    return sum(math.comb(total, k) for k in range(losses + 1)) / 2**total
+    """One-sided p-value of the exact sign test: wins are no more likely than losses; 1 without wins and losses."""
+    if wins + losses == 0:
+        return 1.0
+    return float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)
 
 
-def paired_score_bound(wins: int, losses: int, photos: int) -> float:
-    """Lower end of the 95 % score interval of the share of wins minus that of losses (Newcombe, 1998).
+def newcombe_lower_bound(wins: int, losses: int, photos: int) -> float:
+    """Lower bound of the 95% score interval for a difference of paired proportions (Newcombe, 1998).
 
-    It stays wide where few photos were compared, also if none of them was won or lost; a bootstrap interval does not.
-
-    Args:
-        wins: photos that the candidate alone has right.
-        losses: photos that the champion alone has right.
-        photos: compared, at least 1.
-    """
-    won, lost = wins / photos, losses / photos
-    least_won, most_lost = wilson_interval(wins, photos)[0], wilson_interval(losses, photos)[1]
-    return won - lost - math.hypot(won - least_won, most_lost - lost)
-
-
-def photos_to_exclude(loss: float) -> float:
-    """Photos of which none may be lost before the 95 % interval of the share of losses ends at `loss` or below.
+    Unlike a bootstrap interval, it stays wide when few photos were compared, even if the models agree on all of them.
 
     Args:
-        loss: share of photos, 0 to 1; for 0 no number is enough: infinite.
+        wins: Number of photos that only the candidate classifies correctly.
+        losses: Number of photos that only the champion classifies correctly.
+        photos: Number of compared photos, at least 1.
     """
-    return math.ceil(_Z**2 * (1 - loss) / loss) if loss else math.inf
+    win_rate, loss_rate = wins / photos, losses / photos
+    win_lower, loss_upper = wilson_interval(wins, photos)[0], wilson_interval(losses, photos)[1]
+    return win_rate - loss_rate - math.hypot(win_rate - win_lower, loss_upper - loss_rate)
 
 
-def paired_lower_bound(differences: list[int], resamples: int = 10_000, seed: int = 0) -> float:
-    """Lower end of the 95 % percentile-bootstrap interval of the mean of paired differences.
+def min_photos_to_exclude(loss_rate: float) -> float:
+    """Smallest sample without losses whose 95% Wilson interval of the loss rate ends at or below `loss_rate`.
 
     Args:
-        differences: for each photo, 1 if the candidate alone has it right, -1 if the champion alone, else 0.
-        resamples: bootstrap samples.
-        seed: the same differences give the same bound.
+        loss_rate: Share of photos, from 0 to 1. No number of photos excludes 0: the result is infinity.
     """
-    import numpy as np  # the readers of the other two do without
+    return math.ceil(_Z**2 * (1 - loss_rate) / loss_rate) if loss_rate else math.inf
 
+
+def bootstrap_lower_bound(differences: list[int], resamples: int = 10_000, seed: int = 0) -> float:
+    """Lower bound of the 95% percentile bootstrap interval for the mean of paired differences; -1 without photos.
+
+    Args:
+        differences: For each photo, 1 if only the candidate is correct, -1 if only the champion is correct, else 0.
+        resamples: Number of bootstrap samples.
+        seed: Seed for resampling.
+    """
     if not differences:
         return -1.0
     values = np.asarray(differences)

@@ -1,4 +1,4 @@
-"""Pages for people: self-contained HTML from the templates beside this module, with no network and no scripts."""
+"""Renders self-contained HTML pages from the templates next to this module; the pages use no network and no scripts."""
 
 from pathlib import Path
 from typing import Any
@@ -15,5 +15,5 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of `template` (its file name without .html.j2); every value is escaped, but what is `Markup`."""
+    """Renders `template` (a file name without .html.j2). Every value except `Markup` is escaped."""
     return _TEMPLATES.get_template(f"{template}.html.j2").render(**values)

@@ -1,4 +1,4 @@
-"""The report of a run for people: one self-contained HTML page."""
+"""The report of a run as one self-contained HTML page."""
 
 import shlex
 from typing import Any
@@ -8,34 +8,35 @@ import yaml
 from components.release.gate_rules import SIGNIFICANCE
 from components.reporting import charts
 from components.reporting.pages import render
+from components.reporting.run_summary import RANDOM_WEIGHTS_NOTE
 from serving.labels import STABLE
 
 _SELECTION_RULES = {
-    "smaller_within_interval": "of the backbones whose accuracy on eval lies in the 95 % interval of the most accurate "
-    "one's, the one with the fewest parameters",
-    "most_accurate": "the backbone that is most accurate on eval; of equals, the one with fewer parameters",
+    "smaller_within_interval": "the backbone with the fewest parameters among those whose eval accuracy lies in the "
+    "95% CI of the most accurate one",
+    "most_accurate": "the backbone with the highest eval accuracy; ties go to the one with fewer parameters",
 }
 _POLICIES = {
-    "not_worse": "no worse than the model in service: the 95 % interval of the paired difference in accuracy begins at "
-    "-{margin:g} or above",
-    "better": "better than the model in service: more photos won than lost",
-    "significantly_better": f"better than the model in service: more photos won than lost, and exact McNemar p below "
+    "not_worse": "not worse than the champion: the lower bound of the 95% CI of the paired accuracy difference is at "
+    "least -{margin:g}",
+    "better": "better than the champion: more wins than losses",
+    "significantly_better": "significantly better than the champion: more wins than losses, and exact McNemar p below "
     f"{SIGNIFICANCE:g}",
 }
-_CONFUSIONS_TOLD = 5
+_SHOWN_CONFUSIONS = 5
 
 
 def report_page(documents: dict[str, Any]) -> str:
-    """The page: what was compared, on which photos, by which rule, how sure we are, what is served now; then all else.
+    """The page: a summary (models, data, rules, results, registry labels), then the details.
 
     Args:
-        documents: what the run found, see `pipeline.results.report.collect`.
+        documents: Documents of the run; see `components.reporting.run_summary.load_documents`.
     """
     gate, objective = documents["gate"], documents["objective"]
-    settings = yaml.safe_load(documents["settings"])
+    settings = documents["settings"]
     return render(
         "report",
-        **documents,
+        **documents | {"settings": yaml.safe_dump(settings, sort_keys=False)},
         data_source=settings["data"],
         workdir=shlex.quote(settings["workdir"]),
         stable=gate["serving"].get(STABLE),
@@ -48,6 +49,7 @@ def report_page(documents: dict[str, Any]) -> str:
         confusions=_confusions(documents["test"]["confusion"]),
         calibration_chart=charts.calibration_curve(documents["test"]["calibration"]["bins"]),
         number=_number,
+        random_weights_note=RANDOM_WEIGHTS_NOTE,
     )
 
 
@@ -56,7 +58,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _tuning(name: str, trials: list[dict[str, Any]], objective: str) -> dict[str, Any]:
-    """A search: its trials, how many `diverged`, the `best` and the `chart`, both None when all diverged."""
+    """A hyperparameter search: its trials, how many `diverged`, and the `best` and `chart` (None if all diverged)."""
     best = charts.best_trial(trials, objective)
     return {
         "trials": trials,
@@ -67,66 +69,66 @@ def _tuning(name: str, trials: list[dict[str, Any]], objective: str) -> dict[str
 
 
 def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """A row for each rule of the gate: the settings it has, what it asks for, what was measured."""
+    """One row for each rule of the gate: its settings, the requirement and the result."""
     rules, candidate = gate["rules"], gate["candidate"]
     low, high = candidate["test_accuracy_ci95"]
     enforced = [row for row in gate["slices"] if row["enforced"]]
     if gate["comparison"] is None:
-        paired = slices = f"not compared: {gate['not_compared']}"
+        policy = slices = f"not compared: {gate['not_compared']}"
     else:
-        paired = (
-            "difference {accuracy_difference:+.3f}, 95 % interval from {accuracy_difference_lower95:+.3f} (bootstrap) "
-            "or {accuracy_difference_score_lower95:+.3f} (score interval); of {photos} photos {only_candidate_right} "
-            "won, {only_champion_right} lost; exact McNemar p {mcnemar_p:.4f}"
+        policy = (
+            "accuracy difference {accuracy_difference:+.3f}, 95% CI lower bound {accuracy_difference_lower95:+.3f} "
+            "(bootstrap) or {accuracy_difference_score_lower95:+.3f} (score interval); wins {only_candidate_right}, "
+            "losses {only_champion_right}, photos {photos}; exact McNemar p = {mcnemar_p:.4f}"
         ).format(**gate["comparison"])
-        slices = f"no breed has {rules['min_slice']} such photos"
+        slices = f"no breed has {rules['min_slice']} compared photos"
     if enforced:
         worst = max(enforced, key=lambda row: row["champion"] - row["candidate"])
         slices = (
-            f"{len(enforced)} of {len(gate['slices'])} breeds have as many; the largest loss is "
+            f"{len(enforced)} of {len(gate['slices'])} breeds have enough photos; largest drop "
             f"{max(worst['champion'] - worst['candidate'], 0):.3f} ({worst['breed']})"
         )
     return [
         ("min_test_photos", f"at least {rules['min_test_photos']} test photos", f"{candidate['test_photos']}"),
         (
             "min_accuracy",
-            f"accuracy on test of at least {rules['min_accuracy']:g}",
-            f"{candidate['test_accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})",
+            f"test accuracy of at least {rules['min_accuracy']:g}",
+            f"{candidate['test_accuracy']:.3f} (95% CI {low:.3f} to {high:.3f})",
         ),
-        ("above_majority", _majority_rule(gate), _majority_measured(gate["majority"])),
-        ("policy, margin", _POLICIES[rules["policy"]].format(**rules), paired),
+        ("above_majority", _majority_requirement(gate), _majority_result(gate["majority"])),
+        ("policy, margin", _POLICIES[rules["policy"]].format(**rules), policy),
         (
             "min_slice, max_slice_drop",
-            f"each breed with at least {rules['min_slice']} test photos loses at most {rules['max_slice_drop']:g} "
-            "accuracy against the model in service",
+            f"accuracy drop of at most {rules['max_slice_drop']:g} from the champion for each breed with at least "
+            f"{rules['min_slice']} compared photos",
             slices,
         ),
     ]
 
 
-def _majority_rule(gate: dict[str, Any]) -> str:
+def _majority_requirement(gate: dict[str, Any]) -> str:
     if not gate["rules"]["above_majority"]:
-        return "nothing: the rule is switched off"
+        return "none: the rule is disabled"
     return (
-        f"better than always answering {gate['majority']['breed']}, the largest breed of train: one-sided exact "
-        f"McNemar p below {SIGNIFICANCE:g}"
+        f"better than the majority-class baseline (always {gate['majority']['breed']}, the largest breed in train): "
+        f"one-sided exact McNemar p below {SIGNIFICANCE:g}"
     )
 
 
-def _majority_measured(majority: dict[str, Any]) -> str:
+def _majority_result(majority: dict[str, Any]) -> str:
     return (
-        "always answering it is right on {accuracy:.3f} of the test photos; of {photos} photos "
-        "{only_candidate_right} won, {only_majority_right} lost; p {sign_test_p:.4f}"
+        "baseline accuracy {accuracy:.3f}; wins {only_candidate_right}, losses {only_majority_right}, photos {photos}; "
+        "p = {sign_test_p:.4f}"
     ).format(**majority)
 
 
 def _confusions(confusion: dict[str, Any]) -> list[dict[str, Any]]:
-    """The most frequent mistakes: true breed, what it was called, how often, of how many photos."""
+    """The most frequent confusions: true breed, predicted breed, count, and number of photos of the true breed."""
     breeds = confusion["breeds"]
-    found = [
-        {"breed": breed, "called": called, "count": count, "photos": sum(row)}
+    confusions = [
+        {"breed": breed, "predicted": predicted, "count": count, "photos": sum(row)}
         for breed, row in zip(breeds, confusion["rows"], strict=True)
-        for called, count in zip(breeds, row, strict=True)
-        if count and called != breed
+        for predicted, count in zip(breeds, row, strict=True)
+        if count and predicted != breed
     ]
-    return sorted(found, key=lambda mistake: -mistake["count"])[:_CONFUSIONS_TOLD]
+    return sorted(confusions, key=lambda pair: -pair["count"])[:_SHOWN_CONFUSIONS]

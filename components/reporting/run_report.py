@@ -1,4 +1,4 @@
-"""RunReport: the report of a run as a page and as a summary, where no command line shows them."""
+"""RunReport: writes the report page and a summary as artifacts, for runs without a terminal."""
 
 from typing import ClassVar
 
@@ -13,9 +13,9 @@ from components.artifacts import HTML, Comparison, DataVerdict, GateDecision, In
 from components.candidates.architectures import ARCHITECTURES
 from components.file_names import GATE_FILE
 from components.json_files import read_json
-from components.kubeflow_ui import plain_markdown, write_page
+from components.kubeflow_ui import escape_markdown, write_page
 from components.reporting.report_page import report_page
-from components.reporting.run_summary import Sources, gather, settings_of_run
+from components.reporting.run_summary import RANDOM_WEIGHTS_NOTE, ArtifactUris, effective_settings, load_documents
 
 _RUN_INPUTS = {
     "ingest": IngestReport,
@@ -46,7 +46,7 @@ class _Spec(ComponentSpec):
 
 
 class Executor(BaseExecutor):
-    """Gathers what the components wrote and renders it."""
+    """Loads the documents of the run and renders them."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
@@ -56,27 +56,27 @@ class Executor(BaseExecutor):
             for key in _BACKBONE_INPUTS
         }
         registry = exec_properties["registry"]
-        settings = settings_of_run(
+        settings = effective_settings(
             exec_properties["settings"],
             exec_properties["data"],
             exec_properties["weights_dir"],
             registry,
             read_json(uris["decision"], GATE_FILE)["rules"],
         )
-        sources = Sources(**{key: uris[key] for key in _RUN_INPUTS}, **by_backbone)
-        documents = gather(sources, registry, exec_properties["run_id"], settings)
+        artifact_uris = ArtifactUris(**{key: uris[key] for key in _RUN_INPUTS}, **by_backbone)
+        documents = load_documents(artifact_uris, registry, exec_properties["run_id"], settings)
         write_page(output_dict["page"][0], report_page(documents))
         write_page(output_dict["summary"][0], _summary(documents))
 
 
 class RunReport(BaseComponent):
-    """Writes what `catbreeds run` shows on one machine.
+    """Writes the same report as `catbreeds run`.
 
     Args:
-        training: backbone -> the Trainer's model_run.
-        trials: backbone -> the Tuner's results.
-        inputs: the other channels, see `components.reporting.run_summary.Sources`.
-        parameters: registry, run_id, settings (YAML), and the run's own data and weights_dir.
+        training: model_run channel of the Trainer of each backbone.
+        trials: Tuner results channel of each backbone.
+        inputs: The other channels by name; see `components.reporting.run_summary.ArtifactUris`.
+        parameters: registry, run_id, settings (a JSON object), and the data and weights_dir of the run.
     """
 
     SPEC_CLASS = _Spec
@@ -99,7 +99,7 @@ class RunReport(BaseComponent):
 
 
 def _summary(documents: dict) -> str:
-    """The comparison and the verdict, in Markdown."""
+    """The verdict, its reasons and the comparison, in Markdown."""
     gate, comparison = documents["gate"], documents["comparison"]
     rows = [
         "| {backbone} | {eval_accuracy:.3f} | {low:.2f}-{high:.2f} | {eval_loss:.2f} | {top3_accuracy:.3f} |".format(
@@ -107,20 +107,20 @@ def _summary(documents: dict) -> str:
         )
         for row in comparison["candidates"]
     ]
-    serving = [f"{label}: version {version}" for label, version in gate["serving"].items()]
+    labels = [f"{label} = version {version}" for label, version in gate["serving"].items()]
     lines = [
-        f"## {plain_markdown(documents['verdict'])}",
+        f"## {escape_markdown(documents['verdict'])}",
         "",
-        *(f"- {plain_markdown(reason)}" for reason in gate["reasons"]),
+        *(f"- {escape_markdown(reason)}" for reason in gate["reasons"]),
         "",
-        f"In service: {', '.join(serving) or 'nothing'}.",
+        f"Labels: {', '.join(labels) or 'none'}.",
         "",
-        f"Winner: **{comparison['winner']}** ({plain_markdown(comparison['reason'])}).",
+        f"Winner: **{comparison['winner']}** ({escape_markdown(comparison['reason'])}).",
         "",
-        "| backbone | eval accuracy | 95 % interval | loss | top-3 |",
+        "| Backbone | Eval accuracy | 95% CI | Eval loss | Top-3 accuracy |",
         "|---|---|---|---|---|",
         *rows,
     ]
-    if documents["random"]:
-        lines += ["", "These backbones have random weights: they show the pipeline at work, nothing else."]
+    if documents["random_weights"]:
+        lines += ["", RANDOM_WEIGHTS_NOTE]
     return "\n".join([*lines, ""])

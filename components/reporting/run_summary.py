@@ -1,11 +1,10 @@
-"""Everything that a run found, gathered from what its components wrote; the report is made of it."""
+"""Loads the documents that a run's components wrote; the report page and the summaries are rendered from them."""
 
 import importlib.metadata
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from components.digests import git_commit
 from components.evaluation_result import read_evaluation_result
@@ -19,22 +18,32 @@ from components.file_names import (
     VERDICT_FILE,
 )
 from components.json_files import read_json
-from components.photo_examples import read_images, thumbnail
+from components.photo_examples import read_images, thumbnail_data_url
 from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
 
-_TOLD_VERSIONS = ("tensorflow", "keras", "tfx", "apache-beam", "pillow")
-_WORST = 12
+_REPORTED_PACKAGES = ("tensorflow", "keras", "tfx", "apache-beam", "pillow")
+_SHOWN_ERRORS = 12
+RANDOM_WEIGHTS_NOTE = (
+    "These backbones have random weights: the run demonstrates the pipeline, not the achievable accuracy. For a useful "
+    "classifier, use ImageNet weights (the standard profile)."
+)
 
 
-class Sources(NamedTuple):
-    """URIs of the artifacts of one run.
+class ArtifactUris(NamedTuple):
+    """URIs of a run's artifacts that the report reads.
 
     Attributes:
-        ingest, verdict, examples, comparison, winner, evaluation, decision, pushed: of the components that write them;
-            `evaluation` is that of the winner on test.
-        training: backbone -> the Trainer's model_run.
-        trials: backbone -> the Tuner's results.
+        ingest: Report of ImageExampleGen.
+        verdict: Verdict of DataGate.
+        examples: Examples of ImageExampleGen.
+        comparison: Comparison of BackboneSelector.
+        winner: Model chosen by BackboneSelector.
+        evaluation: Evaluation of the winner on test.
+        decision: Decision of ModelGate.
+        pushed: Record of Pusher.
+        training: model_run of the Trainer of each backbone.
+        trials: Tuner results of each backbone.
     """
 
     ingest: str
@@ -49,82 +58,92 @@ class Sources(NamedTuple):
     trials: dict[str, str]
 
 
-def gather(sources: Sources, registry: str | Path, run_id: str, settings: str) -> dict[str, Any]:
-    """The documents of a run; see `components.reporting.report_page`.
+def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The documents of a run that `components.reporting.report_page` renders.
 
     Args:
-        sources: of the run.
-        registry: base path of the pushed models.
-        run_id: of the run.
-        settings: of the run, in YAML.
+        uris: URIs of the run's artifacts.
+        registry: Base path of the pushed models.
+        run_id: ID of the run.
+        settings: Settings of the run.
     """
-    gate = read_json(sources.decision, GATE_FILE)
-    push = read_json(sources.pushed, PUSH_FILE)
+    gate = read_json(uris.decision, GATE_FILE)
+    push = read_json(uris.pushed, PUSH_FILE)
     if gate["blessed"] and push["version"] is None:
         existing = push["already_pushed_as"]
         gate.update(outcome="nothing_new", blessed=False)
-        gate["reasons"].append(f"the same model is already in the registry as version {existing}")
+        gate["reasons"].append(f"the registry already has the same model as version {existing}")
     gate |= {"run": run_id, "pushed_version": push["version"], "serving": Registry(registry).labels()}
-    comparison = read_json(sources.comparison, COMPARISON_FILE)
+    comparison = read_json(uris.comparison, COMPARISON_FILE)
     backbones = [row["backbone"] for row in comparison["candidates"]]
-    ingest = read_json(sources.ingest, INGEST_REPORT_FILE)
-    measured = read_evaluation_result(sources.evaluation)
+    ingest = read_json(uris.ingest, INGEST_REPORT_FILE)
+    evaluation = read_evaluation_result(uris.evaluation)
     return {
         "run_id": run_id,
         "verdict": verdict(gate),
         "comparison": comparison,
         "gate": gate,
         "ingest": ingest,
-        "left_out": left_out_by_kind(ingest),
-        "data": read_json(sources.verdict, VERDICT_FILE),
-        "training": {name: read_json(sources.training[name], TRAINING_FILE) for name in backbones},
-        "trials": {name: read_json(sources.trials[name], TUNER_RESULTS_FILE) for name in backbones},
-        "objective": yaml.safe_load(settings)["tuner"]["objective"],
-        "test": measured.metrics,
-        "worst": _worst(measured.outcomes, sources.examples),
-        "record": read_json(f"{sources.winner}/Format-Serving", MODEL_RECORD_FILE),
-        "random": is_random(comparison),
+        "excluded": excluded_by_kind(ingest),
+        "data_verdict": read_json(uris.verdict, VERDICT_FILE),
+        "training": {name: read_json(uris.training[name], TRAINING_FILE) for name in backbones},
+        "trials": {name: read_json(uris.trials[name], TUNER_RESULTS_FILE) for name in backbones},
+        "objective": settings["tuner"]["objective"],
+        "test": evaluation.metrics,
+        "confident_errors": _confident_errors(evaluation.outcomes, uris.examples),
+        "model_record": read_json(f"{uris.winner}/Format-Serving", MODEL_RECORD_FILE),
+        "random_weights": has_random_weights(comparison),
         "settings": settings,
         "commit": git_commit(),
-        "versions": {name: importlib.metadata.version(name) for name in _TOLD_VERSIONS},
+        "versions": {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES},
     }
 
 
-def settings_of_run(settings: str, data: str, weights_dir: str, registry: str, rules: dict[str, Any]) -> str:
-    """Settings in YAML with what the run was given instead; a profile that makes the same run on one machine."""
-    values = yaml.safe_load(settings) | {
+def effective_settings(
+    settings: str, data: str, weights_dir: str, registry: str, rules: dict[str, Any]
+) -> dict[str, Any]:
+    """Settings with the parameters of the run applied; they repeat the run on one machine.
+
+    Args:
+        settings: Settings of the pipeline, as a JSON object.
+        data: Folder or archive of photos.
+        weights_dir: Folder with ImageNet weights, or "".
+        registry: Base path of the pushed models.
+        rules: Rules of the gate.
+    """
+    return json.loads(settings) | {
         "data": data,
         "weights_dir": weights_dir or None,
         "workdir": os.path.dirname(os.path.dirname(registry)),
         "gate": rules,
     }
-    return yaml.safe_dump(values, sort_keys=False)
 
 
 def verdict(gate: dict[str, Any]) -> str:
-    """The gate's decision as a sentence."""
+    """The outcome of the gate and of Pusher in one sentence."""
     if gate["pushed_version"] is not None:
-        return f"Admitted: pushed as version {gate['pushed_version']}."
+        return f"Passed: pushed as version {gate['pushed_version']}."
     if gate["outcome"] == "nothing_new":
-        return "Nothing new: no model was pushed."
-    return "Refused: no model was pushed, what is in service stays."
+        return "Nothing new: nothing pushed."
+    return "Rejected: nothing pushed."
 
 
-def left_out_by_kind(ingest: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """Kind in plain words -> the files of that kind."""
+def excluded_by_kind(ingest: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """Excluded files, grouped by the kind of problem (with spaces instead of underscores)."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in ingest["left_out"]:
         groups.setdefault(row["kind"].replace("_", " "), []).append(row)
     return dict(sorted(groups.items()))
 
 
-def is_random(comparison: dict[str, Any]) -> bool:
-    """Whether a backbone has random weights."""
+def has_random_weights(comparison: dict[str, Any]) -> bool:
+    """Whether any backbone of the comparison has random weights."""
     return any(row["weights"] == "random" for row in comparison["candidates"])
 
 
-def _worst(outcomes: list[dict[str, Any]], examples: str) -> list[dict[str, Any]]:
-    """The test photos that were most surely taken for another breed, with `image`, a small JPEG as a data URL."""
-    wrong = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])[:_WORST]
-    images = read_images(examples, "test", [row["content_hash"] for row in wrong])
-    return [{**row, "image": thumbnail(images[row["content_hash"]])} for row in wrong]
+def _confident_errors(outcomes: list[dict[str, Any]], examples: str) -> list[dict[str, Any]]:
+    """Misclassified test photos, highest confidence first, each with `image`: a thumbnail as a data URL."""
+    errors = sorted((row for row in outcomes if not row["correct"]), key=lambda row: -row["confidence"])
+    shown = errors[:_SHOWN_ERRORS]
+    images = read_images(examples, "test", [row["content_hash"] for row in shown])
+    return [{**row, "image": thumbnail_data_url(images[row["content_hash"]])} for row in shown]

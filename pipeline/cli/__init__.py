@@ -1,4 +1,4 @@
-"""The `catbreeds` command. TensorFlow is imported by the commands that need it, so that the others answer at once."""
+"""The `catbreeds` command. Only the commands that need TensorFlow import it, so that the others start at once."""
 
 import errno
 import os
@@ -7,24 +7,24 @@ import warnings
 
 import typer
 
-from pipeline.cli import data, doctor, kubeflow, models, rollout, run, schema, serving
-from pipeline.cli.common import Exit, fail, told
+from pipeline.cli import data, doctor, kubeflow, models, predict, rollout, run, schema, serving
+from pipeline.cli.common import ExitCode, fail, os_error_message
 
 app = typer.Typer(
-    help="From a folder of cat photos to a breed classifier, trained, gated and served.",
+    help="Train a cat breed classifier from a folder of photos, gate it, release it and serve it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _group in (data, run, schema, models, doctor, rollout, kubeflow, serving):
+for _group in (data, run, schema, models, doctor, rollout, kubeflow, serving, predict):
     app.add_typer(_group.app)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    _open_standard_streams()
-    _forget_settings_of_other_projects()
-    # Some file names, and on a terminal that is not UTF-8 many characters, cannot be written as they are.
+    _open_closed_standard_streams()
+    _neutralise_environment()
+    # File names may not be valid UTF-8, and a terminal with another encoding lacks many characters.
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
     try:
@@ -33,28 +33,28 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        # What names a file, or happens while one is written, is no bug: the place cannot be used.
+        # An error about a file, or a full disk, is a problem of the user's input; any other is a bug.
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        fail(told(error))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written either
-        sys.exit(Exit.WRONG_INPUT)
+        fail(os_error_message(error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes stdout at exit, which would fail again
+        sys.exit(ExitCode.INVALID_INPUT)
 
 
-def _forget_settings_of_other_projects() -> None:
-    """Libraries that commands import give warnings, which must not be errors; and no command opens a window."""
+def _neutralise_environment() -> None:
+    """Overrides environment variables that would turn warnings of libraries into errors or open a plot window."""
     os.environ["MPLBACKEND"] = "agg"
     if os.environ.pop("PYTHONWARNINGS", ""):
         warnings.resetwarnings()
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
-            warnings.simplefilter("ignore", category)  # as Python does without the variable
+            warnings.simplefilter("ignore", category)  # Python's default filters
 
 
-def _open_standard_streams() -> None:
-    """Opens those that the caller has closed, as `>&-` does: a file that is opened later would take their number."""
+def _open_closed_standard_streams() -> None:
+    """Opens standard streams that the caller closed, as with `>&-`; the next opened file would get their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
             setattr(sys, name, os.fdopen(number, mode, closefd=False))

@@ -1,84 +1,152 @@
-"""What the commands of `catbreeds` share: options, exit codes, and how they say no."""
+"""Options, exit codes and error handling that the `catbreeds` commands share."""
 
+import dataclasses
 import enum
+import functools
+import inspect
+import itertools
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline.console import print_error
 from pipeline.settings import Settings, SettingsError, load, profiles
 from serving.names import printable
 
-ProfileOption = Annotated[str, typer.Option(help=f"{' or '.join(profiles())}, or a YAML file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting.")]
-WorkdirOption = Annotated[str | None, typer.Option(help="Everything a run writes lies below it.", show_default="runs")]
-VersionArgument = Annotated[int, typer.Argument(help="Number of a pushed version; `catbreeds models` lists them.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+ProfileOption = Annotated[
+    str, typer.Option(help=f"Settings profile: {', '.join(profiles())}, or the path of a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeat the option for more."),
+]
+WorkdirOption = Annotated[
+    str | None,
+    typer.Option(help="Folder for all outputs: artifacts, models, logs, report.", show_default="runs"),
+]
+VersionArgument = Annotated[int, typer.Argument(help="Version of the model; `catbreeds models` lists them.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-class Exit(enum.IntEnum):
-    """What the exit code of a command means."""
+class ExitCode(enum.IntEnum):
+    """Exit codes of the commands."""
 
-    DONE = 0
-    FAILED = 1
-    WRONG_INPUT = 2
-    REFUSED = 3
+    SUCCESS = 0
+    FAILURE = 1
+    INVALID_INPUT = 2
+    REJECTED = 3
 
 
-def fail(message: object, code: int = Exit.WRONG_INPUT) -> typer.Exit:
-    """Says what is wrong on stderr; raise what it gives."""
+def fail(message: object, code: int = ExitCode.INVALID_INPUT) -> typer.Exit:
+    """Prints an error and returns the exception that ends the command, for the caller to raise."""
     print_error(f"catbreeds: {message}")
     return typer.Exit(code)
 
 
-def told(error: OSError) -> str:
-    """The file and what is wrong with it; Python's own text where the error names no file."""
+def os_error_message(error: OSError) -> str:
+    """Returns `<file>: <reason>`, or Python's own message if the error has no file name."""
     if error.filename is None:
         return str(error)
     path = os.fsdecode(error.filename)
-    in_the_way = isinstance(error, FileExistsError | NotADirectoryError) and no_folder(path)
-    return f"{path}: {in_the_way or error.strerror}"
+    conflict = isinstance(error, FileExistsError | NotADirectoryError) and folder_conflict(path)
+    return f"{path}: {conflict or error.strerror}"
 
 
-def no_folder(path: str) -> str:
-    """Why there can be no folder at `path`: what it is, or what one of the folders above it is; "" if nothing is."""
-    for place in (path, *map(str, Path(path).parents)):
-        name = "it" if place == path else place
-        if os.path.islink(place) and not os.path.exists(place):
-            return f"{name} is a link to {os.readlink(place)}, which does not exist"
-        if os.path.exists(place):
-            return "" if os.path.isdir(place) else f"{name} is not a folder"
+def folder_conflict(path: str) -> str:
+    """Returns why no folder can be created at `path`: it, or one of its parents, is another kind of file. "" if it can.
+
+    A folder that exists already is no conflict.
+    """
+    for candidate in (path, *map(str, Path(path).parents)):
+        subject = "" if candidate == path else f"{candidate} is "
+        if os.path.islink(candidate) and not os.path.exists(candidate):
+            return f"{subject}a symbolic link to {os.readlink(candidate)}, which does not exist"
+        if os.path.exists(candidate):
+            return "" if os.path.isdir(candidate) else f"{subject}not a folder"
     return ""
 
 
-def on_this_machine(path: Path | None) -> Path | None:
-    """Callback of options and arguments that take no address such as gs://bucket/folder, which `Path` makes gs:/bucket.
+def require_local_path(path: Path | None) -> Path | None:
+    """Callback of options and arguments that reject URLs such as gs://bucket/folder, which `Path` makes gs:/bucket.
 
     Raises:
-        BadParameter: it is one.
+        BadParameter: If the path is a URL.
     """
-    if path is not None and _ADDRESS.match(str(path)):
-        raise typer.BadParameter(
-            f"{str(path).replace(':/', '://', 1)}: must be a path of this machine; mount the bucket"
-        )
+    if path is not None and _URL.match(str(path)):
+        raise typer.BadParameter(f"{str(path).replace(':/', '://', 1)}: must be a local path; mount the bucket")
     return path
 
 
 def read_settings(
     profile: str, overrides: list[str] | None, *, check_workdir: bool = True, **options: str | None
 ) -> Settings:
-    """Settings of a command; its own options are the last word. A command with --workdir needs a folder there."""
+    """Returns the settings of a command.
+
+    Args:
+        profile: Name of a profile, or path of a YAML file.
+        overrides: Values of `--set`.
+        check_workdir: Whether to reject a workdir that is not a folder.
+        **options: Settings with an option of their own, such as `workdir`; they override everything else.
+    """
     given = {key: value for key, value in options.items() if value is not None}
     try:
         config = load(profile, overrides or [], os.environ, given)
     except SettingsError as error:
         raise fail(error) from None
-    if check_workdir and "workdir" in options and (problem := no_folder(config.workdir)):
-        raise fail(f"workdir: {printable(config.workdir)}: {printable(problem)}; choose another --workdir")
+    if check_workdir and "workdir" in options and (conflict := folder_conflict(config.workdir)):
+        raise fail(f"workdir: {printable(config.workdir)}: {printable(conflict)}; choose another --workdir")
     return config
+
+
+def command_with_renamed_options(renamed: Mapping[str, str]) -> type[TyperCommand]:
+    """Returns a command class that rejects the former names of options and prints the current ones.
+
+    Args:
+        renamed: Former name -> current name, such as {"--data": "--photos"}.
+    """
+
+    class CommandWithRenamedOptions(TyperCommand):
+        def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+            for argument in itertools.takewhile(lambda argument: argument != "--", args):
+                former_name = argument.partition("=")[0]
+                if former_name in renamed:
+                    raise fail(f"{former_name}: this option was renamed; use {renamed[former_name]}")
+            return super().parse_args(ctx, args)
+
+    return CommandWithRenamedOptions
+
+
+def expand_option_groups(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of commands that share options: each parameter that is a dataclass becomes one option per field.
+
+    Typer reads options from the signature of a function only.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if dataclasses.is_dataclass(parameter.annotation)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            parameters.extend(inspect.signature(groups[name], eval_str=True).parameters.values())
+        else:
+            parameters.append(parameter)
+
+    @functools.wraps(command)
+    def with_groups(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        return command(**values)
+
+    with_groups.__signature__ = signature.replace(parameters=parameters)
+    return with_groups

@@ -1,4 +1,4 @@
-"""The commands that fetch real photos."""
+"""The commands `sample-data` and `data`, which generate synthetic photos and download real ones."""
 
 import contextlib
 import re
@@ -10,55 +10,62 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.common import Exit, fail, on_this_machine, told
+from pipeline.cli.common import ExitCode, command_with_renamed_options, fail, os_error_message, require_local_path
 from pipeline.settings import Settings
 from serving.names import counted
 
 if TYPE_CHECKING:
     from pipeline.console import TransferView
-    from pipeline.datasets.public import Laid
+    from pipeline.datasets.public_datasets import Download
 
 app = typer.Typer()
 data_app = typer.Typer(
-    help="Fetch real photos of cats. What was cut off goes on when you run the command again.", no_args_is_help=True
+    help="Download public data sets of cat photos. Interrupted downloads resume when you rerun the command.",
+    no_args_is_help=True,
 )
 
 OutArgument = Annotated[
-    Path, typer.Argument(callback=on_this_machine, help="Folder to fill; one folder a breed is made in it.")
+    Path, typer.Argument(callback=require_local_path, help="Folder to write to; gets one subfolder per breed.")
 ]
 
-TriesOption = Annotated[int, typer.Option(min=1, help="Give up after so many tries in a row that brought nothing.")]
+TriesOption = Annotated[
+    int, typer.Option(min=1, help="Give up after this many consecutive attempts that received no data.")
+]
 
 
 app.add_typer(data_app, name="data")
 
 
-@app.command()
+@app.command(cls=command_with_renamed_options({"--first": "--offset"}))
 def sample_data(
-    out: Annotated[
-        Path, typer.Argument(callback=on_this_machine, help="Folder to write; one folder a breed is made in it.")
-    ],
-    breeds: Annotated[int, typer.Option(help="Number of imaginary breeds.")] = 6,
-    photos: Annotated[int, typer.Option(help="Photos of each breed.")] = 40,
-    first: Annotated[int, typer.Option(help="Number of the first photo: later ones are photos unseen before.")] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same photos.")] = 0,
-    defects: Annotated[bool, typer.Option("--defects", help="Add a bad file of every kind.")] = False,
+    out: OutArgument,
+    breeds: Annotated[int, typer.Option(help="Number of breeds.")] = 6,
+    photos: Annotated[int, typer.Option(help="Number of photos per breed.")] = 40,
+    offset: Annotated[
+        int, typer.Option(help="Skip this many photos of each breed, to generate photos that no run has seen.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed generates the same photos.")] = 0,
+    defects: Annotated[
+        bool, typer.Option("--defects", help="Add unusable files of every kind that ingestion detects.")
+    ] = False,
 ) -> None:
-    """Draw photos of imaginary cat breeds."""
+    """Generate photos of synthetic cat breeds, to try the pipeline without a data set."""
     from pipeline.datasets.sample_data import write_sample_data
 
     bad = []
     try:
-        paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, first=first)
+        paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, offset=offset)
         if defects:
-            from components.ingestion.splits import split_of
+            from components.ingestion.splits import assign_split
             from pipeline.datasets.defects import write_defects
 
-            deal = Settings().split
-            bad = write_defects(out, paths, lambda hash: split_of(hash, deal.train, deal.eval, deal.seed), seed=seed)
+            split = Settings().split
+            bad = write_defects(
+                out, paths, lambda hash: assign_split(hash, split.train, split.eval, split.seed), seed=seed
+            )
     except (ValueError, OSError) as error:
-        raise fail(told(error) if isinstance(error, OSError) else error) from None
-    print(f"{counted(len(paths), 'photo')} of {breeds} imaginary breeds in {out}")
+        raise fail(os_error_message(error) if isinstance(error, OSError) else error) from None
+    print(f"{out}: {counted(len(paths), 'photo')} of {breeds} synthetic breeds")
     for path, kind in bad:
         print(f"{path.relative_to(out)}: {kind}")
 
@@ -67,17 +74,19 @@ def sample_data(
 def kaggle(
     out: OutArgument,
     dataset: Annotated[
-        str, typer.Option(help="Data set: owner/name, or owner/name/versions/number.")
+        str, typer.Option(help="Kaggle data set: owner/name, or owner/name/versions/number.")
     ] = "doctrinek/catbreedsrefined-7k",
     tries: TriesOption = 5,
 ) -> None:
-    """Fetch CatBreedsRefined-7k, 20 breeds of 350 photos each, by Kaggle's client; you need an account there."""
-    from pipeline.datasets import public
+    """Download CatBreedsRefined-7k from Kaggle: 20 breeds with 350 photos each. Requires a Kaggle account."""
+    from pipeline.datasets import public_datasets
 
-    with _view() as view:
-        laid = public.kaggle(out, dataset, tries, view)
-    _show(laid, out)
-    print("Its licence is on its page at Kaggle; tell the model card: --set card.data_licence=...")
+    with _transfer_view() as view:
+        download = public_datasets.download_from_kaggle(out, dataset, tries, view)
+    _print_summary(download, out)
+    print(
+        "The licence is on the data set's Kaggle page; put it in the model card with --set model_card.data_licence=..."
+    )
 
 
 @data_app.command()
@@ -86,42 +95,46 @@ def oxford(
     archives: Annotated[
         Path | None,
         typer.Option(
-            callback=on_this_machine,
-            help="Folder of the archives, which are kept there.",
-            show_default="hidden in the folder to fill, and removed when all is done",
+            callback=require_local_path,
+            help="Folder for the downloaded archives, which are kept; archives found there are not downloaded.",
+            show_default="a hidden folder in OUT that is deleted at the end",
         ),
     ] = None,
-    url: Annotated[str, typer.Option(help="Where the archives lie: there, or at a mirror.")] = (
+    url: Annotated[str, typer.Option(help="URL of the folder with the archives, for example of a mirror.")] = (
         "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
     ),
     md5: Annotated[
-        list[str] | None, typer.Option(metavar="FILE=MD5", help="Another checksum, should they be published anew.")
+        list[str] | None,
+        typer.Option(metavar="FILE=MD5", help="Expect another checksum, if an archive is republished; repeatable."),
     ] = None,
     tries: TriesOption = 5,
 ) -> None:
-    """Fetch the cats of Oxford-IIIT Pet: 12 breeds, about 2,400 photos; downloads 811 MB, keeps about a third of it."""
-    from pipeline.datasets import public
+    """Download the cats of Oxford-IIIT Pet: 12 breeds, about 2,400 photos. Downloads 811 MB and keeps a third of it."""
+    from pipeline.datasets import public_datasets
 
-    checksums = dict(public.OXFORD_MD5)
-    for given in md5 or ():
-        name, _, value = given.partition("=")
+    checksums = dict(public_datasets.OXFORD_MD5)
+    for assignment in md5 or ():
+        name, _, value = assignment.partition("=")
         if name not in checksums or not re.fullmatch("[0-9a-f]{32}", value):
-            raise fail(f"--md5 {given}: write FILE=MD5 with one of {', '.join(checksums)} and 32 digits of 0-9a-f")
+            raise fail(
+                f"--md5 {assignment}: must be FILE=MD5, where FILE is one of {', '.join(checksums)} "
+                "and MD5 has 32 digits of 0-9a-f"
+            )
         checksums[name] = value
     if not url.startswith(("http://", "https://")):
         raise fail(f"--url {url}: must begin with http:// or https://")
-    with _view() as view:
-        laid = public.oxford(out, url, checksums, archives, tries, view)
-    _show(laid, out)
-    print("Licence of the data set: CC BY-SA 4.0; tell the model card: --set card.data_licence='CC BY-SA 4.0'")
+    with _transfer_view() as view:
+        download = public_datasets.download_oxford_cats(out, url, checksums, archives, tries, view)
+    _print_summary(download, out)
+    print("The licence is CC BY-SA 4.0; put it in the model card with --set model_card.data_licence='CC BY-SA 4.0'")
 
 
 @contextlib.contextmanager
-def _view() -> Iterator["TransferView"]:
-    """Shows the transfer; what stops it ends the command with a sentence."""
+def _transfer_view() -> Iterator["TransferView"]:
+    """Shows the progress of a download; ends the command with a message if the download fails."""
     from pipeline.console import TransferView, console_on
-    from pipeline.datasets.downloads import DownloadError
-    from pipeline.datasets.public import DatasetError
+    from pipeline.datasets.http_download import DownloadError
+    from pipeline.datasets.public_datasets import DatasetError
 
     try:
         with TransferView(console_on(sys.stderr)) as view:
@@ -129,16 +142,18 @@ def _view() -> Iterator["TransferView"]:
     except DatasetError as error:
         raise fail(error) from None
     except DownloadError as error:
-        raise fail(error, Exit.FAILED) from None
+        raise fail(error, ExitCode.FAILURE) from None
     except OSError as error:
-        is_no_folder = isinstance(error, FileExistsError | NotADirectoryError)
-        raise fail(told(error), Exit.WRONG_INPUT if is_no_folder else Exit.FAILED) from None
+        is_folder_conflict = isinstance(error, FileExistsError | NotADirectoryError)
+        raise fail(
+            os_error_message(error), ExitCode.INVALID_INPUT if is_folder_conflict else ExitCode.FAILURE
+        ) from None
     except KeyboardInterrupt:
-        raise fail("stopped; run again to go on", Exit.FAILED) from None
+        raise fail("interrupted; rerun the command to resume", ExitCode.FAILURE) from None
 
 
-def _show(laid: "Laid", out: Path) -> None:
-    how = "fetched" if laid.fetched else "all there already"
-    print(f"{out}: {laid.files} photos in {laid.folders} folders, {how}, each as published")
+def _print_summary(download: "Download", out: Path) -> None:
+    status = "downloaded" if download.changed else "already complete"
+    print(f"{out}: {download.files} photos in {download.folders} folders, {status}; each file is as published")
     data, workdir = shlex.quote(str(out)), shlex.quote(f"runs/{out.resolve().name}")
     print(f"Next: catbreeds run --data {data} --workdir {workdir}")

@@ -1,4 +1,4 @@
-"""The command that says whether this machine can do the work."""
+"""The command `doctor`."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.common import Exit, JsonOption, ProfileOption, SetOption, WorkdirOption, read_settings
+from pipeline.cli.common import ExitCode, JsonOption, ProfileOption, SetOption, WorkdirOption, read_settings
 from pipeline.console import console_on
 
 if TYPE_CHECKING:
@@ -28,26 +28,28 @@ def doctor(
     kubeflow_host: Annotated[
         str | None, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of Kubeflow Pipelines.")
     ] = None,
-    imports: Annotated[bool, typer.Option("--imports", help="Import TensorFlow and TFX, too: up to a minute.")] = False,
+    imports: Annotated[
+        bool, typer.Option("--imports", help="Also import TensorFlow and TFX, which takes up to a minute.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at this machine: what there is, what is missing, what to do about it.
+    """Check whether this machine can run the pipeline, and suggest a fix for each problem.
 
-    Exit code: 0 a run on this machine can work, 2 it cannot.
+    Exit code: 0 the pipeline can run on this machine, 2 it cannot.
     """
-    config = read_settings(profile, settings, check_workdir=False, workdir=workdir)  # it is a finding
-    from pipeline.environment_checks import examine
+    config = read_settings(profile, settings, check_workdir=False, workdir=workdir)  # the disk check does
+    from pipeline.environment_checks import check_environment
 
-    findings = examine(config, kubeflow_host, imports)
+    findings = check_environment(config, kubeflow_host, imports)
     can_run = all(finding.state != "problem" for finding in findings)
     if as_json:
         print(json.dumps({"can_run": can_run, "findings": [dataclasses.asdict(f) for f in findings]}, indent=1))
     else:
-        _show(findings, can_run)
-    raise typer.Exit(Exit.DONE if can_run else Exit.WRONG_INPUT)
+        _print_findings(findings, can_run)
+    raise typer.Exit(ExitCode.SUCCESS if can_run else ExitCode.INVALID_INPUT)
 
 
-def _show(findings: "list[Finding]", can_run: bool) -> None:
+def _print_findings(findings: "list[Finding]", can_run: bool) -> None:
     console = console_on(sys.stdout)
     table = Table.grid(padding=(0, 2))
     for column in ("state", "name"):
@@ -60,6 +62,8 @@ def _show(findings: "list[Finding]", can_run: bool) -> None:
         table.add_row(Text(finding.state, style=_STYLES[finding.state]), finding.name, text)
     console.print(table)
     console.print(
-        "A run on this machine can work." if can_run else "A run on this machine cannot work: mend each problem first.",
+        "The pipeline can run on this machine."
+        if can_run
+        else "The pipeline cannot run on this machine; fix every problem first.",
         style="bold",
     )

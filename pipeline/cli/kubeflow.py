@@ -1,6 +1,7 @@
-"""The commands `compile`, `submit` and `schedule`: the pipeline on Kubeflow Pipelines."""
+"""The commands `compile`, `submit` and `schedule`, which run the pipeline on Kubeflow Pipelines."""
 
 import contextlib
+import dataclasses
 import datetime
 import sys
 import tempfile
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.common import Exit, SetOption, fail, on_this_machine, read_settings, told
+from pipeline.cli.common import (
+    ExitCode,
+    SetOption,
+    command_with_renamed_options,
+    expand_option_groups,
+    fail,
+    os_error_message,
+    read_settings,
+    require_local_path,
+)
 from pipeline.console import noise_to
 from pipeline.runners.kubeflow.compiled_spec import (
     CompiledSpec,
@@ -26,62 +36,113 @@ if TYPE_CHECKING:
     from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
     from pipeline.runners.kubeflow.argo_workflow import Workflow
-    from pipeline.runners.kubeflow.client import Kubeflow, KubeflowError
+    from pipeline.runners.kubeflow.client import Access, KubeflowClient, KubeflowError
 
-SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline; `catbreeds compile` writes it.")]
-ParamOption = Annotated[
-    list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Sets a parameter of the pipeline.")
-]
-ExperimentOption = Annotated[
-    str | None, typer.Option(help="Groups runs in the UI; made if absent. Default: the pipeline's name.")
-]
-RootOption = Annotated[
-    str | None, typer.Option(help="Where artifacts go: s3://, minio:// or gs://. Default: the server's.")
-]
-HostOption = Annotated[
-    str | None,
-    typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Of the server or its UI. Default: as in kubectl's file."),
-]
-TokenOption = Annotated[str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token to sign in with.")]
-CookieOption = Annotated[
-    str | None, typer.Option(envvar="KF_PIPELINES_COOKIE", help="NAME=VALUE of a browser that is signed in.")
-]
-CaOption = Annotated[
-    Path | None,
-    typer.Option(envvar="KF_PIPELINES_CA_CERT", exists=True, dir_okay=False, help="Certificates to trust."),
-]
-ContextOption = Annotated[str | None, typer.Option(help="Of kubectl's file, where no host is said.")]
-NamespaceOption = Annotated[
-    str | None, typer.Option(envvar="KF_PIPELINES_NAMESPACE", help="Yours, on a server for many users.")
-]
-UiOption = Annotated[
-    str | None, typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the UI, for links. Default: the host.")
-]
 DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
-# Task of the pipeline that is skipped when the gate refuses, and omitted when nothing is new.
-# The second is the name in pipelines that earlier versions of this project compiled.
-_GATE_PASSED = ("GatePassed", "Admitted")
+SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline, as written by `catbreeds compile`.")]
+
+# Task that is skipped when the gate rejects the model, and omitted when nothing is new.
+# Pipelines that earlier versions of this project compiled have the second name.
+_GATE_PASSED_TASKS = ("GatePassed", "Admitted")
 _NOT_STARTED = (None, "PENDING", "OMITTED", "RUNTIME_STATE_UNSPECIFIED")
 _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
-_MOST_LOST_LOOKS = 60
-_LOOKS_UNTIL_STILL = 6  # without a change; then the Workflow is read, which can be megabytes
-_MOST_LOOKS_AT_OUTCOME = 5
-_FINAL = (401, 403, 404)  # asking again would not help
+_MAX_FAILED_POLLS = 60
+_UNCHANGED_POLLS_BEFORE_WORKFLOW = 6  # the Workflow can have megabytes, so it is read only when the run seems to hang
+_MAX_OUTCOME_READS = 5
+_PERMANENT_ERRORS = (401, 403, 404)  # a retry would not help
 
 app = typer.Typer()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Options of `submit` and `schedule` that describe the run."""
+
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="Set one pipeline parameter; repeat the option for more."),
+    ] = None
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            help="Experiment that groups the runs in the UI; created if missing.",
+            show_default="the name of the pipeline",
+        ),
+    ] = None
+    pipeline_root: Annotated[
+        str | None,
+        typer.Option(
+            help="Storage for the artifacts: an s3://, minio:// or gs:// path.",
+            show_default="the default of the server",
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+    """Options of `submit` and `schedule` that describe the server; they have the names of the fields of `Access`."""
+
+    host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KF_PIPELINES_ENDPOINT",
+            help="Address of the Kubeflow Pipelines UI or API.",
+            show_default="the cluster of the kubectl context",
+        ),
+    ] = None
+    token: Annotated[str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token.")] = None
+    cookie: Annotated[
+        str | None,
+        typer.Option(envvar="KF_PIPELINES_COOKIE", help="Session cookie NAME=VALUE from a browser that is logged in."),
+    ] = None
+    ca_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KF_PIPELINES_CA_CERT",
+            exists=True,
+            dir_okay=False,
+            help="PEM file of CA certificates to trust.",
+        ),
+    ] = None
+    context: Annotated[
+        str | None,
+        typer.Option(help="kubectl context to use if --host is not given.", show_default="the current context"),
+    ] = None
+    namespace: Annotated[
+        str | None,
+        typer.Option(envvar="KF_PIPELINES_NAMESPACE", help="Your profile namespace; only for multi-user servers."),
+    ] = None
+    ui: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KF_PIPELINES_UI_ENDPOINT",
+            help="Address of the UI for printed links.",
+            show_default="the host",
+        ),
+    ] = None
+
+    def access(self) -> "Access":
+        """Returns the options for the client, which takes long to import."""
+        from pipeline.runners.kubeflow.client import Access
+
+        return Access(**dataclasses.asdict(self))
 
 
 @app.command("compile")
 def compile_(
     profile: Annotated[
-        list[str] | None, typer.Option(help="Profiles to compile.", show_default="standard and smoke")
+        list[str] | None,
+        typer.Option(help="Profile to compile; repeat the option for more.", show_default="standard and smoke"),
     ] = None,
-    output: Annotated[Path, typer.Option(callback=on_this_machine, help="Folder for the specifications.")] = Path(
-        "kfp_specs"
-    ),
+    output: Annotated[
+        Path, typer.Option(callback=require_local_path, help="Folder to write the compiled pipelines to.")
+    ] = DEFAULT_SPEC.parent,
     settings: SetOption = None,
 ) -> None:
-    """Compile the pipeline for Kubeflow Pipelines and Vertex AI: <profile>.yaml with its two specifications."""
+    """Compile the pipeline for Kubeflow Pipelines and Vertex AI, into one <profile>.yaml per profile.
+
+    Each file holds the pipeline spec and the platform spec.
+    """
     configs = {Path(name).stem: read_settings(name, settings) for name in profile or ("standard", "smoke")}
     with tempfile.TemporaryDirectory() as noise, noise_to(Path(noise) / "compile.log"):
         from pipeline.runners.kubeflow.compiler import write_pipeline
@@ -92,43 +153,36 @@ def compile_(
         except SettingsError as error:
             raise fail(error) from None
         except OSError as error:
-            raise fail(f"{told(error)}; --output must be a folder that can be written") from None
+            raise fail(f"{os_error_message(error)}; --output must be a writable folder") from None
     for name in configs:
         print(output / f"{name}.yaml")
 
 
-@app.command()
+@app.command(cls=command_with_renamed_options({"--poll": "--poll-interval"}))
+@expand_option_groups
 def submit(
     spec: SpecArgument = DEFAULT_SPEC,
-    param: ParamOption = None,
-    experiment: ExperimentOption = None,
-    pipeline_root: RootOption = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end.")] = True,
-    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at the run.")] = 5,
-    host: HostOption = None,
-    token: TokenOption = None,
-    cookie: CookieOption = None,
-    ca_cert: CaOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
-    ui: UiOption = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run ends, and show progress.")] = True,
+    poll_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two status requests.")] = 5,
+    *,
+    run_options: RunOptions,
+    server_options: ServerOptions,
 ) -> None:
-    """Run a compiled pipeline on Kubeflow Pipelines and follow it to its end.
+    """Run a compiled pipeline on Kubeflow Pipelines and follow it until it ends.
 
-    Exit code: 0 pushed or nothing new, 3 the gate refused, 2 wrong usage or no connection, 1 failure.
+    Exit code: 0 pushed or nothing new, 1 failure, 2 invalid usage or no connection, 3 rejected by the gate.
     """
-    from pipeline.runners.kubeflow.client import Access, Kubeflow, KubeflowError
+    from pipeline.runners.kubeflow.client import KubeflowClient, KubeflowError
 
-    access = Access(host, token, cookie, ca_cert, context, namespace, ui)
     try:
         compiled = read_spec(spec)
-        parameters = run_parameters(compiled, param or ())
-        check_pipeline_root(pipeline_root)
-        kubeflow = Kubeflow(access)
+        parameters = run_parameters(compiled, run_options.param or ())
+        check_pipeline_root(run_options.pipeline_root)
+        kubeflow = KubeflowClient(server_options.access())
         version = _upload(kubeflow, compiled)
-        experiment_id = kubeflow.experiment(experiment or compiled.name, make=True)
+        experiment_id = kubeflow.find_experiment(run_options.experiment or compiled.name, create=True)
         name = f"{compiled.name} {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
-        run_id = kubeflow.start(name, experiment_id, version, parameters, pipeline_root)
+        run_id = kubeflow.start_run(name, experiment_id, version, parameters, run_options.pipeline_root)
     except (SpecError, KubeflowError) as error:
         raise fail(error) from None
     link = kubeflow.link("runs", run_id)
@@ -136,146 +190,156 @@ def submit(
     if not wait:
         return
     try:
-        raise typer.Exit(_follow(kubeflow, run_id, compiled.tasks, poll))
+        raise typer.Exit(_follow(kubeflow, run_id, compiled.tasks, poll_interval))
     except KeyboardInterrupt:
-        raise fail(f"no longer watching; the run goes on: {link}", Exit.FAILED) from None
+        raise fail(f"stopped following; the run continues: {link}", ExitCode.FAILURE) from None
     except KubeflowError as error:
-        raise fail(f"{error}\nThe run goes on, if the server does: {link}") from None
+        raise fail(f"{error}\nThe run continues if the server is up: {link}") from None
 
 
 @app.command()
+@expand_option_groups
 def schedule(
     spec: SpecArgument = DEFAULT_SPEC,
     cron: Annotated[
         str | None,
-        typer.Option(metavar="CRON", help='Run then: "0 3 * * 1" is Mondays at 3. Replaces the schedule there is.'),
+        typer.Option(
+            metavar="CRON",
+            help='Create or replace the schedule: five cron fields, for example "0 3 * * 1" for Mondays at 03:00.',
+        ),
     ] = None,
-    pause: Annotated[bool, typer.Option("--pause", help="Stop it for now; with --cron: make it, asleep.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Pause the schedule; with --cron, create it paused.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after --pause; a missed time starts one run at once.")
+        bool, typer.Option("--resume", help="Resume a paused schedule; if it missed runs, one starts at once.")
     ] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Show the schedules of the experiment.")] = False,
-    param: ParamOption = None,
-    experiment: ExperimentOption = None,
-    pipeline_root: RootOption = None,
-    host: HostOption = None,
-    token: TokenOption = None,
-    cookie: CookieOption = None,
-    ca_cert: CaOption = None,
-    context: ContextOption = None,
-    namespace: NamespaceOption = None,
-    ui: UiOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the schedules of the experiment.")] = False,
+    *,
+    run_options: RunOptions,
+    server_options: ServerOptions,
 ) -> None:
     """Run a compiled pipeline on a schedule, one run at a time.
 
-    A pipeline has one schedule in an experiment. Times are UTC, unless the server is set otherwise. Of the times that
-    it misses, because it is paused, a run still goes on or the server is down, it makes up for the latest only.
+    A pipeline has at most one schedule per experiment. Times are in UTC unless the server is configured otherwise.
+    Runs are missed while the schedule is paused, while an earlier run is in progress and while the server is down;
+    afterwards only the latest missed run is started.
     """
-    from pipeline.runners.kubeflow.client import SCHEDULED_TIME, Access, Kubeflow, KubeflowError
+    from pipeline.runners.kubeflow.client import SCHEDULED_TIME, KubeflowClient, KubeflowError
     from pipeline.runners.kubeflow.cron import CronError, to_kubeflow
 
     if [resume, delete, list_, cron is not None or pause].count(True) != 1:
-        raise fail('say one of --cron "MINUTE HOUR DAY MONTH WEEKDAY", --pause, --resume, --delete and --list')
-    if cron is None and (param or pipeline_root):
-        raise fail("--param and --pipeline-root belong to --cron, which makes the schedule anew")
-    access = Access(host, token, cookie, ca_cert, context, namespace, ui)
+        raise fail('pass one of --cron "MINUTE HOUR DAY MONTH WEEKDAY", --pause, --resume, --delete and --list')
+    if cron is None and (run_options.param or run_options.pipeline_root):
+        raise fail("--param and --pipeline-root require --cron, which replaces the schedule")
     try:
         compiled = read_spec(spec)
-        name = experiment or compiled.name
+        experiment = run_options.experiment or compiled.name
         if cron is None:
-            kubeflow = Kubeflow(access)
-            experiment_id = kubeflow.experiment(name, make=False)
+            kubeflow = KubeflowClient(server_options.access())
+            experiment_id = kubeflow.find_experiment(experiment, create=False)
             if list_:
-                _list(kubeflow.schedules(experiment_id), name)
+                _print_schedules(kubeflow.list_schedules(experiment_id), experiment)
             elif pause:
-                _change(kubeflow, experiment_id, compiled.name, kubeflow.pause, "paused")
+                _change_schedules(kubeflow, experiment_id, compiled.name, kubeflow.pause_schedule, "paused")
             elif resume:
-                _change(kubeflow, experiment_id, compiled.name, kubeflow.resume, "active again", only_one=True)
-                print("If it was paused over a time of the schedule, one run starts now, for the latest time.")
+                _change_schedules(
+                    kubeflow,
+                    experiment_id,
+                    compiled.name,
+                    kubeflow.resume_schedule,
+                    "active again",
+                    require_single=True,
+                )
+                print("If the schedule missed runs while it was paused, the latest one starts now.")
             else:
-                _change(kubeflow, experiment_id, compiled.name, kubeflow.delete, "deleted")
+                _change_schedules(kubeflow, experiment_id, compiled.name, kubeflow.delete_schedule, "deleted")
             return
-        six = to_kubeflow(cron)
-        parameters = run_parameters(compiled, param or (), SCHEDULED_TIME)
-        check_pipeline_root(pipeline_root)
-        kubeflow = Kubeflow(access)
+        cron_with_seconds = to_kubeflow(cron)
+        parameters = run_parameters(compiled, run_options.param or (), SCHEDULED_TIME)
+        check_pipeline_root(run_options.pipeline_root)
+        kubeflow = KubeflowClient(server_options.access())
         version = _upload(kubeflow, compiled)
-        experiment_id = kubeflow.experiment(name, make=True)
-        schedule_id = kubeflow.schedule(
-            compiled.name, experiment_id, version, parameters, pipeline_root, six, enabled=not pause
+        experiment_id = kubeflow.find_experiment(experiment, create=True)
+        schedule_id = kubeflow.replace_schedule(
+            compiled.name,
+            experiment_id,
+            version,
+            parameters,
+            run_options.pipeline_root,
+            cron_with_seconds,
+            enabled=not pause,
         )
     except (SpecError, CronError, KubeflowError) as error:
         raise fail(error) from None
     print(f"Schedule {schedule_id}, {'paused' if pause else 'active'}: {kubeflow.link('recurringrun', schedule_id)}")
-    print(f"Next times, in UTC unless the server is set otherwise: {_next_times(six)}")
+    print(f"Next times, in UTC unless the server is configured otherwise: {_next_times(cron_with_seconds)}")
 
 
-def _upload(kubeflow: "Kubeflow", spec: CompiledSpec) -> tuple[str, str]:
-    *version, is_new = kubeflow.version(spec)
-    print(f"Pipeline {spec.name}, version {spec.version}{'' if is_new else ', which was there'}")
+def _upload(kubeflow: "KubeflowClient", spec: CompiledSpec) -> tuple[str, str]:
+    *version, is_new = kubeflow.ensure_version(spec)
+    print(f"Pipeline {spec.name}, version {spec.version}{'' if is_new else ' (already uploaded)'}")
     return tuple(version)
 
 
-def _follow(kubeflow: "Kubeflow", run_id: str, tasks: Collection[str], poll: float) -> Exit:
-    """Prints what changes, until the run has ended."""
+def _follow(kubeflow: "KubeflowClient", run_id: str, tasks: Collection[str], poll_interval: float) -> ExitCode:
+    """Prints each change of state of a task until the run has ended."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
-    seen: dict[str, str] = {}
-    lost = unchanged = 0
+    states: dict[str, str] = {}
+    failed_polls = unchanged_polls = 0
     while True:
         try:
-            run, lost = kubeflow.run(run_id), 0
+            run, failed_polls = kubeflow.get_run(run_id), 0
         except KubeflowError as error:
-            lost += 1
-            if lost > _MOST_LOST_LOOKS or error.status in _FINAL:
+            failed_polls += 1
+            if failed_polls > _MAX_FAILED_POLLS or error.status in _PERMANENT_ERRORS:
                 raise
-            if lost == 1:
+            if failed_polls == 1:
                 print(f"catbreeds: {error}; trying again", file=sys.stderr)
         else:
             details = (run.run_details and run.run_details.task_details) or ()
-            changed = _show_changes(details, "display_name", "start_time", "end_time", tasks, seen)
+            changed = _print_changes(details, "display_name", "start_time", "end_time", tasks, states)
             if run.state in _ENDED:
-                return _end(kubeflow, run, tasks, seen, poll)
-            unchanged = 0 if changed else unchanged + 1
-            if unchanged == _LOOKS_UNTIL_STILL:
-                unchanged = 0
-                with contextlib.suppress(KubeflowError):  # the end of the run says so, if it still fails
-                    _show_workflow(kubeflow.workflow(run_id), tasks, seen)
-        time.sleep(poll)
+                return _print_outcome(kubeflow, run, tasks, states, poll_interval)
+            unchanged_polls = 0 if changed else unchanged_polls + 1
+            if unchanged_polls == _UNCHANGED_POLLS_BEFORE_WORKFLOW:
+                unchanged_polls = 0
+                with contextlib.suppress(KubeflowError):  # if it persists, `_print_outcome` reports it
+                    _print_workflow_changes(kubeflow.get_workflow(run_id), tasks, states)
+        time.sleep(poll_interval)
 
 
-def _show_workflow(workflow: "Workflow", tasks: Collection[str], seen: dict[str, str]) -> None:
-    _show_changes(workflow.tasks().values(), "name", "start", "end", tasks, seen)
+def _print_workflow_changes(workflow: "Workflow", tasks: Collection[str], states: dict[str, str]) -> None:
+    _print_changes(workflow.tasks().values(), "name", "start", "end", tasks, states)
 
 
-def _show_changes(
-    found: Iterable[Any], name: str, start: str, end: str, tasks: Collection[str], seen: dict[str, str]
+def _print_changes(
+    reported: Iterable[Any], name: str, start: str, end: str, tasks: Collection[str], states: dict[str, str]
 ) -> bool:
-    """A line for each task that is in another state than before; `seen` remembers task -> state.
+    """Prints a line for each task whose state changed.
 
     Args:
-        found: what the server reports of tasks, and of drivers, executors and tries under names that no task has.
-        name, start, end: attributes in which it says so.
-        tasks: names of the tasks.
-        seen: task -> the state that was shown last.
+        reported: Nodes that the server reports: tasks, and drivers, executors and retries under other names.
+        name, start, end: Names of the attributes of a node that hold its name, start time and end time.
+        tasks: Names of the tasks of the pipeline.
+        states: Task -> state printed last; updated.
 
     Returns:
-        Whether there was a line.
+        Whether a line was printed.
     """
-    rows = [(getattr(one, name), one.state, getattr(one, start), getattr(one, end)) for one in found]
-    # A state that ended is final; a later look at another source may be at an older one.
+    rows = [(getattr(node, name), node.state, getattr(node, start), getattr(node, end)) for node in reported]
+    # An end state is final: another source, read later, may still report an older one.
     changed = [
         row
         for row in rows
-        if row[0] in tasks and row[1] not in (*_NOT_STARTED, seen.get(row[0])) and seen.get(row[0]) not in _ENDED
+        if row[0] in tasks and row[1] not in (*_NOT_STARTED, states.get(row[0])) and states.get(row[0]) not in _ENDED
     ]
-    # The server gives a task that goes on an end in the year 1.
+    # The server reports the year 1 as the end of a running task.
     for task, state, started, ended in sorted(
         changed, key=lambda row: (str(row[3] if row[1] in _ENDED else row[2]), row[0])
     ):
-        seen[task] = state
-        done = sum(state in _ENDED for state in seen.values())
+        states[task] = state
+        done = sum(state in _ENDED for state in states.values())
         line = f"[{done:>2}/{len(tasks)}] {task:<28} {state.lower()}"
         if state == "SUCCEEDED" and started and ended:
             line += f"{(ended - started).total_seconds():>8.0f} s"
@@ -283,56 +347,59 @@ def _show_changes(
     return bool(changed)
 
 
-def _end(kubeflow: "Kubeflow", run: "V2beta1Run", tasks: Collection[str], seen: dict[str, str], poll: float) -> Exit:
-    """Says how a run ended; what the gate decided is read from the Workflow, because the tasks of `run` may be old."""
+def _print_outcome(
+    kubeflow: "KubeflowClient", run: "V2beta1Run", tasks: Collection[str], states: dict[str, str], poll_interval: float
+) -> ExitCode:
+    """Prints how a run ended. The gate's verdict comes from the Workflow; the tasks in `run` may be outdated."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
-    workflow, unread = None, None
-    for _ in range(_MOST_LOOKS_AT_OUTCOME):
+    workflow, read_error = None, None
+    for _ in range(_MAX_OUTCOME_READS):
         try:
-            workflow = kubeflow.workflow(run.run_id)
+            workflow = kubeflow.get_workflow(run.run_id)
             break
         except KubeflowError as error:
-            unread = error
-            if error.status in _FINAL:
+            read_error = error
+            if error.status in _PERMANENT_ERRORS:
                 break
-        time.sleep(poll)
+        time.sleep(poll_interval)
     if workflow:
-        _show_workflow(workflow, tasks, seen)
+        _print_workflow_changes(workflow, tasks, states)
     if run.state != "SUCCEEDED":
-        print(f"The run {run.state.lower()}{': ' + run.error.message if run.error and run.error.message else '.'}")
+        verb = "failed" if run.state == "FAILED" else f"was {run.state.lower()}"
+        print(f"The run {verb}{': ' + run.error.message if run.error and run.error.message else '.'}")
         if run.state == "FAILED":
-            _show_failures(kubeflow, run, workflow, unread)
-        return Exit.FAILED
-    if passed := next((name for name in _GATE_PASSED if name in tasks), None):
-        state = workflow.tasks()[passed].state if workflow and passed in workflow.tasks() else seen.get(passed)
+            _print_failures(kubeflow, run, workflow, read_error)
+        return ExitCode.FAILURE
+    if passed := next((name for name in _GATE_PASSED_TASKS if name in tasks), None):
+        state = workflow.tasks()[passed].state if workflow and passed in workflow.tasks() else states.get(passed)
         if state == "SKIPPED":
-            print("The gate refused: nothing was pushed. Its reasons are in the run's verdict.")
-            return Exit.REFUSED
-        if state not in ("SUCCEEDED", "OMITTED"):  # the latter: nothing was new
-            why = unread or f"the server's Workflow does not say how {passed} ended"
-            message = f"the run succeeded, but whether a model was pushed cannot be read: {why}"
-            raise fail(f"{message}\nSee {passed} in the UI, or `catbreeds models`.", Exit.FAILED)
+            print("Rejected: nothing pushed. The run's gate verdict gives the reasons.")
+            return ExitCode.REJECTED
+        if state not in ("SUCCEEDED", "OMITTED"):  # omitted: nothing was new
+            reason = read_error or f"the server's Workflow has no final state of {passed}"
+            message = f"the run succeeded, but it is unknown whether a model was pushed: {reason}"
+            raise fail(f"{message}\nCheck the task {passed} in the UI, or run `catbreeds models`.", ExitCode.FAILURE)
     print("The run succeeded.")
-    return Exit.DONE
+    return ExitCode.SUCCESS
 
 
-def _show_failures(
-    kubeflow: "Kubeflow", run: "V2beta1Run", workflow: "Workflow | None", unread: "KubeflowError | None"
+def _print_failures(
+    kubeflow: "KubeflowClient", run: "V2beta1Run", workflow: "Workflow | None", read_error: "KubeflowError | None"
 ) -> None:
-    """What failed, and the command that shows its log; a driver that fails leaves nothing else behind."""
+    """Prints each failed task and the command that shows its log, which is the only trace of a failed driver."""
     logs = f"    kubectl logs -n {kubeflow.namespace} -l pipeline/runid={run.run_id} -c main --prefix --tail 50"
     failures = workflow.failures() if workflow else []
     for node in failures:
-        what = f"the driver of {node.task}" if node.is_driver else node.task
-        print(f"{what} failed{': ' + node.message if node.message else ''}")
+        subject = f"the driver of {node.task}" if node.is_driver else node.task
+        print(f"{subject} failed{': ' + node.message if node.message else ''}")
         print(f"    kubectl logs -n {workflow.namespace} {node.pod} -c main" if node.pod else logs)
     if failures:
         return
     if workflow:
         print(f"No task failed; Argo Workflows ended the run{': ' + workflow.message if workflow.message else ''}")
     else:
-        print(f"Why it failed cannot be read: {unread}")
+        print(f"The cause of the failure cannot be read: {read_error}")
     for task in (run.run_details and run.run_details.task_details) or ():
         if task.state == "FAILED":
             pods = " ".join(child.pod_name for child in task.child_tasks or () if child.pod_name)
@@ -340,45 +407,49 @@ def _show_failures(
     print(logs)
 
 
-def _list(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:
+def _print_schedules(schedules: "list[V2beta1RecurringRun]", experiment: str) -> None:
     from pipeline.runners.kubeflow.cron import from_kubeflow
 
     if not schedules:
-        print(f"No schedule in experiment {experiment}; `catbreeds schedule --cron` makes one.")
-    for one in schedules:
-        cron = one.trigger.cron_schedule.cron if one.trigger.cron_schedule else None
-        state = "active" if one.status == "ENABLED" else "paused"
-        when = f"{from_kubeflow(cron)!r}, next {_next_times(cron, 1)}" if cron else "not by cron"
-        print(f"{one.display_name}  {state}  {when}  {one.recurring_run_id}")
-        for name, value in sorted(((one.runtime_config and one.runtime_config.parameters) or {}).items()):
+        print(f"No schedule in experiment {experiment}; create one with `catbreeds schedule --cron`.")
+    for recurring_run in schedules:
+        cron = recurring_run.trigger.cron_schedule.cron if recurring_run.trigger.cron_schedule else None
+        state = "active" if recurring_run.status == "ENABLED" else "paused"
+        times = f"{from_kubeflow(cron)!r}, next {_next_times(cron, 1)}" if cron else "not a cron schedule"
+        print(f"{recurring_run.display_name}  {state}  {times}  {recurring_run.recurring_run_id}")
+        config = recurring_run.runtime_config
+        for name, value in sorted(((config and config.parameters) or {}).items()):
             print(f"    {name}={value}")
 
 
-def _change(
-    kubeflow: "Kubeflow",
+def _change_schedules(
+    kubeflow: "KubeflowClient",
     experiment_id: str,
     name: str,
     change: Callable[[str], None],
-    done: str,
-    only_one: bool = False,
+    new_state: str,
+    require_single: bool = False,
 ) -> None:
-    schedules = kubeflow.schedules(experiment_id, name)
+    """Changes every schedule with a name; there are several only after an interrupted update."""
+    schedules = kubeflow.list_schedules(experiment_id, name)
     if not schedules:
-        raise fail(f"there is no schedule {name!r} in that experiment; --cron makes one, --list shows those there are")
-    if only_one and len(schedules) > 1:
-        raise fail(f"there are {len(schedules)} schedules {name!r}, an update was interrupted; --cron leaves one")
-    for one in schedules:
-        change(one.recurring_run_id)
-        print(f"Schedule {one.recurring_run_id}, {done}")
+        raise fail(f"no schedule {name!r} in this experiment; create one with --cron, or list all with --list")
+    if require_single and len(schedules) > 1:
+        raise fail(
+            f"{len(schedules)} schedules {name!r} exist, because an update was interrupted; rerun it with --cron"
+        )
+    for recurring_run in schedules:
+        change(recurring_run.recurring_run_id)
+        print(f"Schedule {recurring_run.recurring_run_id}, {new_state}")
 
 
-def _next_times(six: str, count: int = 3) -> str:
+def _next_times(cron_with_seconds: str, count: int = 3) -> str:
     from croniter import CroniterError
 
     from pipeline.runners.kubeflow.cron import next_times
 
     try:
-        times = next_times(six, datetime.datetime.now(datetime.UTC), count)
-    except CroniterError:  # somebody else's, as the UI or robfig/cron spells it
+        times = next_times(cron_with_seconds, datetime.datetime.now(datetime.UTC), count)
+    except CroniterError:  # a schedule created elsewhere, in a notation of the UI or of robfig/cron
         return "unknown"
     return ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in times)

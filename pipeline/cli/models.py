@@ -1,4 +1,4 @@
-"""The commands about pushed models: which there are, which serves, why it was admitted, what it learned from."""
+"""The commands `models`, `lineage` and `gate`, which describe pushed models and the gate's verdicts."""
 
 import contextlib
 import datetime
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from components.errors import DamagedFileError, HistoryError
 from pipeline.cli.common import (
-    Exit,
+    ExitCode,
     JsonOption,
     ProfileOption,
     SetOption,
@@ -30,16 +30,18 @@ app = typer.Typer()
 
 
 @contextlib.contextmanager
-def _errors_told() -> Iterator[None]:
-    """What is damaged, gone or wrongly asked for ends the command with a sentence."""
+def _exit_on_error() -> Iterator[None]:
+    """Ends the command with a message if a file is damaged or missing, or an argument is invalid."""
     try:
         yield
     except (SettingsError, RegistryError, HistoryError, DamagedFileError) as error:
         raise fail(error) from None
     except FileNotFoundError as error:
-        raise fail(f"{error.filename}: an artifact of that run is gone") from None
+        raise fail(f"{error.filename}: this artifact of the run no longer exists") from None
     except KeyError as error:
-        raise fail(f"what that run left has no {error}: it is damaged, or an older catbreeds wrote it") from None
+        raise fail(
+            f"an artifact of the run has no {error}: it is damaged, or an older version of catbreeds wrote it"
+        ) from None
 
 
 @app.command()
@@ -49,10 +51,10 @@ def models(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the pushed versions: which serves, how good each is, why it was admitted."""
+    """List the pushed versions with their labels, their accuracy and the reasons why they passed the gate."""
     registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
-    with _errors_told():
-        # Also what a label points to and is gone.
+    with _exit_on_error():
+        # A label may point to a version that no longer exists; it is listed, too.
         versions = sorted({*registry.versions(), *registry.labels().values()})
         rows = [_summary(registry, version) for version in versions]
     if as_json:
@@ -60,68 +62,77 @@ def models(
     elif rows:
         console = console_on(sys.stdout)
         for row in rows:
-            _show(console, row)
+            _print_version(console, row)
     else:
-        print(f"{registry.base}: no model was pushed; `catbreeds run` trains and pushes one")
+        print(f"{registry.base}: no model has been pushed; `catbreeds run` trains and pushes one")
 
 
 @app.command()
 def lineage(
     version: VersionArgument,
-    photos: Annotated[bool, typer.Option("--photos", help="List the photos that it learned from.")] = False,
+    photos: Annotated[
+        bool, typer.Option("--photos", help="List only the photos that the version was trained on.")
+    ] = False,
     workdir: WorkdirOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk from a pushed version back to its photos, weights, schema, hyperparameters and code."""
+    """Trace a pushed version back to its photos, weights, schema, hyperparameters and code."""
     from pipeline.results.lineage import Lineage
     from pipeline.results.run_history import RunHistory
 
     config = read_settings(profile, settings, workdir=workdir)
-    with _errors_told():
-        found = Lineage(RunHistory(config.workdir), Registry(config.registry), version)
+    with _exit_on_error():
+        lineage = Lineage(RunHistory(config.workdir), Registry(config.registry), version)
         if photos:
-            rows = found.photos()
+            rows = lineage.photos()
             print(json.dumps(rows, indent=1) if as_json else "\n".join(row["path"] for row in rows))
         elif as_json:
-            print(json.dumps(found.document(), indent=1))
+            print(json.dumps(lineage.document(), indent=1))
         else:
-            console_on(sys.stdout).print(found.tree())
+            console_on(sys.stdout).print(lineage.tree())
 
 
 @app.command()
 def gate(
-    run: Annotated[str | None, typer.Option(help="Id of the run.", show_default="the last one")] = None,
-    policy: Annotated[str | None, typer.Option(help="not_worse, better or significantly_better.")] = None,
+    run: Annotated[str | None, typer.Option(help="ID of the run.", show_default="the last run")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Gate policy to apply: not_worse, better or significantly_better.")
+    ] = None,
     rules: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another rule: gate.margin=0.05.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one gate setting, such as gate.margin=0.05; repeat the option for more.",
+        ),
     ] = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take the gate's decision of a run again by other rules; nothing is trained, nothing pushed.
+    """Re-evaluate the gate for a past run, optionally with other rules. Trains and pushes nothing.
 
-    Exit code: 0 it would admit, or nothing is new; 3 it would refuse.
+    Exit code: 0 the model passes or nothing is new, 3 the model is rejected.
     """
     from pipeline.results.gate_replay import replay
 
     config = read_settings("standard", None, workdir=workdir)
-    with _errors_told():
+    with _exit_on_error():
         changes = check_gate([*(rules or []), *([f"gate.policy={policy}"] if policy else [])])
         decision = replay(config.workdir, run, changes)
     if as_json:
         print(json.dumps(decision, indent=1))
     else:
-        _show_replay(decision, changes)
-    raise typer.Exit(Exit.REFUSED if decision["outcome"] == "refused" else Exit.DONE)
+        _print_replay(decision, changes)
+    raise typer.Exit(ExitCode.REJECTED if decision["outcome"] == "refused" else ExitCode.SUCCESS)
 
 
-def _show_replay(decision: dict, changes: dict) -> None:
+def _print_replay(decision: dict, changes: dict) -> None:
     rules = ", ".join(f"{name}={decision['rules'][name]}" for name in GateSettings.model_fields)
-    words = {"blessed": "would admit", "refused": "would refuse", "nothing_new": "would find nothing new in"}
-    print(f"Run {decision['run']}, {'with other rules' if changes else 'with its own rules'}: {rules}")
-    print(f"The gate {words[decision['outcome']]} {decision['candidate']['backbone']}:")
+    verdicts = {"blessed": "passed", "refused": "rejected", "nothing_new": "nothing new"}
+    print(f"Run {decision['run']}, {'with changed rules' if changes else 'with its own rules'}: {rules}")
+    print(f"Verdict for {decision['candidate']['backbone']}: {verdicts[decision['outcome']]}")
     for reason in decision["reasons"]:
         print(f"  - {reason}")
 
@@ -130,14 +141,14 @@ def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
     summary = {"version": version, "labels": labels, "stopped": registry.stop_reason(version)}
     try:
-        return summary | _facts(registry.record(version), registry.admission(version))
+        return summary | _training_and_gate_facts(registry.record(version), registry.admission(version))
     except RegistryError as error:
         return summary | {"unreadable": str(error)}
     except (KeyError, TypeError, ValueError) as error:
         return summary | {"unreadable": f"{registry.path(version)}: damaged: {error!r}"}
 
 
-def _facts(record: dict, admission: dict) -> dict:
+def _training_and_gate_facts(record: dict, admission: dict) -> dict:
     candidate = admission["gate"]["candidate"]
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(admission["pushed_at"])
     return {
@@ -154,8 +165,8 @@ def _facts(record: dict, admission: dict) -> dict:
     }
 
 
-def _show(console: Console, row: dict) -> None:
-    """A line of facts for a version, and below it why it was admitted: readable in a narrow terminal, too."""
+def _print_version(console: Console, row: dict) -> None:
+    """Prints the facts about a version and the reasons of the gate, in lines that suit a narrow terminal."""
     title = Text(f"version {row['version']}", style="bold")
     console.print(title.append("".join(f" {label}" for label in row["labels"]), style="green"))
     if row["stopped"]:

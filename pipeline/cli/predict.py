@@ -1,121 +1,203 @@
-"""Asks for the breed of photos, whichever way: what `catbreeds predict` does."""
+"""The command `predict`."""
 
-import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pipeline.console import noise_to
+import typer
+
+from pipeline.cli.common import (
+    ExitCode,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    WorkdirOption,
+    fail,
+    os_error_message,
+    read_settings,
+)
+from pipeline.console import noise_to, print_error
 from pipeline.settings import Settings
-from serving.client import Answer, BadAnswer, Client, ClientError, Model, ModelChoice
-from serving.client.answers import ranked
-from serving.client.base import normalised
-from serving.client.gateway import GatewayClient
-from serving.client.grpc import GrpcClient
-from serving.client.rest import RestClient
 from serving.names import printable
-from serving.photo import PhotoError
 from serving.registry import Registry, RegistryError
 
-# What becomes of a photo: its answer, or why it has none. The others are answered all the same.
-Outcome = Answer | PhotoError | OSError | ClientError
+if TYPE_CHECKING:  # the clients take long to import; `--help` works without them
+    from serving.client import Answer, Client, ClientError
+    from serving.photo import PhotoError
+
+    # Result for one photo: its prediction, or the reason why there is none.
+    Result = Answer | PhotoError | OSError | ClientError
+
+app = typer.Typer()
 
 
-def ask_gateway(url: str, photos: Sequence[Path], api_key: str | None) -> list[Outcome]:
-    """See `serving.client`."""
-    return _ask(GatewayClient(url, api_key), photos)
+@app.command()
+def predict(
+    photos: Annotated[list[Path], typer.Argument(help="Photos to classify.", show_default=False)],
+    gateway: Annotated[str | None, typer.Option(metavar="URL", help="Send requests to this gateway.")] = None,
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Send gRPC requests to this model server.")
+    ] = None,
+    rest: Annotated[str | None, typer.Option(metavar="URL", help="Send REST requests to this model server.")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Label of the version to query; used with --grpc or --rest.", show_default="the newest loaded version"
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="CATBREEDS_CLIENT_API_KEY", help="API key for the gateway; used with --gateway."),
+    ] = None,
+    workdir: WorkdirOption = None,
+    profile: ProfileOption = "standard",
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the breeds of photos, with a running server or with the stable version of a workdir.
+
+    A photo that cannot be used does not affect the others.
+
+    Exit code: 0 every photo has a prediction, 1 a server failed, 2 invalid usage or an unusable photo.
+    """
+    sources = {"--gateway": gateway, "--grpc": grpc, "--rest": rest, "--workdir": workdir}
+    if len(given := [option for option, value in sources.items() if value is not None]) > 1:
+        raise fail(f"{' and '.join(given)} exclude each other; pass one of {', '.join(sources)}")
+    for option, value in {**sources, "--label": label}.items():
+        if value is not None and not value.strip():
+            raise fail(f"{option}: the value is empty; pass a value or omit {option}")
+    if label and not (grpc or rest):
+        raise fail("--label requires --grpc or --rest")
+    config = read_settings(profile, settings, workdir=workdir)
+    from serving.client import Answer, ClientError, InvalidKey, ModelChoice, WrongAddress
+
+    model = ModelChoice(config.model_name, label=label)
+    try:
+        if gateway:
+            from serving.client.gateway import GatewayClient
+
+            results = _predict_with_client(GatewayClient(gateway, api_key), photos)
+        elif grpc:
+            from serving.client.grpc import GrpcClient
+
+            results = _predict_with_client(GrpcClient(grpc, model), photos)
+        elif rest:
+            from serving.client.rest import RestClient
+
+            results = _predict_with_client(RestClient(rest, model), photos)
+        else:
+            results = _predict_with_workdir(config, photos)
+    except (RegistryError, WrongAddress, InvalidKey) as error:
+        raise fail(error) from None
+    except ClientError as error:
+        raise fail(error, ExitCode.FAILURE) from None
+    except OSError as error:
+        raise fail(os_error_message(error)) from None
+    answers = [(photo, result) for photo, result in zip(photos, results, strict=True) if isinstance(result, Answer)]
+    if answers and as_json:
+        print(json.dumps(_to_json(photos, results), indent=1))
+    elif answers:
+        print("\n".join(_format_answer(photo, answer) for photo, answer in answers))
+    for message in _error_messages(photos, results):
+        print_error(f"catbreeds: {message}")
+    if len(answers) < len(photos):
+        failed = any(isinstance(result, ClientError) and not isinstance(result, WrongAddress) for result in results)
+        raise typer.Exit(ExitCode.FAILURE if failed else ExitCode.INVALID_INPUT)
 
 
-def ask_grpc(target: str, photos: Sequence[Path], model: ModelChoice) -> list[Outcome]:
-    """See `serving.client`."""
-    return _ask(GrpcClient(target, model), photos)
+def _predict_with_client(client: "Client", photos: Sequence[Path]) -> "list[Result]":
+    from serving.client import BadResponse, ClientError
+    from serving.photo import PhotoError
+
+    # One photo per request: servers limit the size of a request.
+    results: list[Result] = []
+    with closing(client):
+        for photo in photos:
+            try:
+                results.append(client.predict(photo))
+            except (PhotoError, OSError, BadResponse) as error:
+                results.append(error)
+            except ClientError as error:  # requests for the other photos would fail in the same way
+                return results + [error] * (len(photos) - len(results))
+    return results
 
 
-def ask_rest(url: str, photos: Sequence[Path], model: ModelChoice) -> list[Outcome]:
-    """See `serving.client`."""
-    return _ask(RestClient(url, model), photos)
-
-
-def ask_workdir(config: Settings, photos: Sequence[Path]) -> list[Outcome]:
-    """Loads the model in service in this process.
+def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Result]":
+    """Predicts with the stable version of the workdir, which is loaded in this process.
 
     Raises:
-        RegistryError: there is none.
+        RegistryError: If no version is stable, or it is damaged.
     """
     registry = Registry(config.registry)
     version = registry.stable()
     if version is None:
-        raise RegistryError(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
+        raise RegistryError(f"{registry.base}: no version is stable; `catbreeds run` trains and pushes one")
     registry.record(version)
-    contents = [_usable(photo) for photo in photos]
+    contents = [_read_photo(photo) for photo in photos]
     if not any(isinstance(content, bytes) for content in contents):
         return contents
     with noise_to(Path(config.workdir) / "logs" / "predict.log"):
+        from serving.client import Answer, Model
+        from serving.client.answers import rank
         from serving.local.saved_model_process import answer
 
         rows = iter(answer(str(registry.path(version)), [c for c in contents if isinstance(c, bytes)]))
     model = Model(config.model_name, version)
-    return [_answer(model, next(rows)) if isinstance(content, bytes) else content for content in contents]
+
+    def to_answer(row: dict[str, list]) -> Answer:
+        return Answer(model, rank(row["breeds"], row["probabilities"], None))
+
+    return [to_answer(next(rows)) if isinstance(content, bytes) else content for content in contents]
 
 
-def _usable(photo: Path) -> bytes | PhotoError | OSError:
+def _read_photo(photo: Path) -> "bytes | PhotoError | OSError":
+    from serving.client.base import normalise_photos
+    from serving.photo import PhotoError
+
     try:
-        return normalised([photo])[0]
+        return normalise_photos([photo])[0]
     except (PhotoError, OSError) as error:
         return error
 
 
-def _answer(model: Model, row: dict[str, list]) -> Answer:
-    return Answer(model, ranked(row["breeds"], row["probabilities"], None))
+def _to_json(photos: Sequence[Path], results: "Sequence[Result]") -> dict[str, Any]:
+    """Returns the results as JSON. Each has its model, because the served version may change between two photos."""
+    from serving.client import Answer
 
-
-def document(photos: Sequence[Path], outcomes: Sequence[Outcome]) -> dict[str, list]:
-    """Outcomes for programs; each answer has its model, which may be replaced between two of them."""
-
-    def row(photo: Path, outcome: Outcome) -> dict:
-        if not isinstance(outcome, Answer):
-            return {"photo": printable(str(photo)), "error": reason(photo, outcome)}
+    def row(photo: Path, result: "Result") -> dict[str, Any]:
+        if not isinstance(result, Answer):
+            return {"photo": printable(str(photo)), "error": _error_message(photo, result)}
         return {
             "photo": printable(str(photo)),
-            "model": dataclasses.asdict(outcome.model),
-            "predictions": [dataclasses.asdict(prediction) for prediction in outcome.predictions],
+            "model": asdict(result.model),
+            "predictions": [asdict(prediction) for prediction in result.predictions],
         }
 
-    return {"photos": [row(photo, outcome) for photo, outcome in zip(photos, outcomes, strict=True)]}
+    return {"photos": [row(photo, result) for photo, result in zip(photos, results, strict=True)]}
 
 
-def sentence(photo: Path, answer: Answer) -> str:
-    """An answer for people."""
+def _format_answer(photo: Path, answer: "Answer") -> str:
     best = ", ".join(f"{row.breed} {row.probability:.0%}" for row in answer.predictions[:3])
     return f"{printable(str(photo))}: {best} ({answer.model.name} version {answer.model.version})"
 
 
-def reason(photo: Path, error: PhotoError | OSError | ClientError) -> str:
-    """Why there is no answer, for people; it begins with the name of the photo, if the photo is the cause."""
+def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> str:
+    """Returns the reason why there is no prediction; it begins with the path of the photo if the photo is the cause."""
     return f"{printable(str(photo))}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
-def reasons(photos: Sequence[Path], outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Why photos have no answer: a sentence for each photo that is the cause, and one for a server that is."""
-    told = set()
-    for photo, outcome in zip(photos, outcomes, strict=True):
-        if not isinstance(outcome, Answer) and id(outcome) not in told:
-            told.add(id(outcome))
-            yield reason(photo, outcome)
-            without = [printable(str(other)) for other, why in zip(photos, outcomes, strict=True) if why is outcome]
-            if len(without) > 1:
-                yield f"no answer for {', '.join(without)}"
+def _error_messages(photos: Sequence[Path], results: "Sequence[Result]") -> Iterator[str]:
+    """Yields a message for each unusable photo, and one for a failed server, with the photos that it left out."""
+    from serving.client import Answer
 
-
-def _ask(client: Client, photos: Sequence[Path]) -> list[Outcome]:
-    # One at a time: servers limit the bytes of a request.
-    outcomes: list[Outcome] = []
-    with closing(client):
-        for photo in photos:
-            try:
-                outcomes.append(client.predict(photo))
-            except (PhotoError, OSError, BadAnswer) as error:
-                outcomes.append(error)
-            except ClientError as error:  # the server would say the same of the others
-                return outcomes + [error] * (len(photos) - len(outcomes))
-    return outcomes
+    reported = set()
+    for photo, result in zip(photos, results, strict=True):
+        if not isinstance(result, Answer) and id(result) not in reported:
+            reported.add(id(result))
+            yield _error_message(photo, result)
+            affected = [printable(str(other)) for other, error in zip(photos, results, strict=True) if error is result]
+            if len(affected) > 1:
+                yield f"no prediction for {', '.join(affected)}"

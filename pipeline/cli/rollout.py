@@ -1,4 +1,4 @@
-"""Commands that choose the version for clients: promote, rollback, canary; on this machine or in a cluster."""
+"""The commands `promote`, `rollback` and `canary`, which change the served version on this machine or in a cluster."""
 
 import contextlib
 import signal
@@ -8,20 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.common import Exit, ProfileOption, SetOption, VersionArgument, WorkdirOption, fail, read_settings
+from pipeline.cli.common import (
+    ExitCode,
+    ProfileOption,
+    SetOption,
+    VersionArgument,
+    WorkdirOption,
+    command_with_renamed_options,
+    fail,
+    read_settings,
+)
 from pipeline.settings import Settings
 from serving.names import counted
 from serving.registry import Registry, RegistryError
 from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 
-if TYPE_CHECKING:  # gRPC and the Kubernetes client are slow to import, and `--help` does not need them
+if TYPE_CHECKING:  # gRPC and the Kubernetes client take long to import; `--help` works without them
     from serving.rollout.controller import RolloutController, RolloutResult
     from serving.rollout.fleet import Fleet
 
 NamespaceOption = Annotated[
-    str | None, typer.Option(help="Kubernetes namespace of the servers. Without it, the servers of this machine.")
+    str | None,
+    typer.Option(help="Namespace of the model servers in a cluster.", show_default="the servers on this machine"),
 ]
-ContextOption = Annotated[str | None, typer.Option(help="Context of kubectl's configuration; used with --namespace.")]
+ContextOption = Annotated[
+    str | None,
+    typer.Option(help="kubectl context of the cluster; requires --namespace.", show_default="the current context"),
+]
 
 app = typer.Typer()
 
@@ -31,24 +44,29 @@ def promote(
     version: VersionArgument,
     canary: Annotated[
         bool,
-        typer.Option("--canary", help="Start it as a canary with a share of the requests; see `catbreeds canary`."),
+        typer.Option("--canary", help="Make it the canary, with a share of the requests, instead of stable."),
     ] = False,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests for the canary.")] = CANARY_SHARE,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests for the canary, 0 to 1.")
+    ] = CANARY_SHARE,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Make a pushed version the stable one. Clients get it as soon as every server has loaded it."""
+    """Make a pushed version stable. Clients get it as soon as every server has loaded it."""
     config = read_settings(profile, settings, workdir=workdir)
-    with _rollout_controller(config, namespace, context) as controller:
+    with _rollout_controller(config, namespace, context) as rollout:
         if canary:
-            golden_count, result = controller.start_canary(version, share)
-            print(f"version {version} is canary and receives {share:.0%} of the gateways' requests")
-            print(f"{counted(golden_count, 'golden request')} passed" if golden_count else "it has no golden requests")
+            golden_requests, result = rollout.start_canary(version, share)
+            print(f"version {version} is the canary and gets {share:.0%} of the gateways' requests")
+            if golden_requests:
+                print(f"{counted(golden_requests, 'golden request')} returned the expected predictions")
+            else:
+                print("the version has no golden requests")
         else:
-            previous, result = controller.promote(version)
+            previous, result = rollout.promote(version)
             _print_promotion(version, previous)
     _print_result(result)
 
@@ -61,59 +79,65 @@ def rollback(
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Make the previous stable version stable again."""
+    """Restore the version that was stable before the last promotion."""
     config = read_settings(profile, settings, workdir=workdir)
-    with _rollout_controller(config, namespace, context) as controller:
-        previous, stable, result = controller.rollback()
-    print(f"version {stable} is stable again and replaces version {previous}")
+    with _rollout_controller(config, namespace, context) as rollout:
+        current, target, result = rollout.rollback()
+    print(f"version {target} is stable again (was version {current})")
     _print_result(result)
 
 
-@app.command()
+@app.command(cls=command_with_renamed_options({"--wait": "--timeout"}))
 def canary(
-    wait: Annotated[float, typer.Option(min=0, help="Longest time to collect metrics, in seconds.")] = 300,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Maximum number of seconds to measure live traffic before giving up.")
+    ] = 300,
     promote: Annotated[bool, typer.Option("--promote", help="Make the canary stable if it is not worse.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the canary without a comparison.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop the canary without a comparison; stable gets all requests.")
+    ] = False,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
     profile: ProfileOption = "standard",
     settings: SetOption = None,
 ) -> None:
-    """Compare the canary with the stable version by golden requests and gateway metrics. Stop it if it is worse.
+    """Compare the canary with the stable version, and stop it if it is worse.
 
-    Exit code: 0 if it is not worse, 3 if it was stopped, 1 if there were too few requests to decide.
+    The comparison uses golden requests and the live traffic from now on.
+
+    Exit code: 0 the canary is not worse, 1 too little traffic to decide, 3 the canary was stopped.
     """
     from serving.rollout.canary_analysis import Outcome
 
     config = read_settings(profile, settings, workdir=workdir)
-    with _rollout_controller(config, namespace, context) as controller:
+    with _rollout_controller(config, namespace, context) as rollout:
         if stop:
-            stopped, result = controller.stop_canary("stopped by hand")
-            print(f"version {stopped}: canary stopped" if stopped else "no version was canary")
+            version, result = rollout.stop_canary("stopped by hand")
+            print(f"canary stopped: version {version}" if version else "no canary to stop")
             _print_result(result, "updated")
             return
-        version, analysis = controller.check_canary(wait, CanaryCriteria(**config.rollout.rules()))
+        version, analysis = rollout.check_canary(timeout, CanaryCriteria(**config.rollout.rules()))
         print(f"version {version}: {analysis.reason}")
         if analysis.outcome is not Outcome.PASS:
-            raise typer.Exit(Exit.FAILED)
+            raise typer.Exit(ExitCode.FAILURE)
         if promote:
-            previous, result = controller.promote(version)
+            previous, result = rollout.promote(version)
             _print_promotion(version, previous)
             _print_result(result)
 
 
 @contextlib.contextmanager
 def _rollout_controller(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
-    """Creates the controller for the fleet that the options select; errors end the command with a message."""
+    """Yields the controller of the cluster or of this machine; ends the command with a message if it fails."""
     from serving.rollout.controller import RolloutController
     from serving.rollout.errors import CanaryStopped, RolloutError
     from serving.rollout.fleet import FleetError
 
     if context and not namespace:
-        raise fail("--context needs --namespace")
+        raise fail("--context requires --namespace")
     registry = Registry(config.registry)
-    # CI systems cancel a job with SIGTERM. The exception runs the context managers, which end port forwarding.
+    # CI systems cancel a job with SIGTERM; the exception closes forwarded ports.
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         with _fleet(config, namespace, context) as fleet:
@@ -121,13 +145,13 @@ def _rollout_controller(config: Settings, namespace: str | None, context: str | 
     except RegistryError as error:
         raise fail(error) from None
     except CanaryStopped as error:
-        raise fail(error, Exit.REFUSED) from None
+        raise fail(error, ExitCode.REJECTED) from None
     except (RolloutError, FleetError) as error:
-        raise fail(error, Exit.FAILED) from None
+        raise fail(error, ExitCode.FAILURE) from None
 
 
 def _exit_on_signal(number: int, _: object) -> None:
-    raise fail("interrupted; run the same command again to finish", 128 + number)
+    raise fail("interrupted; rerun the command to finish", 128 + number)
 
 
 @contextlib.contextmanager
@@ -139,18 +163,21 @@ def _fleet(config: Settings, namespace: str | None, context: str | None) -> "Ite
         return
     from serving.rollout.kubernetes_fleet import KubernetesFleet
 
-    with KubernetesFleet(namespace, config.model_name, config.rollout.models, context) as fleet:
-        yield fleet
+    with KubernetesFleet(namespace, config.model_name, config.rollout.models_dir, context) as cluster:
+        yield cluster
 
 
 def _print_promotion(version: int, previous: int | None) -> None:
-    note = "; it was stable before" if previous == version else f" and replaces version {previous}"
-    print(f"version {version} is stable{note}")
+    if previous == version:
+        print(f"version {version} was already stable")
+    else:
+        print(f"version {version} is stable (was {'none' if previous is None else f'version {previous}'})")
 
 
 def _print_result(result: "RolloutResult", action: str = "loaded on") -> None:
-    print(f"{action} {counted(len(result.servers), 'server')}" if result.servers else "no server is running")
+    servers = len(result.servers)
+    print(f"{action} {counted(servers, 'server')}" if servers else "no server is running")
     for name in result.starting:
-        print(f"{name} is still starting; run the same command again when it is ready")
+        print(f"{name} is still starting; rerun the command when it is ready")
     for version in result.removed:
-        print(f"removed version {version} from the registry")
+        print(f"version {version} was removed from the registry")

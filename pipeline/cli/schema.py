@@ -10,49 +10,49 @@ import typer
 from rich.console import Console
 
 from pipeline.cli.common import (
-    Exit,
+    ExitCode,
     ProfileOption,
     SetOption,
     WorkdirOption,
     fail,
-    on_this_machine,
+    os_error_message,
     read_settings,
-    told,
+    require_local_path,
 )
-from pipeline.cli.workdir import check_paths, in_workdir, run_components
+from pipeline.cli.workdir import check_paths, run_components, run_in_workdir
 from pipeline.settings import Settings, SettingsError
 
 app = typer.Typer()
-schema_app = typer.Typer(help="What photos must look like.", no_args_is_help=True)
+schema_app = typer.Typer(help="Manage the schema that photos are validated against.", no_args_is_help=True)
 app.add_typer(schema_app, name="schema")
 
 
 @schema_app.command("update")
 def schema_update(
-    data: Annotated[str, typer.Option(help="Folder or archive of photos, one folder a breed.")],
+    data: Annotated[str, typer.Option(help="Folder or archive of photos, with one folder per breed.")],
     schema: Annotated[
         Path | None,
         typer.Option(
-            callback=on_this_machine,
+            callback=require_local_path,
             help="Folder of the schema.",
-            show_default="photos_schema, or schemas/<name of the data>",
+            show_default="the setting photos_schema, or schemas/<name of the data>",
         ),
     ] = None,
     profile: ProfileOption = "standard",
     workdir: WorkdirOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Write the schema of a data set, for review: its breeds are added, bounds set by hand stay."""
+    """Add the breeds of a data set to its schema, for review. Bounds that were set by hand are kept."""
     config = read_settings(profile, settings, data=data, workdir=workdir)
     check_paths(config)
     name = re.sub(r"\W+", "_", Path(data).name.split(".")[0].lower()) or "photos"
     folder = schema or Path(config.photos_schema or f"schemas/{name}")
     _check_schema(folder)
-    raise typer.Exit(in_workdir(config, lambda *about: _update_schema(config, folder, *about)))
+    raise typer.Exit(run_in_workdir(config, lambda *context: _update_schema(config, folder, *context)))
 
 
 def _check_schema(folder: Path) -> None:
-    """Refuses a schema that cannot be updated before photos are read, which takes long."""
+    """Ends the command if the schema cannot be read or written, before ingestion, which takes long."""
     from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
 
     try:
@@ -62,14 +62,14 @@ def _check_schema(folder: Path) -> None:
         if (folder / SCHEMA_FILE).exists():
             read_schema(folder / SCHEMA_FILE)
     except OSError as error:
-        raise fail(f"{told(error)}; --schema must be a folder that can be written") from None
+        raise fail(f"{os_error_message(error)}; --schema must be a writable folder") from None
     except ValueError as error:
         raise fail(f"{folder / SCHEMA_FILE}: cannot be read: {error}") from None
 
 
-def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, console: Console) -> Exit:
+def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, console: Console) -> ExitCode:
     runs = run_components(config, run_id, log, console, only_ingestion=True)
-    if isinstance(runs, Exit):
+    if isinstance(runs, ExitCode):
         return runs
     from components.errors import DataError
     from pipeline.datasets.schema_update import update_schema
@@ -85,9 +85,9 @@ def _update_schema(config: Settings, folder: Path, run_id: str, log: Path, conso
     lines = [f"Warning: {warning}" for warning in ingest["warnings"]]
     lines += [f"{update.path}: {len(breeds)} breeds in the data"]
     lines += [f"  added {breed!r}" for breed in update.added]
-    lines += [f"  kept {breed!r}, of which the data has no photo" for breed in update.unused]
-    following = ["catbreeds", "run", "--data", config.data, "--set", f"photos_schema={folder}"]
-    lines.append(f"Review it, then: {shlex.join(following)}")
+    lines += [f"  kept {breed!r}, which has no photos in the data" for breed in update.unused]
+    next_command = ["catbreeds", "run", "--data", config.data, "--set", f"photos_schema={folder}"]
+    lines.append(f"Review it, then: {shlex.join(next_command)}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return Exit.DONE
+    return ExitCode.SUCCESS

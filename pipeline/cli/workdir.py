@@ -9,30 +9,30 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.cli.common import Exit, fail, told
+from pipeline.cli.common import ExitCode, fail, os_error_message
 from pipeline.console import noise_to
 from pipeline.settings import Settings, SettingsError
 from serving import proxies
 from serving.names import is_one_line, is_utf_8, printable
 from serving.registry import RegistryError
 
-# Below a folder with such characters TensorFlow and Beam find other files, or none: they take paths for patterns.
-_PATTERN_CHARACTERS = frozenset("*?[]\\")
+# TensorFlow and Beam treat paths as glob patterns: with these characters they find other files, or none.
+_GLOB_CHARACTERS = frozenset("*?[]\\")
 
 
 def check_paths(config: Settings) -> None:
-    """Refuses paths that TensorFlow or TFX cannot use, before they are imported, which takes long."""
+    """Ends the command if TensorFlow or TFX cannot use a path, before they are imported, which takes long."""
     for name in ("data", "workdir", "weights_dir", "photos_schema"):
-        place = getattr(config, name)
-        if place and "\0" not in place:
-            whole = place if "://" in place else os.path.realpath(place)
-            if not is_utf_8(whole):
-                raise fail(f"{name}: {printable(whole)}: the path is not UTF-8; rename its folders")
+        path = getattr(config, name)
+        if path and "\0" not in path:
+            resolved = path if "://" in path else os.path.realpath(path)
+            if not is_utf_8(resolved):
+                raise fail(f"{name}: {printable(resolved)}: the path is not UTF-8; rename its folders")
     workdir = os.path.realpath(config.workdir)
-    if not is_one_line(workdir) or not _PATTERN_CHARACTERS.isdisjoint(workdir):
+    if not is_one_line(workdir) or not _GLOB_CHARACTERS.isdisjoint(workdir):
         raise fail(
-            f"workdir: {printable(workdir)}: the whole path must have no control characters and none of "
-            f"{' '.join(sorted(_PATTERN_CHARACTERS))}; choose another --workdir"
+            f"workdir: {printable(workdir)}: the absolute path must not contain control characters or any of "
+            f"{' '.join(sorted(_GLOB_CHARACTERS))}; choose another --workdir"
         )
     if "://" not in config.data:
         try:
@@ -40,14 +40,14 @@ def check_paths(config: Settings) -> None:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             raise fail(
                 f"data: {printable(config.data)}: no such folder or archive; "
-                "it must hold one folder of photos for each breed"
+                "pass one that has one folder of photos per breed"
             ) from None
         except OSError as error:
             raise fail(f"data: {printable(config.data)}: cannot be opened: {error.strerror}") from None
 
 
-def in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> Exit:
-    """Calls `work` with a run id, the log and the console, while no other run is at work in the workdir."""
+def run_in_workdir(config: Settings, work: Callable[[str, Path, Console], ExitCode]) -> ExitCode:
+    """Calls `work` with a run ID, the log file and the console, while holding the lock of the workdir."""
     from filelock import FileLock, Timeout
 
     workdir = Path(config.workdir)
@@ -56,9 +56,11 @@ def in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> 
         lock = FileLock(workdir / ".run.lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise fail(f"{workdir}: another run is at work there; wait for it or take another --workdir") from None
+        raise fail(f"{workdir}: another run is in progress; wait for it or choose another --workdir") from None
     except OSError as error:
-        raise fail(f"{workdir}: cannot be the workdir: {told(error)}; take another --workdir") from None
+        raise fail(
+            f"{workdir}: cannot be used as workdir: {os_error_message(error)}; choose another --workdir"
+        ) from None
     run_id = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     log = workdir / "logs" / f"{run_id}.log"
     with lock, noise_to(log) as console:
@@ -67,16 +69,20 @@ def in_workdir(config: Settings, work: Callable[[str, Path, Console], Exit]) -> 
 
 def run_components(
     config: Settings, run_id: str, log: Path, console: Console, only_ingestion: bool = False
-) -> dict[str, Any] | Exit:
-    """Runs the components; everything that is not for people goes to logs."""
+) -> dict[str, Any] | ExitCode:
+    """Runs the components. The console shows progress and errors; all other output goes to logs.
+
+    Returns:
+        Component ID -> its `NodeRun`, or the exit code if the run fails.
+    """
     import logging
 
     from pipeline.console import RunView
 
-    logs = log.with_suffix("")  # a file for each component
+    logs = log.with_suffix("")  # folder with one file per component
     with RunView(console, logs) as view:
         view.starting("starting TensorFlow and TFX")
-        gc.disable()  # what is imported is never garbage, and looking for some takes a quarter of the time
+        gc.disable()  # imports create no garbage; gain: "import TFX" of benchmarks/optimizations.py
         from absl import logging as absl_logging
 
         absl_logging.set_verbosity(absl_logging.INFO)
@@ -86,10 +92,10 @@ def run_components(
         from pipeline.run_context import local_run_context
         from pipeline.runners import local as local_runner
 
-        gc.freeze()
+        gc.freeze()  # gain: "frozen run" of benchmarks/optimizations.py
         gc.enable()
         try:
-            proxies.apply_to_libraries()  # Keras downloads weights, Beam may ask a runner
+            proxies.apply_to_libraries()  # Keras downloads weights, and Beam may connect to a runner
             connection = local_runner.metadata_config(config.workdir)
             create = create_ingestion if only_ingestion else create_pipeline
             graph = create(config, local_run_context(config, run_id), connection)
@@ -98,19 +104,19 @@ def run_components(
             return runs
         except (DataError, WeightsError, RegistryError, SettingsError) as error:
             console.print(f"Cannot start: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            return Exit.WRONG_INPUT
+            return ExitCode.INVALID_INPUT
         except local_runner.ComponentError as error:
             _write_ingest(config, error.results)
             console.print("Fix the cause and rerun; completed components are reused.")
-            wrong_input = all(isinstance(cause, DataError | WeightsError) for cause in error.causes.values())
-            return Exit.WRONG_INPUT if wrong_input else Exit.FAILED
+            invalid_input = all(isinstance(cause, DataError | WeightsError) for cause in error.causes.values())
+            return ExitCode.INVALID_INPUT if invalid_input else ExitCode.FAILURE
         except KeyboardInterrupt:
             console.print("Stopped. Rerun to continue after the last completed component.")
-            return Exit.FAILED
+            return ExitCode.FAILURE
 
 
 def _write_ingest(config: Settings, runs: dict[str, Any]) -> None:
-    """Writes what was found in the photos for people, also where the run stops because of it."""
+    """Writes the ingestion part of the report, also if the run stops because of the photos."""
     from pipeline.results import report
 
     if "ImageExampleGen" in runs:

@@ -1,4 +1,4 @@
-"""Files that are no good photos, one of every kind that ingestion knows: for tests, and to see what it says of them."""
+"""Writes unusable files of every kind that ingestion detects, for tests and demonstrations."""
 
 import io
 import os
@@ -14,11 +14,11 @@ from serving.photo import MAX_BYTES, normalise
 
 
 class Defect(NamedTuple):
-    """A bad file.
+    """An unusable file.
 
     Attributes:
-        path: where it is.
-        kind: what ingestion must call it.
+        path: Path of the file.
+        kind: Kind that ingestion must report.
     """
 
     path: Path
@@ -28,17 +28,17 @@ class Defect(NamedTuple):
 def write_defects(
     folder: Path, photos: list[Path], split_of: Callable[[str], str], copies: int = 1, seed: int = 0
 ) -> list[Defect]:
-    """Adds bad files to sample data.
+    """Adds unusable files to sample data.
 
     Args:
-        folder: of breed folders.
-        photos: good ones in it; the first `copies` of them in train get a near-duplicate elsewhere.
-        split_of: the split of a content hash.
-        copies: files of each kind.
-        seed: of what they show.
+        folder: Folder with one folder per breed.
+        photos: Usable photos in it. The first `copies` of those in train get a near-duplicate in another split.
+        split_of: Function that returns the split of a content hash.
+        copies: Number of files of each kind.
+        seed: Seed for the contents of the files.
 
     Raises:
-        ValueError: too few photos in train.
+        ValueError: If too few photos are in train.
     """
     breeds = sorted({path.parent for path in photos})
     written = []
@@ -59,19 +59,19 @@ def write_defects(
         original = photos[copy % len(photos)]
         write(original.with_name(f"{original.stem}_copy_{copy}{original.suffix}"), original.read_bytes(), "duplicate")
         write(folder / f"loose_{copy}.jpg", conflict, "not_read")
-    for number, (original, content) in enumerate(_straddling(photos, split_of, copies)):
+    for number, (original, content) in enumerate(_near_duplicates_across_splits(photos, split_of, copies)):
         write(original.with_name(f"smaller_copy_{number}.jpg"), content, "near_duplicate")
-    written.append(_oversized(breeds[0] / "film.jpg"))
-    written.append(_dangling(breeds[0] / "moved_away.jpg"))
+    written.append(_write_oversized_file(breeds[0] / "film.jpg"))
+    written.append(_write_dangling_link(breeds[0] / "moved_away.jpg"))
     for name in (".DS_Store", "Thumbs.db", "__MACOSX/._cat.jpg", "._cat.jpg"):
         hidden = breeds[0] / name
         hidden.parent.mkdir(exist_ok=True)
-        hidden.write_bytes(b"no photo, and no one's business")
+        hidden.write_bytes(b"not a photo")
     return written
 
 
 def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
-    """Name, kind and content of files that are bad by themselves."""
+    """Yields name, kind and content of files that are unusable whatever other files exist."""
     yield "empty.jpg", "empty", b""
     yield "text.jpg", "not_an_image", b"Not Found\n" * rng.randint(1, 50)
     yield "page.png", "not_an_image", b"<!doctype html><title>404</title>"
@@ -93,12 +93,14 @@ def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str,
     yield "flipped_bit.png", "damaged", bytes(png)
     yield "thumbnail.jpg", "too_small", _jpeg(image.resize((24, rng.randint(8, 40))), 80)
     yield "strip.png", "too_small", _encoded(image.resize((rng.randint(2000, 3000), 40)), "PNG")
-    huge = Image.new("1", (12_000, 9_000 + rng.randint(0, 100)))  # a hundred million pixels in a few kilobytes
+    huge = Image.new("1", (12_000, 9_000 + rng.randint(0, 100)))  # 100 million pixels in a few kilobytes
     yield "bomb.png", "too_large", _encoded(huge, "PNG")
 
 
-def _straddling(photos: list[Path], split_of: Callable[[str], str], count: int) -> Iterator[tuple[Path, bytes]]:
-    """Photos of train, each with a smaller copy that the deal puts elsewhere."""
+def _near_duplicates_across_splits(
+    photos: list[Path], split_of: Callable[[str], str], count: int
+) -> Iterator[tuple[Path, bytes]]:
+    """Yields photos in train, each with a smaller copy that is assigned to another split."""
     for photo in photos:
         picture = normalise(photo.read_bytes())
         if not count:
@@ -113,16 +115,16 @@ def _straddling(photos: list[Path], split_of: Callable[[str], str], count: int) 
                 count -= 1
                 break
     if count:
-        raise ValueError(f"{count} photos more are needed in train")
+        raise ValueError(f"{count} more photos are needed in train; generate more photos")
 
 
-def _oversized(path: Path) -> Defect:
+def _write_oversized_file(path: Path) -> Defect:
     with path.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)  # a hole: takes no room on the disk
+        file.truncate(MAX_BYTES + 1)  # a sparse file, which takes no disk space
     return Defect(path, "too_large")
 
 
-def _dangling(path: Path) -> Defect:
+def _write_dangling_link(path: Path) -> Defect:
     if not os.path.lexists(path):
         path.symlink_to("nowhere.jpg")
     return Defect(path, "not_read")

@@ -1,15 +1,15 @@
-"""Draws photos of imaginary cat breeds, so that the whole pipeline can be tried without a data set.
+"""Generates photos of synthetic cat breeds, to try the whole pipeline without a data set.
 
 Everything is drawn in head units: (0, 0) is the middle of the face, x points right, y points down,
-and the head is about one unit in radius. A `Pose` turns head units into pixels. Photos are drawn
-`SUPERSAMPLE` times too large and reduced, which smooths the edges.
+and the head is about one unit in radius. A `Pose` converts head units to pixels. Photos are drawn
+`SUPERSAMPLE` times larger and then reduced, which smooths the edges.
 """
 
 import io
 import math
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,23 +20,25 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 SUPERSAMPLE = 2
-LONG_SIDE = (160, 360)  # pixels, smallest and largest
+LONG_SIDE = (160, 360)  # minimum and maximum, in pixels
 ASPECTS = (3 / 2, 4 / 3, 4 / 3, 1.0, 3 / 4, 3 / 4, 2 / 3)  # width : height
 JPEG_QUALITY = (55, 95)
-PNG_EVERY = 13  # one photo in so many is a PNG; the number decides, so that names never depend on the seed
+PNG_EVERY = 13  # one photo in this many is a PNG; chosen by number, so that file names do not depend on the seed
 MAX_TILT = math.radians(25)
-USUAL_COAT = 0.8  # share of photos which show a breed's first coat rather than its rarer one
-MIXED = 0.1  # share of cats which have another breed's ears, and of those which have another's eye colour
-SLEEPY, OCCLUDED, BLURRED, FADED = 0.05, 0.15, 0.2, 0.12  # shares of photos with each mishap
-REACH = np.linspace(-1, 1, 65) ** 2
-# 255 in the middle, 0 from the rim outwards
-SOFT_DISC = Image.fromarray((255 * np.maximum(0, 1 - REACH[:, None] - REACH) ** 1.5).astype(np.uint8))
-STRAND, FUR_SHADE = (3, 12), 205  # width and height of a strand of fur in canvas pixels, its darkest value
+USUAL_COAT = 0.8  # share of photos that show a breed's first coat rather than its rarer one
+MIXED = 0.1  # share of cats with another breed's ears; the same share has another breed's eye colour
+SLEEPY, OCCLUDED, BLURRED, FADED = 0.05, 0.15, 0.2, 0.12  # share of photos with each defect
+SQUARED_OFFSETS = np.linspace(-1, 1, 65) ** 2
+# 255 in the middle, 0 at the rim and outside
+SOFT_DISC = Image.fromarray(
+    (255 * np.maximum(0, 1 - SQUARED_OFFSETS[:, None] - SQUARED_OFFSETS) ** 1.5).astype(np.uint8)
+)
+STRAND, FUR_SHADE = (3, 12), 205  # width and height of a strand of fur in canvas pixels; darkest value of fur
 INK, PINK, WHITE = (38, 30, 32), (226, 160, 156), (250, 246, 240)
 
 
 CLUTTER = ("#b5564a", "#4a6f8f", "#c9a24c", "#5f8064", "#8a6a94", "#d9cdb8", "#5b4a42", "#7d8794", "#c98f9a")
-SCENES = (  # wall or sky, floor or meadow, kind of clutter, most pieces of it
+SCENES = (  # colour of wall or sky, colour of floor or meadow, kind of clutter, maximum number of objects
     ("#c9c3b4", "#9a7350", "frame", 5),
     ("#aebfc4", "#7b6a5a", "frame", 5),
     ("#b7a9b9", "#a0574a", "cushion", 6),
@@ -50,10 +52,10 @@ SCENES = (  # wall or sky, floor or meadow, kind of clutter, most pieces of it
 
 @dataclass(frozen=True)
 class Breed:
-    """What one imaginary breed looks like; the words are keys of PATTERNS, EARS and FACES."""
+    """Appearance of a synthetic breed; `pattern`, `ears` and `face` are keys of PATTERNS, EARS and FACES."""
 
     name: str
-    coats: tuple[str, str]  # base colours, the usual one and a rarer one
+    coats: tuple[str, str]  # base colours: the usual one and a rarer one
     marking: str  # colour of the pattern
     pattern: str
     ears: str
@@ -63,11 +65,11 @@ class Breed:
 
     @property
     def slug(self) -> str:
-        """The name as it appears in file names."""
+        """Name of the breed in file names."""
         return self.name.lower().replace(" ", "_")
 
 
-# Harbor Grey and Fogbell are look-alikes on purpose: only their ears and eyes differ.
+# Harbor Grey and Fogbell look alike on purpose: they differ only in ears and eyes.
 BREEDS = (
     Breed("Harbor Grey", ("#7d8794", "#a3a7ab"), "#666f7c", "solid", "rounded", "#e0a030", "round", 0.03),
     Breed("Mosscoat", ("#8a7b55", "#a98d60"), "#40381f", "tabby", "tufted", "#8fb447", "wide", 0.12),
@@ -80,10 +82,10 @@ BREEDS = (
     Breed("Candlewick", ("#ece3d2", "#d9b98a"), "#dccbb0", "solid", "folded", "#cf8a2c", "round", 0.06),
 )
 
-# Half width, half height, narrowing towards the chin.
+# Half of the width, half of the height, narrowing towards the chin.
 FACES = {"round": (1.0, 0.9, 0.06), "wide": (1.1, 0.88, 0.12), "wedge": (0.94, 0.98, 0.3)}
 
-# Base outside, bend outside, tip, bend inside, base inside, all of the ear at x > 0.
+# Outer base, outer bend, tip, inner bend and inner base of the ear at x > 0.
 EARS = {
     "pointed": ((0.96, -0.3), (1.0, -1.0), (0.86, -1.48), (0.5, -1.16), (0.2, -0.72)),
     "tufted": ((0.98, -0.3), (1.08, -0.95), (0.94, -1.4), (0.52, -1.12), (0.22, -0.72)),
@@ -94,7 +96,7 @@ EARS = {
 
 @dataclass(frozen=True)
 class Pose:
-    """Where head units land on a canvas, in canvas pixels and radians."""
+    """Position, scale and rotation of the head on a canvas, in canvas pixels and radians."""
 
     x: float
     y: float
@@ -103,36 +105,36 @@ class Pose:
     flip: int  # -1 mirrors left and right
 
     def pixels(self, points: Iterable[Point]) -> list[Point]:
-        """Head units to canvas pixels."""
+        """Converts head units to canvas pixels."""
         cos, sin = math.cos(self.tilt) * self.unit, math.sin(self.tilt) * self.unit
         flipped = ((x * self.flip, y) for x, y in points)
         return [(self.x + cos * x - sin * y, self.y + sin * x + cos * y) for x, y in flipped]
 
 
 class Canvas:
-    """An image that is painted in head units."""
+    """An image with drawing methods that take head units."""
 
     def __init__(self, image: Image.Image, pose: Pose):
         self.image, self.pose, self.ink = image, pose, ImageDraw.Draw(image)
 
     def fill(self, points: Iterable[Point], colour: Colour | int) -> None:
-        """Fill the polygon."""
+        """Fill a polygon."""
         self.ink.polygon(self.pose.pixels(points), fill=colour)
 
     def stroke(self, points: Iterable[Point], colour: Colour | int, width: float) -> None:
-        """Draw the open line, `width` head units wide."""
+        """Draw an open line that is `width` head units wide."""
         thick = max(1, round(width * self.pose.unit))
         self.ink.line(self.pose.pixels(points), fill=colour, width=thick, joint="curve")
 
     def glow(self, centre: Point, rx: float, ry: float, colour: Colour, strength: float) -> None:
-        """Blend in a soft disc of the colour, `strength` (0 to 1) in its middle."""
+        """Blend in a soft disc; `strength` (0 to 1) is its opacity in the middle."""
         (x, y), w, h = self.pose.pixels([centre])[0], int(rx * self.pose.unit), int(ry * self.pose.unit)
         disc = SOFT_DISC.resize((2 * w + 1, 2 * h + 1), Image.Resampling.BILINEAR)
         self.image.paste(colour, (int(x) - w, int(y) - h), disc.point(lambda v: int(v * strength)))
 
 
 def oval(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, pinch: float = 0.0) -> list[Point]:
-    """Outline of an ellipse turned by `turn` radians; `pinch` above 0 sharpens its two ends to an almond."""
+    """Outline of an ellipse rotated by `turn` radians; `pinch` above 0 sharpens its two ends to an almond shape."""
     cos, sin, outline = math.cos(turn), math.sin(turn), []
     for step in range(28):
         a = step * math.tau / 28
@@ -142,24 +144,24 @@ def oval(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, pinch: f
 
 
 def bend(a: Point, pull: Point, b: Point, steps: int = 8) -> list[Point]:
-    """Curve from a to b drawn towards `pull` (a quadratic Bezier)."""
+    """Quadratic Bezier curve from a to b with the control point `pull`."""
     shares = [((1 - t) ** 2, 2 * t * (1 - t), t * t) for t in (i / steps for i in range(steps + 1))]
     return [(i * a[0] + j * pull[0] + k * b[0], i * a[1] + j * pull[1] + k * b[1]) for i, j, k in shares]
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """The colour `share` (0 to 1) of the way from a to b."""
+    """Interpolate between two colours; `share` is 0 for a and 1 for b."""
     return tuple(round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
 
 
 def vary(rng: random.Random, colour: str | Colour, light: float = 0.1, tint: float = 0.05) -> Colour:
-    """A colour near the given one: brightness and each channel move by those relative spreads."""
+    """Vary a colour: `light` and `tint` are the relative standard deviations of the brightness and of each channel."""
     rgb = ImageColor.getrgb(colour) if isinstance(colour, str) else colour
     gain = rng.gauss(1, light)
     return tuple(min(255, max(0, round(v * gain * rng.gauss(1, tint)))) for v in rgb)
 
 
-# ---- coat patterns: each paints a whole canvas, later cut to the outlines of head, ears and body ----
+# ---- coat patterns: each fills a whole canvas, which is later masked by the outlines of head, ears and body ----
 
 
 def paint_solid(coat: Canvas, marking: Colour, rng: random.Random) -> None:
@@ -235,14 +237,14 @@ PATTERNS = {
 
 
 def fur_texture(size: tuple[int, int], noise: np.random.Generator) -> Image.Image:
-    """RGB image of light and dark strands to multiply a coat by; fur hangs down, so strands are upright."""
+    """RGB image of light and dark vertical strands, to multiply a coat with."""
     width, height = STRAND
     strands = noise.integers(FUR_SHADE, 256, (size[1] // height + 2, size[0] // width + 2), dtype=np.uint8)
     return Image.fromarray(strands).resize(size, Image.Resampling.BILINEAR).convert("RGB")
 
 
 def ragged(outline: list[Point], fluff: float, rng: random.Random) -> list[Point]:
-    """The outline about (0, 0) with every second point pushed out a little, like tufts of fur."""
+    """Move every second point of an outline around (0, 0) outwards a little, like tufts of fur."""
     reach = [1 + fluff * (i % 2) * rng.uniform(0.2, 1.3) for i in range(len(outline))]
     return [(x * k, y * k) for k, (x, y) in zip(reach, outline, strict=True)]
 
@@ -260,7 +262,7 @@ def head_outline(breed: Breed, rng: random.Random) -> list[Point]:
 
 
 def draw_body(photo: Canvas, coat: Image.Image, rng: random.Random) -> None:
-    """Shoulders and chest, and mostly a tail, in a shaded coat."""
+    """Draw shoulders, chest and usually a tail, in a shaded coat."""
     mask = Canvas(Image.new("L", photo.image.size), photo.pose)
     wide = rng.uniform(1.15, 1.5)
     for side in (-1, 1):
@@ -271,12 +273,12 @@ def draw_body(photo: Canvas, coat: Image.Image, rng: random.Random) -> None:
         mask.stroke(bend((wide - 0.3, 2.7), (wide + 1.4, 2.4), tip, 14), 255, 0.36)
         mask.fill(oval(*tip, 0.18, 0.18), 255)
     shaded = Canvas(coat.point(lambda v: int(v * 0.86)), photo.pose)
-    shaded.glow((0, 0.75), 1.3, 1.0, INK, 0.75)  # the shadow of the head
+    shaded.glow((0, 0.75), 1.3, 1.0, INK, 0.75)  # shadow of the head
     photo.image.paste(shaded.image, mask=mask.image)
 
 
 def draw_ears(photo: Canvas, coat: Image.Image, lining: Colour, breed: Breed, rng: random.Random) -> None:
-    """Two ears; the head hides the front of their base."""
+    """Draw two ears; the head hides the front of their base."""
     mask, linings = Canvas(Image.new("L", photo.image.size), photo.pose), []
     for side in (-1, 1):
         twist = rng.gauss(0, 0.05)
@@ -295,7 +297,7 @@ def draw_ears(photo: Canvas, coat: Image.Image, lining: Colour, breed: Breed, rn
 
 
 def draw_flaps(photo: Canvas, coat: Image.Image) -> None:
-    """Folded ears: the tips lie forward on the forehead."""
+    """Draw the tips of folded ears, which lie on the forehead."""
     for side in (-1, 1):
         flap = bend((0.3 * side, -0.86), (0.5 * side, -0.42), (0.72 * side, -0.4))
         flap += bend((0.72 * side, -0.4), (0.98 * side, -0.5), (0.94 * side, -0.62))
@@ -306,7 +308,7 @@ def draw_flaps(photo: Canvas, coat: Image.Image) -> None:
 
 
 def draw_head(photo: Canvas, coat: Image.Image, breed: Breed, rng: random.Random) -> None:
-    """Head in the coat, rounded by soft light above and shade below."""
+    """Draw the head in the coat, rounded by soft light above and shade below."""
     mask = Canvas(Image.new("L", photo.image.size), photo.pose)
     mask.fill(head_outline(breed, rng), 255)
     lit = Canvas(coat.copy(), photo.pose)
@@ -316,7 +318,7 @@ def draw_head(photo: Canvas, coat: Image.Image, breed: Breed, rng: random.Random
 
 
 def draw_eyes(photo: Canvas, breed: Breed, look: Point, rng: random.Random) -> None:
-    """Two eyes with rim, iris, pupil and glint; now and then they are closed."""
+    """Draw two eyes with rim, iris, pupil and glint; in some photos they are closed."""
     almond, asleep = breed.face == "wedge", rng.random() < SLEEPY
     iris, slit, gaze = vary(rng, breed.eyes, 0.12, 0.06), rng.uniform(0.04, 0.15), rng.gauss(0, 0.025)
     rx, ry = (0.25, 0.2) if almond else (0.22, 0.21)
@@ -335,7 +337,7 @@ def draw_eyes(photo: Canvas, breed: Breed, look: Point, rng: random.Random) -> N
 
 
 def draw_muzzle(photo: Canvas, coat_colour: Colour, look: Point, rng: random.Random) -> None:
-    """Whisker pads, nose, mouth and whiskers."""
+    """Draw whisker pads, nose, mouth and whiskers."""
     x, y = look[0] * 1.4, look[1] * 1.4
     for side in (-1, 1):
         photo.glow((x + 0.19 * side, y + 0.47), 0.36, 0.3, mix(coat_colour, WHITE, 0.5), 0.6)
@@ -363,12 +365,12 @@ def draw_muzzle(photo: Canvas, coat_colour: Colour, look: Point, rng: random.Ran
 
 
 def random_colour(rng: random.Random) -> Colour:
-    """A colour for furniture and other clutter."""
+    """Random colour for furniture and other clutter."""
     return vary(rng, rng.choice(CLUTTER), 0.12)
 
 
 def add_clutter(ink: ImageDraw.ImageDraw, kind: str, w: int, h: int, rng: random.Random) -> None:
-    """One thing somewhere in a background of w x h pixels."""
+    """Draw one object at a random position of a background of w x h pixels."""
     x, y, r = rng.randint(0, w), rng.randint(0, h), rng.randint(4, h // 3)
     if kind == "frame":  # window, picture or shelf
         rim = vary(rng, "#e8e2d2")
@@ -379,12 +381,12 @@ def add_clutter(ink: ImageDraw.ImageDraw, kind: str, w: int, h: int, rng: random
         ink.line((x, y, x + rng.randint(-3, 3), y - rng.randint(3, 12)), fill=vary(rng, "#7fae52", 0.3))
     elif kind == "cloud":
         ink.ellipse((x - r, y - r // 3, x + r, y + r // 3), fill=vary(rng, "#e9eef2", 0.05))
-    else:  # a disc: something far out of focus
+    else:  # disc: an object that is far out of focus
         ink.ellipse((x - r, y - r, x + r, y + r), fill=random_colour(rng))
 
 
 def draw_background(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """One of the scenes, drawn small and enlarged: out of focus like the background of a portrait."""
+    """Draw a random scene, small and then enlarged, so that it is out of focus like the background of a portrait."""
     w, h = size[0] // 4, size[1] // 4
     wall, floor, kind, most = rng.choice(SCENES)
     colour = vary(rng, wall, 0.12, 0.08)
@@ -398,7 +400,7 @@ def draw_background(size: tuple[int, int], rng: random.Random) -> Image.Image:
 
 
 def draw_occluder(photo: Canvas, rng: random.Random) -> None:
-    """Something in front of the cat: a blanket, leaves, or a rail."""
+    """Draw an object in front of the cat: a blanket, leaves, or a rail."""
     kind, colour = rng.choice(("blanket", "leaves", "rail")), random_colour(rng)
     if kind == "blanket":
         edge = [(x / 2, rng.uniform(0.3, 0.7)) for x in range(-10, 11)]
@@ -414,8 +416,8 @@ def draw_occluder(photo: Canvas, rng: random.Random) -> None:
 
 
 def draw_cat(image: Image.Image, breed: Breed, rng: random.Random, noise: np.random.Generator) -> None:
-    """Draw the cat, and what hides it, onto the background."""
-    for trait in ("ears", "eyes"):  # a few cats are of mixed descent: no classifier should get them all right
+    """Draw the cat, and sometimes an object in front of it, onto the background."""
+    for trait in ("ears", "eyes"):  # some cats are mixed breeds, so that no classifier can be perfect
         if rng.random() < MIXED:
             breed = replace(breed, **{trait: getattr(rng.choice(BREEDS), trait)})
     short = min(image.size)
@@ -446,7 +448,7 @@ def draw_cat(image: Image.Image, breed: Breed, rng: random.Random, noise: np.ran
 
 
 def expose(image: Image.Image, rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """Take the photo: white balance, uneven light, now and then blur or faded colour, and sensor noise."""
+    """Apply camera effects: white balance, uneven light, sensor noise, and sometimes blur or faded colour."""
     if rng.random() < BLURRED:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.2)))
     pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)
@@ -466,13 +468,13 @@ def draw_photo(breed: Breed, seed: int | str) -> Image.Image:
     """Draw one photo of a cat of the breed.
 
     Args:
-        breed: usually one of BREEDS.
-        seed: decides everything that varies from photo to photo; the same seed gives the same pixels.
+        breed: Breed of the cat, usually one of BREEDS.
+        seed: Seed for everything that varies between photos; the same seed gives the same pixels.
 
     Returns:
-        An RGB image whose long side is LONG_SIDE pixels, portrait, square or landscape.
+        RGB image in portrait, square or landscape format; its longer side is in the range LONG_SIDE.
     """
-    rng = random.Random(f"{breed.name}/{seed}")  # takes SHA-512 of the text: the same in every process
+    rng = random.Random(f"{breed.name}/{seed}")  # hashes the text with SHA-512, so it is the same in every process
     noise = np.random.default_rng(rng.getrandbits(64))
     long, aspect = rng.randint(*LONG_SIDE), rng.choice(ASPECTS)
     width, height = (long, round(long / aspect)) if aspect >= 1 else (round(long * aspect), long)
@@ -490,7 +492,7 @@ def is_png(number: int) -> bool:
 
 
 def encode_photo(breed: Breed, number: int, seed: int, stamp: str) -> bytes:
-    """File content of photo `number`; the stamp goes in as a comment."""
+    """Return the file content of photo `number`, with the stamp as a comment."""
     image, content = draw_photo(breed, f"{seed}/{number}"), io.BytesIO()
     if is_png(number):
         info = PngImagePlugin.PngInfo()
@@ -503,7 +505,7 @@ def encode_photo(breed: Breed, number: int, seed: int, stamp: str) -> bytes:
 
 
 def is_stamped(path: Path, stamp: str) -> bool:
-    """Whether the file begins with the stamp that `encode_photo` puts in."""
+    """Whether the file contains the stamp of `encode_photo` near its start."""
     with path.open("rb") as file:
         return stamp.encode() in file.read(200)
 
@@ -514,48 +516,44 @@ def write_sample_data(
     breeds: int = 6,
     photos: int = 40,
     seed: int = 0,
-    first: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    offset: int = 0,
 ) -> list[Path]:
-    """Write photos of imaginary breeds as `out/<Breed Name>/<slug>_<number>.jpg` (a few are `.png`).
+    """Write photos of synthetic breeds to `out/<Breed Name>/<slug>_<number>.jpg`; a few are `.png`.
 
-    A photo depends only on the seed, its breed and its number, so asking for more photos later keeps
-    the earlier ones, and the same bytes come out every time (with the same version of Pillow).
+    A photo depends only on the seed, its breed and its number. So a later call for more photos keeps the
+    existing ones, and the files are reproducible byte for byte with the same version of Pillow.
 
     Args:
-        out: folder for the breed folders; made if missing.
-        breeds: how many of BREEDS to draw, from the top; 2 to len(BREEDS).
-        photos: photos per breed, at least 1.
-        seed: another seed gives other photos of the same breeds.
-        first: photos to skip: numbers run from first + 1 to first + photos, for photos not seen before.
-        progress: called after each photo with (photos done, photos in all).
+        out: Folder for the breed folders; created if missing.
+        breeds: Number of breeds, the first of BREEDS; 2 to len(BREEDS).
+        photos: Number of photos per breed, at least 1.
+        seed: Random seed; another seed gives other photos of the same breeds.
+        offset: Number of photos to skip per breed: the photos are numbered from offset + 1 to offset + photos.
 
     Returns:
-        The paths of all photos asked for, by breed and number; those already there are left as they are.
+        Paths of all requested photos, ordered by breed and number, including those that already existed.
 
     Raises:
-        ValueError: an argument is out of its range.
-        FileExistsError: a file of that name is there which is not this very photo. It is left alone.
+        ValueError: If an argument is out of its range.
+        FileExistsError: If a path has a file that is not this photo. It is not changed.
     """
     if not 2 <= breeds <= len(BREEDS):
         raise ValueError(f"breeds must be 2 to {len(BREEDS)}, not {breeds}")
     if photos < 1:
         raise ValueError(f"photos must be at least 1, not {photos}")
-    if first < 0:
-        raise ValueError(f"first must be at least 0, not {first}")
-    jobs = [(breed, number) for breed in BREEDS[:breeds] for number in range(first + 1, first + photos + 1)]
-    written = []
-    for done, (breed, number) in enumerate(jobs, 1):
-        path = Path(out) / breed.name / f"{breed.slug}_{number:04d}.{'png' if is_png(number) else 'jpg'}"
-        stamp = f"imaginary cat, seed {seed}, number {number};"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")  # a photo cut short never looks finished
-            part.write_bytes(encode_photo(breed, number, seed, stamp))
-            os.replace(part, path)
-        elif not is_stamped(path, stamp):
-            raise FileExistsError(f"{path} is not photo {number} of seed {seed}; use an empty folder")
-        written.append(path)
-        if progress:
-            progress(done, len(jobs))
-    return written
+    if offset < 0:
+        raise ValueError(f"offset must be at least 0, not {offset}")
+    paths = []
+    for breed in BREEDS[:breeds]:
+        for number in range(offset + 1, offset + photos + 1):
+            path = Path(out) / breed.name / f"{breed.slug}_{number:04d}.{'png' if is_png(number) else 'jpg'}"
+            stamp = f"imaginary cat, seed {seed}, number {number};"  # part of the file, so it must not change
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_suffix(".part")  # an interrupted write leaves no incomplete photo
+                part.write_bytes(encode_photo(breed, number, seed, stamp))
+                os.replace(part, path)
+            elif not is_stamped(path, stamp):
+                raise FileExistsError(f"{path}: not photo {number} of seed {seed}; use an empty folder")
+            paths.append(path)
+    return paths

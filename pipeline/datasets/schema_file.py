@@ -1,4 +1,4 @@
-"""The file that says what photos must look like: schema.pbtxt, a Schema of TensorFlow Metadata."""
+"""Reads schema.pbtxt, the TensorFlow Metadata schema that photos are validated against."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ SCHEMA_FILE = "schema.pbtxt"
 
 
 def read_schema(path: Path) -> schema_pb2.Schema:
-    """The schema in a file.
+    """Reads a schema file.
 
     Raises:
-        ValueError: the file is no schema of photos; the message says why.
-        OSError: it cannot be read.
+        ValueError: If the file is not a schema of photos.
+        OSError: If the file cannot be read.
     """
     try:
         schema = text_format.Parse(path.read_text(encoding="utf-8"), schema_pb2.Schema())
@@ -24,5 +24,5 @@ def read_schema(path: Path) -> schema_pb2.Schema:
     domains = {domain.name for domain in schema.string_domain}
     for feature in schema.feature:
         if feature.HasField("domain") and feature.domain not in domains:
-            raise ValueError(f"feature {feature.name} has the domain {feature.domain!r}, which is not there")
+            raise ValueError(f"feature {feature.name} has the domain {feature.domain!r}, which is not defined")
     return schema

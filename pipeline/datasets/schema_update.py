@@ -1,4 +1,4 @@
-"""Writes the schema of a data set for review: the breeds it has now, and every bound that was set by hand."""
+"""Adds the breeds of a data set to its schema, and keeps bounds that were set by hand."""
 
 import itertools
 from pathlib import Path
@@ -12,13 +12,13 @@ from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
 from serving.names import distinguishable, respelled
 
 
-class Update(NamedTuple):
-    """What changed in a schema.
+class SchemaUpdate(NamedTuple):
+    """Changes to a schema.
 
     Attributes:
-        path: the file that was written.
-        added: breeds of the data that it did not have.
-        unused: breeds it has and the data has not; they stay.
+        path: Schema file that was written.
+        added: Breeds that were added.
+        unused: Breeds of the schema that have no photos; they are kept.
     """
 
     path: Path
@@ -26,30 +26,29 @@ class Update(NamedTuple):
     unused: list[str]
 
 
-def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Update:
-    """Adds `breeds` to the schema in `folder`, which starts as a copy of the file `template`.
+def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> SchemaUpdate:
+    """Adds `breeds` to the schema in `folder`, which is created as a copy of the file `template` if it does not exist.
 
-    Everything else stays as it is: bounds, comparators, the comment at the top (others would get lost, so none are
-    written there).
+    Bounds, comparators and the comment at the top of the file are kept. Other comments are lost.
 
     Raises:
-        ValueError: the file is no schema.
-        DataError: a breed of the data has another spelling there.
+        ValueError: If the file is not a schema.
+        DataError: If the schema has another spelling of a breed.
     """
     path = folder / SCHEMA_FILE
-    start = path if path.exists() else template
-    text, schema = start.read_text(encoding="utf-8"), read_schema(start)
-    known = breed_domain(schema)
-    if known is None:
+    source = path if path.exists() else template
+    text, schema = source.read_text(encoding="utf-8"), read_schema(source)
+    domain = breed_domain(schema)
+    if domain is None:
         feature = next(feature for feature in schema.feature if feature.name == "breed")
-        known = feature.string_domain
-        known.name = "breeds"
-    if groups := respelled([*known.value, *breeds]):
+        domain = feature.string_domain
+        domain.name = "breeds"
+    if groups := respelled([*domain.value, *breeds]):
         names = "; ".join(map(distinguishable, groups))
-        raise DataError(f"{path}: the same breed in two spellings: {names}; rename the folder, or mend that file")
-    added = sorted(set(breeds) - set(known.value))
-    known.value.extend(added)
+        raise DataError(f"{path}: the same breed in two spellings: {names}; rename the folder, or edit this file")
+    added = sorted(set(breeds) - set(domain.value))
+    domain.value.extend(added)
     comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(comment + text_format.MessageToString(schema, as_utf8=True), encoding="utf-8")
-    return Update(path, added, sorted(set(known.value) - set(breeds)))
+    return SchemaUpdate(path, added, sorted(set(domain.value) - set(breeds)))

@@ -1,4 +1,4 @@
-"""A candidate's model: Transform's graph and the head, from an embedding to the probabilities of breeds."""
+"""The model of a candidate: Transform's graph and a head, which map embeddings to breed probabilities."""
 
 from typing import Any
 
@@ -12,7 +12,9 @@ from serving.model_files import MODEL_RECORD_FILE
 
 
 class CandidateModel(tf.Module):
-    """Transform's graph and head in one, some hundred kilobytes; BackboneSelector joins the winner's with its backbone.
+    """Transform's graph and a head in one SavedModel of a few hundred kilobytes, without the backbone.
+
+    BackboneSelector combines the model of the winner with its backbone.
 
     Signatures:
         classify_embedding: embedding float32 [n, d] -> probabilities float32 [n, breeds] and breeds string
@@ -20,24 +22,24 @@ class CandidateModel(tf.Module):
         transform_labels: breed string [n] -> label int64 [n].
 
     Args:
-        transform: output of Transform.
-        head: see `pipeline.modules.head.build_head`.
-        breeds: names in the order of the head's outputs.
+        transform: Output of Transform.
+        head: Trained head from `pipeline.modules.head.build_head`.
+        breeds: Breeds in the order of the head's outputs.
     """
 
     def __init__(self, transform: tft.TFTransformOutput, head: keras.Model, breeds: list[str]):
         super().__init__()
         self._transform = transform.transform_features_layer()
-        # The variables, not the Keras model: Keras's own exports write each of them twice.
+        # Track the variables and not the Keras model, because exporting the model writes each variable twice.
         self._head_weights = [variable.value for variable in head.variables]
         self._breeds = tf.constant(breeds)
 
-        # Without autograph, which would convert the code of Keras; nothing here branches.
+        # No autograph: there is no Python control flow to convert here, and autograph would convert the code of Keras.
         @tf.function(
             input_signature=[tf.TensorSpec([None, head.input_shape[-1]], tf.float32, "embedding")], autograph=False
         )
         def classify_embedding(embedding):
-            # Transform's layer is a tf_keras model: it may only be called inside a tf.function.
+            # Transform's layer is a tf_keras model, which can only be called inside a tf.function.
             probabilities = head(self._transform({"embedding": embedding})["embedding"], training=False)
             names = tf.broadcast_to(self._breeds, tf.shape(probabilities))
             return {"probabilities": probabilities, "breeds": names}
@@ -49,6 +51,6 @@ class CandidateModel(tf.Module):
         self.endpoints = {"classify_embedding": classify_embedding, "transform_labels": transform_labels}
 
     def save(self, path: str, record: dict[str, Any]) -> None:
-        """Writes the SavedModel and `record`, what it is made of."""
+        """Write the SavedModel and its record (see `serving.model_files`)."""
         saved_model.save(self, path, self.endpoints)
         write_json(path, MODEL_RECORD_FILE, record)

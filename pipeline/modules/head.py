@@ -1,4 +1,4 @@
-"""The head that is trained on a backbone's embeddings, and the records it is trained on."""
+"""The classifier head of a backbone and the training data of heads."""
 
 import hashlib
 from typing import NamedTuple
@@ -9,36 +9,41 @@ import tensorflow_transform as tft
 
 from components.pinned_keras import keras
 
-# Photos in one pass when nothing is learned; at most 34 MB of embeddings.
-EVALUATION_BATCH = 4096
+# Photos per batch during evaluation; at most 34 MB of embeddings.
+EVALUATION_BATCH_SIZE = 4096
 
-# Steps are so short that Python's overhead would be most of their time; this makes an epoch few calls.
-_STEPS_PER_CALL = 256
+# A training step is so short that the overhead of calling it from Python would dominate.
+_STEPS_PER_EXECUTION = 256
 
 
 class Records(NamedTuple):
-    """One split in memory, in the order of the photos' content hashes.
+    """One split in memory, sorted by the content hashes of the photos.
 
     Attributes:
-        embeddings: float32 [n, d], standardised.
-        labels: int64 [n].
-        hashes: bytes, n of them.
+        embeddings: Standardised embeddings, float32 [n, d].
+        labels: Indices of the breeds, int64 [n].
+        content_hashes: Content hashes of the n photos.
     """
 
     embeddings: np.ndarray
     labels: np.ndarray
-    hashes: list[bytes]
+    content_hashes: list[bytes]
 
     def digest(self) -> str:
-        """SHA-256 of which photo has which label."""
+        """SHA-256 of the pairs of content hash and label."""
         digest = hashlib.sha256()
-        for content_hash, label in zip(self.hashes, self.labels, strict=True):
+        for content_hash, label in zip(self.content_hashes, self.labels, strict=True):
             digest.update(content_hash + b"\0%d\0" % label)
         return digest.hexdigest()
 
 
 def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> Records:
-    """Reads transformed examples and sorts them, so that training does not depend on the order of Beam's shards."""
+    """Read transformed examples and sort them, so that training does not depend on Beam's sharding.
+
+    Args:
+        file_patterns: Glob patterns of gzipped TFRecord files.
+        transform: Output of Transform.
+    """
     spec = transform.transformed_feature_spec()
     files = sorted(path for pattern in file_patterns for path in tf.io.gfile.glob(pattern))
     batches = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(1024)
@@ -56,34 +61,41 @@ def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> 
 def build_head(
     embedding_size: int, breeds: int, hyperparameters: dict, dropout: keras.layers.Layer | None = None
 ) -> keras.Model:
-    """A compiled classifier: float32 [n, embedding_size] -> probabilities float32 [n, breeds].
+    """Build and compile a head: embeddings float32 [n, embedding_size] -> probabilities float32 [n, breeds].
 
     Args:
-        embedding_size: length of an embedding.
-        breeds: number of classes.
-        hyperparameters: `units` (0: linear), `dropout`, `learning_rate`, `weight_decay`.
-        dropout: layer in place of Keras's Dropout at the rate `dropout`.
+        embedding_size: Length of an embedding.
+        breeds: Number of classes.
+        hyperparameters: Values of `units` (hidden units; 0 for a linear head), `dropout` (rate), `learning_rate` and
+            `weight_decay`.
+        dropout: Dropout layer to use instead of Keras's Dropout with the rate in `hyperparameters`.
     """
     layers = [keras.Input([embedding_size]), dropout or keras.layers.Dropout(hyperparameters["dropout"])]
     if hyperparameters["units"]:
         layers.append(keras.layers.Dense(hyperparameters["units"], activation="relu"))
-    # From zero, as in BiT (Kolesnikov et al., ECCV 2020): where photos are few, random weights are noise that stays.
+    # Zero initialisation as in BiT (Kolesnikov et al., ECCV 2020). With few photos, training does not remove the noise
+    # of random initial weights.
     layers.append(keras.layers.Dense(breeds, activation="softmax", kernel_initializer="zeros"))
     head = keras.Sequential(layers)
     head.compile(
         keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        jit_compile=False,  # compiling takes longer than these heads train
-        steps_per_execution=_STEPS_PER_CALL,
+        jit_compile=False,  # compilation takes longer than training a head
+        steps_per_execution=_STEPS_PER_EXECUTION,
     )
     return head
 
 
-def batches(records: Records, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
-    """Batches (embeddings float32 [n, d], labels int64 [n]) for `fit`; shuffled anew in each epoch where given a seed.
+def batched_dataset(records: Records, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+    """Return a dataset of batches (embeddings float32 [batch_size, d], labels int64 [batch_size]) for `fit`.
 
-    Leaner than Keras's own reading of arrays, whose set-up takes longer than an epoch of a head.
+    It is used because the set-up of Keras's array input takes longer than an epoch of training a head.
+
+    Args:
+        records: Photos of one split.
+        batch_size: Number of photos per batch; the last batch may be smaller.
+        seed: Seed for shuffling, which differs in each epoch; None keeps the order of `records`.
     """
     embeddings, labels = tf.constant(records.embeddings), tf.constant(records.labels)
     indices = tf.data.Dataset.range(len(records.labels))
@@ -100,6 +112,9 @@ def batches(records: Records, batch_size: int, seed: int | None = None) -> tf.da
 
 
 def make_deterministic(seed: int) -> None:
-    """The same inputs give the same model from here on; set before each search or training."""
+    """Set all random seeds and deterministic ops, so that equal inputs give equal models.
+
+    Call it before each search and each training.
+    """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()

@@ -1,19 +1,22 @@
-"""Transform's preprocessing: embeddings are standardised and breeds numbered, by full-pass statistics over train."""
+"""Preprocessing module of Transform: standardises embeddings and encodes breeds with statistics of the train split."""
 
 import tensorflow as tf
 import tensorflow_transform as tft
 
 VOCABULARY = "breeds"
-_SMALL = 1e-9  # where a photo, or all of them, have nothing to divide by
+_EPSILON = 1e-9  # avoids division by zero
 
 
 def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Features of EmbeddingGen -> what heads learn from; its graph is part of the served model.
+    """Convert the features of EmbeddingGen to the inputs of a head. Its graph is part of the served model.
+
+    Args:
+        inputs: `embedding` float32 [n, d], `breed` string [n, 1] and `content_hash` string [n, 1].
 
     Returns:
-        embedding: float32 [n, d], see `standardise`.
-        label: int64 [n, 1], index into the vocabulary; -1 for a breed that train does not have.
-        content_hash: string [n, 1], the order in which records are learned.
+        embedding: Standardised embedding, float32 [n, d]; see `standardise`.
+        label: Index of the breed in the vocabulary, int64 [n, 1]; -1 for a breed that is not in train.
+        content_hash: Content hash of the photo, string [n, 1]; sort key of the training data.
     """
     return {
         "embedding": standardise(inputs["embedding"]),
@@ -23,13 +26,20 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def standardise(embedding: tf.Tensor) -> tf.Tensor:
-    """Float32 [n, d] -> of one length each, then mean 0 in each dimension, divided by the average deviation.
+    """Normalise the length of each embedding, then centre each dimension and divide by the mean standard deviation.
 
-    SimpleShot (Wang et al., 2019) found that length carries exposure more than content. One deviation for all
-    dimensions, because a plain z-score would blow up those that hardly vary. Against own deviations and no common
-    length, heads on 60 photos of 12 breeds gain 3 points of accuracy on others (Xception, mean of 14 splits).
+    The length of an embedding reflects the exposure of the photo more than its content (SimpleShot, Wang et al., 2019).
+    All dimensions share one standard deviation because a z-score per dimension amplifies dimensions that hardly vary.
+    Compared with a z-score per dimension without length normalisation, heads trained on 60 photos of 12 breeds gain 3
+    points of accuracy on unseen photos (Xception, mean of 14 splits).
+
+    Args:
+        embedding: Float32 [n, d].
+
+    Returns:
+        Float32 [n, d].
     """
-    embedding *= tf.math.rsqrt(tf.reduce_mean(embedding**2, axis=1, keepdims=True) + _SMALL)
+    embedding *= tf.math.rsqrt(tf.reduce_mean(embedding**2, axis=1, keepdims=True) + _EPSILON)
     mean = tft.mean(embedding, reduce_instance_dims=False)
     deviation = tf.sqrt(tft.var(embedding, reduce_instance_dims=False))
-    return (embedding - mean) / (tf.reduce_mean(deviation) + _SMALL)
+    return (embedding - mean) / (tf.reduce_mean(deviation) + _EPSILON)

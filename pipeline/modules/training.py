@@ -1,4 +1,4 @@
-"""Trainer: the final head of one backbone, with the hyperparameters that the Tuner found."""
+"""Trainer module: trains the final head of one backbone with the best hyperparameters of the Tuner."""
 
 import time
 
@@ -20,7 +20,7 @@ _HYPERPARAMETERS = ("units", "dropout", "learning_rate", "weight_decay")
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Entry point of TFX's Trainer; settings in `custom_config`: trainer, seed, modules."""
+    """Entry point of TFX's Trainer. `fn_args.custom_config` has the keys trainer, seed and modules."""
     config = fn_args.custom_config
     started = time.monotonic()
     make_deterministic(config["seed"])
@@ -28,8 +28,8 @@ def run_fn(fn_args: FnArgs) -> None:
     breeds = [name.decode() for name in transform.vocabulary_by_name(VOCABULARY)]
     train = read_records(fn_args.train_files, transform)
     evaluation = read_records(fn_args.eval_files, transform)
-    found = kt.HyperParameters.from_config(fn_args.hyperparameters)
-    hyperparameters = {name: found.get(name) for name in _HYPERPARAMETERS}
+    tuned = kt.HyperParameters.from_config(fn_args.hyperparameters)
+    hyperparameters = {name: tuned.get(name) for name in _HYPERPARAMETERS}
 
     head = build_head(train.embeddings.shape[1], len(breeds), hyperparameters)
     settings = config["trainer"]
@@ -41,7 +41,7 @@ def run_fn(fn_args: FnArgs) -> None:
         batch_size=settings["batch_size"],
         verbose=0,
         callbacks=[
-            # Ends with the weights of its best epoch, also when it was never stopped.
+            # Restores the weights of the best epoch even if training was not stopped early.
             keras.callbacks.EarlyStopping("val_loss", patience=settings["patience"], restore_best_weights=True),
             keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, _: progress.report("epochs", epoch + 1, settings["epochs"])

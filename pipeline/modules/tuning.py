@@ -1,4 +1,4 @@
-"""Tuner: Hyperband (Li et al., JMLR 2018) over the head's hyperparameters, judged on the eval split."""
+"""Tuner module: a Hyperband search (Li et al., JMLR 2018) for the hyperparameters of a head, scored on eval."""
 
 import gc
 import time
@@ -14,12 +14,12 @@ from tfx.components.tuner.component import TunerFnResult
 from components import progress
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.pinned_keras import keras
-from pipeline.modules.head import EVALUATION_BATCH, batches, build_head, make_deterministic, read_records
+from pipeline.modules.head import EVALUATION_BATCH_SIZE, batched_dataset, build_head, make_deterministic, read_records
 from pipeline.modules.preprocessing import VOCABULARY
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
-    """Entry point of TFX's Tuner; settings come in `custom_config`: tuner, batch_size, seed."""
+    """Entry point of TFX's Tuner. `fn_args.custom_config` has the keys tuner, batch_size and seed."""
     config = fn_args.custom_config
     make_deterministic(config["seed"])
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
@@ -40,20 +40,31 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     return TunerFnResult(
         tuner=tuner,
         fit_kwargs={
-            "x": batches(train, config["batch_size"], config["seed"]),
-            "validation_data": batches(evaluation, EVALUATION_BATCH),
+            "x": batched_dataset(train, config["batch_size"], config["seed"]),
+            "validation_data": batched_dataset(evaluation, EVALUATION_BATCH_SIZE),
             "verbose": 0,
         },
     )
 
 
+def sample_hyperparameters(hp: kt.HyperParameters, space: dict) -> dict:
+    """Register the search space with Keras Tuner and return the values of the current trial."""
+    low, high = space["learning_rate"]
+    return {
+        "units": hp.Choice("units", space["units"]),
+        "dropout": hp.Choice("dropout", space["dropout"]),
+        "learning_rate": hp.Float("learning_rate", low, high, sampling="log"),
+        "weight_decay": hp.Choice("weight_decay", space["weight_decay"]),
+    }
+
+
 class HeadHyperModel(kt.HyperModel):
-    """Heads for trials. Those with as many `units` share one network, whose graphs are traced once.
+    """Builds the head of each trial. Trials with the same `units` reuse one network, so its graphs are traced once.
 
     Args:
-        embedding_size: length of an embedding.
-        breeds: number of classes.
-        space: the values to try, see `pipeline.settings.Tuner`.
+        embedding_size: Length of an embedding.
+        breeds: Number of classes.
+        space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
     """
 
     def __init__(self, embedding_size: int, breeds: int, space: dict):
@@ -62,14 +73,8 @@ class HeadHyperModel(kt.HyperModel):
         self._heads: dict[int, _ReusableHead] = {}
 
     def build(self, hp: kt.HyperParameters) -> keras.Model:
-        """The head of a trial, untrained."""
-        low, high = self._space["learning_rate"]
-        hyperparameters = {
-            "units": hp.Choice("units", self._space["units"]),
-            "dropout": hp.Choice("dropout", self._space["dropout"]),
-            "learning_rate": hp.Float("learning_rate", low, high, sampling="log"),
-            "weight_decay": hp.Choice("weight_decay", self._space["weight_decay"]),
-        }
+        """Return the untrained head of a trial."""
+        hyperparameters = sample_hyperparameters(hp, self._space)
         units = hyperparameters["units"]
         if units not in self._heads:
             self._heads[units] = _ReusableHead(self._embedding_size, self._breeds, hyperparameters)
@@ -77,7 +82,10 @@ class HeadHyperModel(kt.HyperModel):
 
 
 class _ReusableHead:
-    """A head whose hyperparameters, except `units`, are variables: a trial with others needs no new graph."""
+    """A head whose hyperparameters, except `units`, are variables, so that new values need no new graph.
+
+    Gain: "reused heads" of `benchmarks/optimizations.py`.
+    """
 
     def __init__(self, embedding_size: int, breeds: int, hyperparameters: dict):
         self._dropout = _VariableDropout()
@@ -85,11 +93,13 @@ class _ReusableHead:
         optimizer = self._model.optimizer
         optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
         optimizer.build(self._model.trainable_variables)
-        self._initial = [(variable, variable.numpy()) for variable in self._model.variables + optimizer.variables]
+        self._initial_values = [
+            (variable, variable.numpy()) for variable in self._model.variables + optimizer.variables
+        ]
 
     def reset(self, hyperparameters: dict) -> keras.Model:
-        """The model as if new, with these hyperparameters."""
-        for variable, value in self._initial:
+        """Reset all weights and the optimizer state, set `hyperparameters`, and return the model."""
+        for variable, value in self._initial_values:
             variable.assign(value)
         self._dropout.rate.assign(hyperparameters["dropout"])
         self._model.optimizer.learning_rate.assign(hyperparameters["learning_rate"])
@@ -98,7 +108,7 @@ class _ReusableHead:
 
 
 class _VariableDropout(keras.layers.Layer):
-    """Dropout with its rate in a variable."""
+    """Dropout whose rate is a variable."""
 
     def __init__(self):
         super().__init__()
@@ -108,80 +118,81 @@ class _VariableDropout(keras.layers.Layer):
     def call(self, inputs, training=False):
         if not training:
             return inputs
-        kept = keras.random.uniform(keras.ops.shape(inputs), seed=self._seeds) >= self.rate
-        return keras.ops.where(kept, inputs / (1 - self.rate), 0.0)
+        keep = keras.random.uniform(keras.ops.shape(inputs), seed=self._seeds) >= self.rate
+        return keras.ops.where(keep, inputs / (1 - self.rate), 0.0)
 
 
 class TrialError(FatalError):
-    """Trials of the search failed; the message names their hyperparameters and the cause."""
+    """One or more trials failed. The message has their hyperparameters and the cause."""
 
 
 class HeadHyperband(kt.Hyperband):
-    """Hyperband that records what each trial cost and reports how far the search is."""
+    """Hyperband that records the duration of each trial in seconds and reports progress."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        total = _trials(self.oracle)
+        total = _number_of_trials(self.oracle)
         self._counter = progress.Counter("trials", total)
         self._seconds = {}
-        self.oracle.max_trials = total  # TFX asks for the best `max_trials`; Hyperband leaves it None
+        self.oracle.max_trials = total  # TFX requests the best `max_trials` trials; Hyperband sets it to None
 
     def run_trial(self, trial, *args, **kwargs):
-        """Runs one trial and takes its time.
+        """Run one trial and record its duration.
 
         Raises:
-            TrialError: the trial failed, and so does the search; Keras Tuner would go on without it and not say why.
+            TrialError: If the trial fails. The search ends; Keras Tuner would continue and hide the cause.
         """
         started = time.monotonic()
         try:
             result = super().run_trial(trial, *args, **kwargs)
         except Exception as error:
-            raise TrialError(f"{_described(trial)} failed: {type(error).__name__}: {error}") from error
+            raise TrialError(f"{_describe(trial)} failed: {type(error).__name__}: {error}") from error
         self._seconds[trial.trial_id] = time.monotonic() - started
         self._counter.add()
         return result
 
     def search(self, *args, **kwargs):
-        """Runs all trials, then notes their seconds beside their hyperparameters, which is what TFX writes down.
+        """Run all trials, then add the seconds of each to its hyperparameters, which TFX writes to its results.
 
-        Only then: Hyperband compares those values to tell trials apart.
+        The seconds are added last because Hyperband identifies trials by their hyperparameters.
 
         Raises:
-            TrialError: see `run_trial`; or of three trials in a row, or of all, the objective is no number.
+            TrialError: If a trial fails, or if the objective of three consecutive trials or of all trials is NaN.
         """
-        # Keras Tuner collects garbage twice a trial; what TensorFlow and TFX keep in memory makes that slow.
+        # Keras Tuner collects garbage twice per trial. Frozen objects, such as the modules of TensorFlow and TFX, are
+        # skipped. Gain: "frozen search" of benchmarks/optimizations.py, in processes that are not frozen already.
         gc.collect()
         gc.freeze()
         try:
             super().search(*args, **kwargs)
         except RuntimeError as error:
-            self._refuse_failed(error)
+            self._raise_if_failed(error)
             raise
         finally:
             gc.unfreeze()
         if not any(trial.status == TrialStatus.COMPLETED for trial in self.oracle.trials.values()):
-            self._refuse_failed(None)
+            self._raise_if_failed(None)
         for trial_id, trial in self.oracle.trials.items():
             trial.hyperparameters.values[TRIAL_SECONDS] = self._seconds[trial_id]
 
-    def _refuse_failed(self, cause: Exception | None) -> None:
-        """Raises a TrialError if trials ended without a number; Keras Tuner says only how many they were."""
+    def _raise_if_failed(self, cause: Exception | None) -> None:
+        """Raise a TrialError if the objective of any trial is NaN; Keras Tuner reports only the number of trials."""
         failed = [trial for trial in self.oracle.trials.values() if trial.status == TrialStatus.FAILED]
         if failed:
-            trials = ", ".join(map(_described, failed[-3:]))
+            trials = ", ".join(map(_describe, failed[-3:]))
             raise TrialError(
-                f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged, "
-                "or embeddings are not finite. Lower the highest tuner.learning_rate; if that does not help, look at "
-                "the statistics of the embeddings and at the weights of the backbone"
+                f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged or the "
+                "embeddings are not finite. Lower the upper bound of tuner.learning_rate; if that does not help, "
+                "inspect the statistics of the embeddings and the weights of the backbone"
             ) from cause
 
 
-def _described(trial: Trial) -> str:
-    tried = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
-    return f"trial {trial.trial_id} ({', '.join(f'{name}={value:g}' for name, value in tried.items())})"
+def _describe(trial: Trial) -> str:
+    values = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
+    return f"trial {trial.trial_id} ({', '.join(f'{name}={value:g}' for name, value in values.items())})"
 
 
-def _trials(oracle: HyperbandOracle) -> int:
-    """Number of trials of a whole search: the sum over the rounds of its brackets."""
+def _number_of_trials(oracle: HyperbandOracle) -> int:
+    """Number of trials of a complete search, summed over all rounds of all brackets."""
     brackets = oracle._get_num_brackets()
     return sum(oracle._get_size(b, r) for b in range(brackets) for r in range(oracle._get_num_rounds(b)))

@@ -1,4 +1,4 @@
-"""A decision of ModelGate taken again by other rules, from what was measured then: nothing is trained or pushed."""
+"""Replays a decision of ModelGate with other rules on the recorded evaluations, without training or pushing."""
 
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -6,30 +6,30 @@ from typing import Any, get_type_hints
 from components.evaluation_result import read_evaluation_result
 from components.file_names import CHAMPION_FILE, INGEST_REPORT_FILE
 from components.json_files import read_json
-from components.release.gate_rules import Rules, judge
+from components.release.gate_rules import Rules, gate_document
 from pipeline.results.run_history import RunHistory
 from serving.model_files import read_record, with_current_keys
 
 
 def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, Any]:
-    """gate.json as it would be, with the id of the run.
+    """Contents of gate.json under the changed rules, plus the ID of the run.
 
     Args:
-        workdir: of the run.
-        run: its id, None for the last one.
-        changes: rules that differ from those of the run.
+        workdir: Workdir of the run.
+        run: ID of the run; None for the last one.
+        changes: Rules that override those of the run.
 
     Raises:
-        HistoryError: there is no such run, or it did not get as far as the gate.
-        FileNotFoundError: an artifact of that run is gone.
+        HistoryError: If the run does not exist or did not reach the gate.
+        FileNotFoundError: If an artifact of the run has been deleted.
     """
     history = RunHistory(workdir)
     run = run or history.last_run("ModelGate")
     gate = history.execution(run, "ModelGate")
     uris = {key: artifacts[0].uri for key, artifacts in gate.inputs.items()}
-    known = {name: kind(gate.properties[name]) for name, kind in get_type_hints(Rules).items()}
-    document = judge(
-        Rules(**(known | changes)),
+    rules = {name: kind(gate.properties[name]) for name, kind in get_type_hints(Rules).items()}
+    document = gate_document(
+        Rules(**(rules | changes)),
         read_record(Path(uris["candidate"]) / "Format-Serving"),
         read_evaluation_result(uris["candidate_evaluation"]),
         _champion(uris["champion"]),

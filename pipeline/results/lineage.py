@@ -1,4 +1,4 @@
-"""From a pushed version back to its photos, weights, schema, hyperparameters and code, through ML Metadata."""
+"""Traces a pushed version through ML Metadata to its photos, weights, schema, hyperparameters and code."""
 
 import json
 from typing import Any
@@ -12,8 +12,8 @@ from components.json_files import read_json_lines
 from pipeline.results.run_history import Execution, RunHistory
 from serving.registry import Registry
 
-# What a component tells of itself in the tree, from its parameters and from the properties of what it wrote.
-_TOLD = {
+# Properties shown in the tree for each component, from its parameters and its output artifacts.
+_SHOWN_PROPERTIES = {
     "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test"),
     "ImportSchemaGen": ("schema_file",),
     "Backbone": ("weights", "weights_dir", "weights_digest", "seed", "image_size"),
@@ -25,22 +25,23 @@ _TOLD = {
     "ModelGate": ("policy", "min_accuracy"),
     "ChampionModel": ("version",),
 }
-_DIGEST = 12
-# Parameters of components as earlier versions of this project called them.
-_RENAMED = {"code": "code_digest"}  # letters of a digest, enough to tell two apart
+# Number of characters shown of a digest.
+_SHORT_DIGEST = 12
+# Former names of component parameters in metadata from earlier versions of this project.
+_RENAMED_PARAMETERS = {"code": "code_digest"}
 
 
 class Lineage:
-    """All executions that a version of a model rests on.
+    """All executions upstream of a pushed version.
 
     Args:
-        history: of the workdir it was pushed from.
-        registry: that it was pushed to.
-        version: its number.
+        history: Run history of the workdir that the version was pushed from.
+        registry: Registry that contains the version.
+        version: Number of the version.
 
     Raises:
-        RegistryError: there is no such version.
-        HistoryError: ML Metadata does not know its run.
+        RegistryError: If the version does not exist.
+        HistoryError: If ML Metadata has no record of its run.
     """
 
     def __init__(self, history: RunHistory, registry: Registry, version: int):
@@ -49,40 +50,40 @@ class Lineage:
         self.pusher = history.execution(self.admission["run_id"], "Pusher")
 
     def inputs(self, execution: Execution) -> list[Execution]:
-        """The executions that wrote what `execution` read; of a selection, only those of the winner."""
+        """The executions that produced the inputs of `execution`; for BackboneSelector, only those of the winner."""
         artifacts = execution.inputs
         if execution.node == "BackboneSelector":
             winner = execution.outputs["winner"][0].properties["backbone"]
             artifacts = {
-                key: found for key, found in artifacts.items() if key == "report" or key.endswith(f"_{winner}")
+                key: inputs for key, inputs in artifacts.items() if key == "report" or key.endswith(f"_{winner}")
             }
-        # Models first: their branch is what most people ask for.
+        # Models first, because their branch is the most relevant one.
         keys = sorted(artifacts, key=lambda key: (not key.startswith("model"), key))
         producers = [self._history.producer(artifact) for key in keys for artifact in artifacts[key]]
         return [*{producer.id: producer for producer in producers}.values()]
 
     def executions(self) -> list[Execution]:
-        """Each once, the newest first."""
-        found, todo = {}, [self.pusher]
-        while todo:
-            execution = todo.pop()
-            if execution.id not in found:
-                found[execution.id] = execution
-                todo += self.inputs(execution)
-        return sorted(found.values(), key=lambda execution: -execution.id)
+        """Each upstream execution once, newest first."""
+        visited, pending = {}, [self.pusher]
+        while pending:
+            execution = pending.pop()
+            if execution.id not in visited:
+                visited[execution.id] = execution
+                pending += self.inputs(execution)
+        return sorted(visited.values(), key=lambda execution: -execution.id)
 
     def photos(self) -> list[dict[str, Any]]:
-        """The photos that the model learned from: path, breed, content_hash, width, height.
+        """The train photos of the model by path: path, breed, content_hash, width and height.
 
         Raises:
-            FileNotFoundError: the report of the ingestion is gone.
+            FileNotFoundError: If the report of ImageExampleGen has been deleted.
         """
         (examples,) = (e for e in self.executions() if e.node == "ImageExampleGen")
         rows = read_json_lines(examples.outputs["report"][0].uri, PHOTOS_FILE)
         return sorted((row for row in rows if row.get("split") == "train"), key=lambda row: row["path"])
 
     def document(self) -> dict[str, Any]:
-        """Everything as JSON: the origins by name, then each execution with its inputs and outputs."""
+        """The lineage as a JSON document: inputs by name, then each execution with its inputs and outputs."""
         executions = self.executions()
         by_node = {execution.node: execution for execution in executions}
         record = self._registry.record(self.version)
@@ -93,7 +94,7 @@ class Lineage:
             "run": self.pusher.run,
             "pushed_at": self.admission["pushed_at"],
             "commit": self.admission["commit"],
-            "settings": yaml.safe_load(self.admission["settings"]),
+            "settings": _parse_settings(self.admission["settings"]),
             "data": {"data": data.properties["data"], "files_digest": data.properties["data_digest"]}
             | {"learned_digest": record["data_digest"]}
             | {split: data.outputs["examples"][0].properties[f"photos_{split}"] for split in ("train", "eval", "test")},
@@ -109,54 +110,65 @@ class Lineage:
                     "run": e.run,
                     "finished_at": e.finished_at,
                     "parameters": parameters(e),
-                    "inputs": {key: [a.uri for a in found] for key, found in e.inputs.items()},
-                    "outputs": {key: [a.uri for a in found] for key, found in e.outputs.items()},
+                    "inputs": {key: [artifact.uri for artifact in artifacts] for key, artifacts in e.inputs.items()},
+                    "outputs": {key: [artifact.uri for artifact in artifacts] for key, artifacts in e.outputs.items()},
                 }
                 for e in executions
             ],
         }
 
     def tree(self) -> Tree:
-        """For the terminal: each execution once, below one that read what it wrote; `document` has all edges."""
+        """The lineage as a tree for the terminal. Each execution appears once; `document` has all edges."""
         labels = "".join(f" ({name})" for name, version in self._registry.labels().items() if version == self.version)
         record = self._registry.record(self.version)
         hyperparameters = " ".join(f"{name}={value:g}" for name, value in record["hyperparameters"].items())
         root = Tree(Text(f"version {self.version}{labels}, pushed {self.admission['pushed_at']}: {hyperparameters}"))
-        told: set[int] = set()
+        visited: set[int] = set()
 
-        def grow(branch: Tree, execution: Execution) -> None:
-            told.add(execution.id)
-            twig = branch.add(_label(execution, self.pusher.run))
-            for origin in self.inputs(execution):
-                if origin.id not in told:
-                    grow(twig, origin)
+        def add_execution(parent: Tree, execution: Execution) -> None:
+            visited.add(execution.id)
+            node = parent.add(_label(execution, self.pusher.run))
+            for producer in self.inputs(execution):
+                if producer.id not in visited:
+                    add_execution(node, producer)
 
-        grow(root, self.pusher)
+        add_execution(root, self.pusher)
         return root
 
 
+def _parse_settings(text: str) -> dict[str, Any]:
+    """Parse the settings in admission.json: a JSON object, or YAML if an earlier version of this project wrote it.
+
+    `yaml.safe_load` alone does not suffice: it follows YAML 1.1, in which the JSON number 1e-05 is a string.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
 def _label(execution: Execution, run: str) -> Text:
-    known = {name: value for name, value in parameters(execution).items() if value != ""}
+    properties = {name: value for name, value in parameters(execution).items() if value != ""}
     for artifacts in execution.outputs.values():
-        known = artifacts[0].properties | known
-    names = (*_TOLD.get(execution.node.partition("-")[0], ()), "code_digest")
-    facts = [f"{name}={_short(known[name])}" for name in names if name in known]
-    facts += [f"run={execution.run}"] if execution.run != run else []  # found in the cache
+        properties = artifacts[0].properties | properties
+    names = (*_SHOWN_PROPERTIES.get(execution.node.partition("-")[0], ()), "code_digest")
+    facts = [f"{name}={_short(properties[name])}" for name in names if name in properties]
+    facts += [f"run={execution.run}"] if execution.run != run else []  # cached result of another run
     return Text(execution.node, style="bold").append("".join(f" {fact}" for fact in facts), style="not bold dim")
 
 
 def _short(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
-    return text[:_DIGEST] if is_digest else text
+    return text[:_SHORT_DIGEST] if is_digest else text
 
 
 def parameters(execution: Execution) -> dict[str, Any]:
-    """Execution properties; those in `custom_config` and its sections stand among them."""
+    """Execution properties, with the entries of `custom_config` and its sections merged in."""
     config = json.loads(execution.properties.get("custom_config") or "{}")
     sections = {
         name: value for section in config.values() if isinstance(section, dict) for name, value in section.items()
     }
     plain = {name: value for name, value in config.items() if not isinstance(value, dict)}
     properties = {name: value for name, value in execution.properties.items() if name != "custom_config"}
-    return {_RENAMED.get(name, name): value for name, value in (properties | sections | plain).items()}
+    return {_RENAMED_PARAMETERS.get(name, name): value for name, value in (properties | sections | plain).items()}

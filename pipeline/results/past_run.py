@@ -1,4 +1,4 @@
-"""What a run left, for those who look closer than its report: notebooks above all."""
+"""Access to the artifacts of a past run, mainly for notebooks."""
 
 from collections.abc import Collection, Iterator
 from functools import cached_property
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class PastRun:
-    """A run of a workdir; what its components wrote is read when it is asked for.
+    """A run in a workdir; artifacts are read on first access.
 
     Args:
-        workdir: of `catbreeds run`.
-        reached: a component; the newest run that finished it is taken.
+        workdir: Workdir of `catbreeds run`.
+        reached: Name of a component; the newest run that finished this component is used.
 
     Raises:
-        HistoryError: there is no such run.
+        HistoryError: If no run finished the component.
     """
 
     def __init__(self, workdir: str | Path, reached: str):
@@ -32,68 +32,68 @@ class PastRun:
         self.id = self._history.last_run(reached)
 
     def execution(self, node: str) -> Execution:
-        """What became of a component.
+        """The execution of a component in this run.
 
         Raises:
-            HistoryError: the run did not get as far.
+            HistoryError: If the run did not finish the component.
         """
         return self._history.execution(self.id, node)
 
     def uri(self, node: str, key: str) -> str:
-        """Where a component's output is; raises as `execution`."""
+        """URI of a component's output; raises the errors of `execution`."""
         return self.execution(node).outputs[key][0].uri
 
     @cached_property
     def photos(self) -> list[dict[str, Any]]:
-        """A row for each file found, by path.
+        """One row for each file, sorted by path.
 
-        Those kept have path, breed, split, content_hash, width and height; those left out path, breed, kind and reason,
-        and `like` where it is another photo.
+        Photos have path, breed, split, content_hash, width and height. Excluded files have path, breed, kind and
+        reason; duplicates also have `like`, the path of the other photo.
         """
         return sorted(read_json_lines(self.uri("ImageExampleGen", "report"), PHOTOS_FILE), key=lambda r: r["path"])
 
     @property
     def data(self) -> str:
-        """Folder or archive that the photos came from."""
+        """Folder or archive with the photos."""
         return self.execution("ImageExampleGen").properties["data"]
 
-    def images(self, split: str, wanted: Collection[str]) -> dict[str, bytes]:
-        """Photos as the models get them; see `components.photo_examples`."""
-        return read_images(self.uri("ImageExampleGen", "examples"), split, wanted)
+    def images(self, split: str, content_hashes: Collection[str]) -> dict[str, bytes]:
+        """Photos as fed to the models; see `components.photo_examples`."""
+        return read_images(self.uri("ImageExampleGen", "examples"), split, content_hashes)
 
     def files(self, paths: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """Files of the data as they are there, also those left out: path as in `photos`, and content.
+        """Original files of the data, including excluded ones: pairs of path (as in `photos`) and content.
 
         Raises:
-            DataError: the data is not there any more.
-            PhotoError: a file cannot be read.
+            DataError: If the data no longer exists.
+            PhotoError: If a file cannot be read.
         """
         from components.ingestion.photo_source import open_source
 
         source = open_source(self.data)
-        real = {printable(path): path for path in source.files().files}
-        wanted = {real.get(path, path): path for path in paths}
-        return ((wanted[path], fetch()) for path, fetch in source.read(list(wanted)))
+        raw_paths = {printable(path): path for path in source.files().files}
+        printable_paths = {raw_paths.get(path, path): path for path in paths}
+        return ((printable_paths[path], fetch()) for path, fetch in source.read(list(printable_paths)))
 
     @cached_property
     def comparison(self) -> dict[str, Any]:
-        """comparison.json: the candidates, the winner and the reason."""
+        """Contents of comparison.json: the candidates, the winner and the reason."""
         return read_json(self.uri("BackboneSelector", "comparison"), COMPARISON_FILE)
 
     def trials(self, backbone: str) -> list[dict[str, Any]]:
-        """A row for each trial of the search: its score, hyperparameters and epochs."""
+        """One row for each trial of the search: score, hyperparameters and epochs."""
         return read_json(self.uri(f"Tuner-{backbone}", "tuner_results"), TUNER_RESULTS_FILE)
 
     def training(self, backbone: str) -> dict[str, Any]:
-        """training.json: epochs, history, latency and size of the candidate."""
+        """Contents of training.json: epochs, history, latency and size of the candidate."""
         return read_json(self.uri(f"Trainer-{backbone}", "model_run"), TRAINING_FILE)
 
     def evaluation(self, backbone: str) -> EvaluationResult:
-        """The candidate on eval."""
+        """Evaluation of the candidate on eval."""
         return read_evaluation_result(self.uri(f"Evaluator-{backbone}", "evaluation"))
 
     def records(self, backbone: str, split: str) -> "Records":
-        """What the head of a backbone learned from (train) or was judged by (eval): standardised embeddings."""
+        """Standardised embeddings with labels: input of the head in training (train) or evaluation (eval)."""
         import tensorflow_transform as tft
 
         from pipeline.modules.head import read_records

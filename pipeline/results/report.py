@@ -1,4 +1,4 @@
-"""What a run leaves for people: comparison.json, gate.json and index.html in `report/`, a summary on the terminal."""
+"""The report of a run: comparison.json, gate.json and index.html in `report/`, and a summary on the terminal."""
 
 import json
 from collections.abc import Callable
@@ -12,45 +12,52 @@ from rich.text import Text
 from components.file_names import COMPARISON_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.ingestion.splits import SPLITS
 from components.json_files import read_json
-from components.reporting.run_summary import Sources, gather, is_random, left_out_by_kind, verdict
-from pipeline.settings import Settings, to_yaml
+from components.reporting.run_summary import (
+    RANDOM_WEIGHTS_NOTE,
+    ArtifactUris,
+    excluded_by_kind,
+    has_random_weights,
+    load_documents,
+    verdict,
+)
+from pipeline.settings import Settings
 from serving.labels import STABLE
 
 if TYPE_CHECKING:
     from pipeline.runners.local import NodeRun
 
 INGEST_FILE = "ingest.json"
-_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+_TABLE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "eval accuracy": lambda row: f"{row['eval_accuracy']:.3f}",
-    "95 % interval": lambda row: "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"]),
-    "loss": lambda row: f"{row['eval_loss']:.2f}",
-    "top-3": lambda row: f"{row['top3_accuracy']:.3f}",
-    "embed s": lambda row: f"{row['embedding_seconds']:.0f}",
-    "tune s": lambda row: f"{row['tuning_seconds']:.0f}",
-    "train s": lambda row: f"{row['training_seconds']:.0f}",
-    "params": lambda row: f"{row['parameters'] / 1e6:.1f}M",
-    "MB": lambda row: f"{row['saved_model_bytes'] / 1e6:.0f}",
-    "ms": lambda row: f"{row['latency_ms_p50']:.0f}",
+    "95% CI": lambda row: "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"]),
+    "eval loss": lambda row: f"{row['eval_loss']:.2f}",
+    "top-3 accuracy": lambda row: f"{row['top3_accuracy']:.3f}",
+    "embedding (s)": lambda row: f"{row['embedding_seconds']:.0f}",
+    "tuning (s)": lambda row: f"{row['tuning_seconds']:.0f}",
+    "training (s)": lambda row: f"{row['training_seconds']:.0f}",
+    "parameters": lambda row: f"{row['parameters'] / 1e6:.1f}M",
+    "size (MB)": lambda row: f"{row['saved_model_bytes'] / 1e6:.0f}",
+    "latency (ms)": lambda row: f"{row['latency_ms_p50']:.0f}",
 }
 
 
 def read_ingest(run: "NodeRun") -> dict[str, Any]:
-    """What ImageExampleGen found: counts by breed and split, and every file left out."""
+    """The report of ImageExampleGen: photo counts by breed and split, and all excluded files."""
     return _read(Path(run.outputs["report"]) / INGEST_REPORT_FILE)
 
 
 def write_ingest(folder: Path, ingest: dict[str, Any]) -> None:
-    """Writes that for people, into the report's folder."""
+    """Writes the report of ImageExampleGen to the report folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INGEST_FILE).write_text(json.dumps(ingest, indent=1), encoding="utf-8")
 
 
 def show_saved(console: Console, folder: Path, data: bool) -> None:
-    """What the last run left in `folder`: the comparison and the verdict, or what was found in the data.
+    """Prints the saved comparison and verdict of the last run, or its data report if `data` is true.
 
     Raises:
-        FileNotFoundError: no run has come so far.
-        DamagedFileError: a document is no JSON.
+        FileNotFoundError: If no run has written the report yet.
+        DamagedFileError: If a document is not valid JSON.
     """
     if data:
         _show_ingest(console, _read(folder / INGEST_FILE))
@@ -64,12 +71,12 @@ def _read(path: Path) -> Any:
 
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
-    """All that a run found, from the documents that its components wrote; see `components.reporting.run_summary`."""
+    """The documents that the components of a run wrote; see `components.reporting.run_summary`."""
 
     def uris(node: str, key: str) -> dict[str, str]:
         return {name: runs[f"{node}-{name}"].outputs[key] for name in settings.backbones}
 
-    sources = Sources(
+    artifact_uris = ArtifactUris(
         ingest=runs["ImageExampleGen"].outputs["report"],
         verdict=runs["DataGate"].outputs["verdict"],
         examples=runs["ImageExampleGen"].outputs["examples"],
@@ -81,11 +88,11 @@ def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict
         training=uris("Trainer", "model_run"),
         trials=uris("Tuner", "tuner_results"),
     )
-    return gather(sources, settings.registry, run_id, to_yaml(settings))
+    return load_documents(artifact_uris, settings.registry, run_id, settings.model_dump(mode="json"))
 
 
 def write(folder: Path, documents: dict[str, Any]) -> Path:
-    """Writes the three files into `folder`; gives the page's path."""
+    """Writes the three files to `folder`; returns the path of the page."""
     from components.reporting.report_page import report_page
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,12 +104,11 @@ def write(folder: Path, documents: dict[str, Any]) -> Path:
 
 
 def show(console: Console, documents: dict[str, Any]) -> None:
-    """The comparison and the verdict, for the terminal."""
-    for warning in documents["data"]["warnings"]:
+    """Prints warnings, the comparison and the verdict."""
+    for warning in documents["data_verdict"]["warnings"]:
         console.print(f"Warning: {warning}", style="yellow", markup=False)
-    left_out = documents["ingest"]["left_out"]
-    if left_out:
-        console.print(f"Files left out: {len(left_out)}; `catbreeds report --data` names each.", style="yellow")
+    if excluded := documents["ingest"]["left_out"]:
+        console.print(f"Excluded files: {len(excluded)}; `catbreeds report --photos` lists them.", style="yellow")
     _show_decision(console, documents["comparison"], documents["gate"])
 
 
@@ -113,32 +119,28 @@ def _show_decision(console: Console, comparison: dict[str, Any], gate: dict[str,
     console.print(f"Gate: {verdict(gate)}", style="bold", markup=False, highlight=False)
     for reason in gate["reasons"]:
         console.print(f"  - {reason}", markup=False, highlight=False)
-    if serving := gate["serving"].get(STABLE):
-        console.print(f"In service: version {serving}.", highlight=False)
-    if is_random(comparison):
-        console.print(
-            "These backbones have random weights: they show the pipeline at work, not how good a classifier can be. "
-            "For that, use ImageNet weights (the standard profile).",
-            style="yellow",
-        )
+    if stable := gate["serving"].get(STABLE):
+        console.print(f"Stable version: {stable}.", highlight=False)
+    if has_random_weights(comparison):
+        console.print(RANDOM_WEIGHTS_NOTE, style="yellow")
 
 
 def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
-    table = Table(title=f"{ingest['photos']} photos of {ingest['files']} files", title_justify="left", title_style="")
+    table = Table(title=f"{ingest['photos']} of {ingest['files']} files used", title_justify="left", title_style="")
     table.add_column("breed")
     for split in SPLITS:
         table.add_column(split, justify="right")
     for breed, counts in ingest["breeds"].items():
         table.add_row(Text(breed), *(str(counts[split]) for split in SPLITS))
     console.print(table)
-    for kind, rows in left_out_by_kind(ingest).items():
-        console.print(f"{kind}: {len(rows)} left out", style="bold", markup=False, highlight=False)
+    for kind, rows in excluded_by_kind(ingest).items():
+        console.print(f"{kind}: {len(rows)} excluded", style="bold", markup=False, highlight=False)
         for row in rows:
             console.print(f"  {row['path']}: {row['reason']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(comparison: dict[str, Any]) -> Table:
-    """A column for each candidate: three of them fit a terminal of 60 columns."""
+    """The comparison with one column per candidate; three candidates fit in 60 terminal columns."""
     sizes = comparison["split_sizes"]
     title = f"{len(comparison['breeds'])} breeds; photos: " + ", ".join(f"{n} {split}" for split, n in sizes.items())
     table = Table(title=title, title_justify="left", title_style="")
@@ -147,6 +149,6 @@ def _table(comparison: dict[str, Any]) -> Table:
     for row in rows:
         style = "bold" if row["backbone"] == comparison["winner"] else None
         table.add_column(row["backbone"], justify="right", style=style, header_style=style)
-    for heading, cell in _ROWS.items():
+    for heading, cell in _TABLE_ROWS.items():
         table.add_row(heading, *map(cell, rows))
     return table

@@ -1,4 +1,4 @@
-"""What ML Metadata remembers of the runs in a workdir. Reads only, and without TensorFlow."""
+"""Read-only access to the ML Metadata records of the runs in a workdir; does not import TensorFlow."""
 
 import contextlib
 import datetime
@@ -20,13 +20,13 @@ _Event = metadata_store_pb2.Event
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something that a component wrote.
+    """An artifact of a component.
 
     Attributes:
-        id: in ML Metadata.
-        type: its type name.
-        uri: where it is.
-        properties: custom properties.
+        id: ID in ML Metadata.
+        type: Name of the artifact type.
+        uri: URI of the artifact.
+        properties: Custom properties.
     """
 
     id: int
@@ -37,17 +37,17 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Execution:
-    """A component that was run, or found to have been run before.
+    """A finished or cached execution of a component.
 
     Attributes:
-        id: in ML Metadata.
-        node: the component's id in the graph.
-        run: the run's id.
-        cached: an earlier execution had the same result.
-        finished_at: ISO 8601, in UTC.
-        properties: execution properties.
-        inputs: key -> artifacts.
-        outputs: likewise.
+        id: ID in ML Metadata.
+        node: ID of the component in the graph.
+        run: ID of the run.
+        cached: Whether the outputs come from an earlier execution.
+        finished_at: Time of completion in UTC, in ISO 8601 format.
+        properties: Execution properties.
+        inputs: Input artifacts by key.
+        outputs: Output artifacts by key.
     """
 
     id: int
@@ -64,53 +64,58 @@ class RunHistory:
     """The finished executions of a workdir.
 
     Args:
-        workdir: of `catbreeds run`.
+        workdir: Workdir of `catbreeds run`.
 
     Raises:
-        HistoryError: there was no run in `workdir`, or what it wrote cannot be read.
+        HistoryError: If `workdir` has no metadata of a run, or the metadata cannot be read.
     """
 
     def __init__(self, workdir: str | Path):
         path = Path(workdir) / "metadata.sqlite"
         try:
-            path.open("rb").close()  # ML Metadata does not say why it cannot open a file
+            path.open("rb").close()  # ML Metadata does not report why it cannot open a file
         except (FileNotFoundError, NotADirectoryError):
-            raise HistoryError(f"{path}: not there; `catbreeds run` writes it") from None
+            raise HistoryError(f"{path}: not found; `catbreeds run` creates it") from None
         except OSError as error:
             raise HistoryError(f"{path}: cannot be read: {error.strerror}") from None
         config = metadata_store_pb2.ConnectionConfig()
         config.sqlite.filename_uri = str(path)
         config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
         self._path = path
-        with self._errors_named():
+        with self._history_errors():
             self._store = metadata_store.MetadataStore(config)
 
     def last_run(self, node: str) -> str:
-        """The id of the newest run in which `node` finished."""
+        """The ID of the newest run that finished `node`.
+
+        Raises:
+            HistoryError: If no run finished it.
+        """
         runs = {execution.id: execution.run for execution in self._executions.values() if execution.node == node}
         if not runs:
-            raise HistoryError(f"{self._path}: no run has got as far as {node}")
+            raise HistoryError(f"{self._path}: no run has finished {node}")
         return runs[max(runs)]
 
     def execution(self, run: str, node: str) -> Execution:
         """The execution of `node` in a run.
 
         Raises:
-            HistoryError: there is none.
+            HistoryError: If the run did not finish `node`.
         """
         for execution in self._executions.values():
             if (execution.run, execution.node) == (run, node):
                 return execution
         runs = sorted({e.run for e in self._executions.values() if e.node == node})
-        raise HistoryError(f"{self._path}: no {node} in run {run!r}; there is one in: {', '.join(runs) or 'none'}")
+        others = ", ".join(runs) or "none"
+        raise HistoryError(f"{self._path}: run {run!r} has no finished {node}; runs that have one: {others}")
 
     def producer(self, artifact: Artifact) -> Execution:
-        """The execution that wrote an artifact, not one that found it in the cache."""
+        """The execution that created an artifact, as opposed to executions that reused it from the cache."""
         return self._producers[artifact.id]
 
     @cached_property
     def _executions(self) -> dict[int, Execution]:
-        with self._errors_named():
+        with self._history_errors():
             return {execution.id: execution for execution in self._read()}
 
     @cached_property
@@ -124,12 +129,12 @@ class RunHistory:
         }
 
     @contextlib.contextmanager
-    def _errors_named(self) -> Iterator[None]:
+    def _history_errors(self) -> Iterator[None]:
         try:
             yield
         except (errors.StatusError, RuntimeError) as error:
             first_line = str(error).partition("\n")[0]
-            raise HistoryError(f"{self._path}: damaged, or another process writes to it: {first_line}") from None
+            raise HistoryError(f"{self._path}: damaged, or in use by another process: {first_line}") from None
 
     def _read(self) -> Iterator[Execution]:
         executions = [e for e in self._store.get_executions() if e.last_known_state in _FINISHED]
@@ -141,10 +146,10 @@ class RunHistory:
             events[event.execution_id].append(event)
         for execution in executions:
             names = {c.type: c.name for c in self._store.get_contexts_by_execution(execution.id)}
-            sides = {_Event.INPUT: defaultdict(list), _Event.OUTPUT: defaultdict(list)}
+            io_artifacts = {_Event.INPUT: defaultdict(list), _Event.OUTPUT: defaultdict(list)}
             for event in events[execution.id]:
-                if event.type in sides:
-                    sides[event.type][event.path.steps[0].key].append(artifacts[event.artifact_id])
+                if event.type in io_artifacts:
+                    io_artifacts[event.type][event.path.steps[0].key].append(artifacts[event.artifact_id])
             yield Execution(
                 id=execution.id,
                 node=names["node"].partition(".")[2],
@@ -152,8 +157,8 @@ class RunHistory:
                 cached=execution.last_known_state == metadata_store_pb2.Execution.CACHED,
                 finished_at=_time(execution.last_update_time_since_epoch),
                 properties=_values(execution.custom_properties),
-                inputs=dict(sides[_Event.INPUT]),
-                outputs=dict(sides[_Event.OUTPUT]),
+                inputs=dict(io_artifacts[_Event.INPUT]),
+                outputs=dict(io_artifacts[_Event.OUTPUT]),
             )
 
 

@@ -1,9 +1,9 @@
-"""Runs TFX's executors in processes of their own, forked from one that has imported everything already.
+"""Run TFX executors in separate processes, forked from a server process that has already imported everything.
 
-Importing TFX and TensorFlow takes longer than most components work. So the process that enters `ExecutorProcesses`
-imports first; a fork of it, the server, waits for requests and forks once more for each executor. Each starts in
-the same state, and its memory is freed when it ends. The kernel kills the server and its children with the process that
-started them, however that ends.
+Importing TFX and TensorFlow takes longer than most components run. Therefore, entering `ExecutorProcesses` forks a
+server process, which imports the modules and forks a child for each executor. Every executor starts in the same state,
+and its memory is freed when it ends. When the parent process ends for any reason, the kernel kills the server and its
+children.
 """
 
 import contextlib
@@ -34,33 +34,33 @@ _OPERATORS = {PythonClassExecutableSpec: PythonExecutorOperator, BeamExecutableS
 
 
 class ExecutorDiedError(RuntimeError):
-    """The process of an executor ended before the executor returned."""
+    """The process of an executor was killed or crashed before the executor returned."""
 
 
 class ExecutorProcesses:
-    """A context manager; leaving it kills the executors that are still running.
+    """Context manager that runs the server process; leaving it kills the executors that are still running.
 
     Args:
-        modules: imported before the first executor runs.
+        modules: Modules to import before the first executor runs.
     """
 
     def __init__(self, modules: Iterable[str] = ()):
         self._modules = tuple(modules)
 
     def __enter__(self) -> "ExecutorProcesses":
-        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with requests:
+        self._requests, server_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with server_requests:
 
-            def work() -> None:
-                self._requests.close()  # the server's end must see when this process closes it
-                _serve(requests, self._modules)
+            def serve() -> None:
+                self._requests.close()  # or the server would not notice that the parent closes its end
+                _serve(server_requests, self._modules)
 
-            self._server = _fork(work)
+            self._server_pid = _fork(serve)
         return self
 
     def __exit__(self, *_) -> None:
         self._requests.close()
-        os.waitpid(self._server, 0)
+        os.waitpid(self._server_pid, 0)
 
     def run(
         self,
@@ -69,26 +69,26 @@ class ExecutorProcesses:
         log: Path,
         on_progress: progress.Listener,
     ) -> ExecutorOutput:
-        """Runs one executor; several threads may do so at a time.
+        """Run one executor. Several threads may call this at the same time.
 
         Args:
-            spec: of the executor.
-            execution: its inputs, outputs and parameters.
-            log: file that receives what the executor prints.
-            on_progress: receives the executor's `components.progress` reports.
+            spec: Specification of the executor.
+            execution: Inputs, outputs and parameters of the executor.
+            log: File for the output of the executor.
+            on_progress: Receives the executor's progress reports, see `components.progress`.
 
         Raises:
-            Exception: what the executor raised; its traceback is in `log`.
-            ExecutorDiedError: its process was killed, or crashed.
+            Exception: The exception that the executor raised; `log` has its traceback.
+            ExecutorDiedError: If the process of the executor was killed or crashed.
         """
-        ours, theirs = Pipe()
-        with ours:
-            with theirs:
-                socket.send_fds(self._requests, [b"run"], [theirs.fileno()])
+        connection, executor_connection = Pipe()
+        with connection:
+            with executor_connection:
+                socket.send_fds(self._requests, [b"run"], [executor_connection.fileno()])
             try:
-                ours.send((spec, execution.to_proto(), str(log)))
+                connection.send((spec, execution.to_proto(), str(log)))
                 while True:
-                    kind, value = ours.recv()
+                    kind, value = connection.recv()
                     if kind == "progress":
                         on_progress(*value)
                     elif kind == "raised":
@@ -97,13 +97,13 @@ class ExecutorProcesses:
                         return value
             except (EOFError, ConnectionError):
                 raise ExecutorDiedError(
-                    "its process was killed or crashed. If memory ran out, run fewer components at a time: "
-                    "--set workers=1"
+                    "its process was killed or crashed. If the machine ran out of memory, run fewer components in "
+                    "parallel: --set workers=1"
                 ) from None
 
 
-def _fork(work: Callable[[], None]) -> int:
-    """Calls `work` in a new process that ends with it, or with this one; gives the process id."""
+def _fork(target: Callable[[], None]) -> int:
+    """Call `target` in a child process, which ends when `target` returns or this process ends; return its PID."""
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
@@ -111,14 +111,14 @@ def _fork(work: Callable[[], None]) -> int:
         return pid
     try:
         die_with(parent)
-        work()
+        target()
     except BaseException:
         traceback.print_exc()
     _exit()
 
 
 def _exit() -> NoReturn:
-    """Ends this process without the clean-up that belongs to the one it was forked from."""
+    """End this process without the exit handlers, which belong to the process that it was forked from."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -126,14 +126,14 @@ def _exit() -> NoReturn:
 
 
 def _serve(requests: socket.socket, modules: Iterable[str]) -> None:
-    """Forks a process for each request, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that asks; it ends this one
+    """Fork a process for each request, until the parent closes its end of the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and then ends this process
     for module in modules:
         importlib.import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    # What is imported is never garbage: without this the collector would visit, and so copy, all of it in each child.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
+    # Without this, garbage collection would visit, and so copy, all imported modules in each child (gain: "frozen
+    # executor" of benchmarks/optimizations.py).
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and little garbage
     while True:
         _, descriptors, _, _ = socket.recv_fds(requests, 16, 1)
         if not descriptors:
@@ -144,32 +144,32 @@ def _serve(requests: socket.socket, modules: Iterable[str]) -> None:
 
 
 def _execute(connection: Connection) -> None:
-    """Runs the executor that `connection` asks for, and sends its reports and its end there."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or no component could wait for a process that it starts
+    """Receive an executor from `connection`, run it, and send its progress reports and its result back."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or components could not wait for processes that they start
     spec, invocation, log = connection.recv()
-    sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open until the end)
-    for descriptor in (1, 2):  # C++ libraries write there
+    sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (stays open until the process ends)
+    for descriptor in (1, 2):  # C++ libraries write to the file descriptors
         os.dup2(sys.stdout.fileno(), descriptor)
-    lock = threading.Lock()  # Beam's workers are threads
+    lock = threading.Lock()  # Beam's workers are threads, and all may report
 
     def report(what: str, done: int, total: int | None) -> None:
         with lock:
             connection.send(("progress", (what, done, total)))
 
-    progress.listen(report)
+    progress.set_listener(report)
     try:
-        answer = "returned", _OPERATORS[type(spec)](spec).run_executor(ExecutionInfo.from_proto(invocation))
+        result = "returned", _OPERATORS[type(spec)](spec).run_executor(ExecutionInfo.from_proto(invocation))
     except Exception as error:
         traceback.print_exc()
-        answer = "raised", _portable(error)
+        result = "raised", _picklable(error)
     with lock:
-        connection.send(answer)
+        connection.send(result)
 
 
-def _portable(error: Exception) -> Exception:
-    """The error as another process can read it: itself, or one of the same words."""
+def _picklable(error: Exception) -> Exception:
+    """The error itself, or a RuntimeError with the same message if another process could not unpickle it."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # what can go wrong is up to the class of the error
+    except Exception:  # depends on the class of the error
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -1,8 +1,8 @@
-"""Runs the pipeline on this machine: TFX's launcher for each component, as many at a time as there are workers.
+"""Local runner: runs the components of a pipeline on this machine with TFX's launcher, several in parallel.
 
-Drivers and publishers run in this process, one at a time, so that one process writes ML Metadata; executors run in
-processes of their own (`pipeline.runners.executor_processes`). Completed components are found again in ML Metadata, so
-a run that was killed continues after the last component that completed.
+Drivers and publishers run in this process, one at a time, so that only one process writes ML Metadata. Executors run in
+separate processes (`pipeline.runners.executor_processes`). ML Metadata records completed components, so the next run
+after a killed one reuses them from the cache.
 """
 
 import functools
@@ -28,17 +28,18 @@ from tfx.proto.orchestration.pipeline_pb2 import PipelineNode
 
 from pipeline.runners.executor_processes import ExecutorProcesses
 
-# What executors import only when they start.
+# Modules that executors import when they start; importing them in advance makes every executor start faster.
 _EXECUTOR_MODULES = ("pipeline.modules.preprocessing", "pipeline.modules.training", "pipeline.modules.tuning")
-_WORKER_BYTES = 3e9  # EfficientNetB7 at 224 px takes 1.6 GB in batches of 16, and a component may start a process
+# Memory per worker. EfficientNetB7 at 224 px takes 1.6 GB with batches of 16, and a component may start a process.
+_WORKER_BYTES = 3e9
 
 
 class ComponentError(Exception):
-    """Components failed.
+    """One or more components failed.
 
     Attributes:
-        causes: node id -> what its executor raised, the first failure first.
-        results: node id -> what became of each component that was completed.
+        causes: Node id -> exception that its executor raised, in order of failure.
+        results: Node id -> result of each component that completed.
     """
 
     def __init__(self, causes: dict[str, Exception], results: "dict[str, NodeRun]"):
@@ -48,13 +49,13 @@ class ComponentError(Exception):
 
 @dataclass(frozen=True)
 class NodeRun:
-    """What became of one component.
+    """Result of a completed component.
 
     Attributes:
-        node_id: of the component.
-        cached: its result was there already.
-        seconds: wall time.
-        outputs: output key -> URI of the artifact.
+        node_id: Id of the node.
+        cached: Whether the result comes from the cache.
+        seconds: Wall time.
+        outputs: Output key -> URI of the artifact.
     """
 
     node_id: str
@@ -64,51 +65,52 @@ class NodeRun:
 
 
 def metadata_config(workdir: str | Path) -> metadata_store_pb2.ConnectionConfig:
-    """ML Metadata of a workdir: a SQLite file."""
+    """Connection to the ML Metadata store of a workdir, a SQLite file; creates the folder of the file."""
     path = Path(workdir).resolve() / "metadata.sqlite"
     path.parent.mkdir(parents=True, exist_ok=True)
     return metadata.sqlite_metadata_connection_config(str(path))
 
 
 class Listener(Protocol):
-    """Who follows a run."""
+    """Receives the events of a run."""
 
     def on_start(self, node_id: str, total: int) -> None:
-        """A component starts, one of `total`."""
+        """A component starts; `total` is the number of components in the pipeline."""
 
     def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
-        """See `components.progress`; may be called by any thread."""
+        """A component reports progress, see `components.progress`. Called from any thread."""
 
     def on_finish(self, run: NodeRun) -> None:
-        """A component is done."""
+        """A component completed."""
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
-        """A component failed; those in `running` are completed before the run ends."""
+        """A component failed. The components in `running` still complete before the run ends."""
 
 
 def default_workers() -> int:
-    """As many as cores, but no more than there is memory for."""
-    fitting = int(psutil.virtual_memory().available / _WORKER_BYTES)
-    return max(1, min(len(os.sched_getaffinity(0)), fitting))
+    """Number of CPU cores, or fewer if memory does not suffice for that many workers."""
+    limit = int(psutil.virtual_memory().available / _WORKER_BYTES)
+    return max(1, min(len(os.sched_getaffinity(0)), limit))
 
 
 def run(
     pipeline: Pipeline, run_id: str, listener: Listener, logs: Path, workers: int | None = None
 ) -> dict[str, NodeRun]:
-    """Runs each component as soon as its inputs are there and a worker is free, the most urgent first.
+    """Run a pipeline: start each component when its inputs exist and a worker is free, the most urgent one first.
 
     Args:
-        pipeline: see `pipeline.graph.create_pipeline`.
-        run_id: the name of this run in ML Metadata.
-        listener: is told what happens.
-        logs: folder for the output of each component, `<node id>.log`.
-        workers: components that run at a time; None: see `default_workers`.
+        pipeline: See `pipeline.graph.create_pipeline`.
+        run_id: Id of the run in ML Metadata.
+        listener: Receives the events of the run.
+        logs: Folder for the log of each component, `<node id>.log`.
+        workers: Maximum number of components that run in parallel; None for `default_workers()`.
 
     Returns:
-        node id -> what became of it.
+        Node id -> result of the component.
 
     Raises:
-        ComponentError: components failed. No other was started since; those that ran were completed.
+        ComponentError: If components failed. After the first failure no component is started, but those already
+            running complete.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers = workers or default_workers()
@@ -116,12 +118,12 @@ def run(
     causes: dict[str, Exception] = {}
     with ThreadPoolExecutor(workers) as threads, ExecutorProcesses(_EXECUTOR_MODULES) as processes:
         graph = _Graph(pipeline, run_id, listener, logs, processes)
-        waiting, running = graph.nodes_by_urgency(), {}
-        total = len(waiting)
-        while running or (waiting and not causes):
-            ready = [node for node in waiting if results.keys() >= set(node.upstream_nodes)]
+        pending, running = graph.nodes_by_urgency(), {}
+        total = len(pending)
+        while running or (pending and not causes):
+            ready = [node for node in pending if results.keys() >= set(node.upstream_nodes)]
             for node in ready[: 0 if causes else workers - len(running)]:
-                waiting.remove(node)
+                pending.remove(node)
                 listener.on_start(node.node_info.id, total)
                 running[threads.submit(graph.launch, node)] = node.node_info.id
             for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -138,7 +140,7 @@ def run(
 
 
 class _Graph:
-    """The compiled pipeline, and what launching one of its nodes takes."""
+    """The compiled pipeline, with everything needed to launch its nodes."""
 
     def __init__(self, pipeline: Pipeline, run_id: str, listener: Listener, logs: Path, processes: ExecutorProcesses):
         self._ir = compiler.Compiler().compile(pipeline)
@@ -151,15 +153,16 @@ class _Graph:
         self._metadata_lock = threading.Lock()
 
     def nodes_by_urgency(self) -> list[PipelineNode]:
-        """Those with the longest chain of components after them first."""
+        """All nodes, those with the longest chain of downstream nodes first."""
         nodes = [node.pipeline_node for node in self._ir.nodes]  # in topological order
-        heights: dict[str, int] = {}
+        chain_lengths: dict[str, int] = {}
         for node in reversed(nodes):
-            heights[node.node_info.id] = 1 + max((heights[other] for other in node.downstream_nodes), default=0)
-        return sorted(nodes, key=lambda node: -heights[node.node_info.id])
+            downstream = (chain_lengths[node_id] for node_id in node.downstream_nodes)
+            chain_lengths[node.node_info.id] = 1 + max(downstream, default=0)
+        return sorted(nodes, key=lambda node: -chain_lengths[node.node_info.id])
 
     def launch(self, node: PipelineNode) -> NodeRun:
-        """Runs a node, or finds its result in the cache."""
+        """Run a node, or take its result from the cache."""
         node_id = node.node_info.id
         started = time.monotonic()
         operator = functools.partial(_Operator, graph=self, node_id=node_id)
@@ -173,11 +176,11 @@ class _Graph:
                 custom_driver_spec=runner_utils.extract_custom_driver_spec(self._deployment, node_id),
                 custom_executor_operators=dict.fromkeys(_Operator.SUPPORTED_EXECUTOR_SPEC_TYPE, operator),
             ).launch()
-            cached, outputs = _outcome(self._connection, info.execution_id)
+            cached, outputs = _read_result(self._connection, info.execution_id)
         return NodeRun(node_id, cached, time.monotonic() - started, outputs)
 
     def execute(self, node_id: str, spec, execution) -> ExecutorOutput:
-        """Runs an executor in a process of its own, while other nodes may use ML Metadata."""
+        """Run an executor in a separate process. Meanwhile, other nodes may use ML Metadata."""
         self._metadata_lock.release()
         try:
             on_progress = functools.partial(self._listener.on_progress, node_id)
@@ -187,7 +190,7 @@ class _Graph:
 
 
 class _Operator(BaseExecutorOperator):
-    """What TFX's launcher calls in place of its own operators, which run executors in this process."""
+    """Replaces TFX's operators, which run executors in this process."""
 
     SUPPORTED_EXECUTOR_SPEC_TYPE: ClassVar = [PythonClassExecutableSpec, BeamExecutableSpec]
     SUPPORTED_PLATFORM_CONFIG_TYPE: ClassVar = []
@@ -201,7 +204,8 @@ class _Operator(BaseExecutorOperator):
         return self._graph.execute(self._node_id, self._executor_spec, execution_info)
 
 
-def _outcome(connection: metadata_store_pb2.ConnectionConfig, execution_id: int) -> tuple[bool, dict[str, str]]:
+def _read_result(connection: metadata_store_pb2.ConnectionConfig, execution_id: int) -> tuple[bool, dict[str, str]]:
+    """Whether an execution was cached, and its outputs as output key -> URI."""
     with metadata.Metadata(connection) as handle:
         (execution,) = handle.store.get_executions_by_id([execution_id])
         events = [

@@ -1,50 +1,51 @@
-"""Asks a served model for the breed of photos, from Python.
+"""Python clients that classify cat photos with a served model.
 
-Three ways, each in a module of its own that brings only what it needs; each has a synchronous and an asynchronous
-client with the same methods, answers and errors:
+There is one module per protocol, and each imports only the packages that its protocol needs. All clients have the same
+methods, return the same types and raise the same errors:
 
-    from serving.client.gateway import GatewayClient, AsyncGatewayClient    # our gateway, over HTTP
-    from serving.client.grpc import GrpcClient, AsyncGrpcClient             # a model server's gRPC: the quickest
-    from serving.client.rest import RestClient, AsyncRestClient             # a model server's REST
+    from serving.client.gateway import GatewayClient    # the gateway, over HTTP
+    from serving.client.grpc import GrpcClient          # a model server, over gRPC; the fastest
+    from serving.client.rest import RestClient          # a model server, over REST
 
     with GatewayClient("http://localhost:8000") as client:
         answer = client.predict("photo.jpg")
         print(answer.best.breed, answer.best.probability, answer.model.version)
 
-A photo that cannot be used is a `serving.photo.PhotoError`, whichever way it went; all else is a ClientError.
+`serving.client.grpc` also has `AsyncGrpcClient`, for asyncio.
+
+A photo that cannot be used raises `serving.photo.PhotoError`; every other failure raises a ClientError.
 """
 
 from serving.client.answers import Answer, Model, ModelChoice, Prediction
-from serving.client.base import AsyncClient, Client, PhotoLike
+from serving.client.base import Client, PhotoLike
 from serving.client.errors import (
-    BadAnswer,
+    BadResponse,
     Busy,
     ClientError,
+    InvalidKey,
     NotServed,
-    Refused,
+    RequestRejected,
     TimedOut,
     Unavailable,
     Unreachable,
     WrongAddress,
-    WrongKey,
 )
 
 __all__ = [
     "Answer",
-    "AsyncClient",
-    "BadAnswer",
+    "BadResponse",
     "Busy",
     "Client",
     "ClientError",
+    "InvalidKey",
     "Model",
     "ModelChoice",
     "NotServed",
     "PhotoLike",
     "Prediction",
-    "Refused",
+    "RequestRejected",
     "TimedOut",
     "Unavailable",
     "Unreachable",
     "WrongAddress",
-    "WrongKey",
 ]

@@ -1,4 +1,4 @@
-"""What is asked and what is answered, the same for every way."""
+"""Types that all clients share: the requested model and the returned predictions."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model is asked.
+    """The model to query.
 
     Attributes:
-        name: of the model.
-        version: number; None: what `label` says, or without one what the server serves by default.
-        label: such as stable.
+        name: Name of the model.
+        version: Version number; None selects the version by `label`.
+        label: Version label, such as "stable". If version and label are both None, the model server uses its default.
 
     Raises:
-        ValueError: both a version and a label.
+        ValueError: If both a version and a label are given.
     """
 
     name: str = "catbreeds"
@@ -24,7 +24,7 @@ class ModelChoice:
 
     def __post_init__(self):
         if self.version is not None and self.label is not None:
-            raise ValueError("say a version or a label, not both")
+            raise ValueError("set either version or label, not both")
 
 
 DEFAULT_MODEL = ModelChoice()
@@ -32,7 +32,7 @@ DEFAULT_MODEL = ModelChoice()
 
 @dataclass(frozen=True)
 class Model:
-    """The model that answered, as the model server names it."""
+    """Name and version of the model that made a prediction, as the model server reports them."""
 
     name: str
     version: int
@@ -48,12 +48,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one photo.
+    """The predictions for one photo.
 
     Attributes:
-        model: which answered.
-        predictions: most probable first.
-        request_id: the gateway's, to find the request in its log; None without a gateway.
+        model: Model that made the predictions.
+        predictions: Breeds with their probabilities, most probable first.
+        request_id: ID of the request in the gateway's log; None without a gateway.
     """
 
     model: Model
@@ -66,13 +66,13 @@ class Answer:
         return self.predictions[0]
 
 
-def ranked(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
-    """The `top_k` most probable breeds, all if None; most probable first.
+def rank(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
+    """Returns the `top_k` most probable breeds, most probable first; all breeds if `top_k` is None.
 
     Raises:
-        ValueError: there are none, or a probability is no number.
+        ValueError: If there are no breeds, or a probability is not finite.
     """
     if not breeds or not all(map(math.isfinite, probabilities)):
-        raise ValueError("no breeds, or probabilities that are no numbers")
+        raise ValueError("no breeds, or probabilities that are not finite")
     pairs = sorted(zip(breeds, probabilities, strict=True), key=lambda pair: -pair[1])
     return tuple(Prediction(breed, probability) for breed, probability in pairs[:top_k])

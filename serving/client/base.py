@@ -1,4 +1,4 @@
-"""What the clients have in common: their methods, and how photos are read."""
+"""The interface of the clients, and the functions that read and normalise photos for them."""
 
 import abc
 import os
@@ -16,29 +16,29 @@ PhotoLike = bytes | str | os.PathLike
 
 
 class Client(abc.ABC):
-    """Asks and waits. Threads may share one."""
+    """A synchronous client. Several threads can share one."""
 
     def predict(self, photo: PhotoLike, top_k: int | None = None) -> Answer:
-        """Asks for the breed of a photo.
+        """Predicts the breed of one photo.
 
         Args:
-            photo: content of its file, or its path.
-            top_k: how many breeds to answer; None: all.
+            photo: Content of the photo's file, or its path.
+            top_k: Number of breeds to return; None returns all.
 
         Raises:
-            PhotoError: it is no photo that can be used.
-            ClientError: there is no answer.
-            OSError: the file cannot be read.
+            PhotoError: If the photo cannot be used.
+            ClientError: If the server returns no prediction.
+            OSError: If the file cannot be read.
         """
         return self.predict_many([photo], top_k)[0]
 
     @abc.abstractmethod
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
-        """Asks for the breeds of photos in one request, which one version of the model answers; as `predict`."""
+        """Predicts the breeds of several photos in one request, with one version of the model. See `predict`."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
 
     def __enter__(self) -> Self:
         return self
@@ -47,39 +47,17 @@ class Client(abc.ABC):
         self.close()
 
 
-class AsyncClient(abc.ABC):
-    """As Client, for asyncio: of one event loop, in which it must be made."""
-
-    async def predict(self, photo: PhotoLike, top_k: int | None = None) -> Answer:
-        """As `Client.predict`."""
-        return (await self.predict_many([photo], top_k))[0]
-
-    @abc.abstractmethod
-    async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
-        """As `Client.predict_many`."""
-
-    @abc.abstractmethod
-    async def close(self) -> None:
-        """Closes its connections."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        await self.close()
-
-
-def read(photos: Sequence[PhotoLike]) -> list[bytes]:
-    """Contents of the files.
+def read_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
+    """Returns the content of each photo's file.
 
     Raises:
-        PhotoError: a file is larger than any photo may be, or has no end, as /dev/zero.
-        OSError: one cannot be read.
+        PhotoError: If a file exceeds the maximum size, or has no end, like /dev/zero.
+        OSError: If a file cannot be read.
     """
-    return [photo if isinstance(photo, bytes) else _content(photo) for photo in photos]
+    return [photo if isinstance(photo, bytes) else _read_file(photo) for photo in photos]
 
 
-def _content(path: str | os.PathLike) -> bytes:
+def _read_file(path: str | os.PathLike) -> bytes:
     with Path(path).open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -87,21 +65,22 @@ def _content(path: str | os.PathLike) -> bytes:
     return content
 
 
-def names(photos: Sequence[PhotoLike]) -> list[str]:
-    """What to call the photos: paths as they can be printed and sent, else numbers from 1 on."""
+def photo_names(photos: Sequence[PhotoLike]) -> list[str]:
+    """Returns a printable name for each photo: its path, or for bytes "photo N", counted from 1."""
     return [f"photo {n}" if isinstance(photo, bytes) else printable(str(photo)) for n, photo in enumerate(photos, 1)]
 
 
-def normalised(photos: Sequence[PhotoLike]) -> list[bytes]:
-    """Photos as the model wants them; the gateway does the same.
+def normalise_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
+    """Converts photos to the JPEG or PNG bytes that the model expects, as the gateway does.
 
     Raises:
-        PhotoError: one cannot be used; the message names it.
+        PhotoError: If a photo cannot be used; the message names the photo.
+        OSError: If a file cannot be read.
     """
-    ready = []
-    for name, content in zip(names(photos), read(photos), strict=True):
+    normalised = []
+    for name, content in zip(photo_names(photos), read_photos(photos), strict=True):
         try:
-            ready.append(normalise(content).data)
+            normalised.append(normalise(content).data)
         except PhotoError as error:
             raise PhotoError(error.kind, f"{name}: {error}") from None
-    return ready
+    return normalised

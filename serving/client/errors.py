@@ -1,15 +1,15 @@
-"""Why there is no answer. What is wrong with a photo is a `serving.photo.PhotoError`."""
+"""Errors of the clients. A photo that cannot be used raises `serving.photo.PhotoError` instead."""
 
 
 class ClientError(Exception):
-    """There is no answer; the message says why, fit to be shown."""
+    """The server returned no prediction. The message gives the reason and can be shown to users."""
 
 
 class Unavailable(ClientError):
-    """Nobody listens there, or the server is overloaded or stopping. Asking again later may help.
+    """The server is unreachable, overloaded or shutting down. A later retry may succeed.
 
     Attributes:
-        retry_after: seconds after which the server wants to be asked again; None if it did not say.
+        retry_after: Seconds to wait before a retry, as sent by the server; None if it sent none.
     """
 
     def __init__(self, message: str, retry_after: float | None = None):
@@ -18,37 +18,37 @@ class Unavailable(ClientError):
 
 
 class Unreachable(Unavailable):
-    """Nobody listens at the address."""
+    """No connection to the address could be established."""
 
 
 class Busy(Unavailable):
-    """The gateway has more requests than it takes at a time."""
+    """The gateway is processing its maximum number of concurrent requests."""
 
 
 class TimedOut(ClientError):
-    """No answer within the time."""
+    """The server did not respond within the timeout."""
 
 
 class NotServed(ClientError):
-    """The server is there and does not serve that model, version or label (yet)."""
+    """The server does not serve the requested model, version or label, or has not loaded it yet."""
 
 
-class Refused(ClientError):
-    """The server does not take such a request from this client: wrong key, wrong address, wrong parameter."""
+class RequestRejected(ClientError):
+    """The server, or the client itself, rejects the request: wrong API key, address or parameter, for example."""
 
 
-class WrongAddress(Refused):
-    """The address is none, or not that of such a server: it has a path that is not the server's, for example."""
+class WrongAddress(RequestRejected):
+    """The address is malformed or belongs to another kind of server, for example because it includes a path."""
 
 
-class WrongKey(Refused):
-    """No HTTP header can carry the key."""
+class InvalidKey(RequestRejected):
+    """The key contains characters that an HTTP header cannot carry."""
 
 
-class BadAnswer(ClientError):
-    """The server failed, or answers something else than a breed classifier does."""
+class BadResponse(ClientError):
+    """The server failed, or its response is not that of a breed classifier."""
 
 
 def is_unknown_label(text: str) -> bool:
-    """Whether TensorFlow Serving refused a label: its code is that of a malformed request."""
+    """Returns whether TensorFlow Serving reports an unknown label, for which it has no status code of its own."""
     return "Unrecognized servable version label" in text

@@ -1,24 +1,27 @@
-"""The model server's gRPC. Connections are kept, spread over the addresses of a name, and retried while time is left.
+"""Clients of a model server's gRPC API.
 
-The gateway asks through AsyncGrpcClient too.
+A client keeps its connections, spreads requests over all addresses of a host name, and retries until the deadline.
+The gateway uses AsyncGrpcClient.
 """
 
 import asyncio
 import json
 import struct
 from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 import grpc
 
 from serving import protos, proxies
 from serving.addresses import wrong_grpc_target
-from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, ranked
-from serving.client.base import AsyncClient, Client, PhotoLike, normalised
+from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
+from serving.client.base import Client, PhotoLike, normalise_photos
 from serving.client.errors import (
-    BadAnswer,
+    BadResponse,
     ClientError,
     NotServed,
-    Refused,
+    RequestRejected,
     TimedOut,
     Unavailable,
     WrongAddress,
@@ -28,12 +31,12 @@ from serving.client.errors import (
 TIMEOUT = 30.0  # seconds
 
 _SERVICE_CONFIG = {
-    # A headless service has an address for each model server.
+    # The name of a headless Service resolves to one address per model server.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{}],
-            # gRPC adds jitter, and gives up at the deadline.
+            # gRPC adds jitter, and stops at the deadline.
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.1s",
@@ -47,42 +50,42 @@ _SERVICE_CONFIG = {
 _OPTIONS = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
-    # Requests learn that a server is gone without a word. No pings without requests: servers take that for an attack.
+    # Detects a server that disappeared without closing the connection. No pings while idle: servers reject those.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    # Or a server that comes back would be waited for as long as it was away.
+    # With gRPC's default, the wait for a restarted server grows with the length of its outage.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # The default is 30 s, for which a new server behind a headless service would wait for its first request.
+    # With the default of 30 s, a new server behind a headless Service would get no requests for that long.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ("grpc.max_receive_message_length", -1),
 ]
 
 
 class GrpcClient(Client):
-    """Asks a model server.
+    """Client of a model server's gRPC API.
 
     Args:
-        target: `host:port`, or any other target of gRPC.
-        model: which is asked.
-        timeout: seconds for a request, retries included.
+        target: Address of the model server, `host:port` or any other gRPC target.
+        model: Model to query.
+        timeout: Seconds for a request, including retries.
 
     Raises:
-        Refused: the environment names a proxy that cannot be used.
-        WrongAddress: `target` is a URL, or has no possible port.
+        RequestRejected: If the environment sets a proxy that cannot be used.
+        WrongAddress: If `target` is a URL, or its port is missing or out of range.
     """
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
-        self._asked = model
+        self._model = model
         self._timeout = timeout
         self._via = proxies.through(target)
-        self._channel = grpc.insecure_channel(_checked(target), _options(target))
-        self._predict = _method(self._channel)
+        self._channel = grpc.insecure_channel(_check_target(target), _channel_options(target))
+        self._predict = _predict_method(self._channel)
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
-        request = _request(normalised(photos), self._asked)
+        request = _request(normalise_photos(photos), self._model)
         try:
             response = self._predict(request, timeout=self._timeout)
         except grpc.RpcError as error:
@@ -94,21 +97,27 @@ class GrpcClient(Client):
         self._channel.close()
 
 
-class AsyncGrpcClient(AsyncClient):
-    """As GrpcClient, for asyncio."""
+class AsyncGrpcClient:
+    """GrpcClient for asyncio. Create and use it in one event loop."""
 
     def __init__(self, target: str, model: ModelChoice = DEFAULT_MODEL, timeout: float = TIMEOUT):
-        self._asked = model
+        self._model = model
         self._timeout = timeout
         self._via = proxies.through(target)
-        self._channel = grpc.aio.insecure_channel(_checked(target), _options(target))
-        self._predict = _method(self._channel)
+        self._channel = grpc.aio.insecure_channel(_check_target(target), _channel_options(target))
+        self._predict = _predict_method(self._channel)
+
+    async def predict(self, photo: PhotoLike, top_k: int | None = None) -> Answer:
+        """See Client."""
+        return (await self.predict_many([photo], top_k))[0]
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
-        """See AsyncClient."""
-        return await self.ask(await asyncio.to_thread(normalised, photos), self._asked, self._timeout, top_k)
+        """See Client."""
+        return await self.predict_normalised(
+            await asyncio.to_thread(normalise_photos, photos), self._model, self._timeout, top_k
+        )
 
-    async def ask(
+    async def predict_normalised(
         self,
         photos: Sequence[bytes],
         model: ModelChoice,
@@ -116,17 +125,17 @@ class AsyncGrpcClient(AsyncClient):
         top_k: int | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> list[Answer]:
-        """As `predict_many`, for photos that are normalised already.
+        """Predicts the breeds of photos that are already normalised.
 
         Args:
-            photos: JPEG or PNG bytes, as `serving.photo` makes them.
-            model: which is asked, whatever the client was made for.
-            timeout: seconds, retries included.
-            top_k: how many breeds to answer; None: all.
-            metadata: sent beside the request.
+            photos: JPEG or PNG bytes, as `serving.photo` creates them.
+            model: Model to query, instead of the client's own.
+            timeout: Seconds for the request, including retries.
+            top_k: Number of breeds to return; None returns all.
+            metadata: gRPC metadata to send with the request.
 
         Raises:
-            ClientError: there is no answer.
+            ClientError: If the server returns no predictions.
         """
         try:
             response = await self._predict(_request(photos, model), timeout=timeout, metadata=tuple(metadata))
@@ -135,24 +144,30 @@ class AsyncGrpcClient(AsyncClient):
         return _answers(response, len(photos), top_k)
 
     async def close(self) -> None:
-        """See AsyncClient."""
+        """See Client."""
         await self._channel.close()
 
+    async def __aenter__(self) -> Self:
+        return self
 
-def _options(target: str) -> list[tuple[str, str | int]]:
+    async def __aexit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+
+def _channel_options(target: str) -> list[tuple[str, str | int]]:
     try:
         return [*_OPTIONS, *proxies.grpc_options(target)]
     except proxies.ProxyError as error:
-        raise Refused(str(error)) from None
+        raise RequestRejected(str(error)) from None
 
 
-def _checked(target: str) -> str:
+def _check_target(target: str) -> str:
     if problem := wrong_grpc_target(target):
-        raise WrongAddress(f"{target} is no address of gRPC: {problem}; write HOST:PORT")
+        raise WrongAddress(f"{target}: not a gRPC address: {problem}; write HOST:PORT")
     return target
 
 
-def _method(channel):
+def _predict_method(channel):
     return channel.unary_unary(
         protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
     )
@@ -179,17 +194,17 @@ def _answers(response: protos.PredictResponse, photos: int, top_k: int | None) -
         columns = breeds.tensor_shape.dim[1].size
         for tensor in (probabilities, breeds):
             if [dim.size for dim in tensor.tensor_shape.dim] != [photos, columns]:
-                raise ValueError("outputs of other shapes than asked for")
+                raise ValueError("the outputs have unexpected shapes")
         values = _floats(probabilities)
         names = [name.decode() for name in breeds.string_val]
         rows = [slice(row * columns, (row + 1) * columns) for row in range(photos)]
-        return [Answer(model, ranked(names[row], values[row], top_k)) for row in rows]
+        return [Answer(model, rank(names[row], values[row], top_k)) for row in rows]
     except (ValueError, IndexError, struct.error) as error:
-        raise BadAnswer(f"{model.name} version {model.version} is no breed classifier of ours: {error}") from None
+        raise BadResponse(f"{model.name} version {model.version} is not a catbreeds model: {error}") from None
 
 
 def _floats(tensor: protos.TensorProto) -> Sequence[float]:
-    """TensorFlow Serving writes values, or with --enable_serialization_as_tensor_content their bytes."""
+    """Returns the values of a tensor, which --enable_serialization_as_tensor_content packs into bytes."""
     if tensor.tensor_content:
         return struct.unpack(f"<{len(tensor.tensor_content) // 4}f", tensor.tensor_content)
     return tensor.float_val
@@ -198,11 +213,11 @@ def _floats(tensor: protos.TensorProto) -> Sequence[float]:
 def _client_error(error: grpc.RpcError, via: str) -> ClientError:
     code, text = error.code(), error.details() or "no reason given"
     if code is grpc.StatusCode.NOT_FOUND or is_unknown_label(text):
-        return NotServed(f"the model server does not serve that: {text}")
+        return NotServed(f"the model server does not serve the requested model: {text}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
         return Unavailable(f"the model server is not available{via}: {text}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TimedOut(f"the model server did not answer in time{via}: {text}")
+        return TimedOut(f"the model server did not respond in time{via}: {text}")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
-        return Refused(f"the model server refuses the request: {text}")
-    return BadAnswer(f"the model server failed ({code.name}){via}: {text}")
+        return RequestRejected(f"the model server rejected the request: {text}")
+    return BadResponse(f"the model server failed ({code.name}){via}: {text}")

@@ -1,4 +1,4 @@
-"""What the clients of HTTP servers share."""
+"""Functions that the HTTP clients share."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,71 +8,71 @@ import httpx
 
 from serving import proxies
 from serving.addresses import has_possible_port
-from serving.client.errors import BadAnswer, Refused, TimedOut, Unreachable, WrongAddress
+from serving.client.errors import BadResponse, RequestRejected, TimedOut, Unreachable, WrongAddress
 
 TIMEOUT = 30.0  # seconds
-# What OpenSSL says of a server that answers something else than TLS.
+# OpenSSL's errors for a server that does not use TLS.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "RECORD_LAYER_FAILURE", "record layer failure")
 
 
-def checked(url: str) -> str:
-    """`url` without a slash at its end.
+def check_url(url: str) -> str:
+    """Returns `url` without its trailing slash.
 
     Raises:
-        WrongAddress: its port is none.
+        WrongAddress: If the port is out of range.
     """
     if not has_possible_port(url):
-        raise WrongAddress(f"{url} is no address of a server: a port is 1 to 65535; write http://HOST:PORT")
+        raise WrongAddress(f"{url}: not the address of a server: a port is 1 to 65535; write http://HOST:PORT")
     return url.rstrip("/")
 
 
 @contextlib.contextmanager
-def errors_told(url: str) -> Iterator[None]:
-    """Turns errors of connections into ours.
+def translate_errors(url: str) -> Iterator[None]:
+    """Converts httpx's connection errors to ClientErrors.
 
     Raises:
-        TimedOut: no answer within the time.
-        Unreachable: nobody answers at `url`.
-        Refused: the environment names a proxy that cannot be used.
-        WrongAddress: `url` is none.
+        TimedOut: If the server does not respond within the timeout.
+        Unreachable: If no connection to `url` can be established.
+        RequestRejected: If the environment sets a proxy that cannot be used.
+        WrongAddress: If `url` is not a valid HTTP address.
     """
     try:
         yield
     except httpx.TimeoutException:
-        raise TimedOut(f"{url} did not answer in time{proxies.through(url)}") from None
+        raise TimedOut(f"{url} did not respond in time{proxies.through(url)}") from None
     except proxies.ProxyError as error:
-        raise Refused(str(error)) from None
+        raise RequestRejected(str(error)) from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
-        raise WrongAddress(f"{url} is no address of a server: {error}; write http://HOST:PORT") from None
+        raise WrongAddress(f"{url}: not the address of a server: {error}; write http://HOST:PORT") from None
     except httpx.TransportError as error:
         if any(reason in str(error) for reason in _NO_TLS):
-            raise WrongAddress(f"{url} does not speak https; write http://HOST:PORT") from None
+            raise WrongAddress(f"{url} does not support https; write http://HOST:PORT") from None
         raise Unreachable(f"{url} cannot be reached{proxies.through(url)}: {error}") from None
 
 
 def wrong_address(response: httpx.Response, server: str) -> WrongAddress:
-    """What to say of a server that does not know the path.
+    """Returns the error for a server that has no such path.
 
     Args:
-        response: its answer.
-        server: whose address should have been given.
+        response: Response of the server.
+        server: Kind of server that the client expects, with its article: "a gateway".
     """
     return WrongAddress(
-        f"{response.url} answers {response.status_code} {response.reason_phrase}: that is no address of {server}; "
-        "write its address alone, http://HOST:PORT"
+        f"{response.url} returned {response.status_code} {response.reason_phrase}, so it is not the address of "
+        f"{server}; write the address without a path, http://HOST:PORT"
     )
 
 
-def json_of(response: httpx.Response, server: str) -> dict[str, Any]:
-    """The object in the body.
+def json_object(response: httpx.Response, server: str) -> dict[str, Any]:
+    """Returns the JSON object in the body.
 
     Args:
-        response: of a server.
-        server: what it should be, for people.
+        response: Response of the server.
+        server: Kind of server that the client expects, with its article: "a gateway".
 
     Raises:
-        BadAnswer: there is none.
-        WrongAddress: the server does not know the path.
+        BadResponse: If the body is not a JSON object.
+        WrongAddress: If the server has no such path.
     """
     try:
         document = response.json()
@@ -82,7 +82,7 @@ def json_of(response: httpx.Response, server: str) -> dict[str, Any]:
         if response.status_code in (404, 405):
             raise wrong_address(response, server)
         via = proxies.through(str(response.url))
-        raise BadAnswer(
-            f"{response.url} answers {response.status_code} and no JSON object{via}: {response.text[:200]!r}"
+        raise BadResponse(
+            f"{response.url} returned {response.status_code} without a JSON object{via}: {response.text[:200]!r}"
         )
     return document

@@ -1,4 +1,5 @@
-"""The gateway: photos in over HTTP, breeds out; the model server behind it sees only photos that decode.
+"""HTTP gateway: accepts photos, normalises them, and returns the breeds that the model server predicts.
 
-`python -m serving.gateway`; `--help` lists the environment variables that configure it.
+The model server only receives photos that decode. Start the gateway with `python -m serving.gateway`; `--help` lists
+the environment variables that configure it.
 """

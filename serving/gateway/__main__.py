@@ -19,10 +19,10 @@ _BACKLOG = 2048
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT, then lets requests in flight finish. Returns the exit code of the process."""
+    """Serves until SIGTERM or SIGINT, then finishes the requests in flight. Returns the exit code of the process."""
     argparse.ArgumentParser(
         prog="python -m serving.gateway",
-        description="Answers photos over HTTP with the breeds that a model server sees in them.",
+        description="HTTP gateway: accepts photos of cats and returns the breeds that a model server predicts.",
         epilog="environment variables:\n" + help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
@@ -34,7 +34,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log_level)
-    # uvicorn raises the signal again when it has ended, which was no accident.
+    # After a graceful shutdown, uvicorn raises the signal again; without a handler, it would kill the process.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     config = uvicorn.Config(
@@ -42,7 +42,7 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Without these, uvicorn reads both from WEB_CONCURRENCY and FORWARDED_ALLOW_IPS, which other programs set.
+        # Otherwise uvicorn reads both from WEB_CONCURRENCY and FORWARDED_ALLOW_IPS, which other programs set.
         workers=1,
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
@@ -57,8 +57,8 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return listen(settings.host, settings.port, _BACKLOG)
     except OSError as error:
-        place = address(settings.host, settings.port)
-        raise SettingsError(f"{PREFIX}HOST, {PREFIX}PORT: cannot listen on {place}: {error}") from None
+        host_and_port = address(settings.host, settings.port)
+        raise SettingsError(f"{PREFIX}HOST, {PREFIX}PORT: cannot listen on {host_and_port}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The HTTP API."""
+"""The FastAPI application: routes, API keys, CORS and OpenAPI descriptions."""
 
 import contextlib
 import dataclasses
@@ -17,49 +17,50 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.predictor import Predictor
 from serving.gateway.problems import HANDLERS, Problem
 from serving.gateway.readiness import Readiness
-from serving.gateway.request_middleware import Observer
+from serving.gateway.request_middleware import RequestMiddleware
 from serving.gateway.response_schemas import (
-    AnswerDocument,
-    AnswersDocument,
-    ProblemDocument,
-    ReadyDocument,
+    BatchPredictionResponse,
+    PredictionResponse,
+    ProblemDetails,
+    ReadinessResponse,
     photo_body,
     problems,
 )
 from serving.gateway.settings import Settings
 
-_DESCRIPTION = """Send a photo of a cat, get its breed.
+_DESCRIPTION = """Classifies photos of cats by breed.
 
     curl -F file=@photo.jpg http://localhost:8000/v1/breeds:predict
     curl -T photo.jpg -X POST http://localhost:8000/v1/breeds:predict
 
-JPEG, PNG, WebP, GIF (first frame), BMP and HEIC are known by their content. Each answer has the headers `X-Request-ID`
-and `traceparent`, and continues those of the request."""
+Supported formats are JPEG, PNG, WebP, GIF (first frame), BMP and HEIC; the content determines the format, not the file
+name or the content type. Every response has the headers `X-Request-ID` and `traceparent`. A request can set both, to
+choose its ID and to continue a trace."""
 _PHOTO_PROBLEMS = problems(
-    _400="The photo or the form is damaged, empty or too small.",
-    _408="The request took too long to arrive.",
-    _413="Too many bytes, pixels or photos.",
-    _415="Not a photo of a known format, or the body is compressed.",
-    _422="A parameter or a field of the form is wrong.",
-    _503="Too many requests at a time, or no model is ready.",
-    _504="There was no answer within the deadline.",
+    _400="The photo or the form is damaged or empty, or the photo is too small.",
+    _408="The request body did not arrive in time.",
+    _413="The request exceeds the limit for bytes, pixels or photos.",
+    _415="The photo has an unsupported format, or the body is compressed.",
+    _422="A query parameter or a form field is invalid.",
+    _503="Too many concurrent requests, or the model is not available.",
+    _504="The prediction did not finish within the deadline.",
 )
-TopK = Annotated[int, Query(ge=1, le=1000, description="How many breeds to answer.")]
+TopK = Annotated[int, Query(ge=1, le=1000, description="Number of breeds to return.")]
 
 
-async def _refuse_unknown_parameters(request: Request) -> None:
+async def _reject_unknown_parameters(request: Request) -> None:
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     if unknown := [name for name in request.query_params if name not in known]:
-        there = f"there is {', '.join(known)}" if known else "this address has none"
-        raise Problem(422, "invalid_parameter", f"{unknown[0][:100]}: no such parameter; {there}")
+        supported = f"supported: {', '.join(known)}" if known else "this endpoint has no parameters"
+        raise Problem(422, "invalid_parameter", f"{unknown[0][:100]}: unknown query parameter; {supported}")
 
 
-predictions = APIRouter(responses=_PHOTO_PROBLEMS, dependencies=[Depends(_refuse_unknown_parameters)])
+predictions = APIRouter(responses=_PHOTO_PROBLEMS, dependencies=[Depends(_reject_unknown_parameters)])
 operations = APIRouter()
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; it connects when it starts, and is ready when the model server is."""
+    """Creates the application. It connects to the model server at startup, and is ready once that server is."""
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
@@ -75,9 +76,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         exception_handlers=HANDLERS,
         redoc_url=None,
-        responses={"4XX": {"model": ProblemDocument, "description": "What was wrong with the request."}},
+        responses={"4XX": {"model": ProblemDetails, "description": "The request is invalid."}},
     )
-    app.include_router(predictions, **_protection(settings.api_keys))
+    app.include_router(predictions, **_authentication(settings.api_keys))
     app.include_router(operations)
     if settings.cors_origins:
         app.add_middleware(
@@ -87,73 +88,81 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "traceparent", "Retry-After"],
         )
-    app.add_middleware(Observer, metrics=metrics)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
     return app
 
 
-def _protection(api_keys: Sequence[str]) -> dict[str, Any]:
-    """What a router needs so that only who has a key gets through."""
+def _authentication(api_keys: Sequence[str]) -> dict[str, Any]:
+    """Returns the arguments with which a router requires one of the API keys, given as SHA-256 digests."""
     if not api_keys:
         return {}
     scheme = HTTPBearer(auto_error=False, description="An API key.")
 
-    async def require_key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
-        digest = hashlib.sha256((given.credentials if given else "").encode()).hexdigest()
+    async def require_key(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
+        digest = hashlib.sha256((credentials.credentials if credentials else "").encode()).hexdigest()
         if digest not in api_keys:
-            detail = "say Authorization: Bearer KEY, with a key that the gateway knows"
+            detail = "the API key is missing or invalid; send the header Authorization: Bearer KEY"
             raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
 
     return {
         "dependencies": [Depends(require_key)],
-        "responses": problems(_401="There is no key, or the gateway does not know it."),
+        "responses": problems(_401="The API key is missing or invalid."),
     }
 
 
 @predictions.post(
-    "/v1/breeds:predict", response_model=AnswerDocument | AnswersDocument, openapi_extra=photo_body(several=True)
+    "/v1/breeds:predict",
+    response_model=PredictionResponse | BatchPredictionResponse,
+    openapi_extra=photo_body(several=True),
 )
 async def predict(request: Request, top_k: TopK = 5) -> JSONResponse:
-    """The breeds of a photo, most probable first; several photos in a form get `photos`, an answer each."""
+    """Predicts the breed of one or several photos.
+
+    For one photo, the response has `predictions`, most probable breed first. For a form with several photos, it has
+    `photos`, with the predictions for each photo.
+    """
     answers = await request.state.predictor.predict(request, top_k)
     model, request_id = dataclasses.asdict(answers[0][1].model), request.state.request_id
-    documents = [_documents(answer.predictions) for _, answer in answers]
+    predictions = [_breeds(answer.predictions) for _, answer in answers]
     if len(answers) == 1:
-        return JSONResponse({"model": model, "predictions": documents[0], "request_id": request_id})
-    photos = [{"photo": name, "predictions": found} for (name, _), found in zip(answers, documents, strict=True)]
+        return JSONResponse({"model": model, "predictions": predictions[0], "request_id": request_id})
+    photos = [{"photo": name, "predictions": breeds} for (name, _), breeds in zip(answers, predictions, strict=True)]
     return JSONResponse({"model": model, "photos": photos, "request_id": request_id})
 
 
-def _documents(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+def _breeds(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     return [{"breed": prediction.breed, "probability": prediction.probability} for prediction in predictions]
 
 
 @predictions.post("/predict", response_model=dict[str, float], openapi_extra=photo_body(several=False))
-async def predict_plainly(request: Request) -> JSONResponse:
-    """Probability by breed, all breeds of one photo, most probable first."""
+async def predict_probabilities(request: Request) -> JSONResponse:
+    """Predicts the breed of one photo, and returns the probability of every breed, most probable first."""
     answers = await request.state.predictor.predict(request, top_k=None)
     if len(answers) > 1:
-        raise Problem(422, "invalid_form", "this address takes one photo; /v1/breeds:predict takes several")
+        raise Problem(422, "invalid_form", "this endpoint accepts one photo; /v1/breeds:predict accepts several")
     return JSONResponse({prediction.breed: prediction.probability for prediction in answers[0][1].predictions})
 
 
 @operations.head("/healthz", include_in_schema=False)
 @operations.get("/healthz")
 async def health() -> dict[str, str]:
-    """The process is alive, whatever the model server does."""
+    """Liveness: the gateway process is running, regardless of the model server."""
     return {"status": "alive"}
 
 
 @operations.head("/readyz", include_in_schema=False)
 @operations.get(
-    "/readyz", response_model=ReadyDocument, responses=problems(_503="It cannot predict.", _504="Nor soon.")
+    "/readyz",
+    response_model=ReadinessResponse,
+    responses=problems(_503="The model is not available.", _504="The model server did not respond in time."),
 )
 async def ready(request: Request) -> JSONResponse:
-    """A photo was predicted a moment ago."""
+    """Readiness: the model server has predicted a test photo within the last second."""
     return JSONResponse({"model": dataclasses.asdict(await request.state.readiness.model())})
 
 
 @operations.head("/metrics", include_in_schema=False)
 @operations.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
-    """For Prometheus."""
+    """Metrics in the Prometheus text format."""
     return PlainTextResponse(generate_latest(request.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The log: a JSON object a line, on standard output, of the gateway and of the libraries it uses."""
+"""Logging of the gateway and its libraries: one JSON object per line, on standard output."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ import structlog
 
 
 def configure(level: str) -> None:
-    """Sets up logging of the whole process.
+    """Configures logging for the whole process.
 
     Args:
-        level: debug, info, warning or error.
+        level: Minimum level: debug, info, warning or error.
     """
     shared = [
         structlog.contextvars.merge_contextvars,

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Prometheus metrics of the gateway."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -9,24 +9,24 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-disable_created_metrics()  # a second series for each, which nobody looks at
-# Each a quarter more than the one before: rollout compares what versions take, and sees no finer than this.
+disable_created_metrics()  # a second series per metric, which nothing reads
+# Each bound is 25% above the previous one. The rollout compares the latency of versions at this resolution.
 MODEL_SERVER_SECONDS = tuple(round(0.002 * 1.25**n, 4) for n in range(40))
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Metrics:
-    """Counters of one gateway.
+    """Metrics of one gateway process.
 
     Attributes:
-        registry: holds them.
-        requests: by route and HTTP code.
-        seconds: of whole requests, by route.
-        decode_seconds: of reading forms and normalising their photos, by request.
-        model_server_seconds: of asking the model server, retries included, by the label that was asked for.
-        model_server_failures: requests that got no answer from it, by the label.
-        canary_fallbacks: requests for the canary that were answered by stable, because there is none.
-        in_flight: predictions at work.
+        registry: Registry of all metrics.
+        requests: Requests by route and HTTP status code.
+        seconds: Duration of requests by route.
+        decode_seconds: Time per request for parsing the form and normalising its photos.
+        model_server_seconds: Duration of successful requests to the model server, with retries, by requested label.
+        model_server_failures: Failed requests to the model server, by requested label.
+        canary_fallbacks: Requests for the canary that stable served, because no canary is loaded.
+        in_flight: Prediction requests in progress.
     """
 
     def __init__(self):
@@ -34,14 +34,18 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         common = {"namespace": "catbreeds", "subsystem": "gateway", "registry": self.registry}
         timed = common | {"buckets": _SECONDS}
-        self.requests = Counter("requests", "Requests answered.", ["route", "code"], **common)
-        self.seconds = Histogram("request_seconds", "Whole requests.", ["route"], **timed)
-        self.decode_seconds = Histogram("decode_seconds", "Normalising the photos of a request.", **timed)
+        self.requests = Counter("requests", "HTTP requests.", ["route", "code"], **common)
+        self.seconds = Histogram("request_seconds", "Duration of HTTP requests.", ["route"], **timed)
+        self.decode_seconds = Histogram("decode_seconds", "Time to parse a request and normalise its photos.", **timed)
         self.model_server_seconds = Histogram(
-            "model_server_seconds", "Asking the model server.", ["label"], buckets=MODEL_SERVER_SECONDS, **common
+            "model_server_seconds",
+            "Duration of successful requests to the model server.",
+            ["label"],
+            buckets=MODEL_SERVER_SECONDS,
+            **common,
         )
         self.model_server_failures = Counter(
-            "model_server_failures", "Requests without an answer from the model server.", ["label"], **common
+            "model_server_failures", "Failed requests to the model server.", ["label"], **common
         )
-        self.canary_fallbacks = Counter("canary_fallbacks", "Requests that found no canary.", **common)
-        self.in_flight = Gauge("in_flight", "Predictions at work.", **common)
+        self.canary_fallbacks = Counter("canary_fallbacks", "Requests for the canary that stable served.", **common)
+        self.in_flight = Gauge("in_flight", "Prediction requests in progress.", **common)

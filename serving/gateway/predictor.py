@@ -1,4 +1,4 @@
-"""From a request to answers: limits, decoding off the event loop, and the model server within the deadline."""
+"""Handles prediction requests: enforces limits, decodes photos in threads, and queries the model server."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from serving.gateway.settings import Settings
 
 
 class Predictor:
-    """Answers requests. It must be made in the event loop that it works in.
+    """Predicts the breeds of the photos in a request. Create it in the event loop that uses it.
 
     Args:
-        settings: limits and addresses.
-        metrics: told how long things took.
+        settings: Limits, and the address of the model server.
+        metrics: Metrics to update.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics):
@@ -31,58 +31,60 @@ class Predictor:
         self._routing = Routing(settings)
         stable = self._routing.stable.label or "default"
         for series in (metrics.model_server_seconds, metrics.model_server_failures):
-            series.labels(stable)  # there from the start, so that its rates begin at 0
+            series.labels(stable)  # creates the series with the value 0, so that rates include the first request
         self._client = AsyncGrpcClient(settings.model_server)
         self._decoders = ThreadPoolExecutor(settings.decoders, "decoder")
         self._in_flight = 0
 
     async def predict(self, request: Request, top_k: int | None) -> list[tuple[str | None, Answer]]:
-        """Name and answer of each photo of the request.
+        """Returns the name and the predictions of each photo in the request.
 
         Raises:
-            Problem: there are none, and why.
-            ClientDisconnect: nobody waits for them.
+            Problem: If the request cannot be answered.
+            ClientDisconnect: If the client closed the connection.
         """
-        with self._slot():
+        with self._request_slot():
             body = await uploads.read_body(request, self._settings)
-            end = time.monotonic() + self._settings.deadline_seconds
-            photos = await self._normalised(body, request.headers.get("Content-Type", ""))
+            deadline = time.monotonic() + self._settings.deadline_seconds
+            photos = await self._read_photos(body, request.headers.get("Content-Type", ""))
             structlog.contextvars.bind_contextvars(bytes=len(body), photos=len(photos))
             del body
             contents = [photo.content for photo in photos]
-            chosen = self._routing.choose(_key(request))
-            answers = await self._ask_chosen(chosen, contents, end, top_k, request.state.trace.metadata())
+            choice = self._routing.choose(_request_key(request))
+            answers = await self._query(choice, contents, deadline, top_k, request.state.trace.metadata())
             structlog.contextvars.bind_contextvars(version=answers[0].model.version)
             return [(photo.name, answer) for photo, answer in zip(photos, answers, strict=True)]
 
-    async def ask(self, photos: Sequence[bytes], timeout: float, top_k: int | None = None) -> list[Answer]:
-        """Asks the version in service about photos that are normalised. It is not counted as traffic.
+    async def predict_stable(self, photos: Sequence[bytes], timeout: float, top_k: int | None = None) -> list[Answer]:
+        """Predicts normalised photos with the stable version, without updating the metrics.
 
         Raises:
-            Problem: it does not answer.
+            Problem: If the model server returns no predictions.
         """
         try:
-            return await self._client.ask(photos, self._routing.stable, timeout, top_k)
+            return await self._client.predict_normalised(photos, self._routing.stable, timeout, top_k)
         except ClientError as error:
             raise Problem.of_model_server(error) from None
 
-    async def _ask_chosen(
+    async def _query(
         self,
-        chosen: ModelChoice,
+        choice: ModelChoice,
         photos: Sequence[bytes],
-        end: float,
+        deadline: float,
         top_k: int | None,
         metadata: Sequence[tuple[str, str]],
     ) -> list[Answer]:
-        label, started = chosen.label or "default", time.perf_counter()
+        label, started = choice.label or "default", time.perf_counter()
         try:
-            answers = await self._client.ask(photos, chosen, end - time.monotonic(), top_k, metadata)
+            answers = await self._client.predict_normalised(
+                photos, choice, deadline - time.monotonic(), top_k, metadata
+            )
         except NotServed as error:
-            if chosen == self._routing.stable:
+            if choice == self._routing.stable:
                 self._metrics.model_server_failures.labels(label).inc()
                 raise Problem.of_model_server(error) from None
             self._metrics.canary_fallbacks.inc()
-            return await self._ask_chosen(self._routing.stable, photos, end, top_k, metadata)
+            return await self._query(self._routing.stable, photos, deadline, top_k, metadata)
         except ClientError as error:
             self._metrics.model_server_failures.labels(label).inc()
             raise Problem.of_model_server(error) from None
@@ -93,14 +95,14 @@ class Predictor:
         return answers
 
     async def close(self) -> None:
-        """Closes connections and ends threads."""
+        """Closes the connections and stops the decoder threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         await self._client.close()
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
+    def _request_slot(self) -> Iterator[None]:
         if self._in_flight == self._settings.max_in_flight:
-            raise Problem(503, "busy", "too many requests at a time; come back", retry_after=1)
+            raise Problem(503, "busy", "too many concurrent requests; retry later", retry_after=1)
         self._in_flight += 1
         try:
             with self._metrics.in_flight.track_inprogress():
@@ -108,21 +110,23 @@ class Predictor:
         finally:
             self._in_flight -= 1
 
-    async def _normalised(self, body: bytes, content_type: str) -> list[uploads.Upload]:
-        def work() -> list[uploads.Upload]:
+    async def _read_photos(self, body: bytes, content_type: str) -> list[uploads.Upload]:
+        def read() -> list[uploads.Upload]:
             with self._metrics.decode_seconds.time():
-                return uploads.normalised(body, content_type, self._settings)
+                return uploads.read_photos(body, content_type, self._settings)
 
-        # Waiting for a decoder included.
+        # The timeout includes the wait for a free decoder.
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+                return await asyncio.get_running_loop().run_in_executor(self._decoders, read)
         except TimeoutError:
-            raise Problem(504, "timed_out", "there was no time left to decode the photo", retry_after=1) from None
+            raise Problem(
+                504, "timed_out", "the photos could not be decoded within the deadline", retry_after=1
+            ) from None
 
 
-def _key(request: Request) -> str:
-    """What tells one asker from another, so that each stays with one version."""
-    # Behind a load balancer the address of the connection is the load balancer's.
+def _request_key(request: Request) -> str:
+    """Returns the key that keeps a client on one version of the model."""
+    # Behind a load balancer, the connection comes from the load balancer's address.
     forwarded = request.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
     return request.headers.get("X-Request-Key") or forwarded or (request.client.host if request.client else "")

@@ -1,4 +1,4 @@
-"""What goes wrong, as RFC 9457 problem documents: never a stack trace, and 5xx only if it is not the client's fault."""
+"""Errors as problem details (RFC 9457), without stack traces; 5xx only for errors that the client did not cause."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,15 +18,15 @@ _PHOTO_CODES = {"not_an_image": 415, "too_large": 413}
 
 
 class Problem(Exception):
-    """Ends a request.
+    """An error response.
 
     Args:
-        code: HTTP status.
-        reason: one word for programs.
-        detail: a sentence for people.
-        photo: which of the photos.
-        retry_after: seconds after which to come back.
-        headers: more headers.
+        code: HTTP status code.
+        reason: Machine-readable identifier of the error.
+        detail: Human-readable explanation.
+        photo: Name of the photo that caused the error.
+        retry_after: Seconds after which the client should retry.
+        headers: Additional response headers.
     """
 
     def __init__(
@@ -46,27 +46,26 @@ class Problem(Exception):
 
     @classmethod
     def of_photo(cls, error: PhotoError, name: str | None) -> "Problem":
-        """A photo that cannot be used."""
-        # A body without a form may be JSON or base64: the answer says what to send.
-        how = (
-            "; send its bytes, or a form with the field 'file'" if name is None and error.kind == "not_an_image" else ""
-        )
-        return cls(_PHOTO_CODES.get(error.kind, 400), error.kind, f"{error}{how}", photo=name)
+        """Returns the problem for a photo that cannot be used."""
+        # A raw body may be JSON or base64 by mistake, so the message includes the expected format.
+        raw = name is None and error.kind == "not_an_image"
+        hint = "; send the bytes of the photo, or a form with the field 'file'" if raw else ""
+        return cls(_PHOTO_CODES.get(error.kind, 400), error.kind, f"{error}{hint}", photo=name)
 
     @classmethod
     def of_model_server(cls, error: ClientError) -> "Problem":
-        """There is no answer; what the model server said is for the log, not for strangers."""
-        _LOG.warning("model server", error=str(error))
+        """Returns the problem for a failed request to the model server; only the log contains the server's message."""
+        _LOG.warning("model server error", error=str(error))
         if isinstance(error, TimedOut):
-            return cls(504, "timed_out", "the model server did not answer in time")
+            return cls(504, "timed_out", "the model server did not respond in time")
         if isinstance(error, NotServed):
-            return cls(503, "model_not_served", "no model is ready", retry_after=5)
+            return cls(503, "model_not_served", "no model is ready; retry later", retry_after=5)
         if isinstance(error, Unavailable):
-            return cls(503, "model_server_unavailable", "the model server is not available", retry_after=1)
-        return cls(503, "model_server_failed", "the model server cannot answer; its operator must see to it")
+            return cls(503, "model_server_unavailable", "the model server is not available; retry later", retry_after=1)
+        return cls(503, "model_server_failed", "the model server failed; contact the operator")
 
     def response(self, request_id: str) -> JSONResponse:
-        """The problem document."""
+        """Returns the response with the problem details."""
         document = {
             "title": HTTPStatus(self.code).phrase,
             "status": self.code,

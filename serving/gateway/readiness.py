@@ -1,4 +1,4 @@
-"""Ready is who can predict: a photo is really sent to the model server."""
+"""Readiness check: the gateway is ready once the model server has predicted a real photo."""
 
 import asyncio
 import io
@@ -11,36 +11,38 @@ from serving.gateway.predictor import Predictor
 from serving.gateway.problems import Problem
 
 _TIMEOUT_SECONDS = 2.0
-_KEPT_SECONDS = 1.0
+_CACHE_SECONDS = 1.0
 
 
 class Readiness:
-    """Asks at most once a second, however many probes there are.
+    """Caches the readiness for one second, so that frequent probes do not load the model server.
 
     Args:
-        predictor: who is asked.
+        predictor: Predictor that sends the photo.
     """
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
         self._photo = _grey_photo()
-        self._asking = asyncio.Lock()
-        self._kept_until = 0.0
+        self._lock = asyncio.Lock()
+        self._cached_until = 0.0
         self._outcome: Model | Problem | None = None
 
     async def model(self) -> Model:
-        """The model that answered.
+        """Returns the model that predicted the photo.
 
         Raises:
-            Problem: none did.
+            Problem: If the model server did not predict it.
         """
-        async with self._asking:
-            if time.monotonic() >= self._kept_until:
+        async with self._lock:
+            if time.monotonic() >= self._cached_until:
                 try:
-                    self._outcome = (await self._predictor.ask([self._photo], _TIMEOUT_SECONDS, top_k=1))[0].model
+                    self._outcome = (await self._predictor.predict_stable([self._photo], _TIMEOUT_SECONDS, top_k=1))[
+                        0
+                    ].model
                 except Problem as problem:
                     self._outcome = problem
-                self._kept_until = time.monotonic() + _KEPT_SECONDS
+                self._cached_until = time.monotonic() + _CACHE_SECONDS
         if isinstance(self._outcome, Problem):
             raise self._outcome
         return self._outcome

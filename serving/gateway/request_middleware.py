@@ -1,4 +1,4 @@
-"""Around every request: its id and trace, its line in the log, its place in the metrics, and the last resort."""
+"""Middleware for every request: request ID, trace, access log, metrics, and the response to unhandled exceptions."""
 
 import re
 import secrets
@@ -15,58 +15,58 @@ from serving.gateway.tracing import Trace
 
 _LOG = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-# What somebody asks every few seconds is no news.
-_QUIET = {"/healthz", "/readyz", "/metrics"}
-_CLIENT_WENT_AWAY = 499
+# Probes and scrapers request these routes every few seconds, so they are logged at level debug.
+_DEBUG_ROUTES = {"/healthz", "/readyz", "/metrics"}
+_CLIENT_CLOSED_REQUEST = 499
 
 
-class Observer:
-    """ASGI middleware. Below it, `request.state` has `request_id` and `trace`.
+class RequestMiddleware:
+    """ASGI middleware that sets `request_id` and `trace` in `request.state`.
 
     Args:
-        app: what it is around.
-        metrics: counts the requests.
+        app: The wrapped ASGI application.
+        metrics: Metrics to update.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles what comes in."""
+        """Handles an ASGI connection; passes through all but HTTP."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        trace = Trace.continued(headers)
-        given_id = headers.get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(16)
+        trace = Trace.from_headers(headers)
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(16)
         scope["state"] |= {"request_id": request_id, "trace": trace}
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=trace.trace_id, span_id=trace.span_id)
         started, code = time.perf_counter(), None
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_ids(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
-                MutableHeaders(scope=message).update({"X-Request-ID": request_id, "traceparent": trace.parent})
+                MutableHeaders(scope=message).update({"X-Request-ID": request_id, "traceparent": trace.traceparent})
             await send(message)
 
         try:
-            await self._app(scope, receive, send_marked)
+            await self._app(scope, receive, send_with_ids)
         except ClientDisconnect:
-            code = code or _CLIENT_WENT_AWAY
+            code = code or _CLIENT_CLOSED_REQUEST
         except Exception:
-            _LOG.exception("unexpected")
+            _LOG.exception("unhandled exception")
             if code is None:
-                problem = Problem(500, "internal", "unexpected; the log tells more under this request id")
-                await problem.response(request_id)(scope, receive, send_marked)
+                problem = Problem(500, "internal", "internal error; the gateway's log has details for this request ID")
+                await problem.response(request_id)(scope, receive, send_with_ids)
         finally:
-            self._tell(scope, code or _CLIENT_WENT_AWAY, time.perf_counter() - started)
+            self._record(scope, code or _CLIENT_CLOSED_REQUEST, time.perf_counter() - started)
 
-    def _tell(self, scope: Scope, code: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")  # not the path: anybody could invent one
+    def _record(self, scope: Scope, code: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")  # not the path: clients could create any number of series
         self._metrics.requests.labels(route, code).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        tell = _LOG.debug if route in _QUIET else _LOG.info
-        tell("request", method=scope["method"], path=scope["path"], code=code, seconds=round(seconds, 4))
+        log = _LOG.debug if route in _DEBUG_ROUTES else _LOG.info
+        log("request", method=scope["method"], path=scope["path"], code=code, seconds=round(seconds, 4))

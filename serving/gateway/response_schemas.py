@@ -1,4 +1,4 @@
-"""The JSON documents of the API, and how OpenAPI shows them."""
+"""Schemas of the JSON responses, and the parts of the OpenAPI document that FastAPI cannot derive."""
 
 from typing import Any
 
@@ -9,41 +9,41 @@ _PREDICTIONS = [{"breed": "Siamese", "probability": 0.91}, {"breed": "Birman", "
 _ID = "6f1c0a52f0e94d1e9a3b0c8d7e6f5a41"
 
 
-class ModelDocument(BaseModel):
-    """The model that answered."""
+class ModelVersion(BaseModel):
+    """The model that made the prediction."""
 
     name: str
     version: int
 
 
-class PredictionDocument(BaseModel):
+class BreedProbability(BaseModel):
     """A breed and its probability."""
 
     breed: str
     probability: float = Field(ge=0, le=1)
 
 
-class AnswerDocument(BaseModel):
-    """The answer to one photo."""
+class PredictionResponse(BaseModel):
+    """Predictions for one photo."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": _MODEL, "predictions": _PREDICTIONS, "request_id": _ID}]}
     )
 
-    model: ModelDocument
-    predictions: list[PredictionDocument] = Field(description="most probable first")
+    model: ModelVersion
+    predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
     request_id: str
 
 
-class PhotoDocument(BaseModel):
-    """One of several photos."""
+class PhotoPredictions(BaseModel):
+    """Predictions for one of several photos."""
 
-    photo: str = Field(description="name of its file")
-    predictions: list[PredictionDocument] = Field(description="most probable first")
+    photo: str = Field(description="File name of the photo.")
+    predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
 
 
-class AnswersDocument(BaseModel):
-    """The answer to several photos, in their order; one version of the model answered all."""
+class BatchPredictionResponse(BaseModel):
+    """Predictions for several photos, in the order of the request, all made by the same version of the model."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -57,19 +57,19 @@ class AnswersDocument(BaseModel):
         }
     )
 
-    model: ModelDocument
-    photos: list[PhotoDocument]
+    model: ModelVersion
+    photos: list[PhotoPredictions]
     request_id: str
 
 
-class ReadyDocument(BaseModel):
-    """The model that is ready to answer."""
+class ReadinessResponse(BaseModel):
+    """The model that serves predictions."""
 
-    model: ModelDocument
+    model: ModelVersion
 
 
-class ProblemDocument(BaseModel):
-    """What went wrong (RFC 9457)."""
+class ProblemDetails(BaseModel):
+    """Details of an error (RFC 9457)."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -88,20 +88,20 @@ class ProblemDocument(BaseModel):
 
     title: str
     status: int
-    reason: str = Field(description="one word for programs")
-    detail: str = Field(description="a sentence for people")
-    photo: str | None = Field(description="which of the photos, if the request was a form")
+    reason: str = Field(description="Machine-readable identifier of the error.")
+    detail: str = Field(description="Human-readable explanation of the error.")
+    photo: str | None = Field(description="File name of the photo that caused the error, if the request was a form.")
     request_id: str
 
 
-def problems(**reasons: str) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's responses: `_415="what it means"`."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-    return {int(code[1:]): {"description": meaning, "content": content} for code, meaning in reasons.items()}
+def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """Returns OpenAPI responses with problem details; `_415="..."` describes status code 415."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+    return {int(code[1:]): {"description": text, "content": content} for code, text in descriptions.items()}
 
 
 def photo_body(several: bool) -> dict[str, Any]:
-    """OpenAPI's request body: a form with photos, or a photo as it is."""
+    """Returns the OpenAPI request body: a form with one or several photos, or the bytes of a photo."""
     photo = {"type": "string", "contentMediaType": "application/octet-stream"}
     file = {"type": "array", "items": photo, "minItems": 1} if several else photo
     form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}

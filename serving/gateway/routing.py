@@ -1,4 +1,4 @@
-"""Which version of the model answers a request: the one in service, or the canary for a share of the requests."""
+"""Chooses the version of the model for a request: the stable version, or the canary for a share of the requests."""
 
 import hashlib
 import time
@@ -12,41 +12,44 @@ from serving.labels import CANARY
 from serving.traffic_split import read_canary_share
 
 _LOG = structlog.get_logger()
-_KEPT_SECONDS = 1.0
+_CACHE_SECONDS = 1.0
 
 
 class Routing:
-    """Requests with the same key get the same version for as long as the share stays; when it grows, none goes back.
+    """Splits traffic by request key.
+
+    Requests with the same key get the same version while the canary's share is constant. When the share grows, keys
+    only move from stable to the canary.
 
     Args:
-        settings: name and label of the model, and the file that says the share.
+        settings: Settings with the name and label of the model and the path of the traffic file.
 
     Attributes:
-        stable: the version in service.
+        stable: The stable version.
     """
 
     def __init__(self, settings: Settings):
         self.stable = ModelChoice(settings.model_name, label=settings.model_label)
         self._canary = ModelChoice(settings.model_name, label=CANARY)
         self._file = Path(settings.traffic_file) if settings.traffic_file else None
-        self._share, self._kept_until = 0.0, 0.0
+        self._share, self._cached_until = 0.0, 0.0
 
     def choose(self, key: str) -> ModelChoice:
-        """What the model server is asked for.
+        """Returns the version to query.
 
         Args:
-            key: of whoever asks.
+            key: Key of the end user or client.
         """
-        place = int.from_bytes(hashlib.sha256(key.encode(errors="replace")).digest()[:8]) / 2**64
-        return self._canary if place < self._canary_share() else self.stable
+        position = int.from_bytes(hashlib.sha256(key.encode(errors="replace")).digest()[:8]) / 2**64
+        return self._canary if position < self._canary_share() else self.stable
 
     def _canary_share(self) -> float:
-        if self._file and time.monotonic() >= self._kept_until:
-            self._kept_until = time.monotonic() + _KEPT_SECONDS
+        if self._file and time.monotonic() >= self._cached_until:
+            self._cached_until = time.monotonic() + _CACHE_SECONDS
             try:
                 self._share = read_canary_share(self._file.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 self._share = 0.0
             except (OSError, ValueError) as error:
-                _LOG.error("traffic file", path=str(self._file), error=str(error))
+                _LOG.error("cannot read the traffic file", path=str(self._file), error=str(error))
         return self._share

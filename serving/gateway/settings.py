@@ -1,4 +1,4 @@
-"""Settings of the gateway, from environment variables: `CATBREEDS_GATEWAY_PORT=80` is `port`."""
+"""Settings of the gateway, read from environment variables: `CATBREEDS_GATEWAY_PORT=80` sets `port`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,49 +15,49 @@ PREFIX = "CATBREEDS_GATEWAY_"
 
 
 class SettingsError(ValueError):
-    """A variable that is unknown or impossible; the message names it and says what to do."""
+    """A variable is unknown or its value is invalid; the message names the variable and the allowed values."""
 
 
-def _items(value: Any) -> Any:
+def _split_items(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def _origin(text: str) -> str:
-    """An origin as browsers write it: in lower case, in ASCII, without the port that the scheme implies."""
+def _normalise_origin(text: str) -> str:
+    """Returns an origin as browsers send it: lower case, ASCII, without the default port of the scheme."""
     if text in ("*", "null"):
         return text
     parts = urlsplit(text)
     if not parts.scheme or not parts.hostname or "@" in parts.netloc or "*" in text:
-        raise ValueError("no origin")
+        raise ValueError("not an origin")
     if parts.path not in ("", "/") or "?" in text or "#" in text:
-        raise ValueError("no origin")
+        raise ValueError("not an origin")
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
     port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
 
-def _grpc_target(text: str) -> str:
+def _check_grpc_target(text: str) -> str:
     if problem := wrong_grpc_target(text):
         raise ValueError(f"{problem}; write HOST:PORT")
     return text
 
 
-def _file(text: str) -> str:
+def _check_file(text: str) -> str:
     if Path(text).is_dir():
-        raise ValueError("is a folder; name the file")
+        raise ValueError("is a folder; set the path of a file")
     return text
 
 
-CommaSeparated = BeforeValidator(_items)
-Origin = Annotated[str, AfterValidator(_origin)]
+CommaSeparated = BeforeValidator(_split_items)
+Origin = Annotated[str, AfterValidator(_normalise_origin)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$", to_lower=True)]
 
 
 class Settings(BaseModel):
-    """What can be set; `description` is what `--help` shows."""
+    """Settings of the gateway; `--help` shows their descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,46 +65,56 @@ class Settings(BaseModel):
         "0.0.0.0", min_length=1, description="address to listen on"
     )
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    model_server: Annotated[str, AfterValidator(_grpc_target)] = Field(
+    model_server: Annotated[str, AfterValidator(_check_grpc_target)] = Field(
         "localhost:8500", min_length=1, description="gRPC address of the model server"
     )
-    model_name: str = Field("catbreeds", min_length=1, description="model that is asked for")
+    model_name: str = Field("catbreeds", min_length=1, description="name of the model to query")
     model_label: str | None = Field(
         None,
         min_length=1,
-        description="label of the version that is asked for; unset: what the server serves by default",
+        description="label of the version to query; unset: the default version of the model server",
     )
-    traffic_file: Annotated[str, AfterValidator(_file)] | None = Field(
-        None, min_length=1, description="file in which rollout says what share of the requests the canary gets"
+    traffic_file: Annotated[str, AfterValidator(_check_file)] | None = Field(
+        None,
+        min_length=1,
+        description="path of the traffic file, which contains the canary's share of the requests",
     )
-    deadline_seconds: float = Field(10, gt=0, le=600, description="from a photo that has arrived to its answer")
-    read_seconds: float = Field(30, gt=0, le=3600, description="for a photo to arrive")
-    grace_seconds: int = Field(30, ge=1, le=3600, description="for requests in flight when it is stopped")
-    keep_alive_seconds: int = Field(75, ge=1, le=3600, description="that a connection may be idle")
-    max_bytes: int = Field(20_000_000, ge=1, le=photo.MAX_BYTES, description="of a request")
+    deadline_seconds: float = Field(
+        10, gt=0, le=600, description="seconds from the arrival of a request body to the response"
+    )
+    read_seconds: float = Field(30, gt=0, le=3600, description="seconds for a request body to arrive")
+    grace_seconds: int = Field(30, ge=1, le=3600, description="seconds for requests in flight to finish at shutdown")
+    keep_alive_seconds: int = Field(75, ge=1, le=3600, description="seconds after which an idle connection is closed")
+    max_bytes: int = Field(20_000_000, ge=1, le=photo.MAX_BYTES, description="maximum size of a request body in bytes")
     max_pixels: int | None = Field(
         None,
         ge=photo.MIN_SIDE**2,
         le=photo.MAX_PIXELS,
-        description="of a photo; unset: 64,000,000 of a JPEG or HEIC, 24,000,000 of another format",
+        description="maximum pixels of a photo; unset: 64,000,000 for JPEG and HEIC, 24,000,000 for other formats",
     )
-    max_photos: int = Field(16, ge=1, le=1024, description="in a request; the model server's batches must hold them")
-    max_in_flight: int = Field(64, ge=1, description="predictions at a time; more are told to come back")
-    decoders: int = Field(2, ge=1, le=256, description="threads that decode photos")
+    max_photos: int = Field(
+        16, ge=1, le=1024, description="maximum photos in a request; must not exceed the model server's batch size"
+    )
+    max_in_flight: int = Field(
+        64, ge=1, description="maximum concurrent prediction requests; further requests get a 503 with Retry-After"
+    )
+    decoders: int = Field(2, ge=1, le=256, description="number of threads that decode photos")
     cors_origins: Annotated[list[Origin], CommaSeparated] = Field(
-        [], description="origins whose pages may ask, separated by commas; * for all"
+        [], description="origins that may send cross-origin requests, separated by commas; * allows all"
     )
     api_keys: Annotated[list[Sha256], CommaSeparated] = Field(
-        [], description="SHA-256 of keys in hex, separated by commas; unset: no key is needed"
+        [], description="SHA-256 digests of the API keys in hex, separated by commas; unset: no API key is required"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard output")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="minimum level of log messages on standard output"
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Reads the variables that begin with PREFIX.
+        """Reads the variables that start with PREFIX.
 
         Raises:
-            SettingsError: names the variable.
+            SettingsError: If a variable is unknown or its value is invalid.
         """
         values = {
             name.removeprefix(PREFIX).lower(): value
@@ -121,18 +131,21 @@ def _explain(error: Mapping[str, Any]) -> str:
     field = str(error["loc"][0])
     name = PREFIX + field.upper()
     if error["type"] == "extra_forbidden":
-        return (
-            f"{name}: no such setting; there are {', '.join(PREFIX + field.upper() for field in Settings.model_fields)}"
-        )
+        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
+        return f"{name}: no such setting; available settings: {known}"
     if field == "cors_origins":
-        return f"{name}: {error['input']!r} is no origin; write https://HOST or https://HOST:PORT, or * for all"
+        return (
+            f"{name}: {error['input']!r} is not an origin; write https://HOST or https://HOST:PORT, or * to allow all"
+        )
     if field == "api_keys":
-        return f"{name}: {error['input']!r} is no SHA-256 in hex; printf %s KEY | sha256sum makes one"
-    return f"{name}: {error['msg']} (got {error['input']!r})"
+        # The message does not show the value, which may be a key instead of its digest.
+        return f"{name}: not the SHA-256 digest of a key in hex; create one with: printf %s KEY | sha256sum"
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {reason} (got {error['input']!r})"
 
 
 def help_text() -> str:
-    """A line for each variable."""
+    """Returns the part of `--help` that describes the variables."""
     lines = []
     for field, info in Settings.model_fields.items():
         default = "" if info.default in (None, []) else f" (default {info.default})"

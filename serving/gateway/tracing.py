@@ -1,4 +1,4 @@
-"""W3C trace context: the trace of a request goes on through the gateway to the model server."""
+"""W3C trace context: the gateway continues the trace of a request and passes it on to the model server."""
 
 import re
 import secrets
@@ -10,13 +10,13 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 
 @dataclass(frozen=True)
 class Trace:
-    """A span of the gateway in a trace.
+    """The gateway's span in a trace.
 
     Attributes:
-        trace_id: 32 hex digits.
-        span_id: 16 hex digits, of the gateway's own span.
-        flags: 2 hex digits.
-        state: `tracestate` of whoever called, passed on as it is.
+        trace_id: ID of the trace, 32 hex digits.
+        span_id: ID of the gateway's span, 16 hex digits.
+        flags: Trace flags, 2 hex digits.
+        state: The client's `tracestate`, which the gateway passes on unchanged.
     """
 
     trace_id: str
@@ -25,18 +25,18 @@ class Trace:
     state: str = ""
 
     @classmethod
-    def continued(cls, headers: Mapping[str, str]) -> "Trace":
-        """The trace that the caller began; a new one if it did not, or did in a way that is no trace."""
+    def from_headers(cls, headers: Mapping[str, str]) -> "Trace":
+        """Continues the trace in the request headers; starts a new trace if there is no valid `traceparent`."""
         span_id = secrets.token_hex(8)
-        if given := _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
-            return cls(given[1], span_id, given[2], headers.get("tracestate", ""))
+        if parent := _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
+            return cls(parent[1], span_id, parent[2], headers.get("tracestate", ""))
         return cls(secrets.token_hex(16), span_id, "00")
 
     @property
-    def parent(self) -> str:
-        """`traceparent` for whom the gateway calls."""
+    def traceparent(self) -> str:
+        """The `traceparent` header for requests that the gateway sends."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
     def metadata(self) -> list[tuple[str, str]]:
-        """As gRPC metadata."""
-        return [("traceparent", self.parent), *([("tracestate", self.state)] if self.state else [])]
+        """Returns the trace context as gRPC metadata."""
+        return [("traceparent", self.traceparent), *([("tracestate", self.state)] if self.state else [])]

@@ -1,4 +1,4 @@
-"""From the body of a request to photos that the model can decode."""
+"""Reads request bodies and extracts the photos, normalised for the model."""
 
 import asyncio
 import base64
@@ -18,11 +18,11 @@ _FIELD = "file"
 
 
 class Upload(NamedTuple):
-    """A photo.
+    """An uploaded photo.
 
     Attributes:
-        name: of its file; None if it came alone, without a form.
-        content: JPEG or PNG bytes once it is normalised, before that whatever was sent.
+        name: Name of its file; None if the photo is the whole body.
+        content: Bytes of the photo: as uploaded, or JPEG or PNG after normalisation.
     """
 
     name: str | None
@@ -30,15 +30,15 @@ class Upload(NamedTuple):
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The body, as far as it may be long.
+    """Reads the body within the size and time limits.
 
     Raises:
-        Problem: it is compressed, too long, or takes too long.
-        ClientDisconnect: the client went away.
+        Problem: If the body is compressed, too large, or arrives too slowly.
+        ClientDisconnect: If the client closed the connection.
     """
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity"):
-        detail = f"the body is encoded by {encoding[:100]!r}; send it as it is, without Content-Encoding"
+        detail = f"the body has Content-Encoding {encoding[:100]!r}; send it unencoded, without Content-Encoding"
         raise Problem(415, "encoded", detail, headers={"Accept-Encoding": "identity"})
     too_large = Problem(413, "too_large", f"the request has more than {settings.max_bytes:,} bytes")
     if int(request.headers.get("Content-Length", 0)) > settings.max_bytes:
@@ -56,18 +56,18 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     return bytes(body)
 
 
-def normalised(body: bytes, content_type: str, settings: Settings) -> list[Upload]:
-    """The photos of a form, or the one that the body is; of any format, which its content tells.
+def read_photos(body: bytes, content_type: str, settings: Settings) -> list[Upload]:
+    """Returns the normalised photos of a form, or the body as one photo. The content determines the image format.
 
     Raises:
-        Problem: what cannot be used, and why.
+        Problem: If the form or a photo cannot be used.
     """
     kind, options = parse_options_header(content_type)
-    uploads = _of_form(body, options.get(b"boundary"), settings) if kind == _FORM else [Upload(None, body)]
-    return [Upload(name, _normalised(name, content, settings)) for name, content in uploads]
+    uploads = _parse_form(body, options.get(b"boundary"), settings) if kind == _FORM else [Upload(None, body)]
+    return [Upload(name, _normalise(name, content, settings)) for name, content in uploads]
 
 
-def _normalised(name: str | None, content: bytes, settings: Settings) -> bytes:
+def _normalise(name: str | None, content: bytes, settings: Settings) -> bytes:
     try:
         if settings.max_pixels is None:
             return normalise(content, max_other_pixels=LARGE_PIXELS).data
@@ -76,35 +76,35 @@ def _normalised(name: str | None, content: bytes, settings: Settings) -> bytes:
         raise Problem.of_photo(error, name) from None
 
 
-def _of_form(body: bytes, boundary: bytes | None, settings: Settings) -> list[Upload]:
+def _parse_form(body: bytes, boundary: bytes | None, settings: Settings) -> list[Upload]:
     uploads = []
-    for headers, content in _parts(body, boundary, settings.max_photos):
+    for headers, content in _split_form(body, boundary, settings.max_photos):
         _, options = parse_options_header(headers.get("content-disposition"))
         field = options.get(b"name")
         if field is None:
             raise Problem(400, "malformed_form", "the form is malformed: a part has no name")
         if field != _FIELD.encode():
             name = field.decode(errors="replace")
-            raise Problem(422, "invalid_form", f"there is no field {name[:100]!r}; send photos as {_FIELD!r}")
+            raise Problem(422, "invalid_form", f"unknown field {name[:100]!r}; send photos in the field {_FIELD!r}")
         name = options.get(b"filename", b"").decode(errors="replace") or f"photo {len(uploads) + 1}"
-        uploads.append(Upload(name, _decoded(headers.get("content-transfer-encoding", ""), content)))
+        uploads.append(Upload(name, _decode(headers.get("content-transfer-encoding", ""), content)))
     if not uploads:
-        raise Problem(422, "invalid_form", f"the form has no photo; send photos as {_FIELD!r}")
+        raise Problem(422, "invalid_form", f"the form has no photo; send photos in the field {_FIELD!r}")
     return uploads
 
 
-def _parts(body: bytes, boundary: bytes | None, most: int) -> list[tuple[dict[str, str], bytes]]:
-    """Headers, their names in lower case, and encoded content of each part of a form.
+def _split_form(body: bytes, boundary: bytes | None, max_parts: int) -> list[tuple[dict[str, str], bytes]]:
+    """Returns the headers, with lower-case names, and the encoded content of each part of a form.
 
     Raises:
-        Problem: it is malformed, cut off, or has more than `most` parts.
+        Problem: If the form is malformed or truncated, or has more than `max_parts` parts.
     """
     parts: list[tuple[dict[str, str], bytearray]] = []
-    name, value, whole = bytearray(), bytearray(), False
+    name, value, complete = bytearray(), bytearray(), False
 
-    def begin() -> None:
-        if len(parts) == most:
-            raise Problem(413, "too_large", f"the request has more than {most} photos")
+    def begin_part() -> None:
+        if len(parts) == max_parts:
+            raise Problem(413, "too_large", f"the request has more than {max_parts} photos")
         parts.append(({}, bytearray()))
 
     def end_header() -> None:
@@ -112,38 +112,38 @@ def _parts(body: bytes, boundary: bytes | None, most: int) -> list[tuple[dict[st
         name.clear()
         value.clear()
 
-    def end() -> None:
-        nonlocal whole
-        whole = True
+    def end_form() -> None:
+        nonlocal complete
+        complete = True
 
     callbacks = {
-        "on_part_begin": begin,
+        "on_part_begin": begin_part,
         "on_header_field": lambda data, start, end: name.extend(data[start:end]),
         "on_header_value": lambda data, start, end: value.extend(data[start:end]),
         "on_header_end": end_header,
         "on_part_data": lambda data, start, end: parts[-1][1].extend(data[start:end]),
-        "on_end": end,
+        "on_end": end_form,
     }
     try:
         if not boundary:
-            raise FormParserError("no boundary is given")
+            raise FormParserError("the Content-Type has no boundary")
         MultipartParser(boundary, callbacks).write(body)
     except FormParserError as error:
         raise Problem(400, "malformed_form", f"the form is malformed: {error}") from None
-    if not whole:
-        raise Problem(400, "malformed_form", "the form is cut off")
+    if not complete:
+        raise Problem(400, "malformed_form", "the form is truncated")
     return [(headers, bytes(content)) for headers, content in parts]
 
 
-def _decoded(encoding: str, content: bytes) -> bytes:
-    """The content of a part; of RFC 2045's encodings all others leave it as it is."""
+def _decode(encoding: str, content: bytes) -> bytes:
+    """Decodes the content of a part. RFC 2045's other encodings do not change the content."""
     encoding = encoding.lower()
     if encoding == "quoted-printable":
         return binascii.a2b_qp(content)
     if encoding != "base64":
         return content
     try:
-        # RFC 2045 has lines of 76 characters, and tells decoders to leave out all that is not of its alphabet.
+        # RFC 2045 breaks lines after 76 characters; decoders must ignore all characters outside the alphabet.
         return base64.b64decode(content)
     except binascii.Error as error:
         raise Problem(400, "malformed_form", f"the form is malformed: {error}") from None

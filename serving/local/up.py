@@ -183,7 +183,7 @@ def _draw_samples(config: Settings, version: int) -> Path | None:
     if not 2 <= len(known) <= len(BREEDS) or set(known) != {breed.name for breed in BREEDS[: len(known)]}:
         return None
     folder = _folder(config) / "samples" / str(len(known))
-    write_sample_data(folder, breeds=len(known), photos=1, first=_UNSEEN)
+    write_sample_data(folder, breeds=len(known), photos=1, offset=_UNSEEN)
     return folder
 
 

@@ -1,1 +1,4 @@
-"""The web page: a photo in, its breed out. It asks the gateway and nobody else; `python -m serving.page` starts it."""
+"""Web page that shows the breed of a cat in a photo, with the gateway as its only backend.
+
+Start it with `python -m serving.page`.
+"""

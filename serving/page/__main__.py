@@ -8,22 +8,22 @@ from pathlib import Path
 from serving.page.settings import Settings, SettingsError, help_text
 
 _APP = Path(__file__).with_name("app.py")
-_MAX_MEGABYTES = 20  # of an upload; the gateway takes no more
+_MAX_UPLOAD_MB = 20  # the gateway's default limit
 
 _FLAGS = {
     "server.headless": "true",
-    # Where it listens, whatever a config.toml of other projects in the home or the current folder says.
+    # These flags override the config.toml of other projects in the home or current folder.
     "global.developmentMode": "false",
     "server.baseUrlPath": "",
     "server.sslCertFile": "",
     "server.sslKeyFile": "",
     "server.fileWatcherType": "none",
-    "server.maxUploadSize": _MAX_MEGABYTES,
+    "server.maxUploadSize": _MAX_UPLOAD_MB,
     "browser.gatherUsageStats": "false",
-    # To print its addresses Streamlit asks a server on the internet for its external one.
+    # The welcome message contains the external IP address, for which Streamlit queries a server on the internet.
     "logger.hideWelcomeMessage": "true",
     "client.toolbarMode": "minimal",
-    # A fault of ours is for the log, not for strangers.
+    # Visitors do not see stack traces; the log contains them.
     "client.showErrorDetails": "none",
     "theme.paddingTop": "3rem",
     "theme.light.primaryColor": "#a8461f",
@@ -32,10 +32,10 @@ _FLAGS = {
 
 
 def main() -> int:
-    """Becomes Streamlit; returns the exit code of the process if it cannot."""
+    """Replaces this process by Streamlit; returns an exit code if the settings are invalid."""
     argparse.ArgumentParser(
         prog="python -m serving.page",
-        description="A web page that shows the breed of a cat in a photo.",
+        description="Web page that shows the breed of a cat in a photo.",
         epilog="environment variables:\n" + help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
@@ -46,7 +46,7 @@ def main() -> int:
         return 2
     flags = _FLAGS | {"server.address": settings.host, "server.port": settings.port}
     command = ["-m", "streamlit", "run", str(_APP), *(f"--{name}={value}" for name, value in flags.items())]
-    # Streamlit's own variables are those of other projects.
+    # STREAMLIT_* variables belong to other projects.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLIT_")}
     os.execve(sys.executable, [sys.executable, *command], environment)
 

@@ -1,4 +1,4 @@
-"""The page itself: Streamlit runs this file from top to bottom at each visit and each click."""
+"""The Streamlit script of the page. Streamlit runs it from top to bottom on every visit and every interaction."""
 
 import logging
 import os
@@ -16,41 +16,41 @@ _LOG = logging.getLogger("serving.page")
 
 
 def _client(settings: Settings) -> GatewayClient:
-    """One a visitor, whom the same version of the model answers as long as the page is open."""
+    """Returns the client of this session. Its request key keeps the visitor on one version of the model."""
     if "client" not in st.session_state:
         st.session_state.client = GatewayClient(settings.gateway, settings.api_key, request_key=uuid.uuid4().hex)
     return st.session_state.client
 
 
-def _show_answer(client: GatewayClient, photo: photos.Chosen) -> None:
-    with st.spinner("Looking at the photo"):
+def _show_prediction(client: GatewayClient, photo: photos.ChosenPhoto) -> None:
+    with st.spinner("Classifying the photo"):
         answer = client.predict(photo.content)
-    views.show_answer(photo, answer)
+    views.show_prediction(photo, answer)
 
 
-def _show_invitation(client: GatewayClient) -> None:
+def _show_start(client: GatewayClient) -> None:
     model = client.ready()
-    st.info("No photo yet. Choose one above: one cat, large and in focus.", icon=":material/photo_camera:")
+    st.info("Choose a photo above. It should show one cat, large and in focus.", icon=":material/photo_camera:")
     st.caption(f"Model {model.name}, version {model.version}, is ready.")
 
 
 def main() -> None:
-    """Draws the page."""
+    """Renders the page."""
     settings = Settings.from_environment(os.environ)
     st.set_page_config(page_title="Which breed is this cat?", page_icon="🐈", layout="wide")
     st.title("Which breed is this cat?", anchor=False)
-    photo = photos.choose(photos.find_samples(settings.samples))
+    photo = photos.choose_photo(photos.find_samples(settings.samples))
     client = _client(settings)
     try:
         if photo:
-            _show_answer(client, photo)
+            _show_prediction(client, photo)
         else:
-            _show_invitation(client)
+            _show_start(client)
     except PhotoError as error:
-        views.show_refusal(error)
+        views.show_photo_error(error)
     except ClientError as error:
         _LOG.warning("%s: %s", type(error).__name__, error)
-        views.show_trouble(error)
+        views.show_client_error(error)
 
 
 main()

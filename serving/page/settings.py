@@ -1,4 +1,4 @@
-"""Settings of the page, from environment variables: `CATBREEDS_PAGE_PORT=80` is `port`."""
+"""Settings of the page, read from environment variables: `CATBREEDS_PAGE_PORT=80` sets `port`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ PREFIX = "CATBREEDS_PAGE_"
 
 
 class SettingsError(ValueError):
-    """A variable that is unknown or impossible; the message names it and says what to do."""
+    """A variable is unknown or its value is invalid; the message names the variable and the allowed values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What can be set; the descriptions are what `--help` shows."""
+    """Settings of the page; `--help` shows their descriptions."""
 
     gateway: Annotated[str, "address of the gateway, http://HOST:PORT"] = "http://localhost:8000"
-    api_key: Annotated[str | None, "where the gateway wants one"] = None
-    samples: Annotated[Path | None, "folder of photos to try, in it one folder a breed; unset: none are offered"] = None
+    api_key: Annotated[str | None, "API key, if the gateway requires one"] = None
+    samples: Annotated[Path | None, "folder of sample photos, with one folder per breed; unset: no samples"] = None
     host: Annotated[str, "address to listen on"] = "0.0.0.0"
     port: Annotated[int, "port to listen on"] = 8080
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Reads the variables that begin with PREFIX; an empty one counts as unset.
+        """Reads the variables that start with PREFIX; an empty variable counts as unset.
 
         Raises:
-            SettingsError: names the variable.
+            SettingsError: If a variable is unknown or its value is invalid.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         values = {}
@@ -41,49 +41,55 @@ class Settings:
             if not variable.startswith(PREFIX) or not text or is_service_link(variable, text):
                 continue
             if name not in names:
-                there = ", ".join(PREFIX + name.upper() for name in names)
-                raise SettingsError(f"{variable}: no such setting; there are {there}")
+                known = ", ".join(PREFIX + name.upper() for name in names)
+                raise SettingsError(f"{variable}: no such setting; available settings: {known}")
             try:
-                values[name] = _READ.get(name, str)(text)
+                values[name] = _PARSERS.get(name, str)(text)
             except ValueError as error:
                 got = "" if name == "api_key" else f" (got {text!r})"
                 raise SettingsError(f"{variable}: {error}{got}") from None
         return cls(**values)
 
 
-def _url(text: str) -> str:
+def _parse_url(text: str) -> str:
     parts = urlsplit(text)
-    plain = parts.scheme in ("http", "https") and parts.path in ("", "/") and not (parts.query or parts.fragment)
-    if not plain or not parts.hostname or not set(text).isdisjoint(" {}$<>"):
-        raise ValueError("must be the address of the gateway alone, http://HOST:PORT")
+    has_no_path = parts.scheme in ("http", "https") and parts.path in ("", "/") and not (parts.query or parts.fragment)
+    if not has_no_path or not parts.hostname or not set(text).isdisjoint(" {}$<>"):
+        raise ValueError("must be the address of the gateway without a path, http://HOST:PORT")
     if parts.port is None and parts.netloc.endswith(":"):
-        raise ValueError("the port is missing, http://HOST:PORT")
+        raise ValueError("the port is missing; write http://HOST:PORT")
     return text.rstrip("/")
 
 
-def _port(text: str) -> int:
+def _parse_port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise ValueError("must be a port, 1 to 65535")
+        raise ValueError("must be a port number, 1 to 65535")
     return int(text)
 
 
-def _folder(text: str) -> Path:
+def _parse_folder(text: str) -> Path:
     if not Path(text).is_dir():
-        raise ValueError("there is no such folder")
+        raise ValueError("folder not found")
     return Path(text)
 
 
-def _key(text: str) -> str:
+def _parse_key(text: str) -> str:
     if not is_header_value(text):
         raise ValueError("must be printable ASCII")
     return text
 
 
-_READ = {"gateway": _url, "api_key": _key, "host": without_brackets, "port": _port, "samples": _folder}
+_PARSERS = {
+    "gateway": _parse_url,
+    "api_key": _parse_key,
+    "host": without_brackets,
+    "port": _parse_port,
+    "samples": _parse_folder,
+}
 
 
 def help_text() -> str:
-    """A line for each variable."""
+    """Returns the part of `--help` that describes the variables."""
     lines = []
     for field in dataclasses.fields(Settings):
         default = f" (default {field.default})" if field.default is not None else ""

@@ -1,4 +1,4 @@
-"""What a visitor sees of an answer, and of its absence."""
+"""Renders predictions and errors."""
 
 from collections.abc import Sequence
 
@@ -11,89 +11,89 @@ from serving.client import (
     ClientError,
     NotServed,
     Prediction,
-    Refused,
+    RequestRejected,
     TimedOut,
     Unavailable,
     Unreachable,
 )
-from serving.page.photos import Chosen
-from serving.page.text import plain
+from serving.page.escaping import escape_markdown
+from serving.page.photos import ChosenPhoto
 from serving.photo import PhotoError, normalise
 
-_SHOWN = 5  # bars
-_ROW = 44  # height of a bar and its name, pixels
-_BEST, _OTHER = "#c4622f", "#8f99a8"  # colours that show on light and dark
-_SURE = 0.5  # less for the best breed: more speaks against it than for it
-_TABLE_OPEN = 10  # longer tables are folded
+_MAX_BARS = 5
+_ROW_HEIGHT = 44  # pixels per bar with its label
+_BEST_COLOUR, _OTHER_COLOUR = "#c4622f", "#8f99a8"  # visible on light and dark backgrounds
+_MIN_CONFIDENCE = 0.5  # below this, the other breeds together are more probable than the best one
+_MAX_EXPANDED_ROWS = 10  # longer tables start collapsed
 
-_TROUBLES = {
-    Unreachable: ("The gateway does not answer.", "This page works, but what it asks is down or cannot be reached."),
-    Busy: ("Many photos at a time.", "Everybody is asking right now: try again in a moment."),
-    NotServed: ("No model is ready.", "The gateway answers, but no model is loaded yet: try again in a moment."),
-    Unavailable: ("No model is ready.", "The gateway answers, but the model server does not: try again in a moment."),
-    TimedOut: ("No answer in time.", "The model is slow or overloaded: try again in a moment."),
-    Refused: ("The gateway does not take requests of this page.", "Who runs the page must see to it."),
-    ClientError: ("The answer cannot be understood.", "Who runs the page must see to it."),
+_MESSAGES = {
+    Unreachable: ("The gateway is not reachable.", "The service behind this page is down or unreachable."),
+    Busy: ("The service is busy.", "It is processing many photos. Try again in a moment."),
+    NotServed: ("The model is not available.", "The gateway is running, but no model is loaded. Try again later."),
+    Unavailable: ("The model is not available.", "The gateway is running, but no model server is. Try again later."),
+    TimedOut: ("The prediction timed out.", "The model is slow or overloaded. Try again in a moment."),
+    RequestRejected: ("The gateway rejected the request.", "Contact the operator of this page."),
+    ClientError: ("The prediction failed.", "Contact the operator of this page."),
 }
 
 
-def show_answer(photo: Chosen, answer: Answer) -> None:
-    """The best breed in large, the photo, and beside or below it the other breeds."""
+def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
+    """Renders the best breed as heading, the photo, and next to it (on phones: below it) all breeds."""
     best = answer.best
-    st.subheader(f"{plain(best.breed)}, {best.probability:.0%}", anchor=False)
-    if note := unsure(answer.predictions):
+    st.subheader(f"{escape_markdown(best.breed)}, {best.probability:.0%}", anchor=False)
+    if note := uncertainty_note(answer.predictions):
         st.warning(note, icon=":material/help:")
     left, right = st.columns([2, 3], gap="medium")
     with left:
-        # As the model saw it: upright, and small enough for a phone.
-        st.image(normalise(photo.content).data, caption=plain(photo.name), width="stretch")
+        # The normalised photo, as the model receives it: upright, and small enough for a phone.
+        st.image(normalise(photo.content).data, caption=escape_markdown(photo.name), width="stretch")
     with right:
-        st.altair_chart(_bars(answer.predictions[:_SHOWN]), width="stretch")
+        st.altair_chart(_bars(answer.predictions[:_MAX_BARS]), width="stretch")
         breeds = len(answer.predictions)
-        with st.expander(f"All {breeds} breeds", expanded=breeds <= _TABLE_OPEN):
+        with st.expander(f"All {breeds} breeds", expanded=breeds <= _MAX_EXPANDED_ROWS):
             st.table([{"Breed": row.breed, "Probability": f"{row.probability:.1%}"} for row in answer.predictions])
         st.caption(
-            f"Model {answer.model.name}, version {answer.model.version}. It knows {breeds} breeds and names one of "
-            f"them, whatever the picture shows. Request {answer.request_id}."
+            f"Model {answer.model.name}, version {answer.model.version}. The model distinguishes {breeds} breeds and "
+            f"always predicts one of them, even if the photo does not show a cat. Request ID: {answer.request_id}."
         )
 
 
-def unsure(predictions: Sequence[Prediction]) -> str:
-    """A note if the model is unsure, else nothing."""
+def uncertainty_note(predictions: Sequence[Prediction]) -> str:
+    """Returns a note if the probability of the best breed is low, otherwise an empty string."""
     best, *others = predictions
-    if best.probability >= _SURE:
+    if best.probability >= _MIN_CONFIDENCE:
         return ""
-    rest = ", ".join(f"{plain(other.breed)} {other.probability:.0%}" for other in others[:2])
-    return f"The model is unsure. It may as well be another breed ({rest}), or one that the model does not know."
+    rest = ", ".join(f"{escape_markdown(other.breed)} {other.probability:.0%}" for other in others[:2])
+    return f"The model is unsure. The cat may be of another breed ({rest}), or of a breed outside the training data."
 
 
-def show_refusal(error: PhotoError) -> None:
-    """Why a photo is not used."""
-    # The client numbers photos whose file it does not know.
+def show_photo_error(error: PhotoError) -> None:
+    """Renders the reason why a photo cannot be used."""
+    # The client calls a photo without a path "photo 1".
     reason = str(error).removeprefix("photo 1: ")
-    st.error(f"**This photo was refused:** {plain(reason)}.", icon=":material/image_not_supported:")
+    st.error(f"**This photo cannot be used:** {escape_markdown(reason)}.", icon=":material/image_not_supported:")
 
 
-def show_trouble(error: ClientError) -> None:
-    """Why there is no answer, and a way to ask again."""
-    title, text = next(words for kind, words in _TROUBLES.items() if isinstance(error, kind))
+def show_client_error(error: ClientError) -> None:
+    """Renders the reason for a failed request, and a button to try again."""
+    title, text = next(message for kind, message in _MESSAGES.items() if isinstance(error, kind))
     st.error(f"**{title}** {text}", icon=":material/cloud_off:")
     st.button("Try again")
 
 
 def _bars(predictions: Sequence[Prediction]) -> alt.LayerChart:
     rows = [{"breed": row.breed, "probability": row.probability, "best": n == 0} for n, row in enumerate(predictions)]
-    # Streamlit's own colours are faint in axes, and black in other texts also where the page is dark.
-    ink = "white" if st.context.theme.type == "dark" else "black"
-    names = alt.Axis(title=None, ticks=False, domain=False, labelLimit=150, labelFontSize=14, labelColor=ink)
+    # Streamlit's default colours are faint in axes, and other text is black even in the dark theme.
+    text_colour = "white" if st.context.theme.type == "dark" else "black"
+    names = alt.Axis(title=None, ticks=False, domain=False, labelLimit=150, labelFontSize=14, labelColor=text_colour)
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("probability:Q", scale=alt.Scale(domain=[0, 1.15], nice=False), axis=None),
         y=alt.Y("breed:N", sort=None, axis=names),
         tooltip=[alt.Tooltip("breed:N"), alt.Tooltip("probability:Q", format=".1%")],
     )
-    colour = alt.condition("datum.best", alt.value(_BEST), alt.value(_OTHER))
+    colour = alt.condition("datum.best", alt.value(_BEST_COLOUR), alt.value(_OTHER_COLOUR))
     bars = base.mark_bar(cornerRadiusEnd=4, size=22).encode(color=colour)
-    share = alt.Text("probability:Q", format=".0%")
-    shares = base.mark_text(align="left", dx=6, fontSize=14, color=ink).encode(text=share)
+    percentage = alt.Text("probability:Q", format=".0%")
+    percentages = base.mark_text(align="left", dx=6, fontSize=14, color=text_colour).encode(text=percentage)
     description = "Probability of each breed: " + ", ".join(f"{row.breed} {row.probability:.0%}" for row in predictions)
-    return (bars + shares).properties(height=_ROW * len(rows), description=description)
+    return (bars + percentages).properties(height=_ROW_HEIGHT * len(rows), description=description)

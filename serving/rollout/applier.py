@@ -74,7 +74,7 @@ class ConfigApplier:
             goal = make_goal(live)
             try:
                 return self._run(
-                    plan_steps(live, goal, self._limits.loaded, load_only), live, revision, skip_unreachable
+                    plan_steps(live, goal, self._limits.loaded_versions, load_only), live, revision, skip_unreachable
                 )
             except Superseded:
                 # Two processes that only load could unload each other's version forever: the first one gives way.

@@ -217,7 +217,7 @@ class RolloutController:
         if STABLE not in labels:
             raise RolloutError(f"{self._registry.base}: no model was pushed; train and push one with `catbreeds run`")
         rollback_versions = reversed(self._registry.rollback_targets())
-        return make_serving_config(labels, rollback_versions, self._limits.loaded, canary_share)
+        return make_serving_config(labels, rollback_versions, self._limits.loaded_versions, canary_share)
 
     def _stop_other_canary(self, version: int, reason: str) -> None:
         """Stops a canary that is not `version`: servers have no memory for three versions with requests."""
@@ -279,7 +279,7 @@ class RolloutController:
             return []
         versions = self._registry.versions()
         stable = live.labels[STABLE]
-        old = {version for version in versions[: -self._limits.keep] if version < stable} - set(live.versions)
+        old = {version for version in versions[: -self._limits.keep_versions] if version < stable} - set(live.versions)
         for server in self._fleet.servers():
             if not server.address:
                 return []

@@ -14,17 +14,17 @@ class RolloutLimits(NamedTuple):
     """Limits on memory, disk space and time.
 
     Attributes:
-        loaded: Number of versions that fit into a model server's memory. With 2, the previous stable version stays
-            loaded, so a rollback is immediate.
-        keep: Number of newest versions that always stay in the registry.
+        loaded_versions: Number of versions that fit into a model server's memory. With 2, the previous stable version
+            stays loaded, so a rollback is immediate.
+        keep_versions: Number of newest versions that always stay in the registry.
         load_seconds: Time for a server to load a version.
         starting_seconds: Time for a server to start listening.
         poll_seconds: Time in which a server has looked for versions once (--file_system_poll_wait_seconds). Until then,
             a reported load error may be from an earlier attempt.
     """
 
-    loaded: int = 2
-    keep: int = 10
+    loaded_versions: int = 2
+    keep_versions: int = 10
     load_seconds: float = 600.0
     starting_seconds: float = 60
     poll_seconds: float = 15

@@ -1,4 +1,4 @@
-"""The gateway keeps its budgets; how long it takes to start is printed and decides nothing."""
+"""The gateway stays within its budgets. Its start-up time is printed but not checked."""
 
 import re
 import subprocess
@@ -11,12 +11,12 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gateway_budget.py"
 
 
 @pytest.mark.slow
-def test_packages_and_memory_of_the_gateway_are_within_their_budgets():
+def test_gateway_packages_and_memory_are_within_budget():
     process = subprocess.run([sys.executable, SCRIPT, "--starts", "1"], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     packages, start, memory, *photos = process.stdout.splitlines()
-    assert re.fullmatch(r"packages +[\d.]+ MB  \(budget: 150 MB\): kept", packages)
-    assert re.fullmatch(r"start +[\d.]+ s   \(budget: 2 s\): (kept|exceeded)", start)
-    assert re.fullmatch(r"memory +[\d.]+ MB  \(budget: 120 MB\): kept", memory)
+    assert re.fullmatch(r"packages +[\d.]+ MB  \(budget: 150 MB\): within budget", packages)
+    assert re.fullmatch(r"start +[\d.]+ s   \(budget: 2 s\): (within|exceeds) budget", start)
+    assert re.fullmatch(r"memory +[\d.]+ MB  \(budget: 120 MB\): within budget", memory)
     for name, line in zip(("JPEG", "full JPEG", "HEIC"), photos, strict=True):
-        assert re.fullmatch(rf"{name} +[\d.]+ MB  \(budget: 600 MB\): kept", line)
+        assert re.fullmatch(rf"{name} +[\d.]+ MB  \(budget: 600 MB\): within budget", line)

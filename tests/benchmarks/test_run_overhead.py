@@ -1,4 +1,4 @@
-"""The benchmark of a whole run prints its ratio and the seconds of each component."""
+"""The run benchmark prints the ratio of run and floor, and the seconds of each component."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "run_overhead.py"
 
 
 @pytest.mark.slow
-def test_it_prints_run_floor_and_ratio_and_each_component():
+def test_run_overhead_prints_run_floor_ratio_and_components():
     command = [sys.executable, SCRIPT, "--photos", "60", "--backbones", "resnet50"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,3 +1,5 @@
+"""The tuning benchmark prints its ratios and which figures it scaled."""
+
 import re
 import subprocess
 import sys
@@ -9,8 +11,8 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "tuning_cost.py"
 
 
 @pytest.mark.slow
-def test_the_benchmark_prints_its_ratios_and_says_what_it_scaled():
-    done = subprocess.run([sys.executable, BENCHMARK, "--images", "60"], capture_output=True, text=True, check=False)
+def test_tuning_cost_prints_ratios_and_names_scaled_figures():
+    done = subprocess.run([sys.executable, BENCHMARK, "--photos", "60"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"recipe/ours +ours/floor", done.stdout)
+    assert re.search(r"recipe/pipeline +pipeline/floor", done.stdout)
     assert "scaled" in done.stdout

@@ -21,10 +21,10 @@ def served(served):
 
 def test_promote_and_rollback_fail_no_request(served):
     with served.traffic() as traffic:
-        assert served.run("promote", 2) == "version 2 is stable and replaces version 1\nloaded on 2 servers\n"
+        assert served.run("promote", 2) == "version 2 is stable (was version 1)\nloaded on 2 servers\n"
         assert traffic.goes_to({2})
         assert served.labels() == [{"stable": 2}] * 3
-        assert served.run("rollback") == "version 1 is stable again and replaces version 2\nloaded on 2 servers\n"
+        assert served.run("rollback") == "version 1 is stable again (was version 2)\nloaded on 2 servers\n"
         assert traffic.goes_to({1})
     assert served.labels() == [{"stable": 1}] * 3
     assert {*traffic.versions} == {1, 2}
@@ -33,11 +33,11 @@ def test_promote_and_rollback_fail_no_request(served):
 def test_a_canary_gets_its_share_then_becomes_stable_and_no_request_fails(served):
     with served.traffic() as traffic:
         output = served.run("promote", 2, "--canary", "--share", 0.5)
-        assert "version 2 is canary and receives 50% of the gateways' requests\n1 golden request passed" in output
+        assert "version 2 is the canary and gets 50% of the gateways' requests\n1 golden request returned" in output
         assert served.labels() == [{"stable": 1, "canary": 2}] * 3
         eventually(lambda: traffic.goes_to({1, 2}))
-        output = served.run("canary", "--promote", "--wait", DEADLINE / 2)
-        assert "version 2 is stable and replaces version 1\nloaded on 2 servers\n" in output
+        output = served.run("canary", "--promote", "--timeout", DEADLINE / 2)
+        assert "version 2 is stable (was version 1)\nloaded on 2 servers\n" in output
         assert traffic.goes_to({2})
     assert served.labels() == [{"stable": 2}] * 3
 
@@ -46,7 +46,7 @@ def test_a_stopped_canary_gets_no_requests_and_none_fails(served):
     with served.traffic() as traffic:
         served.run("promote", 2, "--canary", "--share", 0.5)
         eventually(lambda: traffic.goes_to({1, 2}))
-        assert served.run("canary", "--stop") == "version 2: canary stopped\nupdated 2 servers\n"
+        assert served.run("canary", "--stop") == "canary stopped: version 2\nupdated 2 servers\n"
         assert traffic.goes_to({1})
     assert served.labels() == [{"stable": 1}] * 3
 
@@ -57,12 +57,12 @@ def test_of_two_concurrent_promotions_in_a_cluster_one_succeeds_and_the_other_fa
         eventually(lambda: 3 in read_serving_config(served.live()["data"], MODEL).versions)
         second_output = served.run("promote", 2)
         output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time limit for loading
-    assert second_output == "version 2 is stable and replaces version 1\nloaded on 2 servers\n"
+    assert second_output == "version 2 is stable (was version 1)\nloaded on 2 servers\n"
     assert (first.returncode, output) == (1, "")
     assert f"namespace {served.namespace}: another rollout is running and has unloaded version 3;" in errors
     assert served.labels() == [{"stable": 2}] * 3
     served.publish(3)
-    assert "version 3 is stable and replaces version 2\n" in served.run("promote", 3)
+    assert "version 3 is stable (was version 2)\n" in served.run("promote", 3)
 
 
 def test_a_write_to_a_configuration_that_another_process_has_changed_is_a_conflict(served, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_command_that_is_killed_while_a_version_loads_finishes_when_it_is_reru
         assert command.wait(DEADLINE) == -signal.SIGKILL
         assert served.labels() == [{"stable": 1}] * 3
         served.publish(4)
-        assert "version 4 is stable and replaces version 1\n" in served.run("promote", 4)
+        assert "version 4 is stable (was version 1)\n" in served.run("promote", 4)
         assert traffic.goes_to({4})
     assert served.labels() == [{"stable": 4}] * 3
 

@@ -1,4 +1,4 @@
-"""Digests of code and values: they change with what they stand for, and with nothing else."""
+"""Digests of files, JSON values and code: they change if and only if the content changes."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ PROJECT = {
 
 
 class Project:
-    """A small source tree whose modules `code_digest` reads instead of ours."""
+    """A small source tree in which `code_digest` looks up modules instead of in this project."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -31,10 +31,10 @@ class Project:
             (root / name).write_text(text)
 
     def digest(self, *modules: str) -> str:
-        """From a process of its own, as each run takes it; ours has the real packages loaded."""
+        """Compute the digest in a subprocess, because this process has already imported the real packages."""
         code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['code_digest'](*sys.argv[2:]))"
         command = [sys.executable, "-c", code, digests.__file__, *modules]
-        # PYTHONPATH goes before our own packages, which are installed.
+        # PYTHONPATH takes precedence over the installed packages of this project.
         environment = {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=True)
         return done.stdout.strip()
@@ -54,7 +54,7 @@ def project(tmp_path):
     ["components/part.py", "pipeline/helper.py", "serving/names.py", "serving/late.py"],
     ids=["itself", "imported", "imported by name", "imported inside a function of an imported module"],
 )
-def test_the_code_digest_changes_with_every_module_that_is_run(project, edited):
+def test_the_code_digest_changes_with_every_imported_module(project, edited):
     before = project.digest("components.part")
     project.edit(edited)
     assert project.digest("components.part") != before
@@ -74,35 +74,36 @@ def test_the_code_digest_of_several_modules_changes_with_each(project):
     assert project.digest("components.part", "components.other") != both
 
 
-def test_the_code_digest_of_a_real_component_covers_what_it_imports(monkeypatch, tmp_path):
+def test_the_code_digest_of_a_real_component_covers_its_imports(monkeypatch, tmp_path):
     before = code_digest("components.ingestion.image_example_gen")
-    source = digests._source
+    source_path = digests._source_path
     for name, changes in {
         "serving.photo": True,
         "components.json_files": True,
         "pipeline.results.report": False,
     }.items():
         edited = tmp_path / f"{name}.py"
-        edited.write_bytes(source(name).read_bytes() + b"# edited\n")
+        edited.write_bytes(source_path(name).read_bytes() + b"# edited\n")
         with monkeypatch.context() as patch:
-            patch.setattr(digests, "_source", lambda n, name=name, edited=edited: edited if n == name else source(n))
+            paths = {name: edited}
+            patch.setattr(digests, "_source_path", lambda name, paths=paths: paths.get(name) or source_path(name))
             assert (code_digest("components.ingestion.image_example_gen") != before) is changes, name
     assert code_digest("components.ingestion.image_example_gen") == before
 
 
-def test_the_commit_of_an_image_is_the_one_it_was_built_from(monkeypatch):
+def test_git_commit_is_the_source_commit_of_the_image(monkeypatch):
     monkeypatch.setenv("SOURCE_COMMIT", "0123abc")
     assert digests.git_commit() == "0123abc"
 
 
-def test_the_json_digest_ignores_the_order_of_keys_and_nothing_else():
+def test_the_json_digest_ignores_only_the_order_of_keys():
     value = {"a": 1, "b": {"c": [1, 2], "d": None}}
     assert json_digest(value) == json_digest({"b": {"d": None, "c": [1, 2]}, "a": 1})
     others = [{"a": 1}, {**value, "a": "1"}, {**value, "b": {"c": [2, 1], "d": None}}, {**value, "a": 1.5}]
     assert len({json_digest(other) for other in [value, *others]}) == 5
 
 
-def test_the_file_digest_is_that_of_the_content(tmp_path):
+def test_the_file_digest_depends_only_on_the_content(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"cat")
     two.write_bytes(b"cat")

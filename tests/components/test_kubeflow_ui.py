@@ -1,4 +1,4 @@
-"""What the Kubeflow UI shows: its numbers and matrices are in properties, and no artifact is empty."""
+"""Artifacts for the Kubeflow UI: metrics and matrices are in properties, and no artifact is empty."""
 
 import math
 from pathlib import Path
@@ -11,19 +11,19 @@ from components.kubeflow_ui import set_confusion_matrix, set_metrics, write_page
 
 @pytest.fixture
 def artifact(tmp_path):
-    def make(kind):
-        found = kind()
-        found.uri = str(tmp_path / "artifact")
-        return found
+    def create(kind):
+        created = kind()
+        created.uri = str(tmp_path / "artifact")
+        return created
 
-    return make
+    return create
 
 
 def properties(artifact) -> set[str]:
     return set(artifact.mlmd_artifact.custom_properties)
 
 
-def test_numbers_are_rows_and_those_that_a_metadata_store_cannot_hold_are_none(artifact):
+def test_finite_numbers_are_properties_and_others_are_skipped(artifact):
     metrics = artifact(Metrics)
     set_metrics(
         metrics, {"accuracy": 0.5, "photos": 7, "loss": math.nan, "p": None, "best": -math.inf, "blessed": True}
@@ -33,7 +33,7 @@ def test_numbers_are_rows_and_those_that_a_metadata_store_cannot_hold_are_none(a
     assert metrics.get_float_custom_property("blessed") == 1
 
 
-def test_a_matrix_has_the_form_that_the_ui_reads(artifact):
+def test_a_confusion_matrix_has_the_format_of_the_ui(artifact):
     shown = artifact(ClassificationMetrics)
     set_confusion_matrix(shown, {"breeds": ["Birman", "Sphynx"], "rows": [[3, 1], [0, 2]]})
     assert shown.get_json_value_custom_property("confusionMatrix") == {
@@ -43,16 +43,16 @@ def test_a_matrix_has_the_form_that_the_ui_reads(artifact):
 
 
 @pytest.mark.parametrize(
-    ("kind", "show", "nothing"), [(Metrics, set_metrics, {}), (ClassificationMetrics, set_confusion_matrix, None)]
+    ("kind", "set_value", "empty"), [(Metrics, set_metrics, {}), (ClassificationMetrics, set_confusion_matrix, None)]
 )
-def test_with_nothing_to_show_there_is_no_property_but_a_file(artifact, kind, show, nothing):
+def test_an_empty_value_gives_a_file_but_no_property(artifact, kind, set_value, empty):
     shown = artifact(kind)
-    show(shown, nothing)
+    set_value(shown, empty)
     assert properties(shown) == set()
     assert [path.name for path in Path(shown.uri).iterdir()] == ["view.json"]
 
 
-def test_a_page_is_the_file_at_its_uri(artifact):
+def test_a_page_is_written_to_the_uri_of_the_artifact(artifact):
     page = artifact(Markdown)
     write_page(page, "# größe 😺\n")
     assert Path(page.uri).read_text(encoding="utf-8") == "# größe 😺\n"

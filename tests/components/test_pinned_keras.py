@@ -1,4 +1,4 @@
-"""Keras computes with the same settings whatever the environment and keras.json of the machine say."""
+"""Keras uses the settings of this project, not those of the environment or the keras.json of the machine."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ import sys
 
 from pipeline.settings import ROOT
 
-ELSEWHERE = {
+OTHER_ENVIRONMENT = {
     "KERAS_BACKEND": "jax",
     "KERAS_MAX_EPOCHS": "1",
     "KERAS_MAX_STEPS_PER_EPOCH": "1",
@@ -18,7 +18,7 @@ ELSEWHERE = {
     "KERASTUNER_ORACLE_PORT": "9",
     "TF_USE_LEGACY_KERAS": "0",
 }
-CONFIG = {"backend": "torch", "floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first"}
+OTHER_KERAS_JSON = {"backend": "torch", "floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first"}
 CODE = """
 import pipeline.modules.tuning
 import json, os, keras
@@ -28,21 +28,21 @@ print(json.dumps([*settings, c.max_steps_per_epoch(), keras.layers.Dense(1).comp
 """
 
 
-def test_settings_of_other_projects_do_not_reach_keras(tmp_path):
-    (tmp_path / "keras.json").write_text(json.dumps(CONFIG | {"nnx_enabled": True}))
-    environment = {**os.environ, **ELSEWHERE, "KERAS_HOME": str(tmp_path)}
+def test_keras_ignores_settings_of_other_projects(tmp_path):
+    (tmp_path / "keras.json").write_text(json.dumps(OTHER_KERAS_JSON | {"nnx_enabled": True}))
+    environment = {**os.environ, **OTHER_ENVIRONMENT, "KERAS_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    *found, variables = json.loads(done.stdout.splitlines()[-1])
-    assert found == ["tensorflow", "float32", 1e-7, "channels_last", "float32", None, None, "float32"]
+    *settings, variables = json.loads(done.stdout.splitlines()[-1])
+    assert settings == ["tensorflow", "float32", 1e-7, "channels_last", "float32", None, None, "float32"]
     pinned = {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "false", "TF_USE_LEGACY_KERAS": "1"}
-    assert {name: variables[name] for name in ELSEWHERE if name in variables} == pinned
+    assert {name: variables[name] for name in OTHER_ENVIRONMENT if name in variables} == pinned
 
 
-def test_all_of_our_code_takes_keras_from_where_it_is_pinned():
-    taken = {}
-    for path in (path for room in ("components", "pipeline", "serving") for path in (ROOT / room).rglob("*.py")):
+def test_all_modules_import_keras_from_pinned_keras():
+    imports = {}
+    for path in (path for name in ("components", "pipeline", "serving") for path in (ROOT / name).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if "keras" in names or (isinstance(node, ast.ImportFrom) and node.module == "keras"):
-                taken[str(path.relative_to(ROOT))] = node.lineno
-    assert list(taken) == ["components/pinned_keras.py"]
+                imports[str(path.relative_to(ROOT))] = node.lineno
+    assert list(imports) == ["components/pinned_keras.py"]

@@ -1,7 +1,6 @@
-"""Components whose artifacts are in a bucket, as on Vertex AI: gates, checks, the push and the report.
+"""Components with artifacts in a bucket, as on Vertex AI: gates, checks, the push and the report.
 
-The bucket is a folder behind a scheme that only TFX's file layer knows: TensorFlow and Python's own functions cannot
-open it.
+The bucket is a local folder with its own URL scheme, which TFX file systems support but TensorFlow and `open` do not.
 """
 
 import json
@@ -37,20 +36,20 @@ from components.release.model_gate import ModelGate
 from components.release.pusher import Pusher
 from components.release.serving_check import ServingCheck
 from components.reporting import run_report
-from pipeline.settings import load, to_yaml
+from pipeline.settings import load, to_json
 from serving.registry import Registry, RegistryError
 from tests.running import catbreeds
 
 SCHEME = "bucket://"
 
 
-def bucket_of(folder: Path) -> type:
-    """A file system of TFX whose files are in `folder`."""
+def create_file_system(folder: Path) -> type:
+    """Create a TFX file system that maps bucket addresses to `folder`."""
 
-    def here(path: str) -> str:
+    def to_local(path: str) -> str:
         return str(folder / path.removeprefix(SCHEME)) if path.startswith(SCHEME) else path
 
-    def there(path: str) -> str:
+    def to_remote(path: str) -> str:
         return SCHEME + str(Path(path).relative_to(folder))
 
     class Bucket(LocalFilesystem):
@@ -58,16 +57,16 @@ def bucket_of(folder: Path) -> type:
 
         @staticmethod
         def glob(pattern):
-            return [there(path) for path in LocalFilesystem.glob(here(pattern))]
+            return [to_remote(path) for path in LocalFilesystem.glob(to_local(pattern))]
 
         @staticmethod
         def walk(top, topdown=True, onerror=None):
-            for path, folders, files in LocalFilesystem.walk(here(top), topdown, onerror):
-                yield there(path), folders, files
+            for path, folders, files in LocalFilesystem.walk(to_local(top), topdown, onerror):
+                yield to_remote(path), folders, files
 
     def delegate(name: str) -> staticmethod:
         method = getattr(LocalFilesystem, name)
-        return staticmethod(lambda *paths, **options: method(*map(here, paths), **options))
+        return staticmethod(lambda *paths, **options: method(*map(to_local, paths), **options))
 
     reading, changing = (
         ("open", "exists", "isdir", "listdir", "stat"),
@@ -80,33 +79,33 @@ def bucket_of(folder: Path) -> type:
 
 @pytest.fixture(scope="session")
 def bucket(tmp_path_factory):
-    """The folder that `bucket://` stands for; one in a process, because TFX keeps the first file system of a scheme."""
+    """The folder of `bucket://`; one for the whole session, because TFX keeps the first file system of a scheme."""
     folder = tmp_path_factory.mktemp("bucket")
-    filesystem_registry.DEFAULT_FILESYSTEM_REGISTRY.register(bucket_of(folder), priority=0)
+    filesystem_registry.DEFAULT_FILESYSTEM_REGISTRY.register(create_file_system(folder), priority=0)
     return folder
 
 
 class Remote:
-    """The artifacts of a run, in the bucket."""
+    """The artifacts of a run, copied to the bucket."""
 
     def __init__(self, artifacts_folder: Path, bucket: Path):
         shutil.copytree(artifacts_folder, bucket / "run", dirs_exist_ok=True)
         self.bucket, self.outputs = bucket, 0
 
     def input(self, kind: type, node: str, key: str):
-        """The newest artifact that a component wrote."""
+        """The newest output artifact of a component."""
         newest = max((self.bucket / "run" / node / key).iterdir(), key=lambda path: int(path.name))
-        found = kind()
-        found.uri = SCHEME + str(newest.relative_to(self.bucket))
+        artifact = kind()
+        artifact.uri = SCHEME + str(newest.relative_to(self.bucket))
         if kind in (Examples, ExampleStatistics):
-            found.split_names = artifact_utils.encode_split_names(["train", "eval", "test"])
-        return found
+            artifact.split_names = artifact_utils.encode_split_names(["train", "eval", "test"])
+        return artifact
 
     def output(self, kind: type):
         self.outputs += 1
-        made = kind()
-        made.uri = f"{SCHEME}made/{self.outputs}"
-        return made
+        artifact = kind()
+        artifact.uri = f"{SCHEME}outputs/{self.outputs}"
+        return artifact
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def remote(small, bucket) -> Remote:
 
 @pytest.fixture
 def registry(small, tmp_path) -> Registry:
-    """Version 1 is another model of the same breeds."""
+    """A registry whose version 1 is a different model of the same breeds."""
     base = tmp_path / "serving" / "catbreeds"
     shutil.copytree(small.workdir / "serving" / "catbreeds", base)
     record = base / "1" / "assets.extra" / "catbreeds.json"
@@ -126,7 +125,7 @@ def registry(small, tmp_path) -> Registry:
 
 @pytest.fixture(scope="module")
 def winner(remote):
-    """What BackboneSelector assembles, and its comparison."""
+    """The model and the comparison that BackboneSelector writes."""
     embeddings = remote.input(Examples, "EmbeddingGen-resnet50", "embeddings")
     embeddings.set_float_custom_property("seconds", 1.0)
     inputs = {
@@ -145,7 +144,7 @@ def winner(remote):
     return outputs["winner"][0], outputs["comparison"][0]
 
 
-def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small, remote, registry, winner):
+def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_reported(small, remote, registry, winner):
     model, comparison = winner
     examples = remote.input(Examples, "ImageExampleGen", "examples")
     ingest = remote.input(artifacts.IngestReport, "ImageExampleGen", "report")
@@ -213,10 +212,10 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
     assert read_json(report.uri, "serving_check.json")["checked"]
 
     pushed = remote.output(artifacts.PushRecord)
-    told = {
+    parameters = {
         "registry": str(registry.base),
         "run_id": "one",
-        "settings": to_yaml(settings),
+        "settings": to_json(settings),
         "data": "",
         "weights_dir": "",
     }
@@ -235,13 +234,13 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
         data_source="",
         data_licence="",
         contact="",
-        **told,
+        **parameters,
     )
     assert read_json(pushed.uri, "push.json")["version"] == 2
     registry.require_servable(2)
-    made = remote.bucket / model.uri.removeprefix(SCHEME) / "Format-Serving"
-    for file in filter(Path.is_file, made.rglob("*")):
-        assert (registry.path(2) / file.relative_to(made)).read_bytes() == file.read_bytes()
+    written = remote.bucket / model.uri.removeprefix(SCHEME) / "Format-Serving"
+    for file in filter(Path.is_file, written.rglob("*")):
+        assert (registry.path(2) / file.relative_to(written)).read_bytes() == file.read_bytes()
     assert (registry.path(2) / "assets.extra" / "train_statistics.pb").stat().st_size
 
     sources = {
@@ -258,28 +257,28 @@ def test_a_run_with_artifacts_in_a_bucket_is_admitted_pushed_and_reported(small,
     }
     page, summary = remote.output(artifacts.HTML), remote.output(artifacts.Markdown)
     run_report.Executor().Do(
-        {key: [value] for key, value in sources.items()}, {"page": [page], "summary": [summary]}, told
+        {key: [value] for key, value in sources.items()}, {"page": [page], "summary": [summary]}, parameters
     )
     text = (remote.bucket / summary.uri.removeprefix(SCHEME)).read_text()
-    assert "Admitted: pushed as version 2." in text
+    assert "Passed: pushed as version 2." in text
     assert (remote.bucket / page.uri.removeprefix(SCHEME)).stat().st_size > 10_000
 
 
-def test_weights_may_be_in_a_bucket(bucket, tmp_path):
+def test_weights_in_a_bucket_are_found(bucket, tmp_path):
     (bucket / "weights").mkdir()
     (bucket / "weights" / "resnet50_notop.weights.h5").write_bytes(b"weights")
-    (tmp_path / "here").write_bytes(b"weights")
-    assert file_digest(find_weights("resnet50", f"{SCHEME}weights")) == file_digest(tmp_path / "here")
+    (tmp_path / "local").write_bytes(b"weights")
+    assert file_digest(find_weights("resnet50", f"{SCHEME}weights")) == file_digest(tmp_path / "local")
 
 
 @pytest.mark.parametrize("base", ["gs://models/catbreeds", "s3://models/catbreeds", f"{SCHEME}catbreeds"])
-def test_a_registry_in_a_bucket_is_refused_in_words(base, bucket):
+def test_a_registry_in_a_bucket_is_rejected_with_a_message(base, bucket):
     with pytest.raises(RegistryError, match=f"{base}: the registry of pushed models must be a folder"):
         Registry(base)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("compile", "--set", "kubeflow.registry=gs://models/serving"), "kubeflow.registry: "),
         (("run", "--data", ".", "--workdir", "gs://models/work"), "workdir: "),
@@ -290,10 +289,10 @@ def test_a_registry_in_a_bucket_is_refused_in_words(base, bucket):
         ),
     ],
 )
-def test_a_command_refuses_a_registry_in_a_bucket_before_it_starts(arguments, says, tmp_path):
+def test_commands_reject_a_registry_in_a_bucket_before_they_start(arguments, message, tmp_path):
     arguments = [*arguments, *(("--output", tmp_path / "specs") if arguments[0] == "compile" else ())]
     done = catbreeds(*arguments)
     assert done.returncode == 2, done.stderr
-    assert says in done.stderr
+    assert message in done.stderr
     assert "mount the bucket" in done.stderr
     assert "Traceback" not in done.stderr

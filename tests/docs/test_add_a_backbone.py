@@ -1,4 +1,4 @@
-"""The page about adding a backbone, performed as it is written."""
+"""Follows the instructions of docs/add-a-backbone.md."""
 
 import json
 import os
@@ -15,20 +15,21 @@ from pipeline.settings import ROOT
 PAGE = (ROOT / "docs" / "add-a-backbone.md").read_text()
 
 
-def block(kind: str) -> str:
-    (found,) = re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
-    return found
+def code_block(language: str) -> str:
+    """Content of the only code block in `language`."""
+    (content,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return content
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the code with the page's entry at the end of ARCHITECTURES."""
+    """Copy of the code with the entry of the page at the end of ARCHITECTURES."""
     folder = tmp_path_factory.mktemp("checkout")
-    for room in ("components", "pipeline", "serving", "schemas", "docs"):
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("components", "pipeline", "serving", "schemas", "docs"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "components" / "candidates" / "architectures.py"
     before, after = path.read_text().split("\n}\n", 1)
-    path.write_text(f"{before}\n{block('python')}}}\n{after}")
+    path.write_text(f"{before}\n{code_block('python')}}}\n{after}")
     return folder
 
 
@@ -37,8 +38,8 @@ def call(checkout, *command) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_profile_and_the_reference_know_it(checkout):
-    (checkout / "mobile.yaml").write_text(block("yaml"))
+def test_profiles_and_reference_accept_the_new_backbone(checkout):
+    (checkout / "mobile.yaml").write_text(code_block("yaml"))
     code = "from pipeline.settings import load; print(load('mobile.yaml').backbones)"
     assert "mobilenetv2" in call(checkout, sys.executable, "-c", code).stdout
     assert call(checkout, sys.executable, "docs/reference.py").returncode == 0
@@ -46,13 +47,13 @@ def test_a_profile_and_the_reference_know_it(checkout):
 
 
 @pytest.mark.slow
-def test_it_goes_through_a_whole_run(checkout):
-    draw, run, report = (shlex.split(line) for line in block("sh").splitlines())
+def test_run_succeeds_with_the_new_backbone(checkout):
+    sample_data, run, report = (shlex.split(line) for line in code_block("sh").splitlines())
     start = [sys.executable, "-c", "from pipeline.cli import main; main()"]
-    for command, *arguments in (draw, run, report):
+    for command, *arguments in (sample_data, run, report):
         assert command == "catbreeds"
         done = call(checkout, *start, *arguments)
-        # Whether the gate admits what was learned on random weights is luck.
+        # With random weights, the gate may pass or reject the candidate.
         assert done.returncode in ((0, 3) if arguments[0] == "run" else (0,)), done.stdout + done.stderr
     assert "mobilenetv2" in done.stdout
     comparison = json.loads((checkout / "runs/mobilenet/report/comparison.json").read_text())

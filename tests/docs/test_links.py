@@ -1,4 +1,4 @@
-"""What the documentation points to is there."""
+"""Links in the documentation have existing targets."""
 
 import re
 
@@ -15,7 +15,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     for link in links:
         if "://" in link:
@@ -26,5 +26,5 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-def test_the_licence_is_the_one_that_is_named():
+def test_licence_file_is_the_apache_licence():
     assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()

@@ -1,7 +1,8 @@
-"""The images as buildah builds them from the Dockerfiles, without a Docker engine.
+"""Images that buildah builds from the Dockerfiles, without a Docker engine.
 
-Each starts as its own user, on a root that cannot be written to. Two parts are not those of production: the base is a
-Debian with its Python in place of Python's image, and in place of TensorFlow Serving the model server is ours.
+Each container runs as the user of its image with a read-only root. The images differ from production in two parts: the
+base image is Debian with its Python instead of the Python image, and the embedded model server replaces TensorFlow
+Serving.
 """
 
 import json
@@ -25,23 +26,23 @@ from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 pytestmark = pytest.mark.slow
 
 DOCKERFILES = {"pipeline": "Dockerfile", "gateway": "serving/gateway/Dockerfile", "page": "serving/page/Dockerfile"}
-# Of the image of Python that it stands for.
+# PATH of the Python image that the base image replaces.
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UV_CACHE = "/uv-cache"
 MODEL_SERVER = """#!/bin/sh
-[ "$1" != --version ] || exec echo "in place of TensorFlow Serving"
+[ "$1" != --version ] || exec echo "replaces TensorFlow Serving"
 exec /venv/bin/python -m serving.model_server "$@"
 """
 
 
 class Store:
-    """Images and containers of a test, below a folder."""
+    """Images and containers in a folder; a call runs a command of buildah and returns its output."""
 
     def __init__(self, folder: Path):
         self.command = ["buildah", "--root", str(folder / "images"), "--runroot", str(folder / "run")]
 
     def __call__(self, *arguments: object) -> str:
-        # Mounts end with the command.
+        # Mounts end with the command, which has its own mount namespace.
         command = ["unshare", "--mount", *self.command, *map(str, arguments)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -52,16 +53,16 @@ class Store:
 
 
 class Container:
-    """A process of an image, started as Kubernetes would: its user, entry point and variables, and a read-only root.
+    """A process in a container, started as Kubernetes does: with the image's user, entry point and a read-only root.
 
     Args:
-        store: has the image.
-        image: its name.
-        log: where its output goes.
-        arguments: behind the entry point.
-        command: in place of the entry point.
-        variables: added to those of the image.
-        shared: folders of this machine that it can write to, each with its place in the container.
+        store: Store with the image.
+        image: Name of the image.
+        log: File for the output.
+        arguments: Arguments of the entry point.
+        command: Command that replaces the entry point.
+        variables: Environment variables in addition to those of the image.
+        shared: Writable folders of this machine, each with its path in the container.
     """
 
     def __init__(
@@ -94,27 +95,27 @@ class Container:
         return self.process.wait(5 * DEADLINE)
 
     def terminate(self) -> int:
-        """Sends SIGTERM to process 1, which no default action would end; its exit code."""
+        """Send SIGTERM to process 1, which has no default signal actions, and return its exit code."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGTERM)
         return self.wait()
 
     def get(self, url: str) -> httpx.Response:
-        """The answer of a server that may still be starting."""
+        """Send a request to a server that may still be starting."""
 
-        def answer() -> httpx.Response | None:
+        def response() -> httpx.Response | None:
             assert self.process.poll() is None, self.log.read_text()
             try:
                 return httpx.get(url, trust_env=False)
             except httpx.TransportError:
                 return None
 
-        return eventually(answer)
+        return eventually(response)
 
 
 @pytest.fixture(scope="module")
 def store(debian, tmp_path_factory) -> Iterator[Store]:
-    """Has all images."""
+    """Store with all images."""
     if not shutil.which("buildah"):
         pytest.skip("no buildah; make buildah installs it")
     folder = tmp_path_factory.mktemp("store")
@@ -139,7 +140,7 @@ def store(debian, tmp_path_factory) -> Iterator[Store]:
 
 
 def make_bases(store: Store, debian: Path, folder: Path) -> None:
-    """The images that the Dockerfiles begin with; variables tell pip and uv where packages come from."""
+    """Create the base images of the Dockerfiles, with the package index variables of pip and uv."""
     python = store("from", "scratch")
     store("copy", "--quiet", python, debian, "/")
     store("run", "--isolation", "chroot", python, "python3", "-m", "venv", "/usr/local")
@@ -157,7 +158,7 @@ def make_bases(store: Store, debian: Path, folder: Path) -> None:
 
 @pytest.fixture
 def start(store, tmp_path) -> Iterator:
-    """Starts containers, which end with the test."""
+    """Function that starts containers; they end with the test."""
     started: list[Container] = []
 
     def start(image: str, *arguments: object, **options) -> Container:
@@ -172,15 +173,15 @@ def start(store, tmp_path) -> Iterator:
 
 
 @pytest.mark.parametrize("image", DOCKERFILES)
-def test_the_image_s_user_is_not_root_and_finds_a_root_that_cannot_be_written_to(start, image):
+def test_image_runs_as_non_root_with_a_read_only_root(start, image):
     container = start(image, command=("sh", "-c", "id -u; touch /app/file"))
     assert container.wait() == 1
     assert container.log.read_text() == "10001\ntouch: cannot touch '/app/file': Read-only file system\n"
 
 
-def test_the_gateway_s_image_says_that_it_lives_and_why_it_is_not_ready(start):
-    port, nowhere = free_port(), free_port()
-    variables = {"CATBREEDS_GATEWAY_PORT": port, "CATBREEDS_GATEWAY_MODEL_SERVER": f"localhost:{nowhere}"}
+def test_gateway_image_is_alive_and_reports_why_it_is_not_ready(start):
+    port, unused_port = free_port(), free_port()
+    variables = {"CATBREEDS_GATEWAY_PORT": port, "CATBREEDS_GATEWAY_MODEL_SERVER": f"localhost:{unused_port}"}
     gateway = start("gateway", variables=variables)
     assert gateway.get(f"http://localhost:{port}/healthz").status_code == 200
     ready = gateway.get(f"http://localhost:{port}/readyz")
@@ -188,7 +189,7 @@ def test_the_gateway_s_image_says_that_it_lives_and_why_it_is_not_ready(start):
     assert gateway.terminate() == 0
 
 
-def test_the_page_s_image_answers_as_kubernetes_asks(start):
+def test_page_image_passes_the_probes_of_kubernetes(start):
     port = free_port()
     page = start("page", variables={"CATBREEDS_PAGE_PORT": port})
     assert page.get(f"http://localhost:{port}/_stcore/health").status_code == 200
@@ -196,31 +197,32 @@ def test_the_page_s_image_answers_as_kubernetes_asks(start):
     assert page.terminate() == 0
 
 
-def test_the_pipeline_s_image_trains_a_model_that_a_gateway_s_image_answers_from(start, draw_photos, tmp_path):
+def test_gateway_image_serves_a_model_trained_in_the_pipeline_image(start, generate_photos, tmp_path):
     volume = tmp_path / "volume"
-    shutil.copytree(draw_photos(breeds=3, photos=25), volume / "photos")
+    shutil.copytree(generate_photos(breeds=3, photos=25), volume / "photos")
     subprocess.run(["chmod", "-R", "a+rwX", volume], check=True)
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    place = ("--workdir", "/catbreeds/runs")
+    workdir = ("--workdir", "/catbreeds/runs")
     shared = ((volume, "/catbreeds"),)
-    run = start("pipeline", "run", "--profile", "demo", "--data", "/catbreeds/photos", *place, *settings, shared=shared)
+    arguments = ("--profile", "demo", "--data", "/catbreeds/photos", *workdir, *settings)
+    run = start("pipeline", "run", *arguments, shared=shared)
     assert run.wait() == 0, run.log.read_text()
-    assert "In service: version 1." in run.log.read_text()
+    assert "Stable version: 1." in run.log.read_text()
 
     grpc, rest, port = free_port(), free_port(), free_port()
-    served = start("pipeline", "serve", *place, "--grpc-port", grpc, "--rest-port", rest, shared=shared)
-    assert served.get(f"http://127.0.0.1:{rest}/v1/models/catbreeds").status_code == 200
+    model_server = start("pipeline", "serve", *workdir, "--grpc-port", grpc, "--rest-port", rest, shared=shared)
+    assert model_server.get(f"http://127.0.0.1:{rest}/v1/models/catbreeds").status_code == 200
     variables = {"CATBREEDS_GATEWAY_PORT": port, "CATBREEDS_GATEWAY_MODEL_SERVER": f"127.0.0.1:{grpc}"}
     gateway = start("gateway", variables=variables)
     eventually(lambda: gateway.get(f"http://localhost:{port}/readyz").status_code == 200)
     photo = next((volume / "photos").glob("*/*.jpg"))
     form = {"file": photo.read_bytes()}
-    answer = httpx.post(f"http://localhost:{port}/v1/breeds:predict", files=form, trust_env=False)
-    assert answer.status_code == 200, answer.text
-    assert [container.terminate() for container in (gateway, served)] == [0, 0]
+    response = httpx.post(f"http://localhost:{port}/v1/breeds:predict", files=form, trust_env=False)
+    assert response.status_code == 200, response.text
+    assert [container.terminate() for container in (gateway, model_server)] == [0, 0]
 
 
-def test_the_pipeline_s_image_compiles_pipelines_and_has_the_command_of_their_tasks(start):
+def test_pipeline_image_compiles_pipelines_and_has_the_command_of_their_tasks(start):
     compiled = start("pipeline", "compile", "--output", "/tmp/specs")
     task = start("pipeline", "--help", command=("python", "-m", "pipeline.runners.kubeflow.entrypoint"))
     for container in (compiled, task):

@@ -1,4 +1,4 @@
-"""What a user types about data: bad files to look at, the report of them, a schema for one's own breeds."""
+"""Commands about data: sample data with defects, the data report, and schemas for other breeds."""
 
 import shlex
 import shutil
@@ -9,38 +9,38 @@ from tests.running import catbreeds, run_pipeline
 
 
 @pytest.fixture(scope="module")
-def own_schema(draw_photos, tmp_path_factory):
-    """A data set, the schema written for it, and what was said."""
+def schema_update(generate_photos, tmp_path_factory):
+    """Photos, folder of their schema, arguments of `schema update`, and its finished process."""
     folder = tmp_path_factory.mktemp("own")
-    photos = draw_photos(breeds=2, photos=12)
+    photos = generate_photos(breeds=2, photos=12)
     arguments = ("schema", "update", "--data", photos, "--schema", folder / "schema", "--workdir", folder / "work")
     return photos, folder, arguments, catbreeds(*arguments)
 
 
-def test_schema_update_writes_the_breeds_of_the_data(own_schema):
-    _, folder, _, process = own_schema
+def test_schema_update_writes_the_breeds_of_the_photos(schema_update):
+    _, folder, _, process = schema_update
     assert process.returncode == 0, process.stdout + process.stderr
     for text in ("2 breeds in the data", "added 'Harbor Grey'", f"--set photos_schema={folder / 'schema'}"):
         assert text in process.stdout
     schema = (folder / "schema" / "schema.pbtxt").read_text()
-    for text in ('value: "Harbor Grey"', 'value: "Mosscoat"', "max: 8192", "# What one photo must look like"):
+    for text in ('value: "Harbor Grey"', 'value: "Mosscoat"', "max: 8192", "# Schema of a photo after ingestion"):
         assert text in schema
 
 
-def test_a_breed_that_is_not_in_the_schema_stops_the_run_and_update_adds_it_keeping_bounds(own_schema, tmp_path):
-    photos, folder, arguments, _ = own_schema
+def test_new_breed_stops_the_run_and_schema_update_adds_it(schema_update, tmp_path):
+    photos, folder, arguments, _ = schema_update
     path = folder / "schema" / "schema.pbtxt"
     path.write_text(path.read_text().replace("max: 8192", "max: 4000"))
     (photos / "Tabby").mkdir()
     for photo in sorted((photos / "Mosscoat").iterdir())[:6]:
         shutil.move(photo, photos / "Tabby" / photo.name)
-    refused = run_pipeline(photos, tmp_path / "work", "backbones=[resnet50]", f"photos_schema={folder / 'schema'}")
-    assert refused.process.returncode == 2
-    output = " ".join(refused.process.stdout.split())
+    failed = run_pipeline(photos, tmp_path / "work", "backbones=[resnet50]", f"photos_schema={folder / 'schema'}")
+    assert failed.process.returncode == 2
+    output = " ".join(failed.process.stdout.split())
     assert f"breed 'Tabby' is not in {path}: add it with `catbreeds schema update" in output
     assert not (tmp_path / "work" / "artifacts" / "EmbeddingGen-resnet50").exists()
 
-    report = catbreeds("report", "--data", "--workdir", tmp_path / "work")
+    report = catbreeds("report", "--photos", "--workdir", tmp_path / "work")
     assert report.returncode == 0
     assert "Tabby" in report.stdout
 
@@ -50,8 +50,8 @@ def test_a_breed_that_is_not_in_the_schema_stops_the_run_and_update_adds_it_keep
     assert 'value: "Tabby"' in schema
 
 
-def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_the_command(draw_photos, tmp_path):
-    photos, data = draw_photos(breeds=2, photos=4), tmp_path / "Anna's cats"
+def test_schema_update_merges_folders_and_rejects_lost_or_misspelled_breeds(generate_photos, tmp_path):
+    photos, data = generate_photos(breeds=2, photos=4), tmp_path / "Anna's cats"
     for part in ("train", "val"):
         shutil.copytree(photos, data / part)
     schema = tmp_path / "her schema" / "schema.pbtxt"
@@ -68,43 +68,45 @@ def test_folders_are_merged_with_a_warning_and_a_lost_or_respelled_breed_stops_t
     merged = catbreeds(*command)
     assert merged.returncode == 0, merged.stdout + merged.stderr
     assert "Warning: the folders 'train', 'val' are read as one data set" in merged.stdout
-    following = ["catbreeds", "run", "--data", str(data), "--set", f"photos_schema={schema.parent}"]
-    assert shlex.split(merged.stdout.partition("Review it, then: ")[2]) == following
+    next_command = ["catbreeds", "run", "--data", str(data), "--set", f"photos_schema={schema.parent}"]
+    assert shlex.split(merged.stdout.partition("Review it, then: ")[2]) == next_command
 
     schema.write_text(schema.read_text().replace("Mosscoat", "mosscoat "))
-    respelled = catbreeds(*command)
-    assert respelled.returncode == 2
-    assert f"{schema}: the same breed in two spellings: 'Mosscoat' and 'mosscoat '" in respelled.stderr
+    misspelled = catbreeds(*command)
+    assert misspelled.returncode == 2
+    assert f"{schema}: the same breed in two spellings: 'Mosscoat' and 'mosscoat '" in misspelled.stderr
 
     (data / "val" / "Tabby").mkdir()
     lost = catbreeds(*command)
     assert lost.returncode == 2
-    assert "folders that could be breeds give no photos:\n  val/Tabby/: holds nothing" in lost.stdout
+    assert "folders that may be breeds have no usable photos:\n  val/Tabby/: contains no visible files" in lost.stdout
     assert "Traceback" not in lost.stdout + lost.stderr
 
 
-def test_defects_are_written_and_the_report_names_each_with_its_reason(tmp_path):
-    drawn = catbreeds("sample-data", tmp_path / "photos", "--defects", "--breeds", 2, "--photos", 12)
-    kinds = dict(line.rsplit(": ", 1) for line in drawn.stdout.splitlines()[1:])
+def test_data_report_lists_each_defect_with_its_reason(tmp_path):
+    sample_data = catbreeds("sample-data", tmp_path / "photos", "--defects", "--breeds", 2, "--photos", 12)
+    kinds = dict(line.rsplit(": ", 1) for line in sample_data.stdout.splitlines()[1:])
     assert len(kinds) == 23
-    refused = run_pipeline(tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_bad_share=0.3")
-    assert refused.process.returncode == 2
-    assert "19 of 47 files cannot be used" in refused.process.stdout
-    lines = catbreeds("report", "--data", "--workdir", tmp_path / "work").stdout.splitlines()
-    said, kind = {}, None
+    failed = run_pipeline(
+        tmp_path / "photos", tmp_path / "work", "backbones=[resnet50]", "ingest.max_unusable_share=0.3"
+    )
+    assert failed.process.returncode == 2
+    assert "19 of 47 files cannot be used" in failed.process.stdout
+    lines = catbreeds("report", "--photos", "--workdir", tmp_path / "work").stdout.splitlines()
+    reported, kind = {}, None
     for line in lines[lines.index("damaged: 7 left out") :]:
         if line.startswith("  "):
-            said[line.strip().split(": ")[0]] = kind
+            reported[line.strip().split(": ")[0]] = kind
         else:
             kind = line.split(":")[0].replace(" ", "_")
-    assert said == kinds
+    assert reported == kinds
 
 
-def test_the_report_before_any_run_says_what_writes_it(tmp_path):
-    for option in ([], ["--data"]):
-        refused = catbreeds("report", "--workdir", tmp_path, *option)
-        assert refused.returncode == 2
-        assert "`catbreeds run` writes it" in refused.stderr
+def test_report_without_a_run_names_the_command_that_writes_it(tmp_path):
+    for option in ([], ["--photos"]):
+        failed = catbreeds("report", "--workdir", tmp_path, *option)
+        assert failed.returncode == 2
+        assert "`catbreeds run` writes it" in failed.stderr
 
 
 def test_report_shows_the_last_decision(small):

@@ -1,4 +1,4 @@
-"""What `make demo` promises: three backbones compared, the winner gated and pushed, a second run nothing new."""
+"""`make demo`: three backbones are compared, the winner passes the gate and is pushed, and reruns use the cache."""
 
 import json
 
@@ -25,43 +25,45 @@ def unseen(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def winner(demo, tf):
-    """Name, directory and loaded model of the winner, as it was pushed."""
+    """Backbone of the winner, and directory and loaded SavedModel of the pushed version."""
     comparison = json.loads((demo.workdir / "report" / "comparison.json").read_text())
     path = demo.workdir / "serving" / "catbreeds" / "1"
     return comparison["winner"], path, tf.saved_model.load(str(path))
 
 
 def embeddings(demo, backbone, tf):
-    """Content hash -> embedding that EmbeddingGen wrote for eval."""
+    """Content hash -> embedding of the eval photos from EmbeddingGen."""
     folder = demo.artifact(f"EmbeddingGen-{backbone}", "embeddings") / "Split-eval"
     return {
         f["content_hash"].bytes_list.value[0]: np.array(f["embedding"].float_list.value, np.float32)
-        for f in features(folder, tf)
+        for f in features_of(folder, tf)
     }
 
 
 def photos(demo, tf):
     """Content hash -> bytes of the eval photos."""
     folder = demo.artifact("ImageExampleGen", "examples") / "Split-eval"
-    return {f["content_hash"].bytes_list.value[0]: f["image_bytes"].bytes_list.value[0] for f in features(folder, tf)}
+    return {
+        f["content_hash"].bytes_list.value[0]: f["image_bytes"].bytes_list.value[0] for f in features_of(folder, tf)
+    }
 
 
-def features(folder, tf):
+def features_of(folder, tf):
     files = sorted(map(str, folder.glob("*")))
     compression = "GZIP" if files[0].endswith(".gz") else ""
     for record in tf.data.TFRecordDataset(files, compression).as_numpy_iterator():
         yield tf.train.Example.FromString(record).features.feature
 
 
-def test_the_run_ends_with_the_table_the_verdict_the_report_and_a_warning_about_random_weights(demo):
+def test_output_has_table_verdict_report_and_warning_about_random_weights(demo):
     output = demo.process.stdout
-    for text in (*BACKBONES, "Gate: Admitted: pushed as version 1.", "random weights", "report/index.html", "[ 1/30]"):
+    for text in (*BACKBONES, "Gate: Passed: pushed as version 1.", "random weights", "report/index.html", "[ 1/30]"):
         assert text in output
     assert "Traceback" not in output
     assert "TensorFlow" not in demo.process.stderr
 
 
-def test_the_comparison_is_complete(demo):
+def test_comparison_is_complete(demo):
     comparison = json.loads((demo.workdir / "report" / "comparison.json").read_text())
     assert sorted(row["backbone"] for row in comparison["candidates"]) == sorted(BACKBONES)
     for row in comparison["candidates"]:
@@ -80,7 +82,7 @@ def test_the_comparison_is_complete(demo):
     assert sorted(comparison["breeds"]) == sorted(path.name for path in demo.photos.iterdir())
 
 
-def test_the_gate_says_what_it_measured_and_what_was_pushed(demo):
+def test_gate_json_describes_the_pushed_candidate(demo):
     gate = json.loads((demo.artifact("ModelGate", "decision") / "gate.json").read_text())
     assert gate["blessed"]
     assert gate["champion"] is None
@@ -89,13 +91,13 @@ def test_the_gate_says_what_it_measured_and_what_was_pushed(demo):
     assert any("min_accuracy" in reason for reason in gate["reasons"])
 
 
-def test_the_hyperparameters_found_are_the_ones_used(demo):
+def test_trainer_uses_the_hyperparameters_of_the_tuner(demo):
     for backbone in BACKBONES:
         best = demo.artifact(f"Tuner-{backbone}", "best_hyperparameters") / "best_hyperparameters.txt"
-        found = json.loads(best.read_text())["values"]
+        tuned = json.loads(best.read_text())["values"]
         record = demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving/assets.extra/catbreeds.json"
         used = json.loads(record.read_text())["hyperparameters"]
-        assert used == {name: found[name] for name in used}
+        assert used == {name: tuned[name] for name in used}
 
 
 def test_serving_equals_training(winner, demo, tf):
@@ -105,7 +107,7 @@ def test_serving_equals_training(winner, demo, tf):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_each_backbone_with_its_head_answers_as_they_do_one_after_the_other(demo, backbone, tf):
+def test_served_model_of_each_backbone_equals_backbone_and_head(demo, backbone, tf):
     from components.candidates.served_model import ServedModel
 
     paths = [demo.artifact(f"{node}-{backbone}", "model") / "Format-Serving" for node in ("Backbone", "Trainer")]
@@ -114,24 +116,24 @@ def test_each_backbone_with_its_head_answers_as_they_do_one_after_the_other(demo
 
 
 def assert_serving_equals_training(demo, backbone, serve, tf):
-    """`serve` gives photos the probabilities that the head gives for what EmbeddingGen wrote."""
-    learned, images = embeddings(demo, backbone, tf), photos(demo, tf)
+    """Check that `serve` predicts the same for photos as the head for the embeddings of EmbeddingGen."""
+    embedded, images = embeddings(demo, backbone, tf), photos(demo, tf)
     keys = sorted(images)[:8]
     head = tf.saved_model.load(str(demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving"))
-    by_embedding = head.signatures["classify_embedding"](embedding=tf.constant([learned[key] for key in keys]))
+    by_embedding = head.signatures["classify_embedding"](embedding=tf.constant([embedded[key] for key in keys]))
     served = serve(image_bytes=tf.constant([images[key] for key in keys]))
     assert served["breeds"].numpy().tolist() == by_embedding["breeds"].numpy().tolist()
     np.testing.assert_allclose(served["probabilities"], by_embedding["probabilities"], atol=1e-4)
 
 
-def test_each_variable_is_written_once(winner):
+def test_pushed_model_has_each_variable_once(winner):
     _, path, _ = winner
     record = json.loads((path / "assets.extra/catbreeds.json").read_text())
     written = sum(file.stat().st_size for file in (path / "variables").iterdir())
     assert 4 * record["parameters"] <= written < 4.2 * record["parameters"]
 
 
-def test_the_model_has_only_core_operations_that_older_servers_know(winner, tf):
+def test_pushed_model_uses_only_core_operations(winner, tf):
     _, path, _ = winner
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
@@ -144,20 +146,20 @@ def test_the_model_has_only_core_operations_that_older_servers_know(winner, tf):
     assert not operations & {"DecodeWebP", "DecodeJxl", "PyFunc", "EagerPyFunc"}
 
 
-def test_the_pushed_model_names_the_folders_and_answers_for_any_size_of_photo(demo, unseen, tf):
+def test_pushed_model_predicts_the_breeds_for_photos_of_any_size(demo, unseen, tf):
     model = tf.saved_model.load(str(demo.workdir / "serving" / "catbreeds" / "1"))
     tiny = tf.io.encode_png(tf.zeros([40, 300, 3], tf.uint8))
-    answer = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen.read_bytes()), tiny]))
-    names = [name.decode() for name in answer["breeds"].numpy()[0]]
+    outputs = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen.read_bytes()), tiny]))
+    names = [name.decode() for name in outputs["breeds"].numpy()[0]]
     assert sorted(names) == sorted(path.name for path in demo.photos.iterdir())
-    np.testing.assert_allclose(answer["probabilities"].numpy().sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(outputs["probabilities"].numpy().sum(axis=1), 1, atol=1e-5)
     top = model.signatures["top_k"](image_bytes=tf.constant([unseen.read_bytes()]))
-    best = int(answer["probabilities"].numpy()[0].argmax())
+    best = int(outputs["probabilities"].numpy()[0].argmax())
     assert top["breeds"].numpy()[0, 0].decode() == names[best]
     assert top["probabilities"].shape == (1, 5)
 
 
-def test_the_pushed_model_is_the_winner_byte_for_byte_and_carries_warmup_requests(demo, tf):
+def test_pushed_model_equals_the_winner_and_has_warmup_requests(demo, tf):
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
     winner = demo.artifact("BackboneSelector", "winner") / "Format-Serving"
@@ -169,7 +171,7 @@ def test_the_pushed_model_is_the_winner_byte_for_byte_and_carries_warmup_request
     assert {request.model_spec.signature_name for request in requests} == {"serving_default", "top_k"}
 
 
-def test_the_evaluators_agree_with_the_outcomes_of_single_photos(demo):
+def test_metrics_agree_with_the_outcomes_of_single_photos(demo):
     folder = demo.artifact("Evaluator-gate", "evaluation")
     metrics = json.loads((folder / "metrics.json").read_text())
     outcomes = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
@@ -182,32 +184,32 @@ def test_the_evaluators_agree_with_the_outcomes_of_single_photos(demo):
     assert sum(row["photos"] for row in metrics["breeds"].values()) == len(outcomes)
 
 
-def test_the_report_shows_the_verdict_and_needs_no_network(demo):
+def test_report_shows_the_verdict_and_needs_no_network(demo):
     page = (demo.workdir / "report" / "index.html").read_text()
-    for text in (*BACKBONES, "Admitted: pushed as version 1.", "random weights"):
+    for text in (*BACKBONES, "Passed: pushed as version 1.", "random weights"):
         assert text in page
     assert "http://" not in page
     assert "https://" not in page
 
 
-def test_predict_asks_the_model_in_service(demo, unseen, tmp_path):
-    answer = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
-    assert answer["photos"][0]["model"] == {"name": "catbreeds", "version": 1}
-    probabilities = [row["probability"] for row in answer["photos"][0]["predictions"]]
+def test_predict_uses_the_stable_version(demo, unseen, tmp_path):
+    response = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
+    assert response["photos"][0]["model"] == {"name": "catbreeds", "version": 1}
+    probabilities = [row["probability"] for row in response["photos"][0]["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
     broken = tmp_path / "broken.jpg"
     broken.write_text("no photo")
-    refused = catbreeds("predict", broken, "--workdir", demo.workdir)
-    assert refused.returncode == 2
-    assert str(broken) in refused.stderr
+    failed = catbreeds("predict", broken, "--workdir", demo.workdir)
+    assert failed.returncode == 2
+    assert str(broken) in failed.stderr
 
 
-def test_a_second_run_finds_nothing_new_and_a_third_does_nothing_but_look(demo):
+def test_second_run_finds_nothing_new_and_third_run_uses_the_cache(demo):
     second = run_pipeline(demo.photos, demo.workdir)
     assert second.process.returncode == 0
     assert "Nothing new" in second.process.stdout
-    # What looks at the model in service: there was none before.
+    # The components that read the champion, which the first run did not have.
     assert second.ran == {"DataGate", "ChampionModel", "Evaluator-champion", "ModelGate", "ServingCheck", "Pusher"}
     assert json.loads((demo.workdir / "report" / "gate.json").read_text())["pushed_version"] is None
     third = run_pipeline(demo.photos, demo.workdir)
@@ -215,23 +217,23 @@ def test_a_second_run_finds_nothing_new_and_a_third_does_nothing_but_look(demo):
     assert [path.name for path in (demo.workdir / "serving" / "catbreeds").iterdir() if path.name.isdigit()] == ["1"]
 
 
-def test_only_the_winner_is_assembled(demo):
+def test_only_the_winner_has_a_served_model(demo):
     heads = [demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving" for backbone in BACKBONES]
     for head in heads:
         assert sum(file.stat().st_size for file in head.rglob("*") if file.is_file()) < 5e6
 
 
 @pytest.mark.slow
-def test_another_run_by_one_worker_chooses_the_same_backbone_by_the_same_numbers(demo, winner, tmp_path, tf):
-    def decided(run):
+def test_run_with_one_worker_gives_the_same_comparison(demo, winner, tmp_path, tf):
+    def decision(run):
         comparison = json.loads((run.workdir / "report" / "comparison.json").read_text())
         rows = {row["backbone"]: (row["eval_accuracy"], row["hyperparameters"]) for row in comparison["candidates"]}
         return comparison["winner"], comparison["reason"], rows
 
     again = run_pipeline(demo.photos, tmp_path, "workers=1")
     assert again.process.returncode == 0
-    assert decided(again) == decided(demo)
+    assert decision(again) == decision(demo)
     model = tf.saved_model.load(str(tmp_path / "serving" / "catbreeds" / "1"))
     images = tf.constant(list(photos(demo, tf).values()))
-    answers = [m.signatures["serving_default"](image_bytes=images)["probabilities"] for m in (winner[2], model)]
-    np.testing.assert_allclose(*answers, atol=1e-4)
+    probabilities = [m.signatures["serving_default"](image_bytes=images)["probabilities"] for m in (winner[2], model)]
+    np.testing.assert_allclose(*probabilities, atol=1e-4)

@@ -1,7 +1,7 @@
-"""`make demo` on a fresh machine: a bare Debian 12 with the packages that the README names, and an ordinary user.
+"""`make demo` on a new machine: a minimal Debian 12 with the packages that the README lists, as an ordinary user.
 
-It works on what is committed, in a root of its own, and downloads all packages: nothing that this machine has built or
-kept takes part.
+The test clones the committed state into a separate root and downloads all packages, so that builds and caches of this
+machine are not used.
 """
 
 import re
@@ -16,7 +16,7 @@ from tests import debian as debian_12
 
 
 class Machine:
-    """A root file system; commands see nothing else of this machine but its network and its CPUs."""
+    """A root file system in which commands run, isolated from this machine except for network and CPUs."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -40,7 +40,7 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine(debian, tmp_path_factory):
-    """Debian with the user "cat", who has a clone of this repository."""
+    """Debian with the user "cat" and a clone of this repository in the user's home."""
     root = tmp_path_factory.mktemp("machine") / "root"
     try:
         subprocess.run(["cp", "--archive", debian, root], check=True)
@@ -50,19 +50,19 @@ def machine(debian, tmp_path_factory):
         subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, clone], check=True)
         assert machine.run("chown -R cat:cat /home/cat").returncode == 0
         yield machine
-    finally:  # 6 GB, which pytest would keep
+    finally:  # pytest would keep these 6 GB
         subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)
 
 
 @pytest.mark.slow
-def test_make_demo_works_to_its_end_with_no_more_than_the_readme_asks_for(machine):
+def test_make_demo_succeeds_with_the_packages_of_the_readme(machine):
     for compiler in ("cc", "gcc", "g++", "c++", "clang"):
         assert machine.run(f"command -v {compiler}").returncode != 0
     assert machine.run("find / -xdev -name Python.h").stdout == ""
 
     done = machine.run("cd catbreeds && make demo", user="cat")
     assert done.returncode == 0, done.stdout + done.stderr
-    *_, report, _, prediction, last = done.stdout.splitlines()  # make says each command that it runs
+    *_, report, _, prediction, last = done.stdout.splitlines()  # make also prints the commands
     assert report == "Report: runs/demo/report/index.html"
     assert re.match(r"runs/demo/unseen/Emberling/\S+\.jpg: Emberling \d+%, ", prediction)
-    assert last == "Now serve it, and ask on a web page: .venv/bin/catbreeds up --workdir runs/demo"
+    assert last == "To serve the model with a web page, run: .venv/bin/catbreeds up --workdir runs/demo"

@@ -1,4 +1,4 @@
-"""What people see, however narrow or plain their terminal; and runs that meet each other."""
+"""Terminal output at different widths and without colours, and concurrent runs."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests import fork_server
 from tests.running import CATBREEDS, SMALL, catbreeds, on_terminal
 
-DEADLINE = 600  # seconds; generous, for it decides no test
+DEADLINE = 600  # seconds
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 COLOUR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
 
@@ -21,28 +21,28 @@ def columns(request) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "shown"),
+    ("arguments", "expected"),
     [
-        (["report"], ["efficientnetb7", "resnet50", "xception", "95 % interval", "top-3", "ms", "Gate: "]),
-        (["report", "--data"], ["Emberling", "train", "eval", "test"]),
+        (["report"], ["efficientnetb7", "resnet50", "xception", "95% CI", "top-3 accuracy", "latency (ms)", "Gate: "]),
+        (["report", "--photos"], ["Emberling", "train", "eval", "test"]),
         (["models"], ["version 1", "accuracy"]),
         (["lineage", "1"], ["ImageExampleGen", "Pusher"]),
         (["doctor", "--profile", "demo"], ["Python", "TFX's imports", "port 8501"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_on_a_narrow_terminal_nothing_is_cut_off(demo, columns, arguments, shown):
+def test_narrow_terminal_truncates_nothing(demo, columns, arguments, expected):
     code, output = on_terminal(columns, *arguments, "--workdir", demo.workdir)
     assert code == 0, output
     text = CONTROL.sub("", output)
-    for part in shown:
+    for part in expected:
         assert part in text
     assert "…" not in text
-    whole = ("Report: ",)  # an address to click on is not broken
-    assert max(len(line) for line in text.splitlines() if not line.startswith(whole)) <= columns
+    unwrapped = ("Report: ",)  # links are not wrapped
+    assert max(len(line) for line in text.splitlines() if not line.startswith(unwrapped)) <= columns
 
 
-def test_every_number_of_the_comparison_is_on_a_terminal_of_60_columns(demo):
+def test_comparison_is_complete_on_a_terminal_of_60_columns(demo):
     wide = CONTROL.sub("", on_terminal(200, "report", "--workdir", demo.workdir)[1])
     narrow = CONTROL.sub("", on_terminal(60, "report", "--workdir", demo.workdir)[1])
     rows = [line.split() for line in wide.splitlines() if line.startswith("│")]
@@ -51,7 +51,7 @@ def test_every_number_of_the_comparison_is_on_a_terminal_of_60_columns(demo):
 
 
 @pytest.mark.parametrize("arguments", [["report"], ["models"], ["doctor", "--profile", "demo"]], ids=" ".join)
-def test_colours_are_left_out_where_they_are_not_wanted(demo, arguments):
+def test_no_color_and_pipes_disable_colours(demo, arguments):
     arguments = [*arguments, "--workdir", demo.workdir]
     assert COLOUR.search(on_terminal(80, *arguments)[1])
     assert not COLOUR.search(on_terminal(80, *arguments, NO_COLOR="1")[1])
@@ -59,12 +59,12 @@ def test_colours_are_left_out_where_they_are_not_wanted(demo, arguments):
 
 
 @pytest.mark.slow
-def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_away(draw_photos, tmp_path):
-    """One in a terminal without colours, one without a terminal."""
+def test_concurrent_runs_in_two_workdirs_succeed_and_in_one_workdir_fail(generate_photos, tmp_path):
+    """One run has a terminal without colours, the other has no terminal. All paths contain spaces."""
     photos = tmp_path / "my photos"
-    draw_photos(breeds=3, photos=25).rename(photos)
-    admitted = ("gate.min_accuracy=0", "gate.min_test_photos=1")  # the decision is not what this is about
-    settings = [part for setting in (*SMALL, *admitted) for part in ("--set", setting)]
+    generate_photos(breeds=3, photos=25).rename(photos)
+    open_gate = ("gate.min_accuracy=0", "gate.min_test_photos=1")  # the decision does not matter here
+    settings = [part for setting in (*SMALL, *open_gate) for part in ("--set", setting)]
     first, second = tmp_path / "first run", tmp_path / "second run"
 
     def arguments(workdir) -> list[str]:
@@ -72,7 +72,7 @@ def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_aw
 
     with ThreadPoolExecutor() as pool:
         on_screen = pool.submit(on_terminal, 60, *arguments(first), NO_COLOR="1")
-        beside = fork_server.Popen([CATBREEDS, *arguments(second)], stdout=subprocess.PIPE, text=True)
+        concurrent = fork_server.Popen([CATBREEDS, *arguments(second)], stdout=subprocess.PIPE, text=True)
         end = time.monotonic() + DEADLINE
         while not list(first.glob("logs/*.log")):
             assert time.monotonic() < end
@@ -80,12 +80,12 @@ def test_two_runs_go_on_side_by_side_in_paths_with_spaces_and_a_third_is_sent_aw
         third = catbreeds(*arguments(first))
         assert not on_screen.done()
         code, output = on_screen.result()
-        plain = beside.communicate()[0]
+        plain = concurrent.communicate()[0]
 
     assert third.returncode == 2
     assert third.stdout == ""
     assert f"{first}: another run is at work there; wait for it or take another --workdir" in third.stderr
-    assert (code, beside.returncode) == (0, 0), output + plain
+    assert (code, concurrent.returncode) == (0, 0), output + plain
     assert not COLOUR.search(output)
     assert "…" not in output
     assert "\x1b" not in plain

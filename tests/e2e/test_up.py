@@ -1,4 +1,4 @@
-"""What `catbreeds up` promises on a pushed model. How it follows `promote`: tests/serving/rollout."""
+"""`catbreeds up` with a pushed model. tests/serving/rollout tests promotions while it runs."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(small, tmp_path_factory) -> Iterator[Up]:
-    """Serves version 1; version 2, the same model, waits beside it."""
+    """A running `catbreeds up` that serves version 1; the registry also has version 2, the same model."""
     workdir = tmp_path_factory.mktemp("up")
     shutil.copytree(small.workdir / "serving", workdir / "serving")
     registry = Registry(workdir / "serving" / "catbreeds")
@@ -74,7 +74,7 @@ def photo(tmp_path_factory) -> Path:
     return path
 
 
-def test_addresses_are_printed_and_each_has_a_log(up):
+def test_up_prints_addresses_and_writes_logs(up):
     printed = up.log.read_text()
     for address in (up.page, f"{up.gateway}/docs", f"REST {up.rest}", f"gRPC {up.grpc}"):
         assert address in printed
@@ -82,29 +82,30 @@ def test_addresses_are_printed_and_each_has_a_log(up):
         assert (up.workdir / "logs" / f"{name}.log").is_file()
 
 
-def test_a_person_uploads_a_photo_and_reads_what_curl_and_a_plain_grpc_client_are_told(up, photo):
-    told = httpx.post(f"{up.gateway}/v1/breeds:predict", files={"file": photo.read_bytes()}, timeout=DEADLINE).json()
-    breeds = {row["breed"]: row["probability"] for row in told["predictions"]}
-    assert ask_plainly(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
-    best = told["predictions"][0]
+def test_page_shows_the_same_prediction_as_gateway_and_grpc(up, photo):
+    url, files = f"{up.gateway}/v1/breeds:predict", {"file": photo.read_bytes()}
+    response = httpx.post(url, files=files, timeout=DEADLINE).json()
+    breeds = {row["breed"]: row["probability"] for row in response["predictions"]}
+    assert predict_with_tensorflow_serving_apis(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
+    best = response["predictions"][0]
     with browser() as chromium:
         for width in (390, 1280):
             page = chromium.new_page(viewport={"width": width, "height": 900})
             page.set_default_timeout(DEADLINE * 1000)
             page.goto(up.page)
-            page.get_by_text("No photo yet.").wait_for()
+            page.get_by_text("Choose a photo above.").wait_for()
             page.locator("input[type=file]").set_input_files(photo)
             page.get_by_role("heading", name=f"{best['breed']}, {best['probability']:.0%}").wait_for()
             page.get_by_text("Model catbreeds, version 1.").wait_for()
-            for row in told["predictions"]:
+            for row in response["predictions"]:
                 page.get_by_role("row", name=f"{row['breed']} {row['probability']:.1%}").wait_for()
             page.locator("[data-testid=stVegaLiteChart] svg, [data-testid=stVegaLiteChart] canvas").first.wait_for()
             assert page.evaluate("document.documentElement.scrollWidth") == width
             page.close()
 
 
-def ask_plainly(address: str, photo: bytes) -> dict[str, float]:
-    """What anybody's client of TensorFlow Serving is told, by breed."""
+def predict_with_tensorflow_serving_apis(address: str, photo: bytes) -> dict[str, float]:
+    """Predict with the API of TensorFlow Serving only; breed -> probability."""
     import grpc
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -118,62 +119,67 @@ def ask_plainly(address: str, photo: bytes) -> dict[str, float]:
     return dict(zip(names, outputs["probabilities"].float_val, strict=True))
 
 
-def test_the_page_offers_photos_to_try(up):
+def test_page_offers_sample_photos(up):
     folders = sorted(path.name for path in (up.workdir / "serve" / "samples").glob("*/*"))
     assert folders == sorted(breed.name for breed in BREEDS[:3])
 
 
-def test_predict_gets_one_answer_whichever_way_it_asks(up, photo):
-    answers = []
-    for way in (
+def test_predict_gives_equal_results_with_each_protocol(up, photo):
+    predictions = []
+    for server_options in (
         ("--gateway", up.gateway),
         ("--grpc", up.grpc, "--label", "stable"),
         ("--rest", up.rest),
         ("--workdir", up.workdir),
     ):
-        done = catbreeds("predict", photo, *way, "--json")
+        done = catbreeds("predict", photo, *server_options, "--json")
         assert done.returncode == 0, done.stderr
         (row,) = json.loads(done.stdout)["photos"]
         assert row["photo"] == str(photo)
         assert row["model"] == {"name": "catbreeds", "version": 1}
-        answers.append({told["breed"]: told["probability"] for told in row["predictions"]})
-    assert all(answer == pytest.approx(answers[0], abs=1e-4) for answer in answers)
+        predictions.append({one["breed"]: one["probability"] for one in row["predictions"]})
+    assert all(prediction == pytest.approx(predictions[0], abs=1e-4) for prediction in predictions)
 
 
-def test_a_turned_a_large_and_a_small_copy_of_a_photo_get_the_answer_of_the_photo(up):
+def test_rotated_and_resized_copies_give_similar_predictions(up):
     original = draw_photo(BREEDS[1], "copies").resize((1600, 1200))
-    turned = Image.Exif()
-    turned[0x0112] = 6  # "turn me clockwise"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: rotate clockwise
     copies = [
         encoded(original, quality=90),
-        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=turned.tobytes()),
+        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=exif.tobytes()),
         encoded(original.resize((4000, 3000)), quality=90),
         encoded(original.resize((512, 384)), quality=90),
     ]
     for client in (GatewayClient(up.gateway), GrpcClient(up.grpc), RestClient(up.rest)):
         with client:
-            answers = [{told.breed: told.probability for told in client.predict(copy).predictions} for copy in copies]
-        for answer in answers:
-            assert answer == pytest.approx(answers[0], abs=0.02)
+            rows = [client.predict(copy).predictions for copy in copies]
+        predictions = [{one.breed: one.probability for one in row} for row in rows]
+        for prediction in predictions:
+            assert prediction == pytest.approx(predictions[0], abs=0.02)
 
 
-def test_predict_tells_why_there_is_no_answer(up, photo, tmp_path):
+def test_predict_reports_the_cause_of_a_failure(up, photo, tmp_path):
     (tmp_path / "notes.jpg").write_text("no photo")
-    for arguments, code, says in (
+    for arguments, code, message in (
         ((tmp_path / "notes.jpg", "--gateway", up.gateway), 2, f"{tmp_path}/notes.jpg: not a JPEG"),
         ((tmp_path / "none.jpg", "--rest", up.rest), 2, f"{tmp_path}/none.jpg: No such file"),
         ((photo, "--gateway", f"http://localhost:{free_port()}"), 1, "cannot be reached"),
         ((photo, "--grpc", up.grpc, "--label", "gold"), 1, "label: gold"),
-        ((photo, "--grpc", up.grpc, "--workdir", up.workdir), 2, "--grpc and --workdir: say one of"),
+        (
+            (photo, "--grpc", up.grpc, "--workdir", up.workdir),
+            2,
+            "--grpc and --workdir exclude each other; pass one of",
+        ),
     ):
         done = catbreeds("predict", *arguments)
         assert (done.returncode, done.stdout) == (code, "")
         assert done.stderr.startswith("catbreeds: ")
-        assert says in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_a_port_in_use_is_told_by_number_and_flag_before_anything_starts(up):
+def test_up_reports_a_used_port_with_its_option(up):
     for flag, port in up.ports.items():
         done = catbreeds("up", "--workdir", up.workdir, flag, port)
         assert done.returncode == 2

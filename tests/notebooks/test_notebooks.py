@@ -1,4 +1,4 @@
-"""The notebooks run as they are on real runs, show what they promise, and lie in git without outputs."""
+"""The notebooks execute on real runs, show the expected results, and are committed without outputs."""
 
 import os
 import re
@@ -21,14 +21,22 @@ def read(name: str) -> nbformat.NotebookNode:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-class Shown:
-    """What a reader of an executed notebook sees below its cells."""
+class ExecutedNotebook:
+    """Outputs of an executed notebook.
+
+    Attributes:
+        errors: Text on stderr.
+        text: Text on stdout.
+        html: HTML outputs.
+        plots: Number of plots.
+        photos: Number of photos in the HTML outputs.
+    """
 
     def __init__(self, name: str, workdir: Path):
         notebook = read(name)
         client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(FOLDER)}})
         environment = {**os.environ, "CATBREEDS_WORKDIR": str(workdir), "PYTHONPATH": str(ROOT)}
-        environment.pop("MPLBACKEND", None)  # Streamlit sets it where it is imported, and no plot would be shown
+        environment.pop("MPLBACKEND", None)  # Streamlit sets it on import, which would suppress plots
         client.execute(env=environment)
         outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
         data = [output.data for output in outputs if "data" in output]
@@ -38,92 +46,92 @@ class Shown:
         self.plots = sum("image/png" in one for one in data)
         self.photos = self.html.count("data:image/jpeg;base64,")
 
-    def assert_quiet(self) -> None:
-        """Whoever opens it sees no warnings of libraries."""
+    def assert_no_warnings(self) -> None:
+        """Check that libraries print no warnings."""
         assert self.errors == ""
 
 
-def test_these_are_all_notebooks():
+def test_names_lists_all_notebooks():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_with_what_it_shows_how_long_it_takes_and_what_it_needs(name):
+def test_notebook_starts_with_title_summary_duration_and_requirements(name):
     first = read(name).cells[0]
     assert first.cell_type == "markdown"
-    title, shows, takes = first.source.split("\n\n")
+    title, summary, duration = first.source.split("\n\n")
     assert re.fullmatch(rf"# {int(name[:2])}\. [A-Z].*", title)
-    assert len(shows) > 80
-    assert re.match(r"\*\*Takes\*\* .*(second|minute)", takes)
-    assert "**Needs**" in takes
+    assert len(summary) > 80
+    assert re.match(r"\*\*Takes\*\* .*(second|minute)", duration)
+    assert "**Needs**" in duration
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_lies_in_git_without_outputs(name):
+def test_notebook_is_committed_without_outputs(name):
     strip = [sys.executable, "-m", "nbstripout", "--verify", FOLDER / f"{name}.ipynb"]
     done = subprocess.run(strip, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"strip it: python -m nbstripout notebooks/*.ipynb\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"run `python -m nbstripout notebooks/*.ipynb`\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.slow
-def test_the_data_with_every_defect_is_explored_though_the_run_did_not_go_on(tmp_path):
+def test_data_notebook_shows_all_defects_after_an_incomplete_run(tmp_path):
     assert catbreeds("sample-data", "photos", "--defects", "--breeds", 2, "--photos", 12, cwd=tmp_path).returncode == 0
     ingested = catbreeds("schema", "update", "--data", "photos", "--workdir", "work", cwd=tmp_path)
     assert ingested.returncode == 0, ingested.stdout
-    shown = Shown("01_explore_the_data", tmp_path / "work")
-    shown.assert_quiet()
+    executed = ExecutedNotebook("01_explore_the_data", tmp_path / "work")
+    executed.assert_no_warnings()
     for kind in ("damaged", "duplicate", "empty", "label_conflict", "near_duplicate", "not_an_image", "too_large"):
-        assert kind in shown.html
-    assert "film.jpg" in shown.html
-    assert "Harbor Grey" in shown.html
-    assert shown.plots == 2
-    # A pair for each of the four copies, and four photos of each breed.
-    assert shown.photos == 2 * 4 + 4 * 2
+        assert kind in executed.html
+    assert "film.jpg" in executed.html
+    assert "Harbor Grey" in executed.html
+    assert executed.plots == 2
+    # Two photos for each of the four duplicates, and four photos of each breed.
+    assert executed.photos == 2 * 4 + 4 * 2
 
 
 @pytest.mark.slow
-def test_the_backbones_of_the_demo_are_compared(demo):
-    shown = Shown("02_compare_backbones", demo.workdir)
-    shown.assert_quiet()
-    assert re.search(r"(xception|resnet50|efficientnetb7) wins, ", shown.text)
-    assert shown.plots == 3
+def test_backbone_notebook_compares_the_backbones_of_the_demo(demo):
+    executed = ExecutedNotebook("02_compare_backbones", demo.workdir)
+    executed.assert_no_warnings()
+    assert re.search(r"(xception|resnet50|efficientnetb7) wins, ", executed.text)
+    assert executed.plots == 3
     for backbone in ("xception", "resnet50", "efficientnetb7"):
-        assert f"<b>{backbone}</b><svg" in shown.html
-    assert 0 < shown.photos <= 12
+        assert f"<b>{backbone}</b><svg" in executed.html
+    assert 0 < executed.photos <= 12
 
 
 @pytest.mark.slow
-def test_the_pushed_model_is_served_and_asked_both_ways(demo):
-    shown = Shown("03_serve_and_query", demo.workdir)
-    shown.assert_quiet()
-    assert "catbreeds version 1: gRPC at localhost:" in shown.text
-    for said in (
+def test_serving_notebook_queries_the_pushed_model_over_grpc_and_rest(demo):
+    executed = ExecutedNotebook("03_serve_and_query", demo.workdir)
+    executed.assert_no_warnings()
+    assert "catbreeds version 1: gRPC at localhost:" in executed.text
+    for error in (
         "no photo: PhotoError",
         "cut off: PhotoError",
         "no such version: NotServed",
         "no such model: NotServed",
     ):
-        assert said in shown.text
-    assert "p90" in shown.html
-    assert shown.photos == 12
-    assert shown.plots == 2
+        assert error in executed.text
+    assert "p90" in executed.html
+    assert executed.photos == 12
+    assert executed.plots == 2
 
 
 @pytest.mark.slow
-def test_the_pushed_model_is_traced_back_and_its_gate_asked_again(demo):
-    shown = Shown("04_lineage_and_gate", demo.workdir)
-    shown.assert_quiet()
+def test_lineage_notebook_traces_the_pushed_model_and_repeats_the_gate(demo):
+    executed = ExecutedNotebook("04_lineage_and_gate", demo.workdir)
+    executed.assert_no_warnings()
     for origin in ("ImageExampleGen", "BackboneSelector", "weights_digest=", str(demo.photos)):
-        assert origin in shown.html
-    assert "version 1 learned from it" in shown.text
-    assert "gate.min_accuracy=0.25" in shown.text + shown.html
-    assert shown.photos == 8
-    assert shown.plots == 2
+        assert origin in executed.html
+    assert "version 1 learned from it" in executed.text
+    assert "gate.min_accuracy=0.25" in executed.text + executed.html
+    assert executed.photos == 8
+    assert executed.plots == 2
 
 
 @pytest.mark.slow
-def test_a_run_of_one_backbone_is_enough(small):
-    shown = Shown("02_compare_backbones", small.workdir)
-    assert "resnet50 wins, the only candidate" in shown.text
-    assert shown.plots == 3
-    assert Shown("04_lineage_and_gate", small.workdir).plots == 2
+def test_notebooks_accept_a_run_with_one_backbone(small):
+    executed = ExecutedNotebook("02_compare_backbones", small.workdir)
+    assert "resnet50 wins, the only candidate" in executed.text
+    assert executed.plots == 3
+    assert ExecutedNotebook("04_lineage_and_gate", small.workdir).plots == 2

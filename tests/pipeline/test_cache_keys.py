@@ -1,4 +1,4 @@
-"""What TFX's cache compares: which components get other parameters when a setting, a file or a module changes."""
+"""Cache keys: which components have different parameters after a change of a setting, a file or a module."""
 
 import shutil
 
@@ -11,17 +11,17 @@ from pipeline.runners.local import metadata_config
 from pipeline.settings import load
 
 BRANCHES = ("resnet50", "xception")
-# They differ in every run, or hold all settings.
-EVERY_RUN = {"Pusher"}
+# Its parameters differ in every run.
+NEVER_CACHED = {"Pusher"}
 
 
-def of_each(*nodes):
+def in_each_branch(*nodes):
     return {f"{node}-{branch}" for node in nodes for branch in BRANCHES}
 
 
 @pytest.fixture
-def photos(draw_photos):
-    return draw_photos(breeds=2, photos=2)
+def photos(generate_photos):
+    return generate_photos(breeds=2, photos=2)
 
 
 @pytest.fixture
@@ -35,53 +35,53 @@ def weights(tmp_path):
 
 @pytest.fixture
 def parameters(photos, weights, tmp_path):
-    """Parameters of each component."""
+    """Function that returns the parameters of each component for the given settings."""
 
-    def compiled(*settings):
+    def parameters_with(*settings):
         fixed = (f"backbones=[{','.join(BRANCHES)}]", "weights=imagenet", f"weights_dir={weights}")
         options = {"data": str(photos), "workdir": str(tmp_path / "work")}
         config = load("demo", (*fixed, *settings), options=options)
         pipeline = create_pipeline(config, local_run_context(config, "run"), metadata_config(config.workdir))
         return {node.id: dict(node.exec_properties) for node in pipeline.components}
 
-    return compiled
+    return parameters_with
 
 
 def changed(before, after):
     assert before.keys() == after.keys()
-    return {node for node in before if before[node] != after[node]} - EVERY_RUN
+    return {node for node in before if before[node] != after[node]} - NEVER_CACHED
 
 
 @pytest.mark.parametrize(
     ("setting", "nodes"),
     [
-        ("trainer.epochs=7", of_each("Trainer")),
-        ("trainer.batch_size=8", of_each("Trainer", "Tuner")),
-        ("tuner.max_epochs=5", of_each("Tuner")),
-        ("image_size=96", of_each("Backbone")),
-        ("seed=3", of_each("Backbone", "Tuner", "Trainer")),
+        ("trainer.epochs=7", in_each_branch("Trainer")),
+        ("trainer.batch_size=8", in_each_branch("Trainer", "Tuner")),
+        ("tuner.max_epochs=5", in_each_branch("Tuner")),
+        ("image_size=96", in_each_branch("Backbone")),
+        ("seed=3", in_each_branch("Backbone", "Tuner", "Trainer")),
         ("split.seed=5", {"ImageExampleGen"}),
         ("top_k=2", {"BackboneSelector"}),
         ("selection.rule=most_accurate", {"BackboneSelector"}),
         ("gate.min_accuracy=0.9", {"ModelGate"}),
         ("workers=1", set()),
-        ("card.contact=me", set()),
+        ("model_card.contact=me", set()),
     ],
 )
-def test_a_setting_is_a_parameter_of_the_components_that_it_concerns(parameters, setting, nodes):
+def test_a_setting_changes_the_parameters_of_the_components_that_use_it(parameters, setting, nodes):
     assert changed(parameters(), parameters(setting)) == nodes
 
 
-def test_other_photos_are_another_parameter_of_the_ingestion(parameters, photos):
+def test_new_photos_change_the_parameters_of_the_ingestion(parameters, photos):
     before = parameters()
     photo = next(photos.rglob("*.jpg"))
     shutil.copy(photo, photo.with_name("another.jpg"))
     assert changed(before, parameters()) == {"ImageExampleGen"}
 
 
-def test_other_weights_in_the_file_are_another_parameter_of_that_backbone(parameters, weights):
+def test_a_new_weights_file_changes_the_parameters_of_its_backbone(parameters, weights):
     before = parameters()
-    (weights / "xception_notop.weights.h5").write_bytes(b"others")
+    (weights / "xception_notop.weights.h5").write_bytes(b"new weights")
     assert changed(before, parameters()) == {"Backbone-xception"}
 
 
@@ -89,14 +89,14 @@ def test_other_weights_in_the_file_are_another_parameter_of_that_backbone(parame
     ("module", "nodes"),
     [
         ("components.release.model_gate", {"ModelGate"}),
-        ("components.candidates.evaluator", {*of_each("Evaluator"), "Evaluator-gate", "Evaluator-champion"}),
-        ("components.candidates.served_model", {"BackboneSelector", *of_each("Trainer")}),
-        ("pipeline.modules.tuning", of_each("Tuner")),
-        ("pipeline.modules.head", of_each("Tuner", "Trainer")),
-        ("serving.photo", {"ImageExampleGen", "DataGate", "BackboneSelector", "ServingCheck"}),
+        ("components.candidates.evaluator", {*in_each_branch("Evaluator"), "Evaluator-gate", "Evaluator-champion"}),
+        ("components.candidates.served_model", {"BackboneSelector", *in_each_branch("Trainer")}),
+        ("pipeline.modules.tuning", in_each_branch("Tuner")),
+        ("pipeline.modules.head", in_each_branch("Tuner", "Trainer")),
+        ("serving.photo", {"ImageExampleGen", "ServingCheck"}),
     ],
 )
-def test_another_source_of_a_module_is_another_parameter_of_the_components_that_run_it(
+def test_an_edited_module_changes_the_parameters_of_the_components_that_run_it(
     parameters, monkeypatch, tmp_path, module, nodes
 ):
     before = parameters()

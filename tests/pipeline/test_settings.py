@@ -1,5 +1,6 @@
-"""Settings: what is impossible is refused with its key and what is allowed, and the later source wins."""
+"""Settings: invalid values are refused with the key and what is allowed; later sources take precedence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from pydantic import BaseModel
 
 import serving.gateway.settings as gateway
 import serving.page.settings as page
-from pipeline.settings import Settings, SettingsError, load, profiles, to_yaml
+from pipeline.settings import RENAMED_KEYS, Settings, SettingsError, load, profiles, to_json, to_yaml
+from tests.running import catbreeds
 
 
 def refusal(*overrides: str, profile: str = "demo", environment: dict[str, str] | None = None) -> str:
@@ -25,7 +27,7 @@ def test_every_profile_loads_and_survives_a_round_trip(name, tmp_path):
     assert load(str(copy)) == settings
 
 
-def test_the_yaml_of_changed_settings_holds_every_key_and_reads_back(tmp_path):
+def test_the_yaml_of_changed_settings_has_every_key_and_round_trips(tmp_path):
     settings = load(
         "demo",
         [
@@ -42,7 +44,12 @@ def test_the_yaml_of_changed_settings_holds_every_key_and_reads_back(tmp_path):
         assert f"{key}:" in copy.read_text(encoding="utf-8")
 
 
-def test_standard_is_the_job_of_the_seed_project():
+def test_the_json_of_the_settings_is_one_object_with_every_value():
+    settings = load("demo", ["tuner.learning_rate=[1e-7, 1e-5]", "data=/photos/größe 😺"])
+    assert Settings.model_validate(json.loads(to_json(settings))) == settings
+
+
+def test_the_standard_profile_covers_the_task_of_the_seed_project():
     settings = load("standard")
     assert settings.backbones == ("xception", "resnet50", "efficientnetb7")
     assert settings.weights == "imagenet"
@@ -54,12 +61,12 @@ def test_standard_is_the_job_of_the_seed_project():
     assert settings.tuner.factor == 3
 
 
-def test_demo_needs_no_download():
+def test_the_demo_profile_needs_no_download():
     assert load("demo").weights == "random"
 
 
 @pytest.mark.parametrize(
-    ("override", "names", "offered"),
+    ("override", "start", "available_key"),
     [
         ("epochs=3", "epochs: no such setting", "trainer"),
         ("tuner.max_epochz=3", "tuner.max_epochz: no such setting", "max_epochs"),
@@ -67,10 +74,61 @@ def test_demo_needs_no_download():
         ("tunr.max_epochs=3", "tunr: no such setting", "tuner"),
     ],
 )
-def test_an_unknown_key_is_named_with_its_path_and_the_ones_there_are(override, names, offered):
+def test_an_unknown_key_is_refused_with_its_path_and_the_available_keys(override, start, available_key):
     message = refusal(override)
-    assert message.startswith(names)
-    assert offered in message.partition("there are ")[2].split(", ")
+    assert message.startswith(start)
+    assert available_key in message.partition("available: ")[2].split(", ")
+
+
+OLD_KEYS = [
+    ("beam.embedding_batch", 8),
+    ("card", {"contact": "CC: BY"}),
+    ("ingest.max_bad_share", 0.1),
+    ("kubeflow.embedding", {"cpu": 1}),
+    ("kubeflow.learning", {"cpu": 1}),
+    ("kubeflow.other", {"cpu": 1}),
+    ("rollout.keep", 3),
+    ("rollout.loaded", 3),
+    ("rollout.models", "/models"),
+    ("rollout.share", 0.2),
+    ("rollout.start", "workdir"),
+]
+
+
+def test_every_renamed_key_leads_to_a_setting():
+    assert [key for key, _ in OLD_KEYS] == sorted(RENAMED_KEYS)
+    for new_key in RENAMED_KEYS.values():
+        value = Settings()
+        for part in new_key.split("."):
+            value = getattr(value, part)
+
+
+@pytest.mark.parametrize(("old_key", "value"), OLD_KEYS)
+@pytest.mark.parametrize("source", ["profile", "environment", "override"])
+def test_a_renamed_key_is_refused_with_its_new_name(source, old_key, value, tmp_path):
+    message = f"{old_key}: renamed to {RENAMED_KEYS[old_key]}; use the new key"
+    text = json.dumps(value)
+    if source == "override":
+        assert refusal(f"{old_key}={text}") == message
+    elif source == "environment":
+        variable = f"CATBREEDS_{old_key.upper().replace('.', '__')}"
+        assert refusal(environment={variable: text}) == f"{message} (set by {variable} in the environment)"
+    else:
+        profile = tmp_path / "old.yaml"
+        section, _, key = old_key.partition(".")
+        profile.write_text(f"{section}: {{{key}: {text}}}" if key else f"{section}: {text}")
+        assert refusal(profile=str(profile)) == message
+
+
+def test_a_command_with_a_renamed_key_exits_with_code_2():
+    done = catbreeds("run", "--profile", "demo", "--set", "rollout.share=0.2", "--print-config")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "catbreeds: rollout.share: renamed to rollout.canary_share; use the new key\n"
+
+
+def test_a_key_of_a_renamed_section_is_refused_with_the_new_name_of_the_section():
+    assert refusal("card.data_licence=CC: BY") == "card: renamed to model_card; use the new key"
+    assert refusal("kubeflow.other.cpu=2") == "kubeflow.other: renamed to kubeflow.default_resources; use the new key"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +142,7 @@ def test_an_unknown_key_is_named_with_its_path_and_the_ones_there_are(override, 
         ("split.train=1", "split.train:", "above 0 and below 1"),
         ("gate.margin=-0.1", "gate.margin:", "at least 0 and at most 1"),
         ("gate.margin=nan", "gate.margin:", "at least 0 and at most 1"),
-        ("ingest.max_bad_share=1.5", "ingest.max_bad_share:", "at least 0 and at most 1"),
+        ("ingest.max_unusable_share=1.5", "ingest.max_unusable_share:", "at least 0 and at most 1"),
         ("trainer.batch_size=0", "trainer.batch_size:", "at least 1"),
         ("seed=-1", "seed:", "at least 0"),
         ("tuner.units=[-1, 10]", "tuner.units.0:", "greater than or equal to 0"),
@@ -96,20 +154,20 @@ def test_an_unknown_key_is_named_with_its_path_and_the_ones_there_are(override, 
         ("gate.policy=best", "gate.policy:", "'not_worse', 'better' or 'significantly_better'"),
         ("beam.runner=spark", "beam.runner:", "'direct', 'portable', 'flink' or 'dataflow'"),
         ("backbones=[vgg16]", "backbones.0:", "'xception', 'resnet50'"),
-        ("backbones=[resnet50, resnet50]", "backbones:", "named twice"),
+        ("backbones=[resnet50, resnet50]", "backbones:", "listed twice"),
         ("backbones=[]", "backbones:", "at least 1 item"),
         ("model_name=My Cats", "model_name:", "^[a-z][a-z0-9-]*$"),
         ("split.train=0.9", "split:", "train + eval + test must be 1, not 1.2"),
     ],
 )
-def test_an_impossible_value_is_refused_with_its_key_and_what_is_allowed(override, start, allowed):
+def test_an_invalid_value_is_refused_with_its_key_and_the_allowed_values(override, start, allowed):
     message = refusal(override)
     assert message.startswith(start)
     assert allowed in message
     assert "\n" not in message
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_errors_are_reported_at_once():
     lines = refusal("seed=-1", "tuner.factor=1", "nonsense=1").splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["nonsense", "seed", "tuner.factor"]
 
@@ -120,35 +178,37 @@ def test_all_that_is_wrong_is_said_at_once():
         ("tuner.max_epochs", "--set tuner.max_epochs: write --set key=value"),
         ("seed=[", "'[' is not a YAML value"),
         ("seed=2024-13-45", "'2024-13-45' is not a YAML value"),
-        ("gate={margin: 0.02, margin: 1.0}", "line 1: key 'margin' is there twice; remove one"),
-        ("kubeflow.secrets=[{name: a, key: b, name: c, variable: D}]", "key 'name' is there twice"),
+        ("gate={margin: 0.02, margin: 1.0}", "line 1: duplicate key 'margin'; remove one"),
+        ("kubeflow.secrets=[{name: a, key: b, name: c, variable: D}]", "duplicate key 'name'"),
         ("seed.train=1", "seed: Input should be a valid integer"),
-        ("weights.kind=1", "'weights' is a value, it has no keys below it"),
+        ("weights.kind=1", "'weights' is a value and has no keys"),
         ("workdir=' '", "workdir: must be the path of a folder"),
     ],
 )
-def test_an_override_that_cannot_be_read_is_refused(override, part):
+def test_an_unreadable_override_is_refused(override, part):
     assert part in refusal(override)
 
 
 @pytest.mark.parametrize("text", ["2024", "1e3", "2024-13-45", "yes", "0x10", "CC: BY", "[photos", "{}", "- a"])
-def test_where_only_text_can_stand_it_need_not_be_quoted(text):
+def test_text_settings_need_no_quotes(text):
     environment = {"CATBREEDS_WORKDIR": text}
-    settings = load("demo", [f"data={text}", f"card.data_licence={text}", f"card.contact='{text}'"], environment)
-    assert {settings.workdir, settings.data, settings.card.data_licence, settings.card.contact} == {text}
+    settings = load(
+        "demo", [f"data={text}", f"model_card.data_licence={text}", f"model_card.contact='{text}'"], environment
+    )
+    assert {settings.workdir, settings.data, settings.model_card.data_licence, settings.model_card.contact} == {text}
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_section_and_a_key_of_it_contradict_each_other(order):
+def test_a_section_and_one_of_its_keys_cannot_both_be_set(order):
     overrides = ["gate={min_accuracy: 0.4}", "gate.margin=0.01"]
-    said = "--set gate={min_accuracy: 0.4} and --set gate.margin=0.01 both set keys of 'gate'"
-    assert said in refusal(*overrides[::order])
+    message = "--set gate={min_accuracy: 0.4} and --set gate.margin=0.01 both set keys of 'gate'"
+    assert message in refusal(*overrides[::order])
     environment = {"CATBREEDS_GATE": "{}", "CATBREEDS_GATE__MARGIN": "0.01"}
     assert "CATBREEDS_GATE and CATBREEDS_GATE__MARGIN both set keys of 'gate'" in refusal(environment=environment)
     assert load("demo", overrides[1:], {"CATBREEDS_GATE": "{min_accuracy: 0.4}"}).gate.margin == 0.01
 
 
-def test_the_later_source_wins(tmp_path):
+def test_later_sources_take_precedence(tmp_path):
     profile = tmp_path / "mine.yaml"
     profile.write_text("weights: random\ntuner: {max_epochs: 5}\ntrainer: {epochs: 5}\ngate: {min_slice: 5}\n")
     environment = {"CATBREEDS_TRAINER__EPOCHS": "6", "CATBREEDS_GATE__MIN_SLICE": "6", "HOME": "/root"}
@@ -157,15 +217,15 @@ def test_the_later_source_wins(tmp_path):
     assert settings.trainer.patience == Settings().trainer.patience
 
 
-def test_an_override_leaves_the_rest_of_its_section_alone():
+def test_an_override_changes_only_its_key():
     changed = load("demo", ["tuner.factor=2"])
     assert changed.tuner.factor == 2
     assert changed.tuner.model_dump(exclude={"factor"}) == load("demo").tuner.model_dump(exclude={"factor"})
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke"])
-@pytest.mark.parametrize("by", ["override", "environment"])
-def test_a_section_that_is_given_whole_keeps_the_keys_that_it_does_not_name(tmp_path, name, by):
+@pytest.mark.parametrize("source", ["override", "environment"])
+def test_setting_a_section_keeps_the_keys_that_it_does_not_mention(tmp_path, name, source):
     profile = tmp_path / "mine.yaml"
     profile.write_text(to_yaml(load(name)))
     sections = [key for key, value in load(name) if isinstance(value, BaseModel)]
@@ -173,27 +233,27 @@ def test_a_section_that_is_given_whole_keeps_the_keys_that_it_does_not_name(tmp_
     for section in sections:
         key, value = next(iter(load(name).model_dump(mode="json")[section].items()))
         text = yaml.safe_dump({key: value}, default_flow_style=True, width=1000)
-        given = (
+        sources = (
             {"overrides": [f"{section}={text}"]}
-            if by == "override"
+            if source == "override"
             else {"environment": {f"CATBREEDS_{section.upper()}": text}}
         )
-        assert load(str(profile), **given) == load(name)
+        assert load(str(profile), **sources) == load(name)
 
 
-def test_only_sections_are_merged_and_those_inside_others_too(tmp_path):
+def test_sections_are_merged_recursively_and_other_mappings_are_replaced(tmp_path):
     profile = tmp_path / "mine.yaml"
-    profile.write_text("kubeflow: {env: {A: a}, embedding: {cpu: 8, memory: 32}}")
-    changed = load(str(profile), ["kubeflow={env: {B: b}, embedding: {memory: 16}}"]).kubeflow
+    profile.write_text("kubeflow: {env: {A: a}, embedding_resources: {cpu: 8, memory: 32}}")
+    changed = load(str(profile), ["kubeflow={env: {B: b}, embedding_resources: {memory: 16}}"]).kubeflow
     assert changed.env == {"B": "b"}
-    assert (changed.embedding.cpu, changed.embedding.memory) == (8, 16)
+    assert (changed.embedding_resources.cpu, changed.embedding_resources.memory) == (8, 16)
 
 
-def test_what_two_sections_share_by_an_anchor_changes_in_one_of_them(tmp_path):
+def test_an_override_changes_only_one_of_two_sections_that_share_an_anchor(tmp_path):
     profile = tmp_path / "mine.yaml"
-    profile.write_text("kubeflow: {embedding: &large {cpu: 8, memory: 32}, learning: *large}")
-    changed = load(str(profile), ["kubeflow.embedding.memory=16"]).kubeflow
-    assert (changed.embedding.memory, changed.learning.memory) == (16, 32)
+    profile.write_text("kubeflow: {embedding_resources: &large {cpu: 8, memory: 32}, training_resources: *large}")
+    changed = load(str(profile), ["kubeflow.embedding_resources.memory=16"]).kubeflow
+    assert (changed.embedding_resources.memory, changed.training_resources.memory) == (16, 32)
 
 
 @pytest.mark.parametrize(
@@ -205,22 +265,22 @@ def test_what_two_sections_share_by_an_anchor_changes_in_one_of_them(tmp_path):
         ("tuner.max_epochs=1e1", "max_epochs", 10),
     ],
 )
-def test_lists_and_numbers_are_written_as_in_yaml_or_python(override, key, value):
+def test_overrides_accept_yaml_lists_and_python_numbers(override, key, value):
     assert getattr(load("demo", [override]).tuner, key) == value
 
 
-def test_backbones_are_a_list_too():
+def test_backbones_are_a_list():
     assert load("demo", ["backbones=[resnet50]"]).backbones == ("resnet50",)
 
 
-def test_a_wrong_environment_variable_is_refused_and_those_of_other_programs_are_not_read():
+def test_an_unknown_environment_variable_is_refused_and_those_of_other_programs_are_ignored():
     assert refusal(environment={"CATBREEDS_TUNER__MAX_EPOCHZ": "3"}).startswith("tuner.max_epochz: no such setting")
     environment = {"CATBREEDS_GATEWAY_PORT": "8080", "CATBREEDS_TEST_IMAGE": "x", "OTHER_SEED": "5"}
     assert load("demo", environment=environment) == load("demo")
 
 
 def service_links(service: str) -> dict[str, str]:
-    """What Kubernetes puts into the environment of pods for a Service with two ports."""
+    """Environment variables that Kubernetes sets in pods for a Service with two ports."""
     prefix, address = service.upper().replace("-", "_"), "10.0.0.7"
     links = {
         f"{prefix}_SERVICE_HOST": address,
@@ -236,18 +296,18 @@ def service_links(service: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("service", ["catbreeds", "catbreeds-tuner", "catbreeds-8080", "catbreeds-gateway"])
-def test_what_kubernetes_tells_about_services_is_no_setting(service):
+def test_service_links_of_kubernetes_are_not_settings(service):
     assert load("demo", environment=service_links(service)) == load("demo")
 
 
 @pytest.mark.parametrize("kind", [gateway.Settings, page.Settings])
-def test_what_kubernetes_tells_about_services_is_no_setting_of_a_server(kind):
+def test_service_links_of_kubernetes_are_not_settings_of_a_server(kind):
     links = service_links("catbreeds-gateway") | service_links("catbreeds-page")
     assert kind.from_environment(links) == kind()
 
 
 @pytest.mark.parametrize(
-    ("environment", "named"),
+    ("environment", "variable"),
     [
         ({"CATBREEDS_GATE__MARGIN": "2"}, "CATBREEDS_GATE__MARGIN"),
         ({"CATBREEDS_PORT": "8080"}, "CATBREEDS_PORT"),
@@ -257,8 +317,8 @@ def test_what_kubernetes_tells_about_services_is_no_setting_of_a_server(kind):
         ({"CATBREEDS_WEIGHTS_DIR": "/w"}, "CATBREEDS_WEIGHTS_DIR"),
     ],
 )
-def test_an_error_names_the_variable_that_it_comes_from(environment, named):
-    assert refusal(environment=environment).endswith(f" (set by {named} in the environment)")
+def test_an_error_names_the_environment_variable_that_caused_it(environment, variable):
+    assert refusal(environment=environment).endswith(f" (set by {variable} in the environment)")
     assert "environment" not in refusal("seed=-1", environment={"CATBREEDS_SEED": "-2"})
 
 
@@ -267,12 +327,12 @@ def test_two_variables_for_one_setting_are_refused():
     assert refusal(environment=environment) == "CATBREEDS_seed and CATBREEDS_SEED both set seed; remove one"
 
 
-def test_random_weights_and_a_weights_folder_exclude_each_other():
+def test_random_weights_and_a_weights_folder_are_mutually_exclusive():
     assert refusal("weights_dir=/w").startswith("weights_dir: holds ImageNet weights, but weights=random")
     assert load("demo", ["weights_dir=/w", "weights=imagenet"]).weights_dir == "/w"
 
 
-def test_photos_too_small_for_xception_are_refused_unless_it_is_left_out():
+def test_images_too_small_for_xception_are_refused_unless_it_is_not_selected():
     assert refusal("image_size=70") == "image_size: xception needs at least 71 pixels"
     assert load("demo", ["image_size=71"]).image_size == 71
     assert load("demo", ["image_size=32", "backbones=[resnet50, efficientnetb7]"]).image_size == 32
@@ -287,11 +347,11 @@ def test_photos_too_small_for_xception_are_refused_unless_it_is_left_out():
         (b"\xff\xfe\x00", "cannot be read"),
         ("[]", "must be a mapping of settings, not list"),
         ("false", "must be a mapping of settings, not bool"),
-        ("card: {contact: 2024-13-45}", "cannot be read"),
+        ("model_card: {contact: 2024-13-45}", "cannot be read"),
         ("seed: 1\n---\nseed: 2\n", "cannot be read"),
     ],
 )
-def test_a_profile_that_cannot_be_read_is_refused(text, part, tmp_path):
+def test_an_unreadable_profile_is_refused(text, part, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert part in refusal(profile=str(path))
@@ -300,46 +360,48 @@ def test_a_profile_that_cannot_be_read_is_refused(text, part, tmp_path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("seed: 1\nweights: random\nseed: 2\n", "lines 1 and 3: key 'seed'"),
-        ("gate:\n  margin: 0.02\n  policy: better\n  'margin': 1.0\n", "lines 2 and 4: key 'margin'"),
-        ("gate: {margin: 0.02}\nseed: 1\ngate: {min_slice: 5}\n", "lines 1 and 3: key 'gate'"),
-        ("gate: {margin: 0.02, margin: 1}\n", "line 1: key 'margin'"),
-        ("kubeflow:\n  volumes:\n  - claim: a\n    path: /a\n    claim: b\n", "lines 3 and 5: key 'claim'"),
-        ("gate: &rules {margin: 0.02, margin: 0.5}\n", "line 1: key 'margin'"),
+        ("seed: 1\nweights: random\nseed: 2\n", "lines 1 and 3: duplicate key 'seed'"),
+        ("gate:\n  margin: 0.02\n  policy: better\n  'margin': 1.0\n", "lines 2 and 4: duplicate key 'margin'"),
+        ("gate: {margin: 0.02}\nseed: 1\ngate: {min_slice: 5}\n", "lines 1 and 3: duplicate key 'gate'"),
+        ("gate: {margin: 0.02, margin: 1}\n", "line 1: duplicate key 'margin'"),
+        ("kubeflow:\n  volumes:\n  - claim: a\n    path: /a\n    claim: b\n", "lines 3 and 5: duplicate key 'claim'"),
+        ("gate: &rules {margin: 0.02, margin: 0.5}\n", "line 1: duplicate key 'margin'"),
     ],
 )
-def test_a_profile_with_a_key_twice_is_refused_with_its_lines(text, part, tmp_path):
+def test_a_profile_with_a_duplicate_key_is_refused_with_both_lines(text, part, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    assert refusal(profile=str(path)) == f"profile {path}, {part} is there twice; remove one"
+    assert refusal(profile=str(path)) == f"profile {path}, {part}; remove one"
 
 
-def test_keys_that_come_by_a_merge_may_be_replaced(tmp_path):
+def test_merged_keys_may_be_overridden(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("trainer: &few {epochs: 5, patience: 2}\ntuner: {factor: 2}\n")
     assert load(str(path)).trainer.patience == 2
-    path.write_text("kubeflow:\n  learning: &small {cpu: 1, memory: 2}\n  other: {<<: *small, memory: 3}\n")
-    assert load(str(path)).kubeflow.other.memory == 3
+    path.write_text(
+        "kubeflow:\n  training_resources: &small {cpu: 1, memory: 2}\n  default_resources: {<<: *small, memory: 3}\n"
+    )
+    assert load(str(path)).kubeflow.default_resources.memory == 3
 
 
-def test_a_profile_of_comments_has_the_defaults(tmp_path):
+def test_a_profile_with_only_comments_has_the_defaults(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("# seed: 1\n")
     assert load(str(path)) == Settings()
 
 
-def test_a_profile_that_is_not_there_is_refused_with_those_that_are():
+def test_an_unknown_profile_is_refused_with_the_available_ones():
     message = refusal(profile="big")
     assert "'big'" in message
     assert ", ".join(profiles()) in message
 
 
-def test_settings_cannot_be_changed_after_they_are_checked():
+def test_settings_are_immutable():
     with pytest.raises(ValueError, match="frozen"):
         load("demo").seed = -1
 
 
-def test_photos_come_from_this_process_unless_another_runner_is_asked_for():
+def test_beam_runs_in_process_unless_another_runner_is_set():
     assert "--runner=FnApiRunner" in load("demo").beam.pipeline_args()
     beam = load("demo", ["beam.runner=flink", "beam.options=['--flink_master=host:8081']"]).beam
     assert beam.pipeline_args() == ["--runner=FlinkRunner", "--flink_master=host:8081"]
@@ -351,11 +413,11 @@ def test_a_folder_may_have_any_name(name):
 
 
 @pytest.mark.parametrize("name", ["2024", "1e5", "inf", "cats 😺"])
-def test_a_folder_may_be_named_like_a_number_or_with_an_emoji(name):
+def test_a_folder_name_may_look_like_a_number_or_contain_an_emoji(name):
     assert load("demo", options={"data": name}).data == name
 
 
-def test_relative_profiles_are_found_from_the_current_folder(tmp_path, monkeypatch):
+def test_relative_profile_paths_start_at_the_current_folder(tmp_path, monkeypatch):
     Path(tmp_path / "mine.yaml").write_text("weights: random\nseed: 9\n")
     monkeypatch.chdir(tmp_path)
     assert load("mine.yaml").seed == 9

@@ -1,4 +1,4 @@
-"""The client: the same answers and errors whichever way a photo goes."""
+"""The clients return the same predictions and raise the same errors over every protocol."""
 
 import asyncio
 import subprocess
@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from serving.client import AsyncClient, Client, ModelChoice, NotServed, Unavailable
+from serving.client import Client, ModelChoice, NotServed, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
-from serving.client.rest import AsyncRestClient, RestClient
+from serving.client.rest import RestClient
 from serving.photo import PhotoError
 from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.model_server.servers import ModelServer, free_port
@@ -18,15 +18,15 @@ from tests.serving.model_server.servers import ModelServer, free_port
 PHOTOS = [encoded(picture(quarter)) for quarter in range(4)]
 
 
-class Waiting(Client):
-    """An asynchronous client as a synchronous one, so that a test needs to be written but once."""
+class BlockingGrpcClient(Client):
+    """An AsyncGrpcClient with the synchronous interface, so that the same tests cover both."""
 
-    def __init__(self, make: Callable[[], AsyncClient]):
+    def __init__(self, *args, **options):
         self._runner = asyncio.Runner()
-        self._client = self._runner.run(self._made(make))
+        self._client = self._runner.run(self._create(*args, **options))
 
-    async def _made(self, make):
-        return make()
+    async def _create(self, *args, **options):
+        return AsyncGrpcClient(*args, **options)
 
     def predict(self, photo, top_k=None):
         return self._runner.run(self._client.predict(photo, top_k))
@@ -47,23 +47,22 @@ def rest_address(server: ModelServer) -> str:
     return f"http://localhost:{server.rest_port}"
 
 
-DIRECT = {
+CLIENTS = {
     "grpc": (grpc_address, GrpcClient),
-    "async grpc": (grpc_address, lambda *args, **options: Waiting(lambda: AsyncGrpcClient(*args, **options))),
+    "async grpc": (grpc_address, BlockingGrpcClient),
     "rest": (rest_address, RestClient),
-    "async rest": (rest_address, lambda *args, **options: Waiting(lambda: AsyncRestClient(*args, **options))),
 }
 
 
-@pytest.fixture(params=DIRECT)
-def direct(request, model_server) -> Callable[..., Client]:
-    """Makes clients that ask the model server itself."""
-    address, make = DIRECT[request.param]
-    return lambda *args, **options: make(address(model_server), *args, **options)
+@pytest.fixture(params=CLIENTS)
+def connect(request, model_server) -> Callable[..., Client]:
+    """Creates clients that connect to the model server without a gateway."""
+    address, create = CLIENTS[request.param]
+    return lambda *args, **options: create(address(model_server), *args, **options)
 
 
-def test_the_model_server_is_asked_for_what_it_serves_by_default(direct):
-    with direct() as client:
+def test_without_a_choice_the_default_version_predicts(connect):
+    with connect() as client:
         answers = client.predict_many(PHOTOS)
     assert [answer.best.breed for answer in answers] == BREEDS
     assert {(answer.model.name, answer.model.version) for answer in answers} == {("catbreeds", 2)}
@@ -74,32 +73,32 @@ def test_the_model_server_is_asked_for_what_it_serves_by_default(direct):
         assert {prediction.breed for prediction in answer.predictions} == set(BREEDS)
 
 
-def test_a_version_or_a_label_chooses_the_model(direct):
+def test_a_version_or_a_label_chooses_the_model(connect):
     for choice, version in (({"version": 1}, 1), ({"version": 2}, 2), ({"label": "stable"}, 1)):
-        with direct(ModelChoice(**choice)) as client:
+        with connect(ModelChoice(**choice)) as client:
             assert client.predict(PHOTOS[0]).model.version == version
     with pytest.raises(ValueError, match="not both"):
         ModelChoice(version=1, label="stable")
 
 
 @pytest.mark.parametrize("choice", [{"name": "dogbreeds"}, {"version": 9}, {"label": "canary"}], ids=str)
-def test_what_is_not_served_is_said_so(direct, choice):
-    with direct(ModelChoice(**choice)) as client, pytest.raises(NotServed, match=str(next(iter(choice.values())))):
+def test_a_model_that_is_not_served_raises_not_served(connect, choice):
+    with connect(ModelChoice(**choice)) as client, pytest.raises(NotServed, match=str(next(iter(choice.values())))):
         client.predict(PHOTOS[0])
 
 
-def test_top_k_limits_the_answer_and_a_path_is_read(direct, tmp_path):
+def test_top_k_limits_the_breeds_and_a_path_is_read(connect, tmp_path):
     (tmp_path / "photo.png").write_bytes(encoded(picture(2), "PNG"))
-    with direct() as client:
+    with connect() as client:
         answer = client.predict(tmp_path / "photo.png", top_k=2)
     assert len(answer.predictions) == 2
     assert answer.best.breed == BREEDS[2]
 
 
-def test_a_photo_is_normalised_before_it_is_sent(direct):
+def test_a_photo_is_normalised_before_it_is_sent(connect):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright
-    with direct() as client:
+    exif[0x0112] = 6  # rotated by 90°
+    with connect() as client:
         for photo in (
             encoded(picture(1), "WEBP", quality=90),
             encoded(picture(1).transpose(Image.Transpose.ROTATE_90), exif=exif),
@@ -107,9 +106,9 @@ def test_a_photo_is_normalised_before_it_is_sent(direct):
             assert client.predict(photo).best.breed == BREEDS[1]
 
 
-def test_a_bad_photo_is_named_and_not_sent(direct, tmp_path):
-    (tmp_path / "notes.txt").write_text("no photo")
-    with direct() as client:
+def test_a_bad_photo_is_named_and_not_sent(connect, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a photo")
+    with connect() as client:
         with pytest.raises(PhotoError, match=r"notes.txt: not a JPEG") as caught:
             client.predict_many([PHOTOS[0], tmp_path / "notes.txt"])
         assert caught.value.kind == "not_an_image"
@@ -119,15 +118,18 @@ def test_a_bad_photo_is_named_and_not_sent(direct, tmp_path):
             client.predict(tmp_path / "nowhere.jpg")
 
 
-@pytest.mark.parametrize("way", DIRECT)
-def test_a_server_that_is_not_there_is_unavailable(way):
+@pytest.mark.parametrize("protocol", CLIENTS)
+def test_an_unreachable_server_raises_unavailable(protocol):
     address = f"localhost:{free_port()}"
-    with DIRECT[way][1](address if "grpc" in way else f"http://{address}") as client, pytest.raises(Unavailable):
+    with (
+        CLIENTS[protocol][1](address if "grpc" in protocol else f"http://{address}") as client,
+        pytest.raises(Unavailable),
+    ):
         client.predict(PHOTOS[0])
 
 
 @pytest.mark.parametrize(("module", "absent"), [("grpc", "httpx"), ("rest", "grpc"), ("gateway", "grpc")])
-def test_a_client_brings_only_what_it_needs(module, absent):
+def test_a_client_imports_only_the_packages_it_needs(module, absent):
     program = f"import sys, serving.client.{module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"tensorflow", "numpy", "pipeline", "pydantic", absent} & set(loaded)

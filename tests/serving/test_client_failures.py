@@ -1,4 +1,4 @@
-"""What the gRPC clients, and the gateway behind one, make of a model server that fails, hangs or answers nonsense."""
+"""gRPC clients, and the gateway, with a model server that fails, hangs or returns invalid responses."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from serving import protos
-from serving.client import BadAnswer, Refused, TimedOut, Unavailable
+from serving.client import BadResponse, RequestRejected, TimedOut, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from tests.serving.classifier import encoded, picture
 from tests.serving.gateway.gateways import Gateway, problem
@@ -19,7 +19,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 @pytest.fixture
 def script() -> Iterator[Callable[..., ScriptedServer]]:
-    """Starts scripted servers; they end with the test."""
+    """Starts scripted servers, and stops them at the end of the test."""
     servers = []
 
     def start(*script) -> ScriptedServer:
@@ -31,81 +31,81 @@ def script() -> Iterator[Callable[..., ScriptedServer]]:
         server.stop()
 
 
-def ask(target: str, timeout: float):
+def predict(target: str, timeout: float):
     with GrpcClient(target, timeout=timeout) as client:
         return client.predict(PHOTO)
 
 
-def ask_asynchronously(target: str, timeout: float):
-    async def asked():
+def predict_with_asyncio(target: str, timeout: float):
+    async def predict():
         async with AsyncGrpcClient(target, timeout=timeout) as client:
             return await client.predict(PHOTO)
 
-    return asyncio.run(asked())
+    return asyncio.run(predict())
 
 
-@pytest.fixture(params=[ask, ask_asynchronously])
-def asking(request) -> Callable:
+@pytest.fixture(params=[predict, predict_with_asyncio])
+def predict_with(request) -> Callable:
     return request.param
 
 
-def test_a_server_that_is_unavailable_for_a_moment_is_asked_again(asking, script):
+def test_a_request_is_retried_while_the_server_is_unavailable(predict_with, script):
     server = script(UNAVAILABLE, UNAVAILABLE)
-    assert asking(f"127.0.0.1:{server.port}", 30).model.version == 7
+    assert predict_with(f"127.0.0.1:{server.port}", 30).model.version == 7
     assert len(server.asked) == 3
 
 
-def test_one_that_stays_unavailable_is_asked_five_times(asking, script):
+def test_a_request_is_sent_at_most_five_times(predict_with, script):
     server = script(*[UNAVAILABLE] * 9)
     with pytest.raises(Unavailable, match="as the script says"):
-        asking(f"127.0.0.1:{server.port}", 30)
+        predict_with(f"127.0.0.1:{server.port}", 30)
     assert len(server.asked) == 5
 
 
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (grpc.StatusCode.INVALID_ARGUMENT, Refused),
+        (grpc.StatusCode.INVALID_ARGUMENT, RequestRejected),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Unavailable),
-        (grpc.StatusCode.INTERNAL, BadAnswer),
+        (grpc.StatusCode.INTERNAL, BadResponse),
     ],
 )
-def test_what_another_try_would_not_mend_is_asked_once(asking, script, code, error):
+def test_an_error_that_a_retry_cannot_fix_is_not_retried(predict_with, script, code, error):
     server = script(code)
     with pytest.raises(error, match="as the script says"):
-        asking(f"127.0.0.1:{server.port}", 30)
+        predict_with(f"127.0.0.1:{server.port}", 30)
     assert len(server.asked) == 1
 
 
-def test_the_deadline_ends_the_wait_and_the_server_knows_it(asking, script):
+def test_the_request_ends_at_the_deadline_which_the_server_receives(predict_with, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
-        asking(f"127.0.0.1:{server.port}", 2)
+        predict_with(f"127.0.0.1:{server.port}", 2)
     assert [0 < asked.seconds_left <= 2 for asked in server.asked] == [True]
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "response",
     [protos.PredictResponse(), answer(()), answer(probability=float("nan"))],
-    ids=["nothing", "no breeds", "no number"],
+    ids=["empty", "no breeds", "not a number"],
 )
-def test_an_answer_that_is_none_of_a_breed_classifier_is_said_to_be(asking, script, nonsense):
-    with pytest.raises(BadAnswer):
-        asking(f"127.0.0.1:{script(nonsense).port}", 30)
+def test_an_invalid_response_raises_bad_response(predict_with, script, response):
+    with pytest.raises(BadResponse):
+        predict_with(f"127.0.0.1:{script(response).port}", 30)
 
 
-def test_requests_are_spread_over_the_addresses_of_a_name(script):
+def test_requests_are_balanced_between_the_addresses_of_a_name(script):
     servers = [script(), script()]
     with GrpcClient("ipv4:" + ",".join(f"127.0.0.1:{server.port}" for server in servers)) as client:
         while not all(server.asked for server in servers):
-            client.predict(PHOTO)  # a connection may come later than the other
+            client.predict(PHOTO)  # one connection may be ready later than the other
         before = [len(server.asked) for server in servers]
         for _ in range(10):
             client.predict(PHOTO)
     assert [len(server.asked) - n for server, n in zip(servers, before, strict=True)] == [5, 5]
 
 
-def test_the_gateway_passes_the_trace_and_what_is_left_of_the_deadline(script, tmp_path):
+def test_the_gateway_passes_on_the_trace_and_the_remaining_deadline(script, tmp_path):
     server = script(UNAVAILABLE, answer(), HANG)
     gateway = Gateway(tmp_path, server.port, deadline_seconds=5)
     trace = "0af7651916cd43dd8448eb211c80319c"

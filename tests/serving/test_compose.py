@@ -1,4 +1,4 @@
-"""docker-compose.yaml does what `catbreeds up` does. It cannot run here, so its parts are held to what they are for."""
+"""docker-compose.yaml starts the same programs as `catbreeds up`. The tests compare settings, without Docker."""
 
 import re
 from pathlib import Path
@@ -14,21 +14,21 @@ FILE = Path(__file__).parents[2] / "serving" / "docker-compose.yaml"
 VALUES = {"CATBREEDS_WORKDIR": "/runs/demo"}
 
 
-def filled(text: str) -> str:
-    """With variables as Compose replaces them."""
+def interpolate(text: str) -> str:
+    """Replaces variables as Compose does."""
     return re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", lambda match: VALUES.get(match[1], match[2]), text)
 
 
-SERVICES = yaml.safe_load(filled(FILE.read_text()))["services"]
+SERVICES = yaml.safe_load(interpolate(FILE.read_text()))["services"]
 
 
-def test_the_model_server_has_the_flags_that_up_gives_it(tmp_path):
+def test_the_model_server_has_the_same_flags_as_in_up(tmp_path):
     program = stack.model_server(tmp_path / "models.config", "", 8500, 8501)
     expected = [part for part in program.command if part.startswith("--")]
-    files = {str(tmp_path / "models.config"): "/runs/demo/serve/models.config"}
-    files[str(tmp_path / "monitoring.config")] = SERVICES["model-server"]["configs"][0]["target"]
-    for here, there in files.items():
-        expected = [flag.replace(here, there) for flag in expected]
+    paths = {str(tmp_path / "models.config"): "/runs/demo/serve/models.config"}
+    paths[str(tmp_path / "monitoring.config")] = SERVICES["model-server"]["configs"][0]["target"]
+    for local_path, container_path in paths.items():
+        expected = [flag.replace(local_path, container_path) for flag in expected]
     command = SERVICES["model-server"]["command"]
     assert sorted(command) == sorted(expected)
     assert flags.parse(command).port == 8500
@@ -36,7 +36,7 @@ def test_the_model_server_has_the_flags_that_up_gives_it(tmp_path):
     assert volume["source"] == volume["target"] == "/runs/demo"
 
 
-def test_each_asks_the_one_before_it_where_that_listens():
+def test_each_service_connects_to_the_address_of_its_backend():
     gateway = GatewaySettings.from_environment(SERVICES["gateway"]["environment"])
     assert (gateway.model_server, gateway.model_label) == ("model-server:8500", "stable")
     assert str(gateway.traffic_file) == "/runs/demo/serve/traffic.json"
@@ -50,7 +50,7 @@ def test_each_asks_the_one_before_it_where_that_listens():
     assert list(SERVICES["gateway"]["depends_on"]) == ["model-server"]
 
 
-def test_each_is_checked_by_what_tells_the_truth_and_runs_without_rights_it_does_not_need():
+def test_each_service_has_a_real_health_check_and_minimal_privileges():
     checks = {name: service["healthcheck"]["test"][-1] for name, service in SERVICES.items()}
     assert "/v1/models/catbreeds/labels/stable/metadata" in checks["model-server"]
     assert "/readyz" in checks["gateway"]

@@ -93,7 +93,7 @@ def test_a_task_of_a_pipeline_asks_nobody_by_itself(tmp_path):
     command = [
         "-m",
         "pipeline.runners.kubeflow.entrypoint",
-        "tests.pipeline.runners.kubeflow.executors.TellsParameters",
+        "tests.pipeline.runners.kubeflow.executors.WritesParameterNames",
         json.dumps(invocation),
         "",
     ]

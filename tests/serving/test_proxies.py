@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from serving import http_client, proxies
-from serving.client import BadAnswer, ClientError, Refused, Unavailable
-from serving.client.gateway import AsyncGatewayClient, GatewayClient
+from serving.client import BadResponse, Client, ClientError, RequestRejected, Unavailable
+from serving.client.gateway import GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
-from serving.client.rest import AsyncRestClient, RestClient
+from serving.client.rest import RestClient
 from serving.rollout.canary_analysis import read_request_stats
 from serving.rollout.fleet import Unreachable
 from serving.rollout.model_server_client import ModelServerClient
@@ -74,26 +74,24 @@ def proxy(environment) -> Iterator[Proxy]:
     proxy.server_close()
 
 
-def asynchronously(kind: type, address: str) -> None:
-    async def ask() -> None:
-        async with kind(address) as client:
-            await client.predict(PHOTO)
-
-    asyncio.run(ask())
-
-
-def ask(kind: type, address: str) -> None:
-    with kind(address) as client:
+def predict(client: Client) -> None:
+    with client:
         client.predict(PHOTO)
 
 
+def predict_with_asyncio(target: str) -> None:
+    async def predict() -> None:
+        async with AsyncGrpcClient(target) as client:
+            await client.predict(PHOTO)
+
+    asyncio.run(predict())
+
+
 CLIENTS = {
-    "gateway": lambda host: ask(GatewayClient, f"http://{host}"),
-    "gateway, asyncio": lambda host: asynchronously(AsyncGatewayClient, f"http://{host}"),
-    "REST": lambda host: ask(RestClient, f"http://{host}"),
-    "REST, asyncio": lambda host: asynchronously(AsyncRestClient, f"http://{host}"),
-    "gRPC": lambda host: ask(GrpcClient, host),
-    "gRPC, asyncio": lambda host: asynchronously(AsyncGrpcClient, host),
+    "gateway": lambda host: predict(GatewayClient(f"http://{host}")),
+    "REST": lambda host: predict(RestClient(f"http://{host}")),
+    "gRPC": lambda host: predict(GrpcClient(host)),
+    "gRPC, asyncio": predict_with_asyncio,
 }
 
 
@@ -103,7 +101,7 @@ def client(request) -> Callable[[str], None]:
 
 
 def test_others_are_asked_through_the_proxy_which_the_message_names(client, proxy):
-    with pytest.raises((Unavailable, BadAnswer), match=rf"through the proxy (http_proxy|HTTPS_PROXY)={proxy.url}\)"):
+    with pytest.raises((Unavailable, BadResponse), match=rf"through the proxy (http_proxy|HTTPS_PROXY)={proxy.url}\)"):
         client(f"{ELSEWHERE}:8500")
     assert ELSEWHERE in proxy.asked[0]
 
@@ -119,7 +117,7 @@ def test_this_machine_is_not_asked_through_a_proxy_nor_does_a_message_blame_one(
 def test_a_socks_proxy_is_refused_with_its_variable_and_does_not_concern_this_machine(client, environment):
     environment(ALL_PROXY="socks5://user:secret@127.0.0.1:1080")
     with pytest.raises(
-        Refused, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {ELSEWHERE} to no_proxy"
+        RequestRejected, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {ELSEWHERE} to no_proxy"
     ) as caught:
         client(f"{ELSEWHERE}:8500")
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What Argo Workflows records of a run: the Workflow that Kubeflow Pipelines makes of a compiled pipeline."""
+"""Status of a run, read from the Argo Workflow that Kubeflow Pipelines creates for it."""
 
 import base64
 import gzip
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-# Phase of a node -> state of the task, as API v2beta1 names it. It leaves out the state of an omitted task.
+# Argo's phase of a node -> state of the task in API v2beta1, which has no state for an omitted task.
 _STATES = {
     "Pending": "PENDING",
     "Running": "RUNNING",
@@ -23,21 +23,21 @@ _ROOT, _DRIVER = "root", "-driver"
 
 
 class WorkflowError(ValueError):
-    """The Workflow does not hold what became of its tasks; the message says why."""
+    """The Workflow does not contain the states of its tasks; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a Workflow: a task, or one of the pods that do its work.
+    """A node of a Workflow: a task or one of its pods.
 
     Attributes:
-        name: as Argo displays it: TASK, TASK-driver, executor(0).
-        task: the task that it belongs to; "root" is the pipeline, "" the Workflow.
-        is_driver: whether it belongs to the driver of the task.
+        name: Display name in Argo: TASK, TASK-driver, executor(0).
+        task: Name of the task; "root" for the pipeline, "" for the Workflow.
+        is_driver: Whether the node belongs to the driver of the task.
         state: PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED or OMITTED.
-        message: why it failed; "" where Argo does not say.
-        pod: name of its pod; "" for a node without one.
-        start, end: when it started and ended; None while it has not.
+        message: Reason of the failure, or "".
+        pod: Name of the pod, or "" for a node without a pod.
+        start, end: Times of start and end, or None.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Workflow:
-    """A Workflow as the server last stored it.
+    """Status of a Workflow that the server stored last.
 
     Attributes:
-        namespace: of its pods.
-        nodes: all of them, in order of their starts.
-        message: why it failed as a whole; "" where Argo does not say.
+        namespace: Namespace of the pods.
+        nodes: All nodes, in order of their start times.
+        message: Reason of the failure of the whole Workflow, or "".
     """
 
     namespace: str
@@ -65,24 +65,24 @@ class Workflow:
     message: str = ""
 
     def tasks(self) -> dict[str, Node]:
-        """Task -> its node."""
+        """Map each task to its node."""
         return {node.task: node for node in self.nodes if node.name == node.task}
 
     def failures(self) -> list[Node]:
-        """For each task that failed, itself or in its driver: the last pod that failed, or the task without a pod."""
+        """For each failed task or driver, its last failed pod, or its node if no pod failed."""
         failed = [node for node in self.nodes if node.state == "FAILED"]
         tasks = {node.task: node for node in failed if node.name in (node.task, f"{node.task}{_DRIVER}")}
         pods = {node.task: node for node in failed if node.pod}
-        found = {task: pods.get(task, node) for task, node in tasks.items()}
-        # A pipeline fails because its tasks do.
-        return [node for task, node in found.items() if node.pod or task != _ROOT]
+        causes = {task: pods.get(task, node) for task, node in tasks.items()}
+        # The pipeline itself fails only because one of its tasks does.
+        return [node for task, node in causes.items() if node.pod or task != _ROOT]
 
 
 def read_workflow(manifest: str) -> Workflow:
-    """Reads a Workflow in JSON, also one with compressed nodes.
+    """Parse a Workflow in JSON, whose nodes may be compressed.
 
     Raises:
-        WorkflowError: it is no Workflow, or its nodes are not in it.
+        WorkflowError: If it is not a Workflow or does not contain its nodes.
     """
     try:
         document = json.loads(manifest)
@@ -91,22 +91,22 @@ def read_workflow(manifest: str) -> Workflow:
         if status.get("compressedNodes"):
             nodes = json.loads(gzip.decompress(base64.b64decode(status["compressedNodes"])))
         elif status.get("offloadNodeStatusVersion"):
-            raise WorkflowError("Argo Workflows keeps the status of the nodes in a database of its own")
-        found = [_node(metadata, node) for node in nodes.values()]
+            raise WorkflowError("Argo Workflows stores the status of the nodes in a separate database")
+        parsed = [_node(metadata, node) for node in nodes.values()]
     except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, WorkflowError):
             raise
         raise WorkflowError(f"the server's Workflow cannot be read ({type(error).__name__}: {error})") from None
-    if not found:
-        why = status.get("message", "")
-        raise WorkflowError(f"the server's Workflow has no status of its nodes{': ' + why if why else ''}")
-    found.sort(key=lambda node: (node.start is None, node.start and node.start.timestamp(), node.name))
-    return Workflow(metadata.get("namespace", ""), tuple(found), status.get("message", ""))
+    if not parsed:
+        message = status.get("message", "")
+        raise WorkflowError(f"the server's Workflow has no node status{': ' + message if message else ''}")
+    parsed.sort(key=lambda node: (node.start is None, node.start and node.start.timestamp(), node.name))
+    return Workflow(metadata.get("namespace", ""), tuple(parsed), status.get("message", ""))
 
 
 def _node(metadata: dict[str, Any], node: dict[str, Any]) -> Node:
-    # WORKFLOW.root.TASK.executor(0), WORKFLOW.root.TASK-driver, WORKFLOW.root-driver; where Argo retries everything,
-    # WORKFLOW(0).root(0).TASK(0).executor(0), WORKFLOW(0).root(0).TASK-driver(0).
+    # Names are WORKFLOW.root.TASK.executor(0), WORKFLOW.root.TASK-driver and WORKFLOW.root-driver. If Argo retries all
+    # templates, they are WORKFLOW(0).root(0).TASK(0).executor(0) and WORKFLOW(0).root(0).TASK-driver(0).
     path = re.sub(r"\(\d+\)", "", node["name"]).split(".")[1:]
     name = path[1 if len(path) > 1 else 0] if path else ""
     identity = node["id"].rpartition("-")[2]

@@ -1,7 +1,7 @@
-"""A Kubeflow Pipelines server: how to reach it, and what is asked of it.
+"""Client for a Kubeflow Pipelines server.
 
-It calls the server by its generated API. `kfp.Client` above that retries a refused token for half a minute, prints,
-takes a login page for an empty answer, and keeps a file in the home directory.
+It uses the generated API `kfp_server_api` directly instead of `kfp.Client`, which retries a rejected token for half a
+minute, prints, treats a login page as an empty response, and writes a file to the home directory.
 """
 
 import http
@@ -20,34 +20,34 @@ from pipeline.runners.kubeflow.compiled_spec import CompiledSpec
 from serving import kubectl_configuration, proxies
 from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
 
-INSTALLED_IN = "kubeflow"  # the Kubernetes namespace of Kubeflow Pipelines itself
-PORT_FORWARD = f"kubectl port-forward -n {INSTALLED_IN} svc/ml-pipeline-ui 8080:80"
-FORWARDED = "http://localhost:8080"
-SCHEDULED_TIME = "[[ScheduledTime]]"  # Pusher replaces it; Kubeflow Pipelines 2 does not
-_TIMEOUTS = (10, 60)  # seconds to connect, and to wait for an answer
-_PAGE = 100
+SERVER_NAMESPACE = "kubeflow"  # Kubernetes namespace of the Kubeflow Pipelines server
+PORT_FORWARD = f"kubectl port-forward -n {SERVER_NAMESPACE} svc/ml-pipeline-ui 8080:80"
+FORWARDED_HOST = "http://localhost:8080"
+SCHEDULED_TIME = "[[ScheduledTime]]"  # Pusher replaces it, because Kubeflow Pipelines 2 does not
+_TIMEOUTS = (10, 60)  # seconds to connect, and to wait for the response
+_PAGE_SIZE = 100
 
 
 class KubeflowError(RuntimeError):
-    """The server cannot be reached, or refuses; the message says why and what to do."""
+    """The server cannot be reached or rejects a request; the message gives the reason and the remedy."""
 
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
-        self.status = status  # HTTP's, where the server answered
+        self.status = status  # HTTP status, or None if there was no response
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where the server is and who asks. Without a host, kubectl's configuration says both.
+    """Address of the server and credentials. Without a host, both come from the kubeconfig file.
 
     Attributes:
-        host: address of the UI or the API.
-        token: bearer token.
-        cookie: of a browser that is signed in, `name=value`.
-        ca_cert: certificates to trust instead of the public ones.
-        context: of kubectl's configuration; default: its current one.
-        namespace: the user's, on a server for many users.
-        ui: address of the UI, where it is not `host`.
+        host: Address of the UI or the API.
+        token: Bearer token.
+        cookie: Cookie of a signed-in browser session, as `name=value`.
+        ca_cert: File of CA certificates that replace the public ones.
+        context: Context in the kubeconfig file; None for the current context.
+        namespace: Namespace of the user, on a multi-user server.
+        ui: Address of the UI, if it differs from `host`.
     """
 
     host: str | None = None
@@ -59,45 +59,45 @@ class Access:
     ui: str | None = None
 
 
-class _NoDocument(Exception):
-    """An answer that is no JSON object; the message goes on after the name of the server."""
+class _InvalidResponse(Exception):
+    """A response that is not a JSON object; the message is the predicate of a sentence about the server."""
 
 
 class _ApiClient(api.ApiClient):
-    """The generated client, which takes an answer that is no JSON for an empty one, and fails on one that is cut."""
+    """Rejects responses that are not valid JSON, which the generated client treats as empty or fails on."""
 
     def deserialize(self, response: Any, response_type: Any) -> Any:
         text = response.data.strip()
         if not text.startswith("{"):
-            raise _NoDocument(
-                "answers with a web page, likely its login, instead of the API of Kubeflow Pipelines: "
-                "sign in with --token or --cookie; behind Kubeflow's dashboard the address ends in /pipeline"
+            raise _InvalidResponse(
+                "returned a web page, probably its login page, instead of a response of the Kubeflow Pipelines API: "
+                "pass --token or --cookie; behind the Kubeflow dashboard, the address ends in /pipeline"
             )
         try:
             json.loads(text)
         except ValueError as error:
-            raise _NoDocument(f"answers with damaged JSON, of which {len(text):,} characters came: {error}") from None
+            raise _InvalidResponse(f"returned invalid JSON ({len(text):,} characters received): {error}") from None
         try:
             return super().deserialize(response, response_type)
         except (ValueError, TypeError, AttributeError) as error:
-            raise _NoDocument(f"answers with other JSON than Kubeflow Pipelines 2 does: {error}") from None
+            raise _InvalidResponse(f"returned JSON that is not a response of Kubeflow Pipelines 2: {error}") from None
 
 
-class Kubeflow:
-    """A server that answered.
+class KubeflowClient:
+    """Connection to a Kubeflow Pipelines server.
 
     Raises:
-        KubeflowError: here and in each method.
+        KubeflowError: If the server cannot be reached or rejects a request. Every method can raise it.
     """
 
     def __init__(self, access: Access):
         configuration = _configuration(access)
-        self._host, self._through_kubectl = configuration.host, not access.host
-        by_kubectl = self._through_kubectl and not access.token
-        self._sign_in = "sign in to the cluster again" if by_kubectl else "give a fresh --token or --cookie"
-        self._ui = (access.ui or access.host or FORWARDED).split("#")[0].rstrip("/")
+        self._host, self._uses_kubeconfig = configuration.host, not access.host
+        has_kubectl_login = self._uses_kubeconfig and not access.token
+        self._sign_in = "sign in to the cluster again" if has_kubectl_login else "pass a new --token or --cookie"
+        self._ui = (access.ui or access.host or FORWARDED_HOST).split("#")[0].rstrip("/")
         self._namespace = access.namespace
-        self._via = proxies.through(configuration.host)
+        self._proxy_note = proxies.through(configuration.host)
         self._client = _ApiClient(configuration, cookie=access.cookie)
         self._pipelines, self._uploads = (
             api.PipelineServiceApi(self._client),
@@ -105,38 +105,40 @@ class Kubeflow:
         )
         self._experiments, self._runs = api.ExperimentServiceApi(self._client), api.RunServiceApi(self._client)
         self._schedules = api.RecurringRunServiceApi(self._client)
-        many_users = self._serves_many_users()
-        if many_users and not self._namespace:
+        is_multi_user = self._is_multi_user()
+        if is_multi_user and not self._namespace:
             raise KubeflowError(
-                f"{self._host} is for many users: say --namespace, the namespace of your Kubeflow profile"
+                f"{self._host} is a multi-user server: pass --namespace, the namespace of your Kubeflow profile"
             )
-        if self._namespace and not many_users:
+        if self._namespace and not is_multi_user:
             raise KubeflowError(
-                f"{self._host} is not for many users, it has no namespace {self._namespace!r}: leave --namespace out"
+                f"{self._host} is a single-user server without namespace {self._namespace!r}: remove --namespace"
             )
 
     @property
     def namespace(self) -> str:
-        """The namespace in which the pods of runs are."""
-        return self._namespace or INSTALLED_IN
+        """Kubernetes namespace of the pods of runs."""
+        return self._namespace or SERVER_NAMESPACE
 
     def link(self, kind: str, identity: str) -> str:
-        """Address of a page of the UI; `kind` is "runs" or "recurringrun"."""
+        """URL of a run or schedule in the UI; `kind` is "runs" or "recurringrun"."""
         return f"{self._ui}/#/{kind}/details/{identity}"
 
-    def pipeline(self, name: str) -> str | None:
-        """Id of the pipeline of that name."""
-        found = self._named(self._pipelines.pipeline_service_list_pipelines, "pipelines", name, **self._whose())
-        return found[0].pipeline_id if found else None
+    def find_pipeline(self, name: str) -> str | None:
+        """Id of the pipeline with this name, or None."""
+        pipelines = self._find_by_name(
+            self._pipelines.pipeline_service_list_pipelines, "pipelines", name, **self._namespace_filter()
+        )
+        return pipelines[0].pipeline_id if pipelines else None
 
-    def version(self, spec: CompiledSpec) -> tuple[str, str, bool]:
-        """The pipeline and version of `spec`, uploaded if the server does not have them.
+    def ensure_version(self, spec: CompiledSpec) -> tuple[str, str, bool]:
+        """Upload a compiled pipeline, unless the server already has it.
 
         Returns:
             Id of the pipeline, id of the version, and whether the version is new.
         """
-        pipeline_id = self.pipeline(spec.name) or self._made_pipeline(spec.name)
-        versions = self._named(
+        pipeline_id = self.find_pipeline(spec.name) or self._create_pipeline(spec.name)
+        versions = self._find_by_name(
             self._pipelines.pipeline_service_list_pipeline_versions,
             "pipeline_versions",
             spec.version,
@@ -149,26 +151,30 @@ class Kubeflow:
         )
         return pipeline_id, version.pipeline_version_id, True
 
-    def _made_pipeline(self, name: str) -> str:
-        # Not by uploading, which would name the first version after the pipeline.
-        pipeline = api.V2beta1Pipeline(display_name=name, name=name, **self._whose())
+    def _create_pipeline(self, name: str) -> str:
+        # Uploading the specification would also create the pipeline, but name the first version after it.
+        pipeline = api.V2beta1Pipeline(display_name=name, name=name, **self._namespace_filter())
         return self._call(self._pipelines.pipeline_service_create_pipeline, pipeline=pipeline).pipeline_id
 
-    def experiment(self, name: str, make: bool) -> str:
-        """Id of the experiment of that name; `make` makes it where there is none."""
+    def find_experiment(self, name: str, create: bool) -> str:
+        """Id of the experiment with this name; `create` creates a missing one."""
         listing = self._experiments.experiment_service_list_experiments
-        found = self._named(listing, "experiments", name, **self._whose())
-        if found and found[0].storage_state == api.V2beta1ExperimentStorageState.ARCHIVED:
-            raise KubeflowError(f"experiment {name!r} is archived: restore it in the UI, or take another --experiment")
-        if found:
-            return found[0].experiment_id
-        if not make:
-            there = ", ".join(repr(e.display_name) for e in self._all(listing, "experiments", **self._whose()))
-            raise KubeflowError(f"there is no experiment {name!r}; there are: {there or 'none'}")
-        experiment = api.V2beta1Experiment(display_name=name, **self._whose())
+        experiments = self._find_by_name(listing, "experiments", name, **self._namespace_filter())
+        if experiments and experiments[0].storage_state == api.V2beta1ExperimentStorageState.ARCHIVED:
+            raise KubeflowError(
+                f"experiment {name!r} is archived: restore it in the UI, or choose another --experiment"
+            )
+        if experiments:
+            return experiments[0].experiment_id
+        if not create:
+            available = ", ".join(
+                repr(e.display_name) for e in self._list_all(listing, "experiments", **self._namespace_filter())
+            )
+            raise KubeflowError(f"no experiment {name!r}; available: {available or 'none'}")
+        experiment = api.V2beta1Experiment(display_name=name, **self._namespace_filter())
         return self._call(self._experiments.experiment_service_create_experiment, experiment=experiment).experiment_id
 
-    def start(
+    def start_run(
         self,
         name: str,
         experiment_id: str,
@@ -176,14 +182,14 @@ class Kubeflow:
         parameters: dict[str, Any],
         pipeline_root: str | None,
     ) -> str:
-        """Starts a run of a version.
+        """Start a run of a pipeline version.
 
         Args:
-            name: of the run.
-            experiment_id: where it belongs.
-            version: ids of pipeline and version.
-            parameters: those that differ from the defaults.
-            pipeline_root: where artifacts go; default: the server's.
+            name: Name of the run.
+            experiment_id: Id of the experiment.
+            version: Ids of the pipeline and the version.
+            parameters: Parameters that differ from the defaults.
+            pipeline_root: URI for the artifacts; None for the server's default.
 
         Returns:
             Id of the run.
@@ -196,17 +202,17 @@ class Kubeflow:
         )
         return self._call(self._runs.run_service_create_run, run=run).run_id
 
-    def run(self, run_id: str) -> api.V2beta1Run:
-        """A run as it stands."""
+    def get_run(self, run_id: str) -> api.V2beta1Run:
+        """Current state of a run."""
         return self._call(self._runs.run_service_get_run, run_id=run_id)
 
-    def workflow(self, run_id: str) -> Workflow:
-        """What Argo Workflows recorded of a run.
+    def get_workflow(self, run_id: str) -> Workflow:
+        """Argo Workflow of a run.
 
-        API v2beta1 does not decompress the status of large Workflows: the tasks in its runs stay as they were when the
-        status grew beyond 1 MiB. The Workflow itself is only in API v1beta1.
+        API v2beta1 does not decompress the status of large Workflows: once the status exceeds 1 MiB, the tasks in its
+        runs no longer change. The Workflow itself is available only in API v1beta1.
         """
-        answer = self._call(
+        response = self._call(
             self._client.call_api,
             resource_path=f"/apis/v1beta1/runs/{run_id}",
             method="GET",
@@ -214,22 +220,22 @@ class Kubeflow:
             auth_settings=["Bearer"],
             _return_http_data_only=True,
         )
-        runtime = answer.get("pipeline_runtime")
+        runtime = response.get("pipeline_runtime")
         manifest = runtime.get("workflow_manifest") if isinstance(runtime, dict) else None
         if not manifest:
-            raise KubeflowError(f"{self._host}: run {run_id}: the server shows no Workflow of it")
+            raise KubeflowError(f"{self._host}: run {run_id}: the server returned no Workflow")
         try:
             return read_workflow(manifest)
         except WorkflowError as error:
             raise KubeflowError(f"{self._host}: run {run_id}: {error}") from None
 
-    def schedules(self, experiment_id: str, name: str | None = None) -> list[api.V2beta1RecurringRun]:
-        """Schedules in an experiment, of one name or all."""
+    def list_schedules(self, experiment_id: str, name: str | None = None) -> list[api.V2beta1RecurringRun]:
+        """Schedules in an experiment: all, or those with this name."""
         listing = self._schedules.recurring_run_service_list_recurring_runs
-        found = self._all(listing, "recurring_runs", experiment_id=experiment_id)
-        return [schedule for schedule in found if name in (None, schedule.display_name)]
+        schedules = self._list_all(listing, "recurring_runs", experiment_id=experiment_id)
+        return [schedule for schedule in schedules if name in (None, schedule.display_name)]
 
-    def schedule(
+    def replace_schedule(
         self,
         name: str,
         experiment_id: str,
@@ -239,15 +245,15 @@ class Kubeflow:
         cron: str,
         enabled: bool,
     ) -> str:
-        """Makes a schedule, which replaces those of the same name.
+        """Create a schedule and delete the others with the same name.
 
-        The server cannot change a schedule. The new one sleeps until the others are gone, so that never two are active;
-        whoever is interrupted on the way runs it again.
+        The server cannot change a schedule. The new one stays paused until the others are deleted, so that no two are
+        active at the same time. After an interruption, call this again.
 
         Args:
-            name, experiment_id, version, parameters, pipeline_root: as in `start`.
-            cron: six fields, seconds first.
-            enabled: whether it is active at the end.
+            name, experiment_id, version, parameters, pipeline_root: See `start_run`.
+            cron: Cron expression with six fields, seconds first.
+            enabled: Whether the schedule is active at the end.
 
         Returns:
             Id of the schedule.
@@ -262,54 +268,59 @@ class Kubeflow:
             no_catchup=True,
             mode=api.RecurringRunMode.DISABLE,
         )
-        made = self._call(self._schedules.recurring_run_service_create_recurring_run, recurring_run=schedule)
-        for other in self.schedules(experiment_id, name):
-            if other.recurring_run_id != made.recurring_run_id:
-                self.delete(other.recurring_run_id)
+        created = self._call(self._schedules.recurring_run_service_create_recurring_run, recurring_run=schedule)
+        for other in self.list_schedules(experiment_id, name):
+            if other.recurring_run_id != created.recurring_run_id:
+                self.delete_schedule(other.recurring_run_id)
         if enabled:
-            self.resume(made.recurring_run_id)
-        return made.recurring_run_id
+            self.resume_schedule(created.recurring_run_id)
+        return created.recurring_run_id
 
-    def pause(self, schedule_id: str) -> None:
-        """Makes a schedule sleep."""
+    def pause_schedule(self, schedule_id: str) -> None:
+        """Pause a schedule."""
         self._call(self._schedules.recurring_run_service_disable_recurring_run, recurring_run_id=schedule_id)
 
-    def resume(self, schedule_id: str) -> None:
-        """Wakes a schedule."""
+    def resume_schedule(self, schedule_id: str) -> None:
+        """Resume a paused schedule."""
         self._call(self._schedules.recurring_run_service_enable_recurring_run, recurring_run_id=schedule_id)
 
-    def delete(self, schedule_id: str) -> None:
-        """Deletes a schedule; one that is gone already is no error."""
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Delete a schedule, if it exists."""
         try:
             self._call(self._schedules.recurring_run_service_delete_recurring_run, recurring_run_id=schedule_id)
         except KubeflowError as error:
             if error.status != http.HTTPStatus.NOT_FOUND:
                 raise
 
-    def _serves_many_users(self) -> bool:
+    def _is_multi_user(self) -> bool:
         try:
             return bool(self._call(api.HealthzServiceApi(self._client).healthz_service_get_healthz).multi_user)
         except KubeflowError as error:
             if error.status != http.HTTPStatus.NOT_FOUND:
                 raise
-            why = "it is older, or another service; behind Kubeflow's dashboard the address ends in /pipeline"
-            if self._through_kubectl:
-                why = f"it is older, or not in namespace {INSTALLED_IN}: then forward a port and say --host"
-            raise KubeflowError(f"no API of Kubeflow Pipelines 2: {why}. {error}") from None
+            reason = (
+                "the server is older or another service; behind the Kubeflow dashboard, the address ends in /pipeline"
+            )
+            if self._uses_kubeconfig:
+                reason = (
+                    f"the server is older or not in namespace {SERVER_NAMESPACE}; for another, forward a port "
+                    "and pass --host"
+                )
+            raise KubeflowError(f"no API of Kubeflow Pipelines 2: {reason}. {error}") from None
 
-    def _whose(self) -> dict[str, str]:
+    def _namespace_filter(self) -> dict[str, str]:
         return {"namespace": self._namespace} if self._namespace else {}
 
-    def _named(self, listing: Callable, field: str, name: str, **arguments: Any) -> list[Any]:
+    def _find_by_name(self, listing: Callable, field: str, name: str, **arguments: Any) -> list[Any]:
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-        # The server unescapes a filter once more than other arguments.
+        # The server unescapes a filter twice, other arguments once.
         quoted = urllib.parse.quote(json.dumps({"predicates": [predicate]}))
-        return list(self._all(listing, field, filter=quoted, **arguments))
+        return list(self._list_all(listing, field, filter=quoted, **arguments))
 
-    def _all(self, listing: Callable, field: str, **arguments: Any) -> Iterator[Any]:
+    def _list_all(self, listing: Callable, field: str, **arguments: Any) -> Iterator[Any]:
         token = ""
         while True:
-            page = self._call(listing, page_size=_PAGE, page_token=token, **arguments)
+            page = self._call(listing, page_size=_PAGE_SIZE, page_token=token, **arguments)
             yield from getattr(page, field) or ()
             if not (token := page.next_page_token):
                 return
@@ -318,36 +329,38 @@ class Kubeflow:
         try:
             return function(_request_timeout=_TIMEOUTS, **arguments)
         except api.ApiException as error:
-            raise KubeflowError(self._refusal(error), error.status) from None
+            raise KubeflowError(self._rejection_message(error), error.status) from None
         except urllib3.exceptions.HTTPError as error:
-            raise KubeflowError(self._no_answer(getattr(error, "reason", None) or error)) from None
-        except _NoDocument as error:
-            raise KubeflowError(f"{self._host}{self._via} {error}") from None
+            raise KubeflowError(self._connection_message(getattr(error, "reason", None) or error)) from None
+        except _InvalidResponse as error:
+            raise KubeflowError(f"{self._host}{self._proxy_note} {error}") from None
         except (UnicodeDecodeError, LookupError) as error:
-            raise KubeflowError(f"{self._host}{self._via} answers with what is no text: {error}; try again") from None
+            raise KubeflowError(
+                f"{self._host}{self._proxy_note} returned a response that is not text: {error}; try again"
+            ) from None
 
-    def _no_answer(self, reason: object) -> str:
+    def _connection_message(self, reason: object) -> str:
         if isinstance(reason, urllib3.exceptions.SSLError):
             return (
-                f"{self._host}: no TLS connection{self._via}: {reason}; --ca-cert FILE trusts the certificates of "
-                "FILE, and an address that serves no TLS begins with http://"
+                f"{self._host}: no TLS connection{self._proxy_note}: {reason}; to trust the certificates in FILE, pass "
+                "--ca-cert FILE; if the server does not use TLS, start the address with http://"
             )
-        return f"nothing answers at {self._host}{self._via}: {reason}; is it forwarded? {PORT_FORWARD}"
+        return f"no response from {self._host}{self._proxy_note}: {reason}; is the port forwarded? {PORT_FORWARD}"
 
-    def _refusal(self, error: api.ApiException) -> str:
-        said = _said(error)
+    def _rejection_message(self, error: api.ApiException) -> str:
+        reason = _server_message(error)
         match error.status:
             case http.HTTPStatus.UNAUTHORIZED:
-                what = f"does not know you: {self._sign_in}"
-            case http.HTTPStatus.FORBIDDEN if ANONYMOUS in said:
-                what = f"does not know you: {self._sign_in}"
+                problem = f"rejects your credentials: {self._sign_in}"
+            case http.HTTPStatus.FORBIDDEN if ANONYMOUS in reason:
+                problem = f"rejects your credentials: {self._sign_in}"
             case http.HTTPStatus.FORBIDDEN if self._namespace:
-                what = f"does not let you work in namespace {self._namespace!r}: is it yours?"
+                problem = f"denies access to namespace {self._namespace!r}: is it yours?"
             case http.HTTPStatus.FORBIDDEN:
-                what = "does not let you do this: the token's account lacks the right"
+                problem = "denies access: the account of the token lacks the permission"
             case _:
-                what = "refuses"
-        return f"{self._host}{self._via} {what} ({error.status}: {said})"
+                problem = "rejects the request"
+        return f"{self._host}{self._proxy_note} {problem} ({error.status}: {reason})"
 
 
 def _configuration(access: Access) -> api.Configuration:
@@ -355,7 +368,9 @@ def _configuration(access: Access) -> api.Configuration:
     if access.host:
         if not access.host.startswith(("http://", "https://")):
             raise KubeflowError(f"--host {access.host}: write http://{access.host} or https://{access.host}")
-        configuration.host = access.host.split("#")[0].rstrip("/")  # also as copied from the browser
+        configuration.host = access.host.split("#")[0].rstrip(
+            "/"
+        )  # an address copied from the browser has a #/... suffix
     else:
         _read_kubeconfig(configuration, access.context)
     try:
@@ -375,18 +390,18 @@ def _configuration(access: Access) -> api.Configuration:
 def _read_kubeconfig(configuration: api.Configuration, context: str | None) -> None:
     from kubernetes.client import Configuration
 
-    # Not into `configuration` itself: each renewal of a token would put the host back.
+    # A separate object, because each renewal of a token resets the host.
     kube = Configuration()
     try:
         kubectl_configuration.load(kube, context)
     except ConfigurationError as error:
         raise KubeflowError(
-            f"no Kubeflow Pipelines to talk to: say --host, or set KF_PIPELINES_ENDPOINT, or KUBECONFIG ({error}). "
-            f"To reach one in a cluster: {PORT_FORWARD}, then --host {FORWARDED}"
+            f"no Kubeflow Pipelines server: pass --host, or set KF_PIPELINES_ENDPOINT or KUBECONFIG ({error}). "
+            f"For a server in a cluster: {PORT_FORWARD}, then --host {FORWARDED_HOST}"
         ) from None
     for name in ("verify_ssl", "ssl_ca_cert", "cert_file", "key_file"):
         setattr(configuration, name, getattr(kube, name))
-    configuration.host = f"{kube.host}/api/v1/namespaces/{INSTALLED_IN}/services/ml-pipeline:http/proxy"
+    configuration.host = f"{kube.host}/api/v1/namespaces/{SERVER_NAMESPACE}/services/ml-pipeline:http/proxy"
 
     def renew(configuration: api.Configuration) -> None:
         if token := kube.get_api_key_with_prefix("authorization"):
@@ -401,12 +416,12 @@ def _reference(version: tuple[str, str]) -> api.V2beta1PipelineVersionReference:
     return api.V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
 
 
-def _said(error: api.ApiException) -> str:
-    """The first line of what the server says; it adds its call stack."""
+def _server_message(error: api.ApiException) -> str:
+    """First line of the server's error message; the other lines are its call stack."""
     try:
         body = json.loads(error.body)
-        # The last is what uploads answer.
-        said = body.get("message") or body.get("error") or body.get("error_message") or ""
+        # Errors of uploads have the last key.
+        message = body.get("message") or body.get("error") or body.get("error_message") or ""
     except (ValueError, TypeError, AttributeError):
-        said = ""
-    return str(said).strip().partition("\n")[0] or error.reason
+        message = ""
+    return str(message).strip().partition("\n")[0] or error.reason

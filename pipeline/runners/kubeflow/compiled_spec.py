@@ -1,4 +1,4 @@
-"""A compiled pipeline, as `catbreeds compile` writes it: its name, its version, and what a run may set."""
+"""Compiled pipelines, as `catbreeds compile` writes them: name, version and run parameters."""
 
 import hashlib
 import json
@@ -16,23 +16,23 @@ from serving.registry import NO_OBJECT_STORE
 
 SCHEMA_VERSION = "2.1.0"
 _PIPELINE_ROOT = re.compile("(s3|minio|gs)://[^/].*")
-_MOST_PARAMETER_BYTES = 10_000  # older servers refuse more
+_MAX_PARAMETER_BYTES = 10_000  # limit of older servers
 
 
 class SpecError(ValueError):
-    """The file is no compiled pipeline, or a parameter does not fit it; the message names it and says what to do."""
+    """Not a compiled pipeline, or a parameter that does not match it; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class CompiledSpec:
-    """What is needed to run a compiled pipeline.
+    """A compiled pipeline.
 
     Attributes:
-        path: the YAML file.
-        name: of the pipeline.
-        version: name of this version; the same file has the same.
-        tasks: names of all tasks, those of nested graphs included.
-        definitions: parameter -> its definition, `parameterType` and perhaps `defaultValue`.
+        path: Path of the YAML file.
+        name: Name of the pipeline.
+        version: Name of the version, derived from the content of the file.
+        tasks: Names of all tasks, including those of nested graphs.
+        definitions: Parameter -> its definition, with `parameterType` and optionally `defaultValue`.
     """
 
     path: Path
@@ -43,10 +43,10 @@ class CompiledSpec:
 
 
 def read_spec(path: Path) -> CompiledSpec:
-    """Reads a compiled pipeline.
+    """Read a compiled pipeline.
 
     Raises:
-        SpecError: the file is not there, or not what `catbreeds compile` writes.
+        SpecError: If the file does not exist or is not a compiled pipeline.
     """
     try:
         content = path.read_bytes()
@@ -56,69 +56,73 @@ def read_spec(path: Path) -> CompiledSpec:
         tasks = [task for graph in graphs for task in graph.get("dag", {}).get("tasks", {}).items()]
         definitions = document["root"].get("inputDefinitions", {}).get("parameters", {})
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file; `catbreeds compile` writes compiled pipelines") from None
+        raise SpecError(f"{path}: no such file; create it with `catbreeds compile`") from None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(f"{path}: not a compiled pipeline ({error}); `catbreeds compile` writes them") from None
+        raise SpecError(f"{path}: not a compiled pipeline ({error}); create one with `catbreeds compile`") from None
     if version != SCHEMA_VERSION:
-        raise SpecError(f"{path}: schemaVersion {version}, but Kubeflow Pipelines takes {SCHEMA_VERSION}; compile anew")
+        raise SpecError(
+            f"{path}: schemaVersion {version}, but {SCHEMA_VERSION} is required; compile the pipeline again"
+        )
     return CompiledSpec(
         path=path,
         name=name,
-        # With the pipeline's name, for a server that keeps versions as Kubernetes objects of one namespace.
+        # Includes the pipeline's name, for servers that store the versions of all pipelines in one namespace.
         version=f"{name}-{hashlib.sha256(content).hexdigest()[:12]}",
         tasks=frozenset(name for key, task in tasks for name in (key, task["taskInfo"]["name"])),
         definitions=definitions,
     )
 
 
-def run_parameters(spec: CompiledSpec, given: Iterable[str], run_date: str | None = None) -> dict[str, Any]:
-    """Parameters of a run: `key=value` pairs, checked against what the pipeline takes.
+def run_parameters(spec: CompiledSpec, pairs: Iterable[str], run_date: str | None = None) -> dict[str, Any]:
+    """Parse the parameters of a run and check them against the definitions of the pipeline.
 
     Args:
-        spec: the pipeline.
-        given: the pairs; text as it is, numbers, true or false, lists and mappings in JSON.
-        run_date: value of the parameter of that name, where the pipeline has it and no pair sets it.
+        spec: The pipeline.
+        pairs: Parameters as `name=value`. Strings are not quoted; lists and mappings are in JSON.
+        run_date: Default of the parameter `run_date`, if the pipeline has that parameter.
 
     Raises:
-        SpecError: the pipeline has no such parameter, the value is of another type, one that it needs is not given, or
-            the registry is in an object store.
+        SpecError: If a parameter is unknown, has a wrong type, is required but missing, or places the registry in an
+            object store.
     """
     parameters = {"run_date": run_date} if run_date and "run_date" in spec.definitions else {}
-    for pair in given:
+    for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise SpecError(f"--param {pair}: write --param name=value")
         if name not in spec.definitions:
-            there = ", ".join(sorted(spec.definitions)) or "none"
-            raise SpecError(f"--param {pair}: {spec.path} has no parameter {name!r}; there are: {there}")
+            available = ", ".join(sorted(spec.definitions)) or "none"
+            raise SpecError(f"--param {pair}: {spec.path} has no parameter {name!r}; available: {available}")
         if name == "registry" and "://" in text:
             raise SpecError(f"--param registry={NO_OBJECT_STORE.format(text)}")
-        parameters[name] = _value(pair, text, spec.definitions[name]["parameterType"])
+        parameters[name] = _parse_value(pair, text, spec.definitions[name]["parameterType"])
     missing = [
         name
         for name, definition in spec.definitions.items()
         if name not in parameters and "defaultValue" not in definition and not definition.get("isOptional")
     ]
     if missing:
-        raise SpecError(f"{spec.path} needs a value for {', '.join(missing)}: --param {missing[0]}=...")
-    if (size := len(json.dumps(parameters).encode())) > _MOST_PARAMETER_BYTES:
-        raise SpecError(f"the parameters take {size:,} bytes; Kubeflow Pipelines takes {_MOST_PARAMETER_BYTES:,}")
+        raise SpecError(f"{spec.path}: missing parameters: {', '.join(missing)}; pass --param {missing[0]}=...")
+    if (size := len(json.dumps(parameters).encode())) > _MAX_PARAMETER_BYTES:
+        raise SpecError(
+            f"the parameters take {size:,} bytes; the limit of Kubeflow Pipelines is {_MAX_PARAMETER_BYTES:,}"
+        )
     return parameters
 
 
 def check_pipeline_root(root: str | None) -> None:
-    """Checks where the artifacts of a run go; the server takes anything, and its first task fails without a reason.
+    """Check the root URI of a run's artifacts. The server does not: the first task would fail without a message.
 
     Raises:
-        SpecError: it is no URI of an object store that Kubeflow Pipelines can use.
+        SpecError: If it is not the URI of an object store that Kubeflow Pipelines supports.
     """
     if root is not None and not _PIPELINE_ROOT.fullmatch(root):
         raise SpecError(f"--pipeline-root {root}: write s3://BUCKET/PATH, minio://BUCKET/PATH or gs://BUCKET/PATH")
 
 
-def _value(pair: str, text: str, kind: str) -> Any:
+def _parse_value(pair: str, text: str, parameter_type: str) -> Any:
     try:
-        match kind:
+        match parameter_type:
             case "STRING":
                 return text
             case "NUMBER_INTEGER":
@@ -127,24 +131,24 @@ def _value(pair: str, text: str, kind: str) -> Any:
                 return number
             case "BOOLEAN":
                 return {"true": True, "false": False}[text]
-            case "LIST" if isinstance(value := json.loads(text, object_pairs_hook=_distinct), list):
+            case "LIST" if isinstance(value := json.loads(text, object_pairs_hook=_unique_keys), list):
                 return value
-            case "STRUCT" if isinstance(value := json.loads(text, object_pairs_hook=_distinct), dict):
+            case "STRUCT" if isinstance(value := json.loads(text, object_pairs_hook=_unique_keys), dict):
                 return value
     except (ValueError, KeyError):
         pass
-    wanted = {
-        "NUMBER_INTEGER": "a whole number",
+    descriptions = {
+        "NUMBER_INTEGER": "an integer",
         "NUMBER_DOUBLE": "a number",
         "BOOLEAN": "true or false",
         "LIST": "a list in JSON",
-        "STRUCT": "a mapping in JSON, each key once",
+        "STRUCT": "a mapping in JSON without duplicate keys",
     }
-    raise SpecError(f"--param {pair}: must be {wanted.get(kind, kind)}")
+    raise SpecError(f"--param {pair}: must be {descriptions.get(parameter_type, parameter_type)}")
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return values

@@ -1,7 +1,7 @@
-"""Compiles the graph for Kubeflow Pipelines v2 and Vertex AI: TFX's compiler, then what it leaves to be done.
+"""Compiles the graph for Kubeflow Pipelines v2 and Vertex AI: runs TFX's compiler, then completes its result.
 
-The specification names an image; the image is the code. So it changes with the graph and its settings, not with every
-line of a component.
+The specification refers to the code only by the name of the container image. It changes when the graph or the settings
+change, but not with every edit of a component.
 """
 
 import copy
@@ -21,30 +21,30 @@ from tfx.utils import import_utils
 from pipeline.graph import create_pipeline
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.runners.kubeflow import entrypoint
-from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_yaml
+from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_json
 
 ENTRYPOINT = ("python", "-m", "pipeline.runners.kubeflow.entrypoint")
-# The backend puts the run's id in its place; Vertex AI as well.
+# Kubeflow Pipelines and Vertex AI replace it by the id of the run.
 _RUN_ID = "{{$.pipeline_job_uuid}}"
-# The time of the schedule, or, in a run that somebody started, when it was created. The backend replaces it in
+# The backend replaces it by the scheduled time of the run, or the creation time of a run without schedule, but only in
 # constants of a task, not in parameters of a run.
 _SCHEDULE_TIME = "{{$.pipeline_job_schedule_time_utc}}"
-# A task that has one of these reads or writes outside of the pipeline's artifacts: it wants the volumes, and what it
-# did yesterday says nothing about today.
-_OUTSIDE = {"data", "weights_dir", "registry"}
-# They refuse what is wrong with the data; it will be as wrong the next time.
+# A task with one of these run parameters accesses files outside of the artifact store: it needs the volumes, and its
+# results must not be cached, because those files can change.
+_EXTERNAL_PARAMETERS = {"data", "weights_dir", "registry"}
+# Tasks that fail if the data is invalid; a retry would fail for the same reason.
 _NEVER_RETRIED = {"DataGate"}
-_RETRY_WINDOW = "86400s"  # from the first attempt; after it Argo starts no further one
+_RETRY_WINDOW = "86400s"  # Argo starts no attempt later than this after the first one
 _DESCRIPTIONS = {
-    "data": "folder or archive of photos, one folder a breed",
-    "run_date": "date that the run is for; [[ScheduledTime]]: the time of the schedule",
-    "weights_dir": "folder with ImageNet weights; empty: as the profile's `weights` says",
-    "registry": "base path of the pushed models, of which TensorFlow Serving reads the versions",
+    "data": "folder or archive of photos, with one folder per breed",
+    "run_date": "date of the run; [[ScheduledTime]] stands for the scheduled time",
+    "weights_dir": "folder with ImageNet weights; empty: the weights set by `weights` in the profile",
+    "registry": "base path of the pushed models, from which TensorFlow Serving loads the versions",
 }
 
 
 def parameters(settings: Settings) -> dict[str, Any]:
-    """The parameters of a run and their defaults."""
+    """Parameters of a run, with their defaults."""
     return {
         "data": settings.data or settings.kubeflow.data,
         "run_date": "",
@@ -55,60 +55,61 @@ def parameters(settings: Settings) -> dict[str, Any]:
 
 
 def compile_pipeline(settings: Settings) -> str:
-    """The pipeline specification (schema 2.1.0) and, as a second YAML document, the platform specification.
+    """Compile the pipeline to YAML: the pipeline specification (schema 2.1.0) and the platform specification.
 
     Args:
-        settings: `kubeflow` says what is particular to clusters; `data` and `weights_dir`, where given, are defaults.
+        settings: Settings of the run. `data` and `weights_dir`, if set, replace the defaults in `kubeflow`.
     """
     config = KubeflowV2DagRunnerConfig(
         default_image=settings.kubeflow.image, default_commands=list(ENTRYPOINT), use_pipeline_spec_2_1=True
     )
     pipeline = create_pipeline(settings, _run_context(settings))
     spec = KubeflowV2DagRunner(config).run(pipeline, write_out=False)["pipelineSpec"]
-    outside = {name for name, task in spec["root"]["dag"]["tasks"].items() if _reads_outside(task)}
-    _shorten_types(spec)
+    external = {name for name, task in spec["root"]["dag"]["tasks"].items() if _is_external(task)}
+    _shorten_artifact_types(spec)
     _complete_parameters(spec, settings)
-    _complete_tasks(spec, settings.kubeflow, outside)
+    _complete_tasks(spec, settings.kubeflow, external)
     _complete_executors(spec, settings.kubeflow)
-    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # or else a mistake in the names above
-    platform = _platform(spec, settings.kubeflow, outside)
-    heading = f"# {settings.model_name}: compiled by `catbreeds compile`; not to be edited.\n"
-    return heading + yaml.safe_dump_all([spec, platform], sort_keys=True, width=120)
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # fails on unknown field names
+    platform = _platform_spec(spec, settings.kubeflow, external)
+    header = f"# {settings.model_name}: compiled by `catbreeds compile`; do not edit.\n"
+    return header + yaml.safe_dump_all([spec, platform], sort_keys=True, width=120)
 
 
 def _run_context(settings: Settings) -> RunContext:
-    """Everything that lies outside of the pipeline is a parameter of the run, and looked at in the run alone."""
-    given = {
+    """Context in which photos, weights, registry and gate are parameters of each run, so their digests are unknown."""
+    run_parameters = {
         name: RuntimeParameter(name, int if isinstance(value, bool) else type(value))
         for name, value in parameters(settings).items()
     }
     schema = photos_schema(settings)
     return RunContext(
-        data=given["data"],
+        data=run_parameters["data"],
         data_digest="",
-        weights_dir=given["weights_dir"],
+        weights_dir=run_parameters["weights_dir"],
         weights_digest=lambda backbone: "",
-        registry=given["registry"],
+        registry=run_parameters["registry"],
         stable=None,
-        # No path of the machine that compiles may be in what is checked in.
+        # The specification is checked in and must not contain a path of the machine that compiles it.
         schema_file=str(schema.relative_to(ROOT)) if schema.is_relative_to(ROOT) else schema.name,
-        gate={name.removeprefix("gate_"): value for name, value in given.items() if name.startswith("gate_")},
+        gate={name.removeprefix("gate_"): value for name, value in run_parameters.items() if name.startswith("gate_")},
         code_digest=lambda *modules: "",
         run_id=_RUN_ID,
-        run_date=given["run_date"],
+        run_date=run_parameters["run_date"],
         schedule_time=_SCHEDULE_TIME,
-        settings=to_yaml(settings),
+        settings=to_json(settings),
         in_cluster=True,
     )
 
 
-def _reads_outside(task: dict[str, Any]) -> bool:
+def _is_external(task: dict[str, Any]) -> bool:
+    """Whether a task accesses files outside of the artifact store."""
     inputs = task["inputs"].get("parameters", {}) if "inputs" in task else {}
-    return any(value.get("componentInputParameter") in _OUTSIDE for value in inputs.values())
+    return any(value.get("componentInputParameter") in _EXTERNAL_PARAMETERS for value in inputs.values())
 
 
 def _complete_parameters(spec: dict[str, Any], settings: Settings) -> None:
-    """TFX drops the defaults of parameters, and takes truth values for whole numbers."""
+    """Restore the defaults of parameters, which TFX drops, and booleans, which TFX compiles to integers."""
     declared = spec["root"]["inputDefinitions"]["parameters"]
     for name, default in parameters(settings).items():
         declared[name] |= {"defaultValue": default, "isOptional": True}
@@ -119,36 +120,37 @@ def _complete_parameters(spec: dict[str, Any], settings: Settings) -> None:
             declared[name]["description"] = description
         if isinstance(default, bool):
             declared[name]["parameterType"] = "BOOLEAN"
-            for parameter in _readers(spec, name):
+            for parameter in _component_parameters(spec, name):
                 parameter["parameterType"] = "BOOLEAN"
 
 
-def _readers(spec: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """The definitions of the components' parameters that a parameter of the run sets."""
+def _component_parameters(spec: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Definitions of the component parameters that the run parameter `name` sets."""
     for task in spec["root"]["dag"]["tasks"].values():
         for key, source in task.get("inputs", {}).get("parameters", {}).items():
             if source.get("componentInputParameter") == name:
                 yield spec["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"][key]
 
 
-def _complete_tasks(spec: dict[str, Any], config: KubeflowSettings, outside: set[str]) -> None:
+def _complete_tasks(spec: dict[str, Any], config: KubeflowSettings, external: set[str]) -> None:
+    """Set caching and retries."""
     for name, task in spec["root"]["dag"]["tasks"].items():
-        if name in outside:
+        if name in external:
             task["cachingOptions"] = {}
         if config.retries and name not in _NEVER_RETRIED:
             task["retryPolicy"] = {
                 "maxRetryCount": config.retries,
                 "backoffDuration": "60s",
                 "backoffFactor": 2.0,
-                # Without it the backend tells Argo a maximum of 0, and Argo never retries.
+                # Without it the backend passes a maximum of 0 to Argo, which then never retries.
                 "backoffMaxDuration": _RETRY_WINDOW,
             }
 
 
-def _shorten_types(spec: dict[str, Any]) -> None:
-    """Leaves of the schema of each artifact its title, the only part that anything reads.
+def _shorten_artifact_types(spec: dict[str, Any]) -> None:
+    """Reduce the schema of each artifact type to its title, the only part that is used.
 
-    Argo keeps the specification of a component up to eight times in the status of a run, which must stay small.
+    Argo stores the specification of a component up to eight times in the status of a run, which must stay small.
     """
     for component in spec["components"].values():
         for side in ("inputDefinitions", "outputDefinitions"):
@@ -158,6 +160,7 @@ def _shorten_types(spec: dict[str, Any]) -> None:
 
 
 def _complete_executors(spec: dict[str, Any], config: KubeflowSettings) -> None:
+    """Set arguments, environment variables and resources of the containers."""
     components = {component["executorLabel"]: component for component in spec["components"].values()}
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
@@ -166,9 +169,9 @@ def _complete_executors(spec: dict[str, Any], config: KubeflowSettings) -> None:
         container["resources"] = _resources(_resources_of(label, config), config.gpu_type)
 
 
-def _arguments(given: list[str], component: dict[str, Any]) -> list[str]:
-    """The arguments of `pipeline.runners.kubeflow.entrypoint` for those of TFX's entry point."""
-    known, beam = tfx_entrypoint._parse_flags(["", *given])
+def _arguments(tfx_arguments: list[str], component: dict[str, Any]) -> list[str]:
+    """Convert arguments of TFX's entry point to arguments of `pipeline.runners.kubeflow.entrypoint`."""
+    known, beam = tfx_entrypoint._parse_flags(["", *tfx_arguments])
     uses_beam = issubclass(import_utils.import_class_by_path(known.executor_class_path), BaseBeamExecutor)
     return [
         known.executor_class_path,
@@ -179,28 +182,30 @@ def _arguments(given: list[str], component: dict[str, Any]) -> list[str]:
 
 
 def _resources_of(label: str, config: KubeflowSettings) -> Resources:
-    kind = label.removesuffix("_executor").partition("-")[0]
-    by_kind = {
-        "EmbeddingGen": config.embedding,
-        "Evaluator": config.embedding,
-        "Tuner": config.learning,
-        "Trainer": config.learning,
+    component = label.removesuffix("_executor").partition("-")[0]
+    by_component = {
+        "EmbeddingGen": config.embedding_resources,
+        "Evaluator": config.embedding_resources,
+        "Tuner": config.training_resources,
+        "Trainer": config.training_resources,
     }
-    return by_kind.get(kind, config.other)
+    return by_component.get(component, config.default_resources)
 
 
 def _resources(resources: Resources, gpu_type: str) -> dict[str, Any]:
-    found = {
+    container_resources = {
         "cpuRequest": resources.cpu,
         "cpuLimit": resources.cpu,
         "memoryRequest": resources.memory,
         "memoryLimit": resources.memory,
     }
-    return found | ({"accelerator": {"type": gpu_type, "count": str(resources.gpu)}} if resources.gpu else {})
+    if resources.gpu:
+        container_resources["accelerator"] = {"type": gpu_type, "count": str(resources.gpu)}
+    return container_resources
 
 
-def _platform(spec: dict[str, Any], config: KubeflowSettings, outside: set[str]) -> dict[str, Any]:
-    """Volumes and secrets, which the pipeline specification has no words for; Vertex AI does not read them."""
+def _platform_spec(spec: dict[str, Any], config: KubeflowSettings, external: set[str]) -> dict[str, Any]:
+    """Volumes and Secrets, for which the pipeline specification has no fields. Vertex AI ignores them."""
 
     def constant(value: str) -> dict[str, Any]:
         return {"runtimeValue": {"constant": value}}
@@ -214,12 +219,13 @@ def _platform(spec: dict[str, Any], config: KubeflowSettings, outside: set[str])
         for secret in config.secrets
     ]
     settings = {key: value for key, value in {"pvcMount": mounts, "secretAsEnv": secrets}.items() if value}
-    labels = {spec["components"][name]["executorLabel"] for name in outside}
-    executors = {label: copy.deepcopy(settings) for label in sorted(labels)} if settings else {}  # YAML would link them
+    labels = {spec["components"][name]["executorLabel"] for name in external}
+    # Copies, because YAML would write shared objects as anchors.
+    executors = {label: copy.deepcopy(settings) for label in sorted(labels)} if settings else {}
     return {"platforms": {"kubernetes": {"deploymentSpec": {"executors": executors}}}}
 
 
 def write_pipeline(settings: Settings, path: Path) -> None:
-    """Writes the specification to `path`, making its folder."""
+    """Compile the pipeline to the file `path`; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(compile_pipeline(settings), encoding="utf-8")

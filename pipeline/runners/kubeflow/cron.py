@@ -1,4 +1,4 @@
-"""Cron expressions: five fields as people write them, six as Kubeflow Pipelines reads them."""
+"""Conversion of cron expressions between the usual five fields and the six fields of Kubeflow Pipelines."""
 
 import datetime
 import re
@@ -10,47 +10,49 @@ _NAME = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|sun|mon|tue|wed|thu|fri
 
 
 class CronError(ValueError):
-    """Not a cron expression of five fields; the message says what is wrong."""
+    """Not a cron expression with five fields; the message says what is wrong."""
 
 
 def to_kubeflow(expression: str) -> str:
-    """Six fields, seconds first, in plain numbers: Kubeflow Pipelines knows neither day 7 nor ranges over the end.
+    """Convert to six fields, seconds first, with every value listed.
+
+    The values are listed because Kubeflow Pipelines supports neither 7 for Sunday nor ranges that wrap around.
 
     Args:
-        expression: five fields, or @hourly, @daily, @weekly, @monthly, @yearly.
+        expression: Five fields, or @hourly, @daily, @weekly, @monthly or @yearly.
 
     Raises:
-        CronError: it is something else, or no date ever fits.
+        CronError: If the expression is invalid or never matches a date.
     """
     expression = expression.strip().lower()
     fields = expression.split()
     if len(fields) != 5 and not (len(fields) == 1 and expression.startswith("@")):
         raise CronError(
-            f"--cron {expression!r}: {len(fields)} fields; write five: {_FIELDS}. The seconds that Kubeflow Pipelines "
-            "wants in front are added here"
+            f"--cron {expression!r}: {len(fields)} fields; write five: {_FIELDS}. The field for seconds that Kubeflow "
+            "Pipelines requires is added automatically"
         )
-    # croniter knows more than Kubeflow Pipelines: the last day, the nth weekday, random minutes.
-    if fields[1:] and (strange := re.search(rf"\b(?!(?:{_NAME})\b)[a-z]\w*|#", expression)):
-        raise CronError(f"--cron {expression!r}: Kubeflow Pipelines does not know {strange[0]!r}")
+    # croniter also accepts the last day, the nth weekday and random values, which Kubeflow Pipelines does not.
+    if fields[1:] and (unsupported := re.search(rf"\b(?!(?:{_NAME})\b)[a-z]\w*|#", expression)):
+        raise CronError(f"--cron {expression!r}: Kubeflow Pipelines does not support {unsupported[0]!r}")
     try:
-        numbers, _ = croniter.expand(expression)
-        six = " ".join(["0", *(",".join(map(str, field)) for field in numbers)])
-        next_times(six, datetime.datetime.now(datetime.UTC), 1)
+        values, _ = croniter.expand(expression)
+        six_fields = " ".join(["0", *(",".join(map(str, field)) for field in values)])
+        next_times(six_fields, datetime.datetime.now(datetime.UTC), 1)
     except CroniterError as error:
         raise CronError(f"--cron {expression!r}: {error}; the five fields are: {_FIELDS}") from None
-    return six
+    return six_fields
 
 
-def from_kubeflow(six: str) -> str:
-    """The five fields of six, where seconds do not matter; anything else as it is."""
-    return six.removeprefix("0 ") if len(six.split()) == 6 else six
+def from_kubeflow(expression: str) -> str:
+    """Convert six fields to five by removing the seconds if they are 0; return anything else unchanged."""
+    return expression.removeprefix("0 ") if len(expression.split()) == 6 else expression
 
 
-def next_times(six: str, start: datetime.datetime, count: int) -> list[datetime.datetime]:
-    """The next times after `start` that the six fields name.
+def next_times(six_fields: str, start: datetime.datetime, count: int) -> list[datetime.datetime]:
+    """The next `count` times after `start` that match a cron expression with six fields.
 
     Raises:
-        CroniterError: there are none, or only Kubeflow Pipelines understands them.
+        CroniterError: If no time matches, or croniter does not support the expression.
     """
-    times = croniter(six, start, ret_type=datetime.datetime, second_at_beginning=True)
+    times = croniter(six_fields, start, ret_type=datetime.datetime, second_at_beginning=True)
     return [times.get_next() for _ in range(count)]

@@ -1,13 +1,15 @@
-"""The command of every container of a compiled pipeline.
+"""Entry point of every container of a compiled pipeline.
 
     python -m pipeline.runners.kubeflow.entrypoint EXECUTOR INVOCATION INPUTS [BEAM...]
 
-EXECUTOR is a Python class, INVOCATION an ExecutorInput in JSON, INPUTS see `input_types`, BEAM are flags of Beam. They
-are short because Argo keeps them several times in the status of a run.
+EXECUTOR is the path of a Python class, INVOCATION an ExecutorInput in JSON, INPUTS the types of the inputs (see
+`input_types`), and BEAM are Beam options. The arguments are short because Argo stores them several times in the status
+of a run.
 
-TFX's own entry point was written for Vertex AI, where artifacts are opened at their remote URIs. On open-source
-Kubeflow Pipelines v2 a launcher downloads and uploads them around the command. Here the one is translated to the other,
-around TFX's entry point; on Vertex AI nothing is translated.
+TFX's entry point is written for Vertex AI, where components open artifacts at their remote URIs. In open-source
+Kubeflow Pipelines v2, a launcher downloads the inputs before the command and uploads the outputs after it. This module
+wraps TFX's entry point and translates between remote URIs and the launcher's local paths; on Vertex AI it translates
+nothing.
 """
 
 import argparse
@@ -25,90 +27,92 @@ from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as 
 
 from serving import proxies
 
-# The launcher keeps artifacts below these, in folders by scheme; a test has no right to write to "/".
+# Root of the launcher's folders, by default "/". Tests set it, because they may not write there.
 ROOT_VARIABLE = "KFP_LAUNCHER_ROOT"
+# URI scheme -> the launcher's folder for its artifacts.
 _FOLDERS = {"minio": "minio", "s3": "s3", "gs": "gcs"}
-# Vertex AI sets it in every container.
+# Vertex AI sets this variable in every container.
 _VERTEX_VARIABLE = "CLOUD_ML_PROJECT_ID"
 _SYSTEM_TYPES = {
     f"system.{name}": f"components.{name}" for name in ("Metrics", "ClassificationMetrics", "HTML", "Markdown")
 }
+# Types whose artifacts are files instead of folders.
 _FILE_TYPES = {"system.HTML", "system.Markdown"} | {
     f"tfx.{name}" for name in ("String", "Integer", "Float", "Boolean", "JsonValue", "Bytes")
 }
-# What the backend adds to what a component declares.
+# Output and artifact properties that the backend adds.
 _ADDED_OUTPUT = "executor-logs"
-_INTEGER = "int"
 _ADDED_METADATA = {"display_name", "store_session_info"}
+_INTEGER = "int"
 
 
 class MissingOutputError(RuntimeError):
-    """A component has not written what it declares; the backend would only warn, and those after it fail."""
+    """A component did not write a declared output. The backend only warns, and downstream tasks would fail."""
 
 
 def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
-    """Runs one component.
+    """Run one component.
 
     Args:
-        parsed: EXECUTOR, INVOCATION and INPUTS, and the flags of Beam.
+        parsed: Parsed arguments EXECUTOR, INVOCATION and INPUTS, and the Beam options.
 
     Raises:
-        MissingOutputError: the component has left out an output.
+        MissingOutputError: If the component did not write one of its outputs.
     """
     args, beam_args = parsed
     proxies.apply_to_libraries()
-    titles, integers = _parsed_types(args.inputs)
+    titles, integers = _parse_input_types(args.inputs)
     compiler_utils.TITLE_TO_CLASS_PATH.update(_SYSTEM_TYPES)
-    # What is left of TFX's own specification of the inputs: without it, whole numbers arrive as floats.
-    kinds = {name: {"parameterType": "NUMBER_INTEGER"} for name in integers}
-    args.json_serialized_inputs_spec_args = json.dumps({"parameters": kinds})
+    # The part of TFX's inputs specification that it needs: without it, integers are passed as floats.
+    parameter_types = {name: {"parameterType": "NUMBER_INTEGER"} for name in integers}
+    args.json_serialized_inputs_spec_args = json.dumps({"parameters": parameter_types})
     if _VERTEX_VARIABLE in os.environ:
         tfx_entrypoint._run_executor(args, beam_args)
         return
-    given = json.loads(args.json_serialized_invocation_args)
-    locations = local_paths(given, Path(os.environ.get(ROOT_VARIABLE, "/")))
-    translated = localise(given, titles, locations)
-    make_folders(translated)
-    args.json_serialized_invocation_args = json.dumps(translated)
+    invocation = json.loads(args.json_serialized_invocation_args)
+    paths = local_paths(invocation, Path(os.environ.get(ROOT_VARIABLE, "/")))
+    local_invocation = to_local(invocation, titles, paths)
+    create_output_folders(local_invocation)
+    args.json_serialized_invocation_args = json.dumps(local_invocation)
     tfx_entrypoint._run_executor(args, beam_args)
-    refuse_missing(translated)
-    output = Path(translated["outputs"]["outputFile"])
-    written = globalise(json.loads(output.read_text(encoding="utf-8")), translated, locations)
-    output.write_text(json.dumps(written), encoding="utf-8")
+    check_outputs(local_invocation)
+    output_file = Path(local_invocation["outputs"]["outputFile"])
+    output = to_remote(json.loads(output_file.read_text(encoding="utf-8")), local_invocation, paths)
+    output_file.write_text(json.dumps(output), encoding="utf-8")
 
 
 def schema(title: str) -> str:
-    """The schema of an artifact type, in YAML."""
+    """Minimal schema of an artifact type, in YAML."""
     return f"title: {title}\ntype: object\n"
 
 
 def input_types(inputs: dict[str, Any]) -> str:
-    """Of the inputs that a component declares, what its container has to know: `examples=tfx.Examples photos=int`.
+    """Types that the container needs: of artifacts and of integer parameters, as `examples=tfx.Examples photos=int`.
 
     Args:
-        inputs: the component's ComponentInputsSpec in JSON.
+        inputs: ComponentInputsSpec of the component, in JSON.
     """
     artifacts = {
         key: yaml.safe_load(value["artifactType"]["instanceSchema"])["title"]
         for key, value in inputs.get("artifacts", {}).items()
-        if key[0] != "_"  # the artifact that a condition asks for
+        if key[0] != "_"  # names of artifacts that only a condition uses begin with _
     }
     integers = {
         name: _INTEGER
         for name, value in inputs.get("parameters", {}).items()
         if value["parameterType"] == "NUMBER_INTEGER"
     }
-    return " ".join(f"{name}={kind}" for found in (artifacts, integers) for name, kind in sorted(found.items()))
+    return " ".join(f"{name}={kind}" for types in (artifacts, integers) for name, kind in sorted(types.items()))
 
 
-def _parsed_types(text: str) -> tuple[dict[str, str], list[str]]:
-    """The titles of input artifacts, and the names of parameters that are whole numbers; see `input_types`."""
-    kinds = [pair.partition("=")[::2] for pair in text.split()]
-    return {key: kind for key, kind in kinds if kind != _INTEGER}, [name for name, kind in kinds if kind == _INTEGER]
+def _parse_input_types(text: str) -> tuple[dict[str, str], list[str]]:
+    """Titles of the artifact types by input, and names of the integer parameters; the inverse of `input_types`."""
+    types = [pair.partition("=")[::2] for pair in text.split()]
+    return {key: kind for key, kind in types if kind != _INTEGER}, [name for name, kind in types if kind == _INTEGER]
 
 
 def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """EXECUTOR, INVOCATION and INPUTS, the first two under the names of TFX's entry point, and Beam's flags."""
+    """Parse EXECUTOR and INVOCATION, under the names that TFX's entry point uses, INPUTS, and the Beam options."""
     parser = argparse_flags.ArgumentParser()
     parser.add_argument("executor_class_path", metavar="EXECUTOR")
     parser.add_argument("json_serialized_invocation_args", metavar="INVOCATION")
@@ -117,11 +121,11 @@ def parse_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def local_paths(invocation: dict[str, Any], root: Path) -> dict[str, str]:
-    """URI -> where the launcher keeps it, for the artifacts of an ExecutorInput that it moves.
+    """Map the URI of each artifact that the launcher downloads or uploads to its local path.
 
     Args:
-        invocation: ExecutorInput in JSON, as the backend writes it.
-        root: of the launcher's folders.
+        invocation: ExecutorInput in JSON, from the backend.
+        root: Root of the launcher's folders.
     """
     uris = [artifact["uri"] for side in ("inputs", "outputs") for _, artifact in _artifacts(invocation, side)]
     schemes = {uri: uri.partition("://") for uri in uris}
@@ -130,86 +134,88 @@ def local_paths(invocation: dict[str, Any], root: Path) -> dict[str, str]:
     }
 
 
-def localise(invocation: dict[str, Any], titles: dict[str, str], locations: dict[str, str]) -> dict[str, Any]:
-    """The ExecutorInput as TFX wants it: local URIs, the types of inputs, and nothing that TFX did not declare.
+def to_local(invocation: dict[str, Any], titles: dict[str, str], paths: dict[str, str]) -> dict[str, Any]:
+    """Convert the ExecutorInput for TFX: use local paths, add the types of inputs, and remove undeclared artifacts.
 
     Args:
-        invocation: ExecutorInput in JSON.
-        titles: input artifact -> title of its type.
-        locations: see `local_paths`.
+        invocation: ExecutorInput in JSON, from the backend.
+        titles: Input artifact -> title of its type.
+        paths: URI -> local path, see `local_paths`.
     """
     inputs, outputs = invocation.get("inputs", {}), invocation["outputs"]
-    artifacts = {
+    declared_inputs = {
         key: [
             artifact
             | {
                 "type": {"instanceSchema": schema(titles[key])},
-                "uri": locations.get(artifact["uri"], artifact["uri"]),
+                "uri": paths.get(artifact["uri"], artifact["uri"]),
                 "metadata": _plain_metadata(artifact.get("metadata", {})),
             }
-            for artifact in found.get("artifacts", [])
+            for artifact in value.get("artifacts", [])
         ]
-        for key, found in inputs.get("artifacts", {}).items()
+        for key, value in inputs.get("artifacts", {}).items()
         if key in titles
     }
-    made = {
-        key: [artifact | {"uri": locations.get(artifact["uri"], artifact["uri"])} for artifact in found["artifacts"]]
-        for key, found in outputs.get("artifacts", {}).items()
+    declared_outputs = {
+        key: [artifact | {"uri": paths.get(artifact["uri"], artifact["uri"])} for artifact in value["artifacts"]]
+        for key, value in outputs.get("artifacts", {}).items()
         if key != _ADDED_OUTPUT
     }
     return {
-        "inputs": inputs | {"artifacts": {key: {"artifacts": found} for key, found in artifacts.items()}},
-        "outputs": outputs | {"artifacts": {key: {"artifacts": found} for key, found in made.items()}},
+        "inputs": inputs | {"artifacts": {key: {"artifacts": artifacts} for key, artifacts in declared_inputs.items()}},
+        "outputs": outputs
+        | {"artifacts": {key: {"artifacts": artifacts} for key, artifacts in declared_outputs.items()}},
     }
 
 
-def make_folders(invocation: dict[str, Any]) -> None:
-    """Makes the folder of each output; where the output is a file, the one around it, as the launcher does."""
+def create_output_folders(invocation: dict[str, Any]) -> None:
+    """Create the folder of each output, or its parent folder if the output is a file, as the launcher does."""
     for _, artifact in _artifacts(invocation, "outputs"):
         path = Path(artifact["uri"])
         (path.parent if _title(artifact) in _FILE_TYPES else path).mkdir(parents=True, exist_ok=True)
 
 
-def refuse_missing(invocation: dict[str, Any]) -> None:
-    """Sees to it that each output has content; an empty folder gets lost on its way through the object store.
+def check_outputs(invocation: dict[str, Any]) -> None:
+    """Check that each output has content; an object store cannot hold an empty folder.
 
     Raises:
-        MissingOutputError: names those without.
+        MissingOutputError: If an output is missing or empty.
     """
     missing = [key for key, artifact in _artifacts(invocation, "outputs") if not _has_content(Path(artifact["uri"]))]
     if missing:
-        raise MissingOutputError(f"the component has written nothing for its outputs {', '.join(sorted(missing))}")
+        raise MissingOutputError(f"the component did not write its outputs {', '.join(sorted(missing))}")
 
 
-def globalise(output: dict[str, Any], invocation: dict[str, Any], locations: dict[str, str]) -> dict[str, Any]:
-    """The ExecutorOutput as the backend wants it: remote URIs everywhere, no null, and for the UI nothing but its own.
+def to_remote(output: dict[str, Any], invocation: dict[str, Any], paths: dict[str, str]) -> dict[str, Any]:
+    """Convert the ExecutorOutput for the backend: use remote URIs, and remove null values and TFX's own metrics.
 
     Args:
-        output: ExecutorOutput in JSON, as TFX writes it.
-        invocation: see `localise`.
-        locations: see `local_paths`.
+        output: ExecutorOutput in JSON, from TFX.
+        invocation: ExecutorInput in JSON, from `to_local`.
+        paths: URI -> local path, see `local_paths`.
     """
     titles = {key: _title(artifact) for key, artifact in _artifacts(invocation, "outputs")}
 
-    def remote(text: str) -> str:
-        for uri, path in locations.items():
+    def remote_uri(text: str) -> str:
+        for uri, path in paths.items():
             if text.startswith(path):
                 return uri + text[len(path) :]
         return text
 
-    output = _mapped(output, remote)
-    for key, found in output.get("artifacts", {}).items():
-        for artifact in found["artifacts"]:
+    output = _map_strings(output, remote_uri)
+    for key, value in output.get("artifacts", {}).items():
+        for artifact in value["artifacts"]:
             metadata = artifact.get("metadata", {})
-            # Each property would be a row among the metrics.
+            # The UI shows each property of such an artifact as a metric.
             dropped = {"tfx_version"} if titles[key] in _SYSTEM_TYPES else set()
             artifact["metadata"] = {k: v for k, v in metadata.items() if v is not None and k not in dropped}
     return output
 
 
 def _artifacts(invocation: dict[str, Any], side: str) -> list[tuple[str, dict[str, Any]]]:
-    found = invocation.get(side, {}).get("artifacts", {})
-    return [(key, artifact) for key, value in found.items() for artifact in value.get("artifacts", [])]
+    """All artifacts of an ExecutorInput with their keys; `side` is "inputs" or "outputs"."""
+    artifacts = invocation.get(side, {}).get("artifacts", {})
+    return [(key, artifact) for key, value in artifacts.items() for artifact in value.get("artifacts", [])]
 
 
 def _title(artifact: dict[str, Any]) -> str:
@@ -218,25 +224,25 @@ def _title(artifact: dict[str, Any]) -> str:
 
 
 def _plain_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Without what the backend adds, and with lists and objects as they were written."""
+    """Undo the backend's changes to the properties of an artifact: additions, and wrapped lists and objects."""
 
-    def unwrapped(value: Any) -> Any:
-        wrapped = isinstance(value, dict) and len(value) == 1 and value.keys() <= {"list", "struct"}
-        return next(iter(value.values())) if wrapped else value
+    def unwrap(value: Any) -> Any:
+        is_wrapped = isinstance(value, dict) and len(value) == 1 and value.keys() <= {"list", "struct"}
+        return next(iter(value.values())) if is_wrapped else value
 
-    return {key: unwrapped(value) for key, value in metadata.items() if key not in _ADDED_METADATA}
+    return {key: unwrap(value) for key, value in metadata.items() if key not in _ADDED_METADATA}
 
 
 def _has_content(path: Path) -> bool:
-    return any(found.is_file() for found in path.rglob("*")) if path.is_dir() else path.exists()
+    return any(file.is_file() for file in path.rglob("*")) if path.is_dir() else path.exists()
 
 
-def _mapped(value: Any, function: Callable[[str], str]) -> Any:
-    """A JSON value with `function` applied to each of its strings."""
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+    """Apply `function` to each string in a JSON value."""
     if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
+        return {key: _map_strings(item, function) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mapped(item, function) for item in value]
+        return [_map_strings(item, function) for item in value]
     return function(value) if isinstance(value, str) else value
 
 

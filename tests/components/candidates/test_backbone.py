@@ -1,4 +1,4 @@
-"""Backbones: preprocessing as in keras.applications, seeded or given weights, and each variable saved once."""
+"""Backbones: preprocessing, random and given weights, and the SavedModel."""
 
 import importlib
 import io
@@ -18,45 +18,45 @@ from tfx.types.standard_artifacts import Model
 from components.candidates.architectures import ARCHITECTURES, weight_file_names
 from components.candidates.backbone import (
     Backbone,
+    build_embedder,
     build_network,
     decode_photos,
-    embedder,
     find_weights,
     weights_source,
 )
 from components.errors import WeightsError
 
-SIDE = 71  # the least that all of them take
-# EfficientNetB7 takes ten seconds to build.
-CHEAP = ("xception", "resnet50")
-ALL = (*CHEAP, pytest.param("efficientnetb7", marks=pytest.mark.slow))
+SIDE = 71  # smallest size that all architectures accept
+# Building EfficientNetB7 takes ten seconds.
+FAST = ("xception", "resnet50")
+ALL = (*FAST, pytest.param("efficientnetb7", marks=pytest.mark.slow))
 
 
-def photo(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[np.ndarray, bytes]:
-    """Pixels [height, width, 3] and the same as PNG."""
+def noise_photo(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[np.ndarray, bytes]:
+    """Random pixels, uint8 [height, width, 3], and the PNG with the same pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return pixels, buffer.getvalue()
 
 
-def framed(pixels: np.ndarray) -> bytes:
-    """PNG of `pixels` [SIDE, SIDE, 3] with the border around that the backbones do not look at."""
+def with_border(pixels: np.ndarray) -> bytes:
+    """PNG of `pixels` [SIDE, SIDE, 3] inside a border that the backbones crop."""
     border = -(-SIDE * 8 // 7) - SIDE
     buffer = io.BytesIO()
     Image.fromarray(np.pad(pixels, [(border // 2, border - border // 2)] * 2 + [(0, 0)])).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def save_as_keras(network: keras.Model, path: Path) -> None:
-    """In the format of the files that Keras downloads."""
+def save_in_keras_format(network: keras.Model, path: Path) -> None:
+    """Save the weights in the format of the files that Keras downloads."""
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, network)
 
 
-def distance(embeddings, wanted) -> float:
-    """Greatest difference, as a share of how much embeddings vary; those of random networks are tiny."""
-    return float(np.abs(np.asarray(embeddings) - wanted).max() / np.asarray(wanted).std())
+def distance(embeddings, expected) -> float:
+    """Maximum difference divided by the standard deviation, because embeddings of random networks are tiny."""
+    return float(np.abs(np.asarray(embeddings) - expected).max() / np.asarray(expected).std())
 
 
 def assert_same_weights(network: keras.Model, other: keras.Model) -> None:
@@ -66,7 +66,7 @@ def assert_same_weights(network: keras.Model, other: keras.Model) -> None:
 
 @pytest.fixture(scope="module")
 def networks():
-    """Architecture -> network with random weights; each is built once."""
+    """Function from architecture to a network with random weights, which is built once."""
     built = {}
 
     def network(architecture: str) -> keras.Model:
@@ -79,81 +79,82 @@ def networks():
 
 @pytest.fixture(scope="module")
 def weights(networks, tmp_path_factory):
-    """Architecture -> folders with its weights under our name and under Keras's."""
-    written = {}
+    """Function from architecture to two folders with its weights: under the preferred name and under Keras's name."""
+    saved = {}
 
     def folders(architecture: str) -> tuple[Path, Path]:
-        if architecture not in written:
-            ours, theirs = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("theirs")
-            networks(architecture).save_weights(ours / f"{architecture}_notop.weights.h5")
-            save_as_keras(networks(architecture), theirs / ARCHITECTURES[architecture].keras_weights)
-            written[architecture] = ours, theirs
-        return written[architecture]
+        if architecture not in saved:
+            preferred, keras_folder = tmp_path_factory.mktemp("preferred"), tmp_path_factory.mktemp("keras")
+            networks(architecture).save_weights(preferred / f"{architecture}_notop.weights.h5")
+            save_in_keras_format(networks(architecture), keras_folder / ARCHITECTURES[architecture].keras_weights)
+            saved[architecture] = preferred, keras_folder
+        return saved[architecture]
 
     return folders
 
 
 @pytest.fixture
 def download(monkeypatch):
-    """Replaces Keras's download by `answer(file name)`."""
+    """Function that replaces the download of Keras by `get_path(file name)`."""
 
-    def replace(answer):
-        monkeypatch.setattr(file_utils, "get_file", lambda name, *_, **__: answer(name))
+    def replace(get_path):
+        monkeypatch.setattr(file_utils, "get_file", lambda name, *_, **__: get_path(name))
 
     return replace
 
 
 @pytest.mark.parametrize("architecture", ALL)
-def test_a_photo_is_prepared_as_the_architecture_was_trained(networks, architecture):
+def test_photos_are_preprocessed_as_in_keras_applications(networks, architecture):
     network = networks(architecture)
     module = importlib.import_module(f"keras.applications.{ARCHITECTURES[architecture].module}")
-    pictures = [photo(seed)[0] for seed in range(2)]
-    embedded = embedder(network, architecture, SIDE).embed(tf.constant(list(map(framed, pictures))))["embedding"]
-    pixels = np.stack(pictures).astype(np.float32)
-    wanted = network(module.preprocess_input(pixels.copy()), training=False).numpy()
-    assert distance(embedded, wanted) < 1e-3
-    assert distance(wanted[::-1], wanted) > 0.01
-    if architecture in CHEAP:
-        assert distance(network(pixels, training=False), wanted) > 0.1
+    images = [noise_photo(seed)[0] for seed in range(2)]
+    files = tf.constant(list(map(with_border, images)))
+    embedded = build_embedder(network, architecture, SIDE).embed(files)["embedding"]
+    pixels = np.stack(images).astype(np.float32)
+    expected = network(module.preprocess_input(pixels.copy()), training=False).numpy()
+    assert distance(embedded, expected) < 1e-3
+    assert distance(expected[::-1], expected) > 0.01
+    if architecture in FAST:
+        assert distance(network(pixels, training=False), expected) > 0.1
 
 
-def test_a_photo_of_the_right_size_keeps_its_pixels_inside_the_border_and_any_other_is_averaged_down():
-    pixels, _ = photo(0)
-    data = framed(pixels)
+def test_decoding_crops_the_border_and_resizes_with_antialiasing():
+    pixels, _ = noise_photo(0)
+    data = with_border(pixels)
     np.testing.assert_array_equal(decode_photos(tf.constant([data]), SIDE)[0], pixels)
-    _, large = photo(1, (SIDE * 9, SIDE * 6))
+    _, large = noise_photo(1, (SIDE * 9, SIDE * 6))
     small = decode_photos(tf.constant([data, large]), SIDE).numpy()
     assert small.shape == (2, SIDE, SIDE, 3)
-    # Noise reduced to an ninth and a sixth has nearly no contrast left; without antialiasing it would keep all of it.
+    # Noise that is reduced to a ninth and a sixth loses nearly all contrast; without antialiasing it would keep it.
     assert small[0].std() > 60
     assert small[1].std() < 20
     assert small[1].mean() == pytest.approx(127.5, abs=2)
 
 
 @pytest.mark.parametrize("size", [(3 * 82, 82), (82, 3 * 82)], ids=["wide", "high"])
-def test_of_a_long_photo_the_central_square_is_seen(size):
-    pixels, _ = photo(0, size)
-    square = np.array(Image.open(io.BytesIO(framed(photo(1)[0]))))
+def test_decoding_crops_long_photos_to_the_central_square(size):
+    pixels, _ = noise_photo(0, size)
+    square = np.array(Image.open(io.BytesIO(with_border(noise_photo(1)[0]))))
     top, left = (size[1] - len(square)) // 2, (size[0] - len(square)) // 2
     pixels[top : top + len(square), left : left + len(square)] = square
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    np.testing.assert_array_equal(decode_photos(tf.constant([buffer.getvalue()]), SIDE)[0], photo(1)[0])
+    np.testing.assert_array_equal(decode_photos(tf.constant([buffer.getvalue()]), SIDE)[0], noise_photo(1)[0])
 
 
-def test_jpeg_and_png_of_the_same_picture_are_decoded_alike():
+def test_jpeg_and_png_of_one_image_decode_to_similar_pixels():
     smooth = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
     files = []
-    for kind in ("PNG", "JPEG"):
+    for image_format in ("PNG", "JPEG"):
         buffer = io.BytesIO()
-        smooth.save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+        smooth.save(buffer, image_format, **({"quality": 95} if image_format == "JPEG" else {}))
         files.append(buffer.getvalue())
     png, jpeg = decode_photos(tf.constant(files), SIDE).numpy()
     assert np.abs(png - jpeg).max() <= 4
 
 
-@pytest.mark.parametrize("architecture", CHEAP)
-def test_random_weights_are_the_same_for_the_same_seed_and_differ_for_another(networks, architecture):
+@pytest.mark.parametrize("architecture", FAST)
+def test_random_weights_depend_only_on_the_seed(networks, architecture):
     assert_same_weights(networks(architecture), build_network(architecture, "random", SIDE, seed=3))
     other = build_network(architecture, "random", SIDE, seed=4)
     kernels = [v.numpy() for v in other.variables if "kernel" in v.path]
@@ -162,16 +163,16 @@ def test_random_weights_are_the_same_for_the_same_seed_and_differ_for_another(ne
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_are_found_under_our_name_first_and_then_under_that_of_keras(architecture, tmp_path):
-    ours, theirs = weight_file_names(architecture)
-    (tmp_path / theirs).write_bytes(b"")
-    assert find_weights(architecture, str(tmp_path)) == str(tmp_path / theirs)
-    (tmp_path / ours).write_bytes(b"")
-    assert find_weights(architecture, str(tmp_path)) == str(tmp_path / ours)
+def test_find_weights_prefers_the_short_name_to_the_name_of_keras(architecture, tmp_path):
+    preferred, keras_name = weight_file_names(architecture)
+    (tmp_path / keras_name).write_bytes(b"")
+    assert find_weights(architecture, str(tmp_path)) == str(tmp_path / keras_name)
+    (tmp_path / preferred).write_bytes(b"")
+    assert find_weights(architecture, str(tmp_path)) == str(tmp_path / preferred)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_missing_weights_are_named_by_both_file_names(architecture, tmp_path):
+def test_error_for_missing_weights_has_both_file_names(architecture, tmp_path):
     for other in set(ARCHITECTURES) - {architecture}:
         (tmp_path / weight_file_names(other)[0]).write_bytes(b"")
     with pytest.raises(WeightsError) as caught:
@@ -180,16 +181,16 @@ def test_missing_weights_are_named_by_both_file_names(architecture, tmp_path):
         assert part in str(caught.value)
 
 
-def test_a_folder_of_weights_for_a_backbone_whose_weights_shall_be_random_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="holds ImageNet weights, but weights=random"):
+def test_weights_dir_with_random_weights_is_rejected(tmp_path):
+    with pytest.raises(WeightsError, match="not used with weights=random"):
         weights_source("xception", "random", str(tmp_path))
     assert weights_source("xception", "random", "") == "random"
 
 
-@pytest.mark.parametrize("whose", [0, 1], ids=["ours", "keras"])
-@pytest.mark.parametrize("architecture", CHEAP)
-def test_a_weights_file_gives_its_weights_whatever_the_seed(networks, weights, architecture, whose):
-    path = find_weights(architecture, str(weights(architecture)[whose]))
+@pytest.mark.parametrize("folder", [0, 1], ids=["preferred", "keras"])
+@pytest.mark.parametrize("architecture", FAST)
+def test_weights_file_determines_the_weights_for_any_seed(networks, weights, architecture, folder):
+    path = find_weights(architecture, str(weights(architecture)[folder]))
     assert_same_weights(build_network(architecture, path, SIDE, seed=9), networks(architecture))
 
 
@@ -198,29 +199,29 @@ def test_a_weights_file_gives_its_weights_whatever_the_seed(networks, weights, a
     [
         ("xception_notop.weights.h5", "of another architecture"),
         (ARCHITECTURES["xception"].keras_weights, "of another architecture"),
-        ("xception_notop.weights.h5", "in the other format"),
-        ("xception_notop.weights.h5", "cut short"),
+        ("xception_notop.weights.h5", "in the wrong format"),
+        ("xception_notop.weights.h5", "truncated"),
         ("xception_notop.weights.h5", "text"),
         (ARCHITECTURES["xception"].keras_weights, "text"),
     ],
 )
-def test_a_file_that_does_not_hold_the_weights_is_named(weights, tmp_path, name, content):
+def test_error_for_an_invalid_weights_file_has_its_path(weights, tmp_path, name, content):
     path = tmp_path / name
     if content == "of another architecture":
         path.write_bytes(next(weights("resnet50")[not name.endswith(".weights.h5")].iterdir()).read_bytes())
-    elif content == "in the other format":
+    elif content == "in the wrong format":
         path.write_bytes(next(weights("xception")[1].iterdir()).read_bytes())
-    elif content == "cut short":
+    elif content == "truncated":
         path.write_bytes(next(weights("xception")[0].iterdir()).read_bytes()[:1_000_000])
     else:
         path.write_text("404: not found")
     with pytest.raises(WeightsError) as caught:
         build_network("xception", str(path), SIDE, seed=0)
-    assert str(caught.value).startswith(f"{path}: not the weights of xception")
+    assert str(caught.value).startswith(f"{path}: not a weights file of xception")
 
 
-@pytest.mark.parametrize("architecture", CHEAP)
-def test_without_internet_the_message_says_how_to_bring_the_weights(download, architecture):
+@pytest.mark.parametrize("architecture", FAST)
+def test_error_for_a_failed_download_explains_weights_dir(download, architecture):
     def fail(name):
         raise Exception(
             f"URL fetch failure on https://storage.googleapis.com/{name}: None -- Name or service not known"
@@ -233,34 +234,34 @@ def test_without_internet_the_message_says_how_to_bring_the_weights(download, ar
         assert part in str(caught.value)
 
 
-def test_another_failure_than_the_download_is_not_taken_for_it(download):
+def test_errors_other_than_failed_downloads_are_not_converted(download):
     def fail(name):
-        raise MemoryError("no room")
+        raise MemoryError("out of memory")
 
     download(fail)
-    with pytest.raises(MemoryError, match="no room"):
+    with pytest.raises(MemoryError, match="out of memory"):
         build_network("resnet50", "imagenet", SIDE, seed=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_from_a_folder_give_the_embeddings_of_the_same_weights_downloaded(
+def test_weights_from_a_folder_and_downloaded_weights_give_equal_embeddings(
     download, monkeypatch, tmp_path, architecture
 ):
     if architecture == "efficientnetb7":
         smallest = ARCHITECTURES[architecture]._replace(builder="EfficientNetB0")
         monkeypatch.setitem(ARCHITECTURES, architecture, smallest)
     path = tmp_path / ARCHITECTURES[architecture].keras_weights
-    save_as_keras(build_network(architecture, "random", SIDE, seed=3), path)
+    save_in_keras_format(build_network(architecture, "random", SIDE, seed=3), path)
     download(lambda name: str(path))
-    pixels = tf.constant(photo(0)[0][None], tf.float32)
+    pixels = tf.constant(noise_photo(0)[0][None], tf.float32)
     downloaded = build_network(architecture, "imagenet", SIDE, seed=0)(pixels, training=False)
-    brought = build_network(architecture, str(path), SIDE, seed=0)(pixels, training=False)
-    assert distance(brought, downloaded) < 1e-3
+    from_folder = build_network(architecture, str(path), SIDE, seed=0)(pixels, training=False)
+    assert distance(from_folder, downloaded) < 1e-3
 
 
 @pytest.fixture(scope="module")
-def written(weights, tmp_path_factory):
-    """What the component writes for Xception from a weights file, and its artifact."""
+def backbone(weights, tmp_path_factory):
+    """Artifact of the component for Xception with a weights file, and the directory of its SavedModel."""
     model = Model()
     model.uri = str(tmp_path_factory.mktemp("backbone"))
     Backbone.test_call(
@@ -276,25 +277,25 @@ def written(weights, tmp_path_factory):
     return model, Path(model.uri) / "Format-Serving"
 
 
-def test_the_saved_model_holds_each_variable_once(written, networks):
-    _, path = written
+def test_saved_model_has_each_variable_once(backbone, networks):
+    _, path = backbone
     size = sum(variable.numpy().nbytes for variable in networks("xception").variables)
     data = sum(file.stat().st_size for file in (path / "variables").glob("variables.data-*"))
     assert size <= data < 1.01 * size
 
 
-def test_the_saved_model_embeds_photos_of_any_size_as_the_network_does(written, networks):
-    _, path = written
+def test_saved_model_embeds_photos_of_any_size_like_the_network(backbone, networks):
+    _, path = backbone
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
-    files = tf.constant([photo(0)[1], photo(1, (100, 40))[1], photo(2, (8, 8))[1]])
+    files = tf.constant([noise_photo(0)[1], noise_photo(1, (100, 40))[1], noise_photo(2, (8, 8))[1]])
     embedded = signature(image_bytes=files)["embedding"]
-    wanted = embedder(networks("xception"), "xception", SIDE).embed(files)["embedding"]
+    expected = build_embedder(networks("xception"), "xception", SIDE).embed(files)["embedding"]
     assert embedded.shape == (3, 2048)
-    assert distance(embedded, wanted) < 1e-3
+    assert distance(embedded, expected) < 1e-3
 
 
-def test_the_record_says_what_the_backbone_is_made_of(written, networks):
-    model, path = written
+def test_record_describes_the_backbone(backbone, networks):
+    model, path = backbone
     record = json.loads((path / "assets.extra" / "backbone.json").read_text())
     digest = record.pop("weights_digest")
     assert record == {

@@ -1,4 +1,4 @@
-"""Which candidate wins on eval."""
+"""Selection of the winner among the candidates."""
 
 import itertools
 
@@ -12,28 +12,28 @@ EFFICIENTNET = {"backbone": "efficientnetb7", "eval_accuracy": 0.85, "parameters
 
 
 @pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, {**RESNET50, "eval_accuracy": 0.7}, EFFICIENTNET]))
-def test_the_most_accurate_wins_whatever_its_size_or_place(rows):
+def test_most_accurate_candidate_wins_regardless_of_size_and_order(rows):
     winner, reason = select(list(rows), "most_accurate")
     assert winner == "efficientnetb7"
     assert "most accurate" in reason
-    assert "0.850, before xception with 0.800" in reason
+    assert "0.850, ahead of xception with 0.800" in reason
 
 
 @pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, RESNET50, EFFICIENTNET]))
-def test_of_equally_accurate_ones_the_smaller_wins(rows):
+def test_smaller_of_equally_accurate_candidates_wins(rows):
     winner, reason = select(list(rows), "most_accurate")
     assert winner == "resnet50"
     assert reason == "as accurate on eval as efficientnetb7 (0.850), with fewer parameters"
 
 
-def test_a_single_candidate_wins_and_the_reason_says_so():
+def test_single_candidate_wins_with_its_own_reason():
     assert select([XCEPTION], "smaller_within_interval") == ("xception", "the only candidate")
 
 
 @pytest.mark.parametrize(
     ("low", "winner"), [(0.86, "efficientnetb7"), (0.85, "resnet50"), (0.801, "resnet50"), (0.80, "xception")]
 )
-def test_the_smallest_within_the_interval_of_the_most_accurate_wins(low, winner):
+def test_smallest_candidate_within_the_interval_wins(low, winner):
     best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [low, 0.95]}
     for rows in itertools.permutations([XCEPTION, RESNET50, best]):
         chosen, reason = select(list(rows), "smaller_within_interval")
@@ -41,10 +41,10 @@ def test_the_smallest_within_the_interval_of_the_most_accurate_wins(low, winner)
         assert "efficientnetb7" in reason or "most accurate" in reason
 
 
-def test_the_reason_tells_the_interval_the_sizes_and_both_accuracies():
+def test_reason_has_interval_size_and_both_accuracies():
     best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [0.8, 0.95]}
     _, reason = select([best, XCEPTION, RESNET50], "smaller_within_interval")
     assert reason == (
-        "the smallest, with 20.9 million parameters, of the 3 whose accuracy on eval lies in the 95 % interval of the "
-        "most accurate one (efficientnetb7: 0.900, 0.800 to 0.950): 0.800"
+        "the smallest (20.9 million parameters) of the 3 candidates whose accuracy on eval is within the 95 % interval "
+        "of the most accurate one: 0.800; efficientnetb7 has 0.900 (95 % interval 0.800 to 0.950)"
     )

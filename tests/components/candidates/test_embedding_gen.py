@@ -1,4 +1,4 @@
-"""Each photo of train and eval goes through the backbone once, and its embedding is the backbone's answer."""
+"""EmbeddingGen embeds each photo of train and eval exactly once."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ PHOTOS = {"train": 11, "eval": 6}
 
 
 class LengthBackbone(tf.Module):
-    """A backbone whose embedding of a photo is the length of its bytes, twice."""
+    """A backbone that embeds a photo as its number of bytes and twice that number."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def embed(self, image_bytes):
@@ -41,7 +41,7 @@ def write_examples(examples: Examples) -> None:
         examples.set_int_custom_property(f"photos_{split}", count)
 
 
-def test_each_photo_passes_once_in_bounded_batches_and_keeps_its_own_embedding(tmp_path, monkeypatch):
+def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkeypatch):
     examples, backbone, embeddings, schema = Examples(), Model(), Examples(), Schema()
     for name, artifact in {"e": examples, "b": backbone, "o": embeddings, "s": schema}.items():
         artifact.uri = str(tmp_path / name)
@@ -49,16 +49,16 @@ def test_each_photo_passes_once_in_bounded_batches_and_keeps_its_own_embedding(t
     module, path = LengthBackbone(), path_utils.serving_model_dir(backbone.uri)
     tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
     write_json(path, BACKBONE_RECORD_FILE, {"embedding_size": 2})
-    passed, batches = Counter(), []
-    infer = BackboneHandler.run_inference
+    embedded, batches = Counter(), []
+    run_inference = BackboneHandler.run_inference
 
-    def count(self, batch, model, inference_args=None):
+    def count_photos(self, batch, model, inference_args=None):
         batches.append(len(batch))
         for _, example in batch:
-            passed[tf.train.Example.FromString(example).features.feature["path"].bytes_list.value[0]] += 1
-        return infer(self, batch, model, inference_args)
+            embedded[tf.train.Example.FromString(example).features.feature["path"].bytes_list.value[0]] += 1
+        return run_inference(self, batch, model, inference_args)
 
-    monkeypatch.setattr(BackboneHandler, "run_inference", count)
+    monkeypatch.setattr(BackboneHandler, "run_inference", count_photos)
     EmbeddingGen.test_call(
         examples=examples,
         backbone=backbone,
@@ -69,7 +69,7 @@ def test_each_photo_passes_once_in_bounded_batches_and_keeps_its_own_embedding(t
         code_digest="",
         beam_pipeline=beam.Pipeline(argv=load("demo").beam.pipeline_args()),
     )
-    assert passed == Counter(f"{split}{n}".encode() for split, count in PHOTOS.items() for n in range(count))
+    assert embedded == Counter(f"{split}{n}".encode() for split, count in PHOTOS.items() for n in range(count))
     assert max(batches) <= BATCH
     for split in SPLITS:
         folder = artifact_utils.get_split_uri([embeddings], split)

@@ -1,4 +1,4 @@
-"""The served model is its backbones and its head: the same answers, whether from photos or from embeddings."""
+"""The served model combines backbones and a head; photos and their embeddings give equal predictions."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from components import saved_model
 from components.candidates.served_model import ServedModel
-from components.file_names import BACKBONE_RECORD_FILE as BACKBONE_RECORD_FILE
+from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
 from serving.model_files import MODEL_RECORD_FILE, read_record
 
@@ -15,7 +15,7 @@ PHOTOS = [tf.io.encode_jpeg(tf.fill([height, 9, 3], tf.constant(90, tf.uint8))).
 
 
 class Backbone(tf.Module):
-    """The embedding of a photo: `size` powers of the length of its bytes."""
+    """A backbone whose embedding has the first `size` powers of the scaled number of bytes of the photo."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -41,15 +41,15 @@ class Head(tf.Module):
             return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")])
-        def label(breed):
+        def encode_labels(breed):
             return {"label": tf.argmax(tf.cast(breed[:, tf.newaxis] == BREEDS, tf.int64), axis=1)}
 
-        self.endpoints = {"classify_embedding": classify, "transform_labels": label}
+        self.endpoints = {"classify_embedding": classify, "transform_labels": encode_labels}
 
 
 @pytest.fixture
-def parts(tmp_path):
-    """Writes backbones of given sizes and a head for them; their directories."""
+def write_saved_models(tmp_path):
+    """Function that writes backbones with the given embedding sizes and a head; returns their directories."""
 
     def write(*sizes: int, head_size: int | None = None) -> tuple[list[str], str]:
         paths = []
@@ -76,29 +76,29 @@ def parts(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 3)])
-def test_a_photo_gets_the_answer_that_the_head_gives_for_its_embeddings(parts, tmp_path, sizes):
-    backbones, head = parts(*sizes)
+def test_photos_and_their_embeddings_give_equal_predictions(write_saved_models, tmp_path, sizes):
+    backbones, head = write_saved_models(*sizes)
     ServedModel(backbones, head, top_k=2).save(str(tmp_path / "served"), "catbreeds")
     model = tf.saved_model.load(str(tmp_path / "served"))
     photos = tf.constant(PHOTOS)
     modules, classifier = [Backbone(size) for size in sizes], Head(sum(sizes))
     embeddings = tf.concat([module.embed(photos)["embedding"] for module in modules], axis=1)
-    wanted = classifier.endpoints["classify_embedding"](embeddings)
+    expected = classifier.endpoints["classify_embedding"](embeddings)
     served = model.signatures["serving_default"](image_bytes=photos)
-    np.testing.assert_allclose(served["probabilities"], wanted["probabilities"], atol=1e-6)
+    np.testing.assert_allclose(served["probabilities"], expected["probabilities"], atol=1e-6)
     assert [name.decode() for name in served["breeds"].numpy()[2]] == BREEDS
     by_embedding = model.signatures["classify_embedding"](embedding=embeddings)
-    np.testing.assert_allclose(by_embedding["probabilities"], wanted["probabilities"], atol=1e-6)
+    np.testing.assert_allclose(by_embedding["probabilities"], expected["probabilities"], atol=1e-6)
     top = model.signatures["top_k"](image_bytes=photos)
     assert top["probabilities"].shape == (3, 2)
-    order = np.argsort(-wanted["probabilities"].numpy(), axis=1)[:, :2]
+    order = np.argsort(-expected["probabilities"].numpy(), axis=1)[:, :2]
     assert [[name.decode() for name in row] for row in top["breeds"].numpy()] == [[BREEDS[i] for i in r] for r in order]
     labels = model.signatures["transform_labels"](breed=tf.constant(["Van", "Rex"]))["label"]
     assert labels.numpy().tolist() == [2, 0]
 
 
-def test_the_record_of_several_backbones_reads_like_that_of_one(parts, tmp_path):
-    backbones, head = parts(2, 3)
+def test_record_of_several_backbones_has_the_keys_of_one(write_saved_models, tmp_path):
+    backbones, head = write_saved_models(2, 3)
     ServedModel(backbones, head, top_k=5).save(str(tmp_path / "served"), "catbreeds")
     record = read_record(tmp_path / "served")
     assert record["backbone"]["architecture"] == "toy0+toy1"
@@ -109,8 +109,8 @@ def test_the_record_of_several_backbones_reads_like_that_of_one(parts, tmp_path)
     assert len(record["model_digest"]) == 64
 
 
-def test_another_backbone_is_another_recipe(parts, tmp_path):
-    backbones, head = parts(2, 2, head_size=2)
+def test_model_digest_depends_on_the_backbone(write_saved_models, tmp_path):
+    backbones, head = write_saved_models(2, 2, head_size=2)
     digests = set()
     for number, backbone in enumerate(backbones):
         ServedModel([backbone], head, top_k=5).save(str(tmp_path / str(number)), "catbreeds")
@@ -118,12 +118,12 @@ def test_another_backbone_is_another_recipe(parts, tmp_path):
     assert len(digests) == 2
 
 
-def test_a_head_of_other_backbones_is_refused(parts):
-    backbones, head = parts(2, head_size=3)
-    with pytest.raises(ValueError, match="classifies embeddings of 3 numbers, the backbones give 2"):
+def test_head_with_another_embedding_size_is_rejected(write_saved_models):
+    backbones, head = write_saved_models(2, head_size=3)
+    with pytest.raises(ValueError, match="takes embeddings of length 3, but the backbones return 2"):
         ServedModel(backbones, head, top_k=5)
 
 
-def test_latency_is_measured_in_milliseconds(parts):
-    backbones, head = parts(2)
+def test_latency_is_in_milliseconds(write_saved_models):
+    backbones, head = write_saved_models(2)
     assert 0 < ServedModel(backbones, head, top_k=5).latency_ms() < 10_000

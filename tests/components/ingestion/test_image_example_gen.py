@@ -1,4 +1,4 @@
-"""Photos become examples: every good one once, every other file named, and none moves when others come."""
+"""ImageExampleGen: every valid photo is in one split, other files are reported, and new photos move no others."""
 
 import json
 import math
@@ -17,15 +17,15 @@ from components import progress
 from components.artifacts import IngestReport
 from components.ingestion import image_example_gen
 from components.ingestion.image_example_gen import ImageExampleGen
-from components.ingestion.splits import SPLITS, split_of
+from components.ingestion.splits import SPLITS, assign_split
 from pipeline.datasets.defects import write_defects
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.settings import load
 from serving.photo import normalise
 
 
-class Ingested(NamedTuple):
-    """What the component wrote."""
+class IngestResult(NamedTuple):
+    """Output of the component."""
 
     examples: Examples
     report: dict
@@ -41,7 +41,7 @@ class Ingested(NamedTuple):
         return {row["path"]: row["split"] for row in self.rows if "split" in row}
 
 
-def ingest(data: Path, out: Path, **changes) -> Ingested:
+def ingest(data: Path, out: Path, **changes) -> IngestResult:
     examples, report = Examples(), IngestReport()
     examples.uri, report.uri = str(out / "examples"), str(out / "report")
     settings = {
@@ -56,63 +56,65 @@ def ingest(data: Path, out: Path, **changes) -> Ingested:
         examples, report, data=str(data), data_digest="", code_digest="", **{**settings, **changes}, **with_beam
     )
     rows = [json.loads(line) for line in (out / "report" / "photos.jsonl").read_text().splitlines()]
-    return Ingested(examples, json.loads((out / "report" / "report.json").read_text()), rows)
+    return IngestResult(examples, json.loads((out / "report" / "report.json").read_text()), rows)
 
 
-def deal(content_hash: str) -> str:
-    return split_of(content_hash, 0.5, 0.25, 0)
+def split_of(content_hash: str) -> str:
+    return assign_split(content_hash, 0.5, 0.25, 0)
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """13 good photos: 6 of each of two breeds, and one of a third whose name is no ASCII."""
-    folder = tmp_path_factory.mktemp("good")
+def valid_photos(tmp_path_factory):
+    """13 valid photos: 6 of each of two breeds, and one of a third breed with a non-ASCII name."""
+    folder = tmp_path_factory.mktemp("valid")
     write_sample_data(folder, breeds=2, photos=6)
-    other, _ = write_sample_data(folder.parent / "other", breeds=2, photos=1, first=50)
+    other, _ = write_sample_data(folder.parent / "other", breeds=2, photos=1, offset=50)
     (folder / "Größe 1").mkdir()
     shutil.copy(other, folder / "Größe 1" / "a b.JPG")
     return folder
 
 
 @pytest.fixture(scope="module")
-def mixed(good, tmp_path_factory):
-    """The good photos among a bad file of every kind, ingested."""
-    folder = shutil.copytree(good, tmp_path_factory.mktemp("mixed") / "photos")
-    defects = write_defects(folder, sorted(folder.rglob("*_000*.*")), deal)
+def mixed(valid_photos, tmp_path_factory):
+    """The valid photos and an unusable file of every kind, ingested."""
+    folder = shutil.copytree(valid_photos, tmp_path_factory.mktemp("mixed") / "photos")
+    defects = write_defects(folder, sorted(folder.rglob("*_000*.*")), split_of)
     return folder, ingest(folder, folder.parent), defects
 
 
-def test_every_good_photo_is_there_once_over_the_splits_with_its_breed(mixed, good):
+def test_every_valid_photo_is_in_exactly_one_split_with_its_breed(mixed, valid_photos):
     _, result, _ = mixed
-    found = [feature for split in SPLITS for feature in result.features(split)]
-    wanted = {path.relative_to(good).as_posix(): normalise(path.read_bytes()) for path in good.rglob("*.*")}
-    assert sorted(f["path"].decode() for f in found) == sorted(wanted)
-    for feature in found:
+    features = [feature for split in SPLITS for feature in result.features(split)]
+    expected = {
+        path.relative_to(valid_photos).as_posix(): normalise(path.read_bytes()) for path in valid_photos.rglob("*.*")
+    }
+    assert sorted(f["path"].decode() for f in features) == sorted(expected)
+    for feature in features:
         path = feature["path"].decode()
         assert feature.keys() == {"image_bytes", "breed", "path", "content_hash", "width", "height"}
         assert feature["breed"].decode() == path.split("/")[0]
-        assert feature["image_bytes"] == wanted[path].data
-        assert feature["content_hash"].decode() == wanted[path].digest
-        assert (feature["width"], feature["height"]) == (wanted[path].width, wanted[path].height)
+        assert feature["image_bytes"] == expected[path].data
+        assert feature["content_hash"].decode() == expected[path].digest
+        assert (feature["width"], feature["height"]) == (expected[path].width, expected[path].height)
 
 
-def test_the_photos_lie_in_the_split_that_the_report_says(mixed):
+def test_the_photos_are_in_the_split_of_the_report(mixed):
     _, result, _ = mixed
     assert artifact_utils.decode_split_names(result.examples.split_names) == list(SPLITS)
     for split in SPLITS:
         paths = {feature["path"].decode() for feature in result.features(split)}
-        assert paths == {path for path, where in result.splits().items() if where == split}
+        assert paths == {path for path, assigned in result.splits().items() if assigned == split}
         assert result.examples.get_int_custom_property(f"photos_{split}") == len(paths)
 
 
-def test_every_bad_file_is_named_with_its_kind_and_a_reason_and_hidden_ones_are_ignored(mixed):
+def test_every_unusable_file_is_reported_with_kind_and_reason_and_hidden_files_are_ignored(mixed):
     folder, result, defects = mixed
-    wanted = {defect.path.relative_to(folder).as_posix(): defect.kind for defect in defects}
-    assert {row["path"]: row["kind"] for row in result.report["left_out"]} == wanted
+    expected = {defect.path.relative_to(folder).as_posix(): defect.kind for defect in defects}
+    assert {row["path"]: row["kind"] for row in result.report["left_out"]} == expected
     assert all(row["reason"] for row in result.report["left_out"])
 
 
-def test_duplicates_name_the_photo_that_stays(mixed):
+def test_duplicates_name_the_photo_that_is_kept(mixed):
     _, result, defects = mixed
     likes = {row["path"]: row["like"] for row in result.rows if "like" in row}
     assert len(likes) == sum(d.kind in ("duplicate", "near_duplicate", "label_conflict") for d in defects)
@@ -127,26 +129,26 @@ def test_the_report_counts_photos_by_breed_and_split(mixed):
     assert (result.report["files"], result.report["photos"]) == (13 + len(defects), 13)
     counts = {breed: sum(splits.values()) for breed, splits in result.report["breeds"].items()}
     assert counts == {"Größe 1": 1, "Harbor Grey": 6, "Mosscoat": 6}
-    tally = Counter((path.split("/")[0], split) for path, split in result.splits().items())
-    assert {(b, s): n for b, splits in result.report["breeds"].items() for s, n in splits.items() if n} == tally
+    split_counts = Counter((path.split("/")[0], split) for path, split in result.splits().items())
+    assert {(b, s): n for b, splits in result.report["breeds"].items() for s, n in splits.items() if n} == split_counts
 
 
-def test_nothing_but_examples_and_report_is_left_behind(mixed):
+def test_only_examples_and_report_are_left(mixed):
     folder, result, _ = mixed
     files = {path.name for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents}
     assert {name for name in files if not name.startswith("data_tfrecord")} == {"photos.jsonl", "report.json"}
     assert result.report["files"] == len(result.rows)
 
 
-def test_a_split_without_photos_has_a_file_all_the_same(good, tmp_path):
-    result = ingest(good, tmp_path, train=1.0, eval=0.0)
+def test_an_empty_split_has_a_file(valid_photos, tmp_path):
+    result = ingest(valid_photos, tmp_path, train=1.0, eval=0.0)
     assert [len(result.features(split)) for split in SPLITS] == [13, 0, 0]
     assert all(list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS)
 
 
-def test_many_photos_go_to_many_files(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_example_gen, "_PHOTOS_A_FILE", 2)
-    result = ingest(shutil.make_archive(str(tmp_path / "photos"), "gztar", good), tmp_path)
+def test_many_photos_are_written_to_several_files(valid_photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_example_gen, "_EXAMPLES_PER_FILE", 2)
+    result = ingest(shutil.make_archive(str(tmp_path / "photos"), "gztar", valid_photos), tmp_path)
     files = [list((tmp_path / "examples" / f"Split-{split}").iterdir()) for split in SPLITS]
     photos = [len(result.features(split)) for split in SPLITS]
     assert [len(paths) for paths in files] == [math.ceil(count / 2) for count in photos]
@@ -154,18 +156,18 @@ def test_many_photos_go_to_many_files(good, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
-def test_an_archive_gives_what_its_folder_gives(mixed, tmp_path, kind):
+def test_an_archive_gives_the_same_result_as_its_folder(mixed, tmp_path, kind):
     folder, result, _ = mixed
     shutil.copytree(folder, tmp_path / "data" / "Cats" / "photos", ignore=shutil.ignore_patterns("moved_away.jpg"))
     archive = shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "data")
-    unpacked = ingest(archive, tmp_path)
-    splits = {path.removeprefix("Cats/photos/"): split for path, split in unpacked.splits().items()}
+    from_archive = ingest(archive, tmp_path)
+    splits = {path.removeprefix("Cats/photos/"): split for path, split in from_archive.splits().items()}
     assert splits == result.splits()
-    assert unpacked.report["breeds"] == result.report["breeds"]
-    assert len(unpacked.report["left_out"]) == len(result.report["left_out"]) - 1
+    assert from_archive.report["breeds"] == result.report["breeds"]
+    assert len(from_archive.report["left_out"]) == len(result.report["left_out"]) - 1
 
 
-def test_data_without_one_good_photo_is_reported_like_any_other(tmp_path):
+def test_data_without_valid_photos_gives_a_report(tmp_path):
     (tmp_path / "data" / "Manx").mkdir(parents=True)
     (tmp_path / "data" / "Manx" / "cat.jpg").write_text("no photo")
     report = ingest(tmp_path / "data", tmp_path).report
@@ -174,10 +176,10 @@ def test_data_without_one_good_photo_is_reported_like_any_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_good_photos_are_kept_and_all_bad_ones_named_also_when_others_come(tmp_path):
+def test_a_thousand_valid_photos_are_kept_and_new_photos_change_no_other_result(tmp_path):
     data = tmp_path / "photos"
     photos = write_sample_data(data, breeds=5, photos=200)
-    defects = write_defects(data, photos, deal, copies=9)
+    defects = write_defects(data, photos, split_of, copies=9)
     assert len(defects) == 191
     first = ingest(data, tmp_path / "first")
     assert {row["path"]: row["kind"] for row in first.report["left_out"]} == {
@@ -185,35 +187,35 @@ def test_a_thousand_good_photos_are_kept_and_all_bad_ones_named_also_when_others
     }
     assert first.splits().keys() == {path.relative_to(data).as_posix() for path in photos}
 
-    write_sample_data(data, breeds=5, photos=100, first=200)
+    write_sample_data(data, breeds=5, photos=100, offset=200)
     second = ingest(data, tmp_path / "second")
     assert len(second.splits()) == 1500
     assert second.report["left_out"] == first.report["left_out"]
     assert {path: second.splits()[path] for path in first.splits()} == first.splits()
 
 
-def test_photos_are_dealt_by_the_shares_and_anew_by_another_seed():
+def test_split_assignment_matches_the_shares_and_changes_with_the_seed():
     hashes = [f"{number:064x}" for number in range(4000)]
-    dealt = [split_of(content, 0.7, 0.1, 0) for content in hashes]
-    shares = Counter(dealt)
+    assigned = [assign_split(content, 0.7, 0.1, 0) for content in hashes]
+    shares = Counter(assigned)
     assert [shares[split] / 4000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
-    again = [split_of(content, 0.7, 0.1, 1) for content in hashes]
-    same = sum(a == b for a, b in zip(dealt, again, strict=True)) / 4000
+    with_other_seed = [assign_split(content, 0.7, 0.1, 1) for content in hashes]
+    same = sum(a == b for a, b in zip(assigned, with_other_seed, strict=True)) / 4000
     assert same == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.03)
 
 
-def test_large_photos_are_reduced(good, tmp_path):
-    result = ingest(good, tmp_path, max_side=64)
+def test_large_photos_are_resized(valid_photos, tmp_path):
+    result = ingest(valid_photos, tmp_path, max_side=64)
     sizes = [max(f["width"], f["height"]) for split in SPLITS for f in result.features(split)]
     assert sizes == [64] * 13
 
 
-def test_progress_is_told_photo_by_photo(good, tmp_path):
-    told = []
-    progress.listen(lambda *report: told.append(report))
+def test_progress_is_reported_for_each_photo(valid_photos, tmp_path):
+    reports = []
+    progress.set_listener(lambda *report: reports.append(report))
     try:
-        ingest(good, tmp_path)
+        ingest(valid_photos, tmp_path)
     finally:
-        progress.listen(None)
-    assert told[-1] == ("photos", 13, 13)
-    assert len(told) == 13
+        progress.set_listener(None)
+    assert reports[-1] == ("photos", 13, 13)
+    assert len(reports) == 13

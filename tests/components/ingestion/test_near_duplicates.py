@@ -1,4 +1,4 @@
-"""Copies of a photo are found by what they show, and what is left out depends on the photos alone."""
+"""FindDuplicates: copies are found by their pixels, and the result does not depend on the order of photos."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from components.ingestion.near_duplicates import KINDS, FindDuplicates, perceptu
 from pipeline.datasets.sample_data import BREEDS, draw_photo
 from pipeline.settings import load
 
-BITS = 48
+MAX_DISTANCE = 48
 COPIES = {
     "half size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "larger": lambda image: image.resize((image.width * 2, image.height * 2)),
@@ -32,31 +32,40 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer)
 
 
+def image_hash(image: Image.Image) -> bytes:
+    return perceptual_hash(image.convert("L"))
+
+
 def distance(a: bytes, b: bytes) -> int:
     return (int.from_bytes(a) ^ int.from_bytes(b)).bit_count()
 
 
-def found(photos: list[tuple]) -> list[dict]:
-    """What FindDuplicates says of (content, path, breed, rank, hash)."""
+def find_duplicates(photos: list[tuple]) -> list[dict]:
+    """Run FindDuplicates on photos given as (content hash, path, breed, rank of the split, perceptual hash)."""
     with tempfile.TemporaryDirectory() as folder:
         with beam.Pipeline(argv=load("demo").beam.pipeline_args()) as pipeline:
             keyed = pipeline | beam.Create([(photo[0], photo[1:]) for photo in photos])
-            _ = keyed | FindDuplicates(BITS) | beam.Map(json.dumps) | beam.io.WriteToText(f"{folder}/found")
+            _ = (
+                keyed
+                | FindDuplicates(MAX_DISTANCE)
+                | beam.Map(json.dumps)
+                | beam.io.WriteToText(f"{folder}/duplicates")
+            )
         rows = [json.loads(line) for path in Path(folder).iterdir() for line in path.read_text().splitlines()]
     return sorted(rows, key=lambda row: row["path"])
 
 
 @pytest.mark.parametrize("copy", COPIES)
-def test_a_copy_has_nearly_the_hash_of_its_photo(copy):
+def test_a_copy_has_a_hash_close_to_that_of_its_original(copy):
     for breed in BREEDS[:5]:
         image = draw_photo(breed, "copied")
-        assert distance(perceptual_hash(image), perceptual_hash(COPIES[copy](image))) <= BITS
+        assert distance(image_hash(image), image_hash(COPIES[copy](image))) <= MAX_DISTANCE
 
 
-def test_different_photos_have_hashes_far_apart():
-    hashes = [perceptual_hash(draw_photo(BREEDS[0], str(number))) for number in range(40)]
+def test_different_photos_have_distant_hashes():
+    hashes = [image_hash(draw_photo(BREEDS[0], str(number))) for number in range(40)]
     nearest = min(distance(a, b) for i, a in enumerate(hashes) for b in hashes[:i])
-    assert nearest > BITS + 12
+    assert nearest > MAX_DISTANCE + 12
 
 
 A, B = bytes(32), bytes([0, 7, *[0] * 30])  # 3 bits apart
@@ -64,7 +73,7 @@ FAR = bytes([255] * 32)
 
 
 @pytest.mark.parametrize(
-    ("photos", "left_out"),
+    ("photos", "duplicates"),
     [
         ([("x", "1", "Manx", 0, A), ("y", "2", "Manx", 0, FAR)], {}),
         ([("x", "2", "Manx", 0, A), ("x", "1", "Manx", 0, A)], {"2": ("duplicate", "1")}),
@@ -84,11 +93,20 @@ FAR = bytes([255] * 32)
             {"1": ("label_conflict", "3"), "2": ("duplicate", "1"), "3": ("label_conflict", "1")},
         ),
     ],
-    ids=["apart", "copy", "near in one split", "test near train", "test near eval", "two breeds", "near in two", "all"],
+    ids=[
+        "different",
+        "copy",
+        "near-duplicates in one split",
+        "near-duplicate in train",
+        "near-duplicate in eval",
+        "copy in two breeds",
+        "near-duplicate in two breeds",
+        "copies and near-duplicate in two breeds",
+    ],
 )
-def test_the_rules(photos, left_out):
-    assert {row["path"]: (row["kind"], row["like"]) for row in found(photos)} == left_out
-    assert found(photos[::-1]) == found(photos)
+def test_each_rule_gives_the_expected_kind(photos, duplicates):
+    assert {row["path"]: (row["kind"], row["like"]) for row in find_duplicates(photos)} == duplicates
+    assert find_duplicates(photos[::-1]) == find_duplicates(photos)
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
@@ -98,18 +116,21 @@ def test_the_rules(photos, left_out):
         max_size=12,
     )
 )
-def test_what_is_left_out_is_what_every_pair_says(drawn):
-    """Against the rules applied to all pairs. Pixels give the hash and the split, as they do in earnest."""
+def test_the_result_agrees_with_comparing_all_pairs(generated):
+    """The pixels determine hash and split, as in real data."""
 
-    def look(pixels: str, shift: int) -> bytes:
+    def synthetic_hash(pixels: str, shift: int) -> bytes:
         return bytes(["xyz".index(pixels) * 85] * 30 + [shift % 256, shift // 256])
 
-    photos = [(f"{p}{s}", str(i), breed, ("xyz".index(p) + s) % 3, look(p, s)) for i, (p, breed, s) in enumerate(drawn)]
-    wanted = {}
+    photos = [
+        (f"{p}{s}", str(i), breed, ("xyz".index(p) + s) % 3, synthetic_hash(p, s))
+        for i, (p, breed, s) in enumerate(generated)
+    ]
+    expected = {}
     for content, path, breed, rank, bits in photos:
         reasons = set()
         for other_content, other, other_breed, other_rank, other_bits in photos:
-            near = distance(bits, other_bits) <= BITS
+            near = distance(bits, other_bits) <= MAX_DISTANCE
             if near and breed != other_breed:
                 reasons.add("label_conflict")
             if near and breed == other_breed and rank > other_rank:
@@ -117,10 +138,10 @@ def test_what_is_left_out_is_what_every_pair_says(drawn):
             if content == other_content and breed == other_breed and other < path:
                 reasons.add("duplicate")
         if reasons:
-            wanted[path] = reasons
-    answers = {row["path"]: row["kind"] for row in found(photos)}
-    assert answers.keys() == wanted.keys()
-    for path, kind in answers.items():
-        assert kind in wanted[path]
-        if "duplicate" not in wanted[path]:
-            assert kind == min(wanted[path], key=KINDS.index)
+            expected[path] = reasons
+    kinds = {row["path"]: row["kind"] for row in find_duplicates(photos)}
+    assert kinds.keys() == expected.keys()
+    for path, kind in kinds.items():
+        assert kind in expected[path]
+        if "duplicate" not in expected[path]:
+            assert kind == min(expected[path], key=KINDS.index)

@@ -1,4 +1,4 @@
-"""RetrainGate: what ends a run early, and what does not."""
+"""RetrainGate: a run ends early if and only if a pushed version has the same inputs."""
 
 import json
 from pathlib import Path
@@ -30,13 +30,13 @@ PARAMETERS = {
 
 
 class Gate:
-    """Calls the component after an ingestion, before a registry."""
+    """Runs the component on an ingestion report and a registry."""
 
     def __init__(self, folder: Path):
         self.folder, self.registry, self.calls = folder, Registry(folder / "serving"), 0
 
     def __call__(self, photos: list[dict] = PHOTOS, **changed: str) -> tuple[bool, dict, str]:
-        """Whether to retrain, retrain.json and the summary."""
+        """Return whether to retrain, the content of retrain.json and the summary."""
         self.calls += 1
         artifacts = {"ingest": IngestReport(), "decision": RetrainDecision(), "summary": Markdown()}
         for name, artifact in artifacts.items():
@@ -51,7 +51,7 @@ class Gate:
         return decision.get_int_custom_property("retrain") == 1, document, summary
 
     def push(self, inputs_digest: str | None) -> int:
-        """Pushes a model with that origin."""
+        """Push a model with this digest of its inputs."""
         model = self.folder / "model"
         (model / MODEL_RECORD_FILE).parent.mkdir(parents=True, exist_ok=True)
         (model / MODEL_RECORD_FILE).write_text('{"model_digest": "r"}', encoding="utf-8")
@@ -66,45 +66,45 @@ def gate(tmp_path) -> Gate:
 
 @pytest.fixture
 def pushed(gate) -> Gate:
-    """There is a version with the origin of PHOTOS and PARAMETERS."""
+    """The gate with a pushed version that was trained from PHOTOS and PARAMETERS."""
     gate.push(gate()[1]["inputs_digest"])
     return gate
 
 
-def test_where_nothing_was_pushed_a_run_goes_on(gate):
+def test_a_run_continues_if_the_registry_is_empty(gate):
     retrain, document, summary = gate()
     assert (retrain, document["version"]) == (True, None)
     assert summary.startswith("**New**")
 
 
-def test_the_origin_of_a_pushed_version_ends_the_run_and_names_the_version(pushed):
+def test_the_inputs_of_a_pushed_version_end_the_run_and_the_version_is_named(pushed):
     retrain, document, summary = pushed()
     assert (retrain, document["version"]) == (False, 1)
-    assert summary.startswith("**Nothing new**: version 1 was made from this data")
+    assert summary.startswith("**Nothing new**: version 1 was trained from this data")
 
 
 @pytest.mark.parametrize(
     "photos",
     [
-        pytest.param(PHOTOS[:1], id="a photo is gone"),
-        pytest.param([*PHOTOS, PHOTOS[0] | {"content_hash": "c3"}], id="a photo is new"),
-        pytest.param([PHOTOS[0] | {"breed": "Sphynx"}, *PHOTOS[1:]], id="another breed"),
-        pytest.param([PHOTOS[0] | {"split": "eval"}, *PHOTOS[1:]], id="another split"),
+        pytest.param(PHOTOS[:1], id="photo removed"),
+        pytest.param([*PHOTOS, PHOTOS[0] | {"content_hash": "c3"}], id="photo added"),
+        pytest.param([PHOTOS[0] | {"breed": "Sphynx"}, *PHOTOS[1:]], id="breed changed"),
+        pytest.param([PHOTOS[0] | {"split": "eval"}, *PHOTOS[1:]], id="split changed"),
     ],
 )
-def test_other_photos_are_new(pushed, photos):
+def test_changed_photos_are_new(pushed, photos):
     assert pushed(photos)[0]
 
 
 @pytest.mark.parametrize(
     "photos",
     [
-        pytest.param(PHOTOS[::-1], id="another order"),
-        pytest.param(PHOTOS[:2], id="without what was left out"),
-        pytest.param([PHOTOS[0] | {"path": "Birman/renamed.jpg"}, *PHOTOS[1:]], id="another file name"),
+        pytest.param(PHOTOS[::-1], id="order changed"),
+        pytest.param(PHOTOS[:2], id="excluded file removed"),
+        pytest.param([PHOTOS[0] | {"path": "Birman/renamed.jpg"}, *PHOTOS[1:]], id="file renamed"),
     ],
 )
-def test_the_same_photos_are_nothing_new(pushed, photos):
+def test_unchanged_photos_are_not_new(pushed, photos):
     assert not pushed(photos)[0]
 
 
@@ -117,16 +117,16 @@ def test_the_same_photos_are_nothing_new(pushed, photos):
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_other_code_settings_or_backbones_are_new(pushed, changed):
+def test_changed_settings_modules_or_backbones_are_new(pushed, changed):
     assert pushed(**changed)[0]
 
 
-def test_another_source_of_a_module_is_new(pushed, monkeypatch):
+def test_changed_source_of_a_module_is_new(pushed, monkeypatch):
     monkeypatch.setattr(retrain_gate, "code_digest", lambda *modules: "another")
     assert pushed()[0]
 
 
-def test_other_weights_in_the_files_are_new(gate, tmp_path):
+def test_changed_weights_files_are_new(gate, tmp_path):
     folder = tmp_path / "weights"
     folder.mkdir()
     for backbone in ("resnet50", "xception"):
@@ -137,32 +137,32 @@ def test_other_weights_in_the_files_are_new(gate, tmp_path):
     (folder / "resnet50_notop.weights.h5").write_bytes(b"others")
     assert gate(weights_dir=str(folder))[0]
     (folder / "resnet50_notop.weights.h5").unlink()
-    with pytest.raises(WeightsError, match="has no weights for resnet50"):
+    with pytest.raises(WeightsError, match="no weights for resnet50"):
         gate(weights_dir=str(folder))
 
 
-def test_a_version_that_cannot_serve_is_no_reason_to_stop(pushed):
+def test_a_damaged_version_does_not_end_the_run(pushed):
     (pushed.registry.path(1) / "saved_model.pb").unlink()
     assert pushed()[0]
     (pushed.registry.path(1) / "admission.json").write_text("damaged", encoding="utf-8")
     assert pushed()[0]
 
 
-def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_anew_once(pushed, tmp_path):
-    origin = pushed()[1]["inputs_digest"]
+def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_again_once(pushed, tmp_path):
+    inputs_digest = pushed()[1]["inputs_digest"]
     pushed.push("another")
     pushed.registry.promote(2)
     (pushed.registry.path(1) / "saved_model.pb").unlink()
     (pushed.registry.path(2) / MODEL_RECORD_FILE).write_text('{"model_digest": "s"}', encoding="utf-8")
     assert pushed()[0]
-    assert pushed.registry.find_by_model_digest("r") is None  # or Pusher would push nothing, at each run
-    pushed.push(origin)
+    assert pushed.registry.find_by_model_digest("r") is None  # otherwise Pusher would never push it again
+    pushed.push(inputs_digest)
     assert not pushed()[0]
 
 
 @pytest.mark.parametrize("blessed", [True, False])
-def test_a_run_that_makes_a_pushed_model_again_from_another_origin_is_not_repeated(gate, tmp_path, blessed):
-    """Such as after a push from another machine, or when only test photos are new."""
+def test_a_run_that_reproduces_a_pushed_model_from_other_inputs_is_not_repeated(gate, tmp_path, blessed):
+    """Such a run occurs after a push from another machine, or if only test photos are new."""
     gate.push(None)
     retrain, document, _ = gate()
     assert retrain
@@ -189,12 +189,12 @@ def test_a_run_that_makes_a_pushed_model_again_from_another_origin_is_not_repeat
     assert (retrain, document["version"]) == (False, 1)
 
 
-def test_a_version_of_unknown_origin_is_no_reason_to_stop(gate):
+def test_a_version_without_inputs_digest_does_not_end_the_run(gate):
     gate.push(None)
     assert gate()[0]
 
 
-def test_the_newest_version_of_the_origin_is_named(pushed):
+def test_the_newest_version_with_the_same_inputs_is_named(pushed):
     pushed.push(pushed()[1]["inputs_digest"])
     pushed.push("another")
     assert pushed()[1]["version"] == 2

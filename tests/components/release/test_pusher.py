@@ -1,8 +1,8 @@
-"""Which date a pushed version records; what Pusher pushes is tested with whole runs."""
+"""The date that a pushed version records. Tests of whole runs cover the rest of Pusher."""
 
 import pytest
 
-from components.release.pusher import date_of_run
+from components.release.pusher import resolve_run_date
 
 TIME = "2026-11-29T03:00:00Z"
 UNKNOWN = "{{$.pipeline_job_schedule_time_utc}}"
@@ -13,14 +13,14 @@ UNKNOWN = "{{$.pipeline_job_schedule_time_utc}}"
     [
         ("[[ScheduledTime]]", TIME, TIME),
         ("2026-11-23", TIME, "2026-11-23"),
-        ("", TIME, ""),  # somebody started it: the server gives the time of its creation
+        ("", TIME, ""),  # started manually: the server provides the creation time
         ("", "", ""),
         ("[[ScheduledTime]]", UNKNOWN, ""),
         ("[[ScheduledTime]]", "", ""),
         (UNKNOWN, UNKNOWN, ""),
     ],
 )
-def test_a_version_records_a_date_and_no_placeholder(capsys, run_date, schedule_time, recorded):
-    assert date_of_run(run_date, schedule_time) == recorded
-    lost = bool(run_date) and not recorded
-    assert ("run_date is recorded as empty" in capsys.readouterr().out) == lost
+def test_pusher_records_a_date_and_never_a_placeholder(capsys, run_date, schedule_time, recorded):
+    assert resolve_run_date(run_date, schedule_time) == recorded
+    unresolved = bool(run_date) and not recorded
+    assert ("run_date is recorded as empty" in capsys.readouterr().out) == unresolved

@@ -1,4 +1,4 @@
-"""Whatever the gate decides: the page, the summary, the terminal and the model card show it, with the right reasons."""
+"""The page, the summary, the terminal and the model card show each decision of the gate with its reasons."""
 
 import html
 import io
@@ -30,20 +30,20 @@ from components.release.model_gate import ModelGate
 from components.release.statistics import wilson_interval
 from components.reporting import charts, run_summary
 from components.reporting.run_report import Executor
-from components.reporting.run_summary import Sources, gather
+from components.reporting.run_summary import ArtifactUris, load_documents
 from pipeline.cli import app
 from pipeline.results import report
-from pipeline.settings import load, to_yaml
+from pipeline.settings import load, to_json
 
 BREEDS = ["Birman", 'Maine <u title="x">Coon</u> & [bold]co', ":cat: | Manx"]
-PHOTOS = 9  # of each breed in test, at most
+PHOTOS = 9  # maximum number of test photos of each breed
 HASHES = [f"{number}-{photo}" for number in range(len(BREEDS)) for photo in range(PHOTOS)]
 RECORD = {
     "backbone": {"architecture": "resnet50", "weights": "random", "weights_digest": "w" * 64, "image_size": 32},
     "breeds": BREEDS,
     "parameters": 23_000_000,
     "hyperparameters": {"units": 0, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.0},
-    **{f"{name}_digest": name[0] * 64 for name in ("recipe", "data", "code")},
+    **{f"{name}_digest": name[0] * 64 for name in ("model", "data", "code")},
 }
 CANDIDATE = {
     **{"backbone": "resnet50", "weights": "random", "eval_accuracy": 0.7, "eval_accuracy_ci95": [0.5, 0.8]},
@@ -73,13 +73,13 @@ def outcome(content_hash: str, correct: bool) -> dict:
 
 
 def measurements(rows: list[dict]) -> dict:
-    """metrics.json, as the Evaluator writes it of these outcomes."""
+    """Contents of metrics.json that the Evaluator writes for these outcomes."""
 
-    def scores(found: list[dict]) -> dict:
-        right = sum(row["correct"] for row in found)
-        ends = wilson_interval(right, len(found))
-        accuracy = {"accuracy": right / len(found), "accuracy_ci95": list(ends), "top3_accuracy": 1.0}
-        return {**accuracy, "loss": 0.8, "photos": len(found)}
+    def scores(selected: list[dict]) -> dict:
+        correct, photos = sum(row["correct"] for row in selected), len(selected)
+        interval = list(wilson_interval(correct, photos))
+        accuracy = {"accuracy": correct / photos, "accuracy_ci95": interval, "top3_accuracy": 1.0}
+        return {**accuracy, "loss": 0.8, "photos": photos}
 
     matrix = [[sum((r["breed"], r["predicted"]) == (a, b) for r in rows) for b in BREEDS] for a in BREEDS]
     return {
@@ -98,15 +98,15 @@ def measurements(rows: list[dict]) -> dict:
 
 @dataclass(frozen=True)
 class Case:
-    """What the gate is given, and what becomes of a model that it blesses.
+    """Inputs of the gate, and whether a blessed model is pushed.
 
     Attributes:
-        candidate: content hash -> whether the candidate is right.
-        champion: likewise.
-        info: champion.json.
-        rules: of the gate.
-        train: photos of each breed in train.
-        pushed_before: the registry has the same model already.
+        candidate: Whether the candidate is correct, by content hash.
+        champion: Whether the champion is correct, by content hash.
+        info: Contents of champion.json.
+        rules: Rules of the gate.
+        train: Number of train photos of each breed.
+        pushed_before: Whether the registry already has the same model.
     """
 
     candidate: dict[str, bool]
@@ -118,32 +118,32 @@ class Case:
 
     @property
     def comparable(self) -> bool:
-        """Whether ChampionModel brings the model in service."""
+        """Whether ChampionModel copies the stable version."""
         info = self.info
         return bool(info) and not info["unreadable"] and not info["is_candidate"] and set(info["breeds"]) == set(BREEDS)
 
 
 def champions(photos: list[str]) -> st.SearchStrategy[dict | None]:
-    known = {"version": 1, "unreadable": None, "backbone": "xception", "model_digest": "o" * 64}
-    learned = st.lists(st.sampled_from(photos), unique=True) | st.just(photos) | st.just(photos[1:]) | st.just([])
+    readable = {"version": 1, "unreadable": None, "backbone": "xception", "model_digest": "o" * 64}
+    hashes = st.lists(st.sampled_from(photos), unique=True) | st.just(photos) | st.just(photos[1:]) | st.just([])
     return st.one_of(
         st.none(),
         st.just({"version": 1, "unreadable": "/models/1: ValueError: <damaged>"}),
-        st.just({**known, "is_candidate": True, "breeds": BREEDS, "learned": photos}),
-        st.just({**known, "is_candidate": False, "breeds": [*BREEDS[1:], "Bengal"], "learned": photos}),
-        learned.map(lambda hashes: {**known, "is_candidate": False, "breeds": BREEDS[::-1], "learned": hashes}),
-        learned.map(lambda hashes: {**known, "is_candidate": False, "breeds": BREEDS, "learned": hashes}),
+        st.just({**readable, "is_candidate": True, "breeds": BREEDS, "learned": photos}),
+        st.just({**readable, "is_candidate": False, "breeds": [*BREEDS[1:], "Bengal"], "learned": photos}),
+        hashes.map(lambda learned: {**readable, "is_candidate": False, "breeds": BREEDS[::-1], "learned": learned}),
+        hashes.map(lambda learned: {**readable, "is_candidate": False, "breeds": BREEDS, "learned": learned}),
     )
 
 
 @st.composite
 def cases(draw) -> Case:
     photos = draw(st.lists(st.sampled_from(HASHES), unique=True, min_size=1))
-    answers = st.lists(st.booleans(), min_size=len(photos), max_size=len(photos)) | st.just([True] * len(photos))
+    predictions = st.lists(st.booleans(), min_size=len(photos), max_size=len(photos)) | st.just([True] * len(photos))
     share = st.sampled_from([0.0, 0.02, 0.3, 0.5, 1.0])
     return Case(
-        candidate=dict(zip(photos, draw(answers), strict=True)),
-        champion=dict(zip(photos, draw(answers), strict=True)),
+        candidate=dict(zip(photos, draw(predictions), strict=True)),
+        champion=dict(zip(photos, draw(predictions), strict=True)),
         info=draw(champions(photos)),
         rules={
             "min_accuracy": draw(share),
@@ -159,12 +159,12 @@ def cases(draw) -> Case:
     )
 
 
-class Place:
-    """What the components around the gate have written, and the doors that show its decision."""
+class GateRun:
+    """Artifacts of the components around the gate, and the outputs that show its decision."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._settings = to_yaml(load("smoke", options={"data": "photos", "workdir": str(folder / "work")}))
+        self._settings = to_json(load("smoke", options={"data": "photos", "workdir": str(folder / "work")}))
         write(folder, "winner/Format-Serving/assets.extra/catbreeds.json", RECORD)
         write(folder, "verdict/verdict.json", {"passed": True, "warnings": []})
         write(folder, "trials/tuner_results.json", [TRIAL])
@@ -182,12 +182,12 @@ class Place:
                 writer.write(example.SerializeToString())
 
     def artifact(self, kind: type, name: str):
-        found = kind()
-        found.uri = str(self.folder / name)
-        return found
+        artifact = kind()
+        artifact.uri = str(self.folder / name)
+        return artifact
 
     def decide(self, case: Case) -> dict:
-        """gate.json, from ModelGate."""
+        """Runs ModelGate and returns gate.json."""
         counts = dict(zip(BREEDS, case.train, strict=True))
         tested = {breed: sum(key[0] == str(number) for key in case.candidate) for number, breed in enumerate(BREEDS)}
         breeds = {breed: {"train": counts[breed], "eval": 2, "test": tested[breed]} for breed in BREEDS}
@@ -197,8 +197,8 @@ class Place:
         comparison = {"breeds": BREEDS, "candidates": [CANDIDATE], "winner": "resnet50", "reason": "the only candidate"}
         comparison |= {"rule": "most_accurate", "split_sizes": sizes}
         write(self.folder, "comparison/comparison.json", comparison)
-        self._measured("evaluation", case.candidate)
-        self._measured("champion_evaluation", case.champion if case.comparable else {})
+        self._write_evaluation("evaluation", case.candidate)
+        self._write_evaluation("champion_evaluation", case.champion if case.comparable else {})
         write(self.folder, "champion/champion.json", case.info)
         ModelGate.test_call(
             candidate=self.artifact(Model, "winner"),
@@ -219,14 +219,14 @@ class Place:
         write(self.folder, "pushed/push.json", push)
         return gate
 
-    def _measured(self, name: str, right: dict[str, bool]) -> None:
-        rows = [outcome(*pair) for pair in right.items()]
+    def _write_evaluation(self, name: str, correct: dict[str, bool]) -> None:
+        rows = [outcome(*pair) for pair in correct.items()]
         write(self.folder, f"{name}/metrics.json", measurements(rows) if rows else None)
         lines = "\n".join(map(json.dumps, rows))
         (self.folder / name / "outcomes.jsonl").write_text(lines, encoding="utf-8")
 
     def run_report(self) -> tuple[str, str]:
-        """Page and summary of RunReport, without tags and with single spaces."""
+        """The page and the summary of RunReport as plain text with single spaces."""
         kinds = {"ingest": IngestReport, "verdict": DataVerdict, "examples": Examples, "comparison": Comparison}
         kinds |= {"winner": Model, "evaluation": ModelEvaluation, "decision": GateDecision, "pushed": PushRecord}
         inputs = {key: [self.artifact(kind, key)] for key, kind in kinds.items()}
@@ -234,76 +234,76 @@ class Place:
         inputs["trials_resnet50"] = [self.artifact(TunerResults, "trials")]
         outputs = {"page": [self.artifact(HTML, "page.html")], "summary": [self.artifact(Markdown, "summary.md")]}
         registry = str(self.folder / "serving" / "catbreeds")
-        given = {"registry": registry, "run_id": "run-7", "settings": self._settings, "data": "photos"}
-        Executor().Do(inputs, outputs, {**given, "weights_dir": ""})
+        parameters = {"registry": registry, "run_id": "run-7", "settings": self._settings, "data": "photos"}
+        Executor().Do(inputs, outputs, {**parameters, "weights_dir": ""})
         page = (self.folder / "page.html").read_text(encoding="utf-8")
         summary = (self.folder / "summary.md").read_text(encoding="utf-8")
-        assert not re.search(r"(?<!\\)[<`|]", summary.partition("| backbone |")[0]), summary
-        return shown(page), spaced(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", summary))
+        assert not re.search(r"(?<!\\)[<`|]", summary.partition("| Backbone |")[0]), summary
+        return page_text(page), normalized(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", summary))
 
     def terminal(self) -> str:
-        """What `catbreeds report` prints of a run on this machine, with single spaces."""
+        """The output of `catbreeds report` with single spaces."""
         keys = ("ingest", "verdict", "examples", "comparison", "winner", "evaluation", "decision", "pushed")
         uris = {key: str(self.folder / key) for key in keys}
         by_backbone = {key: {"resnet50": str(self.folder / key)} for key in ("training", "trials")}
-        sources = Sources(**uris, **by_backbone)
-        documents = gather(sources, self.folder / "serving" / "catbreeds", "run-7", self._settings)
+        artifact_uris = ArtifactUris(**uris, **by_backbone)
+        documents = load_documents(artifact_uris, self.folder / "serving" / "catbreeds", "run-7", self._settings)
         report.write(self.folder / "work" / "report", documents)
         done = CliRunner().invoke(app, ["report", "--workdir", str(self.folder / "work")])
         assert done.exit_code == 0, done.output
-        return spaced(done.output)
+        return normalized(done.output)
 
     def card(self, gate: dict, version: int) -> str:
-        """The model card of a push."""
+        """The model card of a pushed version as plain text with single spaces."""
         admission = {"gate": gate, "pushed_at": "2026-11-28T10:00:00+00:00", "run_id": "run-7", "commit": ""}
         ingest = json.loads((self.folder / "ingest" / "report.json").read_text(encoding="utf-8"))
         metrics = json.loads((self.folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
         card = model_card(
             "catbreeds", version, Statements("a", "b", "c"), RECORD, ingest, metrics, {**admission, "model_uri": "/m"}
         )
-        return shown(card_page(json.loads(json.dumps(card))))
+        return page_text(card_page(json.loads(json.dumps(card))))
 
 
-def shown(page: str) -> str:
-    return spaced(html.unescape(re.sub(r"<(style).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)))
+def page_text(page: str) -> str:
+    return normalized(html.unescape(re.sub(r"<(style).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)))
 
 
-def spaced(text: str) -> str:
+def normalized(text: str) -> str:
     return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
+def run(tmp_path_factory) -> GateRun:
     with pytest.MonkeyPatch.context() as patch:
-        for chart in ("learning_curves", "tuning_trials", "calibration_curve"):  # slow, and no matter of the gate
+        for chart in ("learning_curves", "tuning_trials", "calibration_curve"):  # slow, and independent of the gate
             patch.setattr(charts, chart, lambda *_: "")
-        patch.setattr(run_summary, "git_commit", lambda: None)  # asks Git, each time
-        yield Place(tmp_path_factory.mktemp("decisions"))
+        patch.setattr(run_summary, "git_commit", lambda: None)  # runs Git each time
+        yield GateRun(tmp_path_factory.mktemp("decisions"))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases())
-def test_every_decision_is_shown_with_all_its_reasons_wherever_people_look(place, case):
-    gate = place.decide(case)
-    page, summary = place.run_report()
-    places = {"page": page, "summary": summary, "terminal": place.terminal()}
+def test_all_outputs_show_each_decision_with_all_its_reasons(run, case):
+    gate = run.decide(case)
+    page, summary = run.run_report()
+    outputs = {"page": page, "summary": summary, "terminal": run.terminal()}
     if gate["blessed"] and not case.pushed_before:
-        places["card"] = place.card(gate, 1)
-    for name, text in places.items():
+        outputs["card"] = run.card(gate, 1)
+    for name, text in outputs.items():
         for reason in gate["reasons"]:
-            assert spaced(reason) in text, name
+            assert normalized(reason) in text, name
         for breed in gate["candidate"]["never_recognised"]:
-            assert gate["outcome"] == "nothing_new" or spaced(breed) in text, name
+            assert gate["outcome"] == "nothing_new" or normalized(breed) in text, name
     assert ("not compared: " in page) == (gate["comparison"] is None)
-    assert gate["comparison"] or f"not compared: {spaced(gate['not_compared'])}" in page
-    assert f"Balanced accuracy, the mean of the breeds: {gate['candidate']['balanced_accuracy']:.3f}." in page
+    assert gate["comparison"] or f"not compared: {normalized(gate['not_compared'])}" in page
+    assert f"Balanced accuracy (mean over breeds): {gate['candidate']['balanced_accuracy']:.3f}." in page
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases())
-def test_every_decision_follows_from_what_was_measured_and_says_what_it_rests_on(place, case):
-    gate = place.decide(case)
-    right, photos = sum(case.candidate.values()), len(case.candidate)
+def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case):
+    gate = run.decide(case)
+    correct, photos = sum(case.candidate.values()), len(case.candidate)
     reasons = " ".join(gate["reasons"])
     assert gate["reasons"]
     if case.info and not case.info["unreadable"] and case.info["is_candidate"]:
@@ -311,19 +311,20 @@ def test_every_decision_follows_from_what_was_measured_and_says_what_it_rests_on
         return
     if gate["blessed"]:
         assert photos >= case.rules["min_test_photos"]
-        assert right / photos >= case.rules["min_accuracy"]
-        largest = gate["majority"]["accuracy"] * photos
-        assert not case.rules["above_majority"] or right > largest
+        assert correct / photos >= case.rules["min_accuracy"]
+        majority_correct = gate["majority"]["accuracy"] * photos
+        assert not case.rules["above_majority"] or correct > majority_correct
     assert gate["blessed"] == (
         not re.search(
-            "too few to judge by|is below the least|not shown to|cannot be shown|fails gate|falls from", reasons
+            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|drops from",
+            reasons,
         )
     )
     assert (gate["comparison"] is None) == (gate["not_compared"] is not None)
     assert gate["not_compared"] is None or gate["not_compared"] in gate["reasons"]
-    assert ("the breeds are not those of" in reasons) == (
+    assert ("the breeds differ from those of" in reasons) == (
         bool(case.info) and not case.info["unreadable"] and set(case.info["breeds"]) != set(BREEDS)
     )
-    learned = len(set(case.info["learned"]) & set(case.candidate)) if case.comparable else 0
-    assert (f"learned from {learned} of the {photos} test photos" in reasons) == (learned > 0)
-    assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - learned
+    seen = len(set(case.info["learned"]) & set(case.candidate)) if case.comparable else 0
+    assert (f"was trained on {seen} of the {photos} test photos" in reasons) == (seen > 0)
+    assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - seen

@@ -1,4 +1,4 @@
-"""The report of a run as its reader sees it, and what must not break it."""
+"""The report page as its readers see it, also for unusual runs and names."""
 
 import math
 from collections import Counter
@@ -9,8 +9,8 @@ import pytest
 from components.reporting.report_page import report_page
 
 BREEDS = ["Birman", "Sphynx"]
-ODD = 'Maine <u title="x">Coon</u> & "co\'s" onerror='
-DOT = "data:image/jpeg;base64,/9j/4AAQ"
+NAME = 'Maine <u title="x">Coon</u> & "co\'s" onerror='
+THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 TRAIN, EVAL, TEST = 70, 21, 20
 
 
@@ -63,23 +63,23 @@ def training(epochs: int) -> dict:
 
 
 def documents() -> dict:
-    """A run of two backbones whose winner, resnet50, is pushed as version 2 beside version 1, which serves."""
+    """A run of two backbones whose winner, resnet50, is pushed as version 2 while version 1 is stable."""
     model = {"backbone": "resnet50", "test_accuracy": 0.8, "test_accuracy_ci95": [0.6, 0.9], "test_loss": 0.8}
     model |= {"test_photos": TEST, "balanced_accuracy": 0.815, "never_recognised": {}}
     return {
         "run_id": "run-7",
-        "verdict": "Admitted: pushed as version 2.",
+        "verdict": "Passed: pushed as version 2.",
         "comparison": {
             "breeds": list(BREEDS),
             "candidates": [candidate("resnet50", 0.714), candidate("xception", 0.571)],
             "winner": "resnet50",
-            "reason": "most accurate on eval: 0.714, before xception with 0.571",
+            "reason": "most accurate on eval: 0.714, ahead of xception with 0.571",
             "rule": "most_accurate",
             "split_sizes": {"train": TRAIN, "eval": EVAL, "test": TEST},
         },
         "gate": {
             "outcome": "blessed",
-            "reasons": ["accuracy 0.800 on 20 test photos reaches gate.min_accuracy=0.4"],
+            "reasons": ["accuracy 0.800 on 20 test photos meets gate.min_accuracy=0.4"],
             "rules": {
                 "min_accuracy": 0.4,
                 "min_test_photos": 12,
@@ -128,8 +128,8 @@ def documents() -> dict:
             "photos": TRAIN + EVAL + TEST,
             "left_out": [],
         },
-        "left_out": {},
-        "data": {"passed": True, "warnings": []},
+        "excluded": {},
+        "data_verdict": {"passed": True, "warnings": []},
         "training": {"resnet50": training(6), "xception": training(9)},
         "trials": {
             "resnet50": [trial(number, 0.7 + 0.01 * number) for number in range(5)],
@@ -148,47 +148,47 @@ def documents() -> dict:
                 "expected_calibration_error": 0.0644,
             },
         },
-        "worst": [
+        "confident_errors": [
             {
                 "path": "Birman/7.jpg",
                 "breed": "Birman",
                 "predicted": "Sphynx",
                 "confidence": 0.91,
                 "probability": 0.06,
-                "image": DOT,
+                "image": THUMBNAIL,
             }
         ],
-        "record": {
+        "model_record": {
             "backbone": {"architecture": "resnet50", "weights_digest": "w" * 64},
             "model_digest": "e" * 64,
             "data_digest": "d" * 64,
             "code_digest": "c" * 64,
         },
-        "random": False,
-        "settings": "data: photos of cats\nworkdir: my runs\nseed: 41\n",
+        "random_weights": False,
+        "settings": {"data": "photos of cats", "workdir": "my runs", "seed": 41},
         "commit": "abc123",
         "versions": {"tensorflow": "2.21.0"},
     }
 
 
 class Page(HTMLParser):
-    """A report as a browser sees it.
+    """A report as a browser parses it.
 
     Attributes:
-        text: all text, with single spaces.
-        tags: how often each element occurs.
-        attributes: (name, value) of all elements.
-        rows: texts of the cells of each table row.
-        folded: text of each <details> that is not open.
-        drawn: id of a group in a chart -> what it draws: marks by <use>, or paths that are clipped to the panel.
+        text: All text, with single spaces.
+        tags: Number of elements of each tag.
+        attributes: (name, value) pairs of all elements.
+        rows: Cell texts of each table row.
+        collapsed: Text of each <details> element that is not open.
+        drawn: Number of <use> marks and clipped paths in each group of the charts, by the group's id.
     """
 
     def __init__(self, documents: dict):
         super().__init__()
         self.source = report_page(documents)
-        self.text, self.tags, self.attributes, self.rows, self.folded = "", Counter(), [], [], []
+        self.text, self.tags, self.attributes, self.rows, self.collapsed = "", Counter(), [], [], []
         self.drawn: dict[str, Counter] = {}
-        self._groups, self._inside = [], set()
+        self._groups, self._open_tags = [], set()
         self.feed(self.source)
         self.text = " ".join(self.text.split())
 
@@ -196,13 +196,13 @@ class Page(HTMLParser):
         attributes = dict(attrs)
         self.tags[tag] += 1
         self.attributes += attrs
-        self._inside.add(tag)
+        self._open_tags.add(tag)
         if tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
         elif tag == "details" and "open" not in attributes:
-            self.folded.append("")
+            self.collapsed.append("")
         elif tag == "g":
             self._groups.append(attributes.get("id"))
         if tag == "use" or (tag == "path" and "clip-path" in attributes):
@@ -211,25 +211,25 @@ class Page(HTMLParser):
         self.text += " "
 
     def handle_endtag(self, tag):
-        self._inside.discard(tag)
+        self._open_tags.discard(tag)
         if tag == "g":
             self._groups.pop()
 
     def handle_data(self, data):
-        if "style" in self._inside:
+        if "style" in self._open_tags:
             return
         self.text += data
-        if self._inside & {"td", "th"}:
+        if self._open_tags & {"td", "th"}:
             self.rows[-1][-1] = f"{self.rows[-1][-1]} {data}".strip()
-        if "details" in self._inside and self.folded:
-            self.folded[-1] += data
+        if "details" in self._open_tags and self.collapsed:
+            self.collapsed[-1] += data
 
     def values(self, name: str) -> list[str]:
         return [value for attribute, value in self.attributes if attribute == name]
 
     def marks(self, group: str) -> int:
-        found = self.drawn.get(group, Counter())
-        return found["use"] or found["path"]
+        counts = self.drawn.get(group, Counter())
+        return counts["use"] or counts["path"]
 
 
 @pytest.fixture(scope="module")
@@ -238,31 +238,37 @@ def page() -> Page:
 
 
 @pytest.mark.parametrize(
-    ("question", "answers"),
+    ("section", "texts"),
     [
-        ("What was compared?", ["2 backbones: resnet50, xception", "Winner: resnet50, most accurate on eval: 0.714"]),
-        ("What was compared?", ["compared with version 1 (resnet50), which was in service"]),
-        ("On which photos?", ["111 of the 111 files in photos of cats", "70 photos", "21 (eval)", "20 (test)"]),
-        ("By which rule?", ["most accurate on eval; of equals", "accuracy 0.4 on at least 12 test photos"]),
-        ("By which rule?", ["no worse", "begins at -0.03 or above", "no breed with at least 10 test photos may"]),
+        ("Models", ["2 backbones: resnet50, xception", "Winner: resnet50, most accurate on eval: 0.714"]),
+        ("Models", ["compared the winner with the champion, version 1 (resnet50)"]),
+        ("Data", ["111 of the 111 files in photos of cats", "Train: 70 photos", "Eval: 21 photos", "Test: 20 photos"]),
+        ("Rules", ["highest eval accuracy; ties go", "accuracy of at least 0.4 on at least 12 photos"]),
         (
-            "How sure are we?",
-            ["mean of the breeds: 0.815. Always answering Birman", "largest breed of train, would give 0.600"],
+            "Rules",
+            ["not worse", "is at least -0.03", "drop of at most 0.2 from the champion for each breed with"],
         ),
-        ("By which rule?", ["12 test photos, is better than always answering the largest breed and is no worse"]),
-        ("How sure are we?", ["0.714, 95 % interval 0.564 to 0.834 (21 photos, which", "0.700 to 0.900 (20 photos)"]),
         (
-            "How sure are we?",
-            ["version 1: +0.050, 95 % interval from -0.021; 3 photos won, 2 lost of 20; at most 30.1 % lost"],
+            "Results",
+            ["(mean over breeds): 0.815. Majority-class baseline (always Birman", "largest breed in train): 0.600"],
         ),
-        ("What is served now?", ["Version 1 (label stable)", "Version 2, pushed by this run, waits"]),
-        ("What is served now?", ["catbreeds promote 2 --workdir 'my runs' puts it in service"]),
+        ("Rules", ["12 photos; significantly better than the majority-class baseline; not worse"]),
+        ("Results", ["0.714, 95% CI 0.564 to 0.834 (21 photos; optimistic", "0.700 to 0.900 (20 photos)"]),
+        (
+            "Results",
+            [
+                "difference from champion version 1: +0.050, 95% CI lower bound -0.021; wins 3, losses 2, photos 20; "
+                "loss rate at most 30.1%"
+            ],
+        ),
+        ("Registry", ["Stable: version 1.", "This run pushed version 2. To make it the stable version:"]),
+        ("Registry", ["catbreeds promote 2 --workdir 'my runs'"]),
     ],
 )
-def test_the_page_begins_with_the_answers_to_a_reviewers_questions(page, question, answers):
-    glance = page.text[page.text.index("At a glance") : page.text.index("Candidates Tuning")]
-    for answer in answers:
-        assert answer in glance[glance.index(question) :]
+def test_page_starts_with_a_summary(page, section, texts):
+    summary = page.text[page.text.index("Summary Models") : page.text.index("Candidates Tuning")]
+    for text in texts:
+        assert text in summary[summary.index(f" {section} ") :]
 
 
 @pytest.mark.parametrize(
@@ -271,18 +277,19 @@ def test_the_page_begins_with_the_answers_to_a_reviewers_questions(page, questio
         ["resnet50", "", "0.714", "0.56 to 0.83", "1.234", "0.951", "31.5", "12.6", "7.7", "23.7", "96", "22"],
         ["all breeds", "20", "", "0.80", "0.70 to 0.90", "0.97", "0.81", "0.75", "+0.05", ""],
         ["Birman", "12", "", "0.75", "0.65 to 0.85", "0.97", "0.81", "0.90", "-0.15", "yes"],
-        ["Sphynx", "8", "", "0.88", "0.78 to 0.98", "0.97", "0.81", "0.50", "+0.38", "too few"],
+        ["Sphynx", "8", "", "0.88", "0.78 to 0.98", "0.97", "0.81", "0.50", "+0.38", "too few photos"],
         ["Birman", "9", "3"],
         ["Birman", "35", "10", "10"],
         ["0.730", "0.0001", "50", "0.5", "0.01", "2", "0.3"],
         ["min_test_photos", "at least 12 test photos", "20"],
         [
             "above_majority",
-            "better than always answering Birman, the largest breed of train: one-sided exact McNemar p below 0.05",
-            "always answering it is right on 0.600 of the test photos; of 20 photos 7 won, 3 lost; p 0.1719",
+            "better than the majority-class baseline (always Birman, the largest breed in train): one-sided exact "
+            "McNemar p below 0.05",
+            "baseline accuracy 0.600; wins 7, losses 3, photos 20; p = 0.1719",
         ],
         ["version 1 (resnet50)", "", "0.800", "0.600 to 0.900", "0.800", "20"],
-        ["digest: recipe", "e" * 64],
+        ["digest: model", "e" * 64],
         ["digest: data", "d" * 64],
         ["digest: code", "c" * 64],
         ["digest: weights", "w" * 64],
@@ -290,25 +297,25 @@ def test_the_page_begins_with_the_answers_to_a_reviewers_questions(page, questio
         ["commit", "abc123"],
     ],
 )
-def test_the_tables_have_the_numbers(page, row):
+def test_tables_contain_the_numbers(page, row):
     assert row in page.rows
 
 
-def test_the_gates_paired_comparison_and_its_worst_breed_are_told(page):
-    measured = {row[0]: row[2] for row in page.rows if row and row[0].startswith(("policy", "min_slice"))}
+def test_gate_table_shows_the_paired_comparison_and_the_largest_drop(page):
+    results = {row[0]: row[2] for row in page.rows if row and row[0].startswith(("policy", "min_slice"))}
     assert (
-        "+0.050, 95 % interval from -0.021 (bootstrap) or -0.187 (score interval); of 20 photos 3 won, 2 lost; exact"
-        in (measured["policy, margin"])
+        "+0.050, 95% CI lower bound -0.021 (bootstrap) or -0.187 (score interval); wins 3, losses 2, photos 20; exact"
+        in (results["policy, margin"])
     )
-    assert "1 of 2 breeds have as many; the largest loss is 0.150 (Birman)" in measured["min_slice, max_slice_drop"]
+    assert "1 of 2 breeds have enough photos; largest drop 0.150 (Birman)" in results["min_slice, max_slice_drop"]
 
 
-def test_mistakes_photos_calibration_and_settings_are_told(page):
+def test_page_shows_confusions_errors_calibration_and_settings(page):
     for text in (
-        "mistakes: 3 of 12 Birman called Sphynx 1 of 8 Sphynx called Birman A row",
-        "called Sphynx, 91",
+        "confusions: 3 of 12 Birman predicted as Sphynx 1 of 8 Sphynx predicted as Birman Rows",
+        "predicted Sphynx: 91%",
         "Birman/7.jpg",
-        "off by 0.064 on average",
+        "calibration error: 0.064",
         "git checkout abc123",
         "seed: 41",
         "tensorflow 2.21.0",
@@ -316,12 +323,12 @@ def test_mistakes_photos_calibration_and_settings_are_told(page):
         assert text in page.text
 
 
-def test_nothing_is_fetched_or_run_and_each_id_is_there_once(page):
+def test_page_loads_no_resources_runs_no_scripts_and_has_unique_ids(page):
     assert "http://" not in page.source
     assert "https://" not in page.source
     assert not {"script", "link", "iframe", "object"} & page.tags.keys()
     assert "url(" not in page.source.replace("url(#", "")
-    assert page.values("src") == [DOT]
+    assert page.values("src") == [THUMBNAIL]
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     references = page.values("href") + page.values("xlink:href")
@@ -329,248 +336,270 @@ def test_nothing_is_fetched_or_run_and_each_id_is_there_once(page):
     assert {reference[1:] for reference in references} <= set(ids)
 
 
-def test_each_chart_says_what_it_shows(page):
+def test_each_chart_has_a_distinct_label(page):
     assert page.tags["svg"] == 5
     assert page.values("role") == ["img"] * 5
     labels = [label for label in page.values("aria-label") if label != "Sections"]
     assert len(set(labels)) == 5
 
 
-def test_the_same_run_gives_the_same_page(page):
+def test_equal_documents_render_equal_pages(page):
     assert report_page(documents()) == page.source
 
 
-def test_charts_have_a_mark_for_each_trial_epoch_and_bin(page):
+def test_charts_contain_one_mark_per_trial_epoch_and_bin(page):
     for name, trials, epochs in (("resnet50", 5, 6), ("xception", 7, 9)):
         for parameter in ("learning_rate", "units", "dropout", "weight_decay"):
-            assert page.marks(f"tuning-{name}-near-{parameter}") == trials - 1
+            assert page.marks(f"tuning-{name}-inlier-{parameter}") == trials - 1
             assert page.marks(f"tuning-{name}-best-{parameter}") == 1
         for curve in ("loss", "val_loss", "accuracy", "val_accuracy"):
             assert page.drawn[f"learning-{name}-curve-{curve}"]["use"] == epochs
     assert page.drawn["calibration-bins"]["use"] == 2
 
 
-def test_names_and_paths_are_text_whatever_they_hold():
-    found = documents()
-    rename = {"Birman": ODD}
-    found["comparison"]["breeds"][0] = found["test"]["confusion"]["breeds"][0] = ODD
-    for part in (found["ingest"], found["test"]):
+def test_special_characters_in_names_and_paths_are_escaped():
+    changed = documents()
+    rename = {"Birman": NAME}
+    changed["comparison"]["breeds"][0] = changed["test"]["confusion"]["breeds"][0] = NAME
+    for part in (changed["ingest"], changed["test"]):
         part["breeds"] = {rename.get(breed, breed): row for breed, row in part["breeds"].items()}
-    found["gate"]["slices"][0]["breed"] = ODD
-    found["worst"][0] |= {"breed": ODD, "predicted": ODD, "path": f"{ODD}/{ODD}.jpg"}
-    found["left_out"] = {"damaged": [{"path": ODD, "kind": "damaged", "reason": ODD}]}
-    found["ingest"]["left_out"] = found["left_out"]["damaged"]
-    found["data"]["warnings"] = [f"eval has no photo of {ODD}"]
-    page = Page(found)
+    changed["gate"]["slices"][0]["breed"] = NAME
+    changed["confident_errors"][0] |= {
+        "breed": NAME,
+        "predicted": NAME,
+        "path": f"{NAME}/{NAME}.jpg",
+    }
+    changed["excluded"] = {"damaged": [{"path": NAME, "kind": "damaged", "reason": NAME}]}
+    changed["ingest"]["left_out"] = changed["excluded"]["damaged"]
+    changed["data_verdict"]["warnings"] = [f"eval has no photo of {NAME}"]
+    page = Page(changed)
     assert "u" not in page.tags
     assert "x" not in page.values("title")
-    assert [row[0] for row in page.rows if row].count(ODD) == 3
-    for text in (f"3 of 12 {ODD} called Sphynx", f"{ODD}/{ODD}.jpg", f"{ODD}: {ODD}", f"no photo of {ODD}", f"({ODD})"):
+    assert [row[0] for row in page.rows if row].count(NAME) == 3
+    for text in (
+        f"3 of 12 {NAME} predicted as Sphynx",
+        f"{NAME}/{NAME}.jpg",
+        f"{NAME}: {NAME}",
+        f"no photo of {NAME}",
+        f"({NAME})",
+    ):
         assert text in page.text
-    assert f"{ODD}, called {ODD}" in page.values("alt")
+    assert f"{NAME}, predicted {NAME}" in page.values("alt")
 
 
-def not_compared(found: dict, champion: dict | None, why: str) -> None:
-    found["gate"].update(champion=champion, comparison=None, not_compared=why, slices=[])
+def not_compared(changed: dict, champion: dict | None, reason: str) -> None:
+    changed["gate"].update(champion=champion, comparison=None, not_compared=reason, slices=[])
 
 
-def first_push(found):
-    not_compared(found, None, "no model is in service to compare with")
-    found["gate"] |= {"pushed_version": 1, "serving": {"stable": 1}}
+def first_push(changed):
+    not_compared(changed, None, "no champion to compare with: no version has the label stable")
+    changed["gate"] |= {"pushed_version": 1, "serving": {"stable": 1}}
 
 
-def refused_with_nothing_in_service(found):
-    not_compared(found, None, "no model is in service to compare with")
-    found["verdict"] = "Refused: no model was pushed, what is in service stays."
-    found["gate"] |= {"outcome": "refused", "pushed_version": None, "serving": {}}
+def rejected_without_a_stable_version(changed):
+    not_compared(changed, None, "no champion to compare with: no version has the label stable")
+    changed["verdict"] = "Rejected: nothing pushed."
+    changed["gate"] |= {"outcome": "refused", "pushed_version": None, "serving": {}}
 
 
-def unreadable_champion(found):
+def unreadable_champion(changed):
     champion = {"version": 1, "unreadable": "/models/1: OSError: gone"}
-    not_compared(found, champion, "version 1 in service cannot be read (/models/1: OSError: gone)")
+    not_compared(changed, champion, "champion version 1 cannot be loaded (/models/1: OSError: gone)")
 
 
-def champion_of_other_breeds(found):
-    not_compared(found, found["gate"]["champion"], "the breeds are not those of version 1 in service: new Manx")
-
-
-def nothing_new(found):
-    not_compared(found, found["gate"]["champion"] | {"is_candidate": True}, "the candidate is version 1, in service")
-    found["gate"] |= {"outcome": "nothing_new", "pushed_version": None}
-
-
-def significantly_better(found):
-    found["gate"]["rules"]["policy"] = "significantly_better"
-    found["comparison"]["rule"] = "smaller_within_interval"
-
-
-def other_label(found):
-    found["gate"]["serving"] = {"stable": 2, "canary": 3}
-
-
-def one_backbone(found):
-    found["comparison"]["candidates"].pop()
-    del found["training"]["xception"], found["trials"]["xception"]
-
-
-def one_trial_one_epoch(found):
-    found["trials"]["resnet50"] = [trial(0, 0.5)]
-    found["training"]["resnet50"] = training(1)
-
-
-def all_trials_diverged(found):
-    found["trials"]["resnet50"] = [trial(number, math.nan) for number in range(3)]
-    found["comparison"]["candidates"][0]["eval_loss"] = math.inf
-
-
-def no_finite_loss(found):
-    found["training"]["resnet50"]["history"] |= {"loss": [math.nan] * 6, "val_loss": [None] * 6}
-
-
-def accuracy_as_objective(found):
-    found["objective"] = "val_accuracy"
-
-
-def nothing_wrong(found):
-    found["worst"] = []
-
-
-def no_test_photo_of_a_breed(found):
-    del found["test"]["breeds"]["Sphynx"]
-    found["gate"]["slices"].pop()
-
-
-def champion_learned_all_test_photos_of_a_breed(found):
-    found["gate"]["slices"].pop()
-    found["gate"]["comparison"]["photos"] = 12
-
-
-def champion_learned_nearly_all_test_photos(found):
+def champion_with_other_breeds(changed):
     not_compared(
-        found, found["gate"]["champion"], "version 1 in service learned from 17 of the 20 test photos: 3 remain"
+        changed, changed["gate"]["champion"], "the breeds differ from those of champion version 1 (added: Manx)"
     )
 
 
-def majority_rule_switched_off(found):
-    found["gate"]["rules"]["above_majority"] = False
+def nothing_new(changed):
+    not_compared(
+        changed,
+        changed["gate"]["champion"] | {"is_candidate": True},
+        "the candidate has the same data as champion version 1",
+    )
+    changed["gate"] |= {"outcome": "nothing_new", "pushed_version": None}
 
 
-def a_breed_was_never_recognised(found):
-    found["gate"]["candidate"]["never_recognised"] = {"Sphynx": 8}
+def significantly_better(changed):
+    changed["gate"]["rules"]["policy"] = "significantly_better"
+    changed["comparison"]["rule"] = "smaller_within_interval"
 
 
-def no_breed_large_enough(found):
-    found["gate"]["slices"][0]["enforced"] = False
+def other_label(changed):
+    changed["gate"]["serving"] = {"stable": 2, "canary": 3}
 
 
-def no_checkout(found):
-    found["commit"] = None
+def one_backbone(changed):
+    changed["comparison"]["candidates"].pop()
+    del changed["training"]["xception"], changed["trials"]["xception"]
 
 
-def changed_checkout(found):
-    found["commit"] = "abc123-dirty"
+def one_trial_one_epoch(changed):
+    changed["trials"]["resnet50"] = [trial(0, 0.5)]
+    changed["training"]["resnet50"] = training(1)
 
 
-def random_weights_and_a_warning(found):
-    found["random"] = True
-    found["data"]["warnings"] = ["breeds drift"]
+def all_trials_diverged(changed):
+    changed["trials"]["resnet50"] = [trial(number, math.nan) for number in range(3)]
+    changed["comparison"]["candidates"][0]["eval_loss"] = math.inf
+
+
+def no_finite_loss(changed):
+    changed["training"]["resnet50"]["history"] |= {"loss": [math.nan] * 6, "val_loss": [None] * 6}
+
+
+def accuracy_as_objective(changed):
+    changed["objective"] = "val_accuracy"
+
+
+def no_errors(changed):
+    changed["confident_errors"] = []
+
+
+def breed_without_test_photos(changed):
+    del changed["test"]["breeds"]["Sphynx"]
+    changed["gate"]["slices"].pop()
+
+
+def champion_trained_on_all_test_photos_of_a_breed(changed):
+    changed["gate"]["slices"].pop()
+    changed["gate"]["comparison"]["photos"] = 12
+
+
+def champion_trained_on_nearly_all_test_photos(changed):
+    not_compared(
+        changed,
+        changed["gate"]["champion"],
+        "champion version 1 was trained on 17 of the 20 test photos, which leaves 3 photos",
+    )
+
+
+def majority_rule_disabled(changed):
+    changed["gate"]["rules"]["above_majority"] = False
+
+
+def breed_without_a_correct_prediction(changed):
+    changed["gate"]["candidate"]["never_recognised"] = {"Sphynx": 8}
+
+
+def no_breed_with_enough_photos(changed):
+    changed["gate"]["slices"][0]["enforced"] = False
+
+
+def no_checkout(changed):
+    changed["commit"] = None
+
+
+def uncommitted_changes(changed):
+    changed["commit"] = "abc123-dirty"
+
+
+def random_weights_and_a_warning(changed):
+    changed["random_weights"] = True
+    changed["data_verdict"]["warnings"] = ["breeds drift"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said", "unsaid"),
+    ("change", "present", "absent"),
     [
         (
             first_push,
             [
-                "There was no comparison: no model is in service",
-                "Version 1 (label stable), pushed by this run",
+                "did not compare the winner with a champion (no champion to compare with",
+                "Stable: version 1, pushed by this run",
             ],
-            ["waits", "promote"],
+            ["This run pushed", "promote"],
         ),
-        (first_push, ["not compared: no model is in service"], ["version 1 (resnet50)"]),
-        (refused_with_nothing_in_service, ["the gate refused resnet50", "Nothing: no model was pushed so far"], []),
-        (unreadable_champion, ["version 1 in service cannot be read (/models/1: OSError: gone)"], ["3 won, 2"]),
+        (first_push, ["not compared: no champion to compare with"], ["version 1 (resnet50)"]),
         (
-            champion_of_other_breeds,
-            ["not compared: the breeds are not those of version 1", "version 1 (resnet50)"],
-            ["3 won, 2"],
+            rejected_without_a_stable_version,
+            ["Gate: resnet50 was rejected", "No stable version: no model"],
+            [],
         ),
-        (nothing_new, ["nothing is new about resnet50", "not compared: the candidate is version 1"], ["promote"]),
-        (significantly_better, ["McNemar p below 0.05", "the one with the fewest parameters"], ["above -0.03"]),
-        (other_label, ["Version 2 (label stable), pushed by this run", "Version 3 has the label canary"], ["waits"]),
+        (unreadable_champion, ["champion version 1 cannot be loaded (/models/1: OSError: gone)"], ["wins 3"]),
+        (
+            champion_with_other_breeds,
+            ["not compared: the breeds differ from those of champion version 1", "version 1 (resnet50)"],
+            ["wins 3"],
+        ),
+        (nothing_new, ["Gate: resnet50 is not new", "not compared: the candidate has the same data"], ["promote"]),
+        (significantly_better, ["McNemar p below 0.05", "the backbone with the fewest parameters"], ["at least -0.03"]),
+        (other_label, ["Stable: version 2, pushed by this run", "Label canary: version 3"], ["This run pushed"]),
         (one_backbone, ["One backbone: resnet50"], ["xception on"]),
-        (one_trial_one_epoch, ["Best of 1: val_loss 0.500", "1 epoch; the head of epoch 1"], []),
+        (one_trial_one_epoch, ["Best of 1 trials: val_loss 0.500", "1 epoch; the head weights are from epoch 1"], []),
         (
             all_trials_diverged,
             ["No trial has a finite score", "3 of 3 trials diverged", "not finite"],
             [" nan", " inf "],
         ),
         (no_finite_loss, ["no finite value"], []),
-        (accuracy_as_objective, ["Best of 5: val_accuracy 0.740", "more is better"], ["less is better"]),
-        (nothing_wrong, ["None: every test photo was recognised"], ["Most surely wrong on test called"]),
+        (accuracy_as_objective, ["Best of 5 trials: val_accuracy 0.740", "higher is better"], ["lower is better"]),
+        (no_errors, ["None: all test photos were classified correctly"], ["predicted Sphynx: 91%"]),
         (
-            champion_learned_all_test_photos_of_a_breed,
-            ["learned all of these photos", "are of the 12 photos that version 1 did not learn from"],
+            champion_trained_on_all_test_photos_of_a_breed,
+            ["was trained on all of these photos", "refer to the 12 photos that version 1 was not trained on"],
             [],
         ),
         (
-            champion_learned_nearly_all_test_photos,
-            ["not compared: version 1 in service learned from 17 of the 20 test photos: 3 remain"],
-            ["other breeds", "won, 2"],
+            champion_trained_on_nearly_all_test_photos,
+            ["not compared: champion version 1 was trained on 17 of the 20 test photos, which leaves 3 photos"],
+            ["other breeds", "wins 3"],
         ),
-        (majority_rule_switched_off, ["the rule is switched off", "would give 0.600"], ["better than always"]),
-        (a_breed_was_never_recognised, ["Never recognised on test: Sphynx (0 of 8)."], []),
-        (no_test_photo_of_a_breed, ["Sphynx 0 no test photo: nothing is measured"], []),
-        (no_breed_large_enough, ["no breed has 10 such photos"], ["largest loss"]),
-        (no_checkout, ["The code did not come from a Git checkout"], ["git checkout", "commit None"]),
-        (changed_checkout, ["Files of the checkout differed", "git checkout abc123 catbreeds run"], []),
-        (random_weights_and_a_warning, ["The backbones have random weights", "breeds drift"], []),
+        (majority_rule_disabled, ["none: the rule is disabled", "in train): 0.600"], ["better than the majority"]),
+        (breed_without_a_correct_prediction, ["correct prediction on test: Sphynx (0 of 8)."], []),
+        (breed_without_test_photos, ["Sphynx 0 no test photos"], []),
+        (no_breed_with_enough_photos, ["no breed has 10 compared photos"], ["largest drop"]),
+        (no_checkout, ["The code did not run from a Git checkout"], ["git checkout", "commit None"]),
+        (uncommitted_changes, ["The checkout had uncommitted changes", "git checkout abc123 catbreeds run"], []),
+        (random_weights_and_a_warning, ["These backbones have random weights", "breeds drift"], []),
     ],
 )
-def test_unusual_runs_are_told_in_the_right_words(change, said, unsaid):
-    found = documents()
-    change(found)
-    text = Page(found).text
-    for words in said:
-        assert words in text
-    for words in unsaid:
-        assert words not in text
+def test_page_describes_unusual_runs(change, present, absent):
+    changed = documents()
+    change(changed)
+    text = Page(changed).text
+    for part in present:
+        assert part in text
+    for part in absent:
+        assert part not in text
 
 
-def test_diverged_and_hopeless_trials_stay_visible_and_do_not_flatten_the_others():
-    found = documents()
-    found["trials"]["resnet50"] += [trial(5, math.nan), trial(6, math.inf), trial(7, 900.0)]
-    page = Page(found)
-    assert page.marks("tuning-resnet50-near-units") == 4
-    assert page.marks("tuning-resnet50-far-units") == 3
+def test_diverged_trials_and_outliers_stay_visible_and_do_not_flatten_the_other_trials():
+    changed = documents()
+    changed["trials"]["resnet50"] += [trial(5, math.nan), trial(6, math.inf), trial(7, 900.0)]
+    page = Page(changed)
+    assert page.marks("tuning-resnet50-inlier-units") == 4
+    assert page.marks("tuning-resnet50-outlier-units") == 3
     assert page.marks("tuning-resnet50-best-units") == 1
     assert "2 of 8 trials diverged" in page.text
 
 
 def test_epochs_without_a_finite_loss_leave_a_gap():
-    found = documents()
-    found["training"]["resnet50"]["history"]["loss"] = [3.0, math.nan, math.inf, 2.0, 1.0, 0.5]
-    assert Page(found).drawn["learning-resnet50-curve-loss"]["use"] == 4
+    changed = documents()
+    changed["training"]["resnet50"]["history"]["loss"] = [3.0, math.nan, math.inf, 2.0, 1.0, 0.5]
+    assert Page(changed).drawn["learning-resnet50-curve-loss"]["use"] == 4
 
 
-def test_a_large_run_stays_small_and_folds_its_lists():
-    found = documents()
+def test_page_of_a_large_run_is_below_800_kb_and_collapses_its_lists():
+    changed = documents()
     breeds = [f"A breed with a long name, number {number}" for number in range(20)]
-    found["comparison"]["breeds"] = breeds
-    found["ingest"]["breeds"] = {breed: {"train": 70, "eval": 15, "test": 15} for breed in breeds}
-    found["test"]["breeds"] = {breed: scores(0.8, 15) for breed in breeds}
-    found["test"]["confusion"] = {"breeds": breeds, "rows": [[1] * 20 for _ in breeds]}
-    found["gate"]["slices"] = []
-    found["trials"] = {name: [trial(number, 1.0 + number) for number in range(90)] for name in found["trials"]}
-    found["left_out"] = {
+    changed["comparison"]["breeds"] = breeds
+    changed["ingest"]["breeds"] = {breed: {"train": 70, "eval": 15, "test": 15} for breed in breeds}
+    changed["test"]["breeds"] = {breed: scores(0.8, 15) for breed in breeds}
+    changed["test"]["confusion"] = {"breeds": breeds, "rows": [[1] * 20 for _ in breeds]}
+    changed["gate"]["slices"] = []
+    changed["trials"] = {name: [trial(number, 1.0 + number) for number in range(90)] for name in changed["trials"]}
+    changed["excluded"] = {
         kind: [{"path": f"{kind}/{number}.jpg", "kind": kind, "reason": "why"} for number in range(150)]
         for kind in ("damaged", "near duplicate")
     }
-    found["ingest"]["left_out"] = [row for rows in found["left_out"].values() for row in rows]
-    page = Page(found)
+    changed["ingest"]["left_out"] = [row for rows in changed["excluded"].values() for row in rows]
+    page = Page(changed)
     assert len(page.source) < 800_000
-    assert "Left out: 300 of 111 files." in page.text
-    damaged = next(text for text in page.folded if text.startswith("damaged: 150"))
+    assert "Excluded: 300 of 111 files." in page.text
+    damaged = next(text for text in page.collapsed if text.startswith("damaged: 150"))
     assert damaged.count("why") == 150
     assert page.text.count("damaged/149.jpg") == 1
     matrix = [row for row in page.rows if len(row) == 21]

@@ -1,7 +1,7 @@
-"""A Kubeflow Pipelines server in the tests' own process.
+"""A fake Kubeflow Pipelines server, in the process of the tests.
 
-It keeps pipelines, versions, experiments, runs and schedules, takes only requests that the official models describe,
-and refuses what the real one refuses. It runs nothing: what becomes of a run is told to it.
+It stores pipelines, versions, experiments, runs and schedules. It accepts only requests that match the official models,
+and rejects what the real server rejects. It executes nothing; tests set the states of a run.
 """
 
 import base64
@@ -31,8 +31,8 @@ _API = "/apis/v2beta1"
 _MODELS = kfp_server_api.ApiClient()
 
 
-class Refusal(Exception):
-    """Answers with an HTTP status and a message."""
+class ErrorResponse(Exception):
+    """An error response with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -46,15 +46,15 @@ class Request:
     body: bytes
 
     def model(self, name: str) -> dict:
-        """The body, if it is all and only what the official model holds."""
+        """Returns the body if it matches the official model exactly."""
         body = json.loads(self.body)
         parsed = _MODELS.deserialize(types.SimpleNamespace(data=self.body), name)
         if _MODELS.sanitize_for_serialization(parsed) != body:
-            raise Refusal(400, f"not a {name}: {body}")
+            raise ErrorResponse(400, f"not a {name}: {body}")
         return body
 
     def file(self) -> bytes:
-        """What was uploaded."""
+        """Returns the uploaded file."""
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         (part,) = email.message_from_bytes(head + self.body, policy=email.policy.HTTP).iter_parts()
         assert part.get_param("name", header="Content-Disposition") == "uploadfile"
@@ -62,25 +62,26 @@ class Request:
 
 
 class KubeflowServer:
-    """A server at `url`.
+    """State and behaviour of the server.
 
     Attributes:
-        namespaces: those that the user may use; none: a server for one user.
-        token: the bearer token it wants, if any.
-        script: what each further look at a run shows: (state, {task: state}), or an HTTP status; the last one stays.
-        node_bytes: size of a node's status in Argo's Workflow. When all nodes together have more than 1 MiB, Argo
-            compresses them, and the tasks of a run stay as they were.
-        invalid: why Argo does not even start the Workflow, if it does not.
-        ended: why Argo ended the Workflow, if it does so while no task fails.
-        default_retries: Argo retries whatever it runs, as in the default installation of 2.17.
-        messages: node -> why it failed, as Argo says it.
-        podless: tasks that end before they have a pod.
-        refuses_uploads: why it refuses each pipeline, if it does.
-        v1beta1: whether the server has that API, in which the Workflow of a run is.
-        login: answers everything with a login page.
-        root: where the API is, below the address; "" as usual.
-        changes_left: how many changes it makes before it breaks every connection.
-        page: most items it gives at once.
+        namespaces: Namespaces that the user may use; empty for a single-user server.
+        token: Required bearer token, if any.
+        script: Responses to consecutive requests for a run: (state, {task: state}), or an HTTP status. The last one is
+            repeated.
+        node_bytes: Size of the status of a node in Argo's Workflow. If all nodes together have more than 1 MiB, Argo
+            compresses them, and the tasks of a run are no longer updated.
+        invalid: Reason why Argo does not start the Workflow, if any.
+        ended: Reason why Argo ends the Workflow although no task fails, if any.
+        default_retries: Whether Argo retries every node, as in the default installation of 2.17.
+        messages: Node -> Argo's reason for its failure.
+        podless: Tasks that end before they have a pod.
+        upload_error: Reason for rejecting every upload, if any.
+        v1beta1: Whether the server has the API v1beta1, which returns the Workflow of a run.
+        login: Whether every response is a login page.
+        root: Path of the API below the address; usually "".
+        changes_left: Number of changes that succeed before every connection breaks; None: unlimited.
+        page: Maximum number of items per page.
     """
 
     def __init__(self):
@@ -92,7 +93,7 @@ class KubeflowServer:
         self.invalid = self.ended = ""
         self.messages: dict[str, str] = {}
         self.podless: set[str] = set()
-        self.refuses_uploads = ""
+        self.upload_error = ""
         self.v1beta1 = True
         self.login = False
         self.root = ""
@@ -103,7 +104,7 @@ class KubeflowServer:
         self.experiments: dict[str, dict] = {}
         self.runs: dict[str, dict] = {}
         self.schedules: dict[str, dict] = {}
-        self.most_active = 0  # schedules of one name that were ever active at the same time
+        self.max_active = 0  # maximum number of schedules with the same name that were active at the same time
         self.requests: list[str] = []
 
     @property
@@ -112,20 +113,20 @@ class KubeflowServer:
 
     def answer(self, method: str, path: str, request: Request) -> dict:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
-            raise Refusal(401, "Unauthenticated: Request header error: there is no user identity header.")
+            raise ErrorResponse(401, "Unauthenticated: Request header error: there is no user identity header.")
         run = re.fullmatch(rf"{self.root}/apis/v1beta1/runs/([^/]+)", path)
         if run and self.v1beta1:
             self.requests.append(f"{method} {path.removeprefix(self.root)}")
             return self.get_run_v1beta1(run[1])
         if not path.startswith(self.root + _API):
-            raise Refusal(404, "Not Found")
+            raise ErrorResponse(404, "Not Found")
         path = path.removeprefix(self.root + _API)
         self.requests.append(f"{method} {path}")
-        for wanted, pattern, handler in _ROUTES:
-            match = wanted == method and re.fullmatch(pattern, path)
+        for route_method, pattern, handler in _ROUTES:
+            match = route_method == method and re.fullmatch(pattern, path)
             if match:
                 return handler(self, request, *match.groups())
-        raise Refusal(404, "Not Found")
+        raise ErrorResponse(404, "Not Found")
 
     def healthz(self, _: Request) -> dict:
         return {"multi_user": bool(self.namespaces)}
@@ -134,8 +135,8 @@ class KubeflowServer:
         body = request.model("V2beta1Pipeline")
         self._authorise(body)
         if any(p["display_name"] == body["display_name"] for p in self.pipelines.values()):
-            raise Refusal(409, f"The name {body['display_name']} already exist. Please specify a new name.")
-        return _keep(self.pipelines, "pipeline_id", body)
+            raise ErrorResponse(409, f"The name {body['display_name']} already exist. Please specify a new name.")
+        return _store(self.pipelines, "pipeline_id", body)
 
     def list_pipelines(self, request: Request) -> dict:
         self._authorise(request.query)
@@ -143,29 +144,29 @@ class KubeflowServer:
 
     def upload_version(self, request: Request) -> dict:
         name, pipeline_id = request.query["name"], request.query["pipelineid"]
-        if self.refuses_uploads:
-            raise Refusal(400, self.refuses_uploads)
+        if self.upload_error:
+            raise ErrorResponse(400, self.upload_error)
         documents = list(yaml.safe_load_all(request.file()))
         spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         for platform in documents[1:]:
             json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
         if spec.schema_version != "2.1.0":
-            raise Refusal(400, f"unsupported schema version {spec.schema_version}")
+            raise ErrorResponse(400, f"unsupported schema version {spec.schema_version}")
         if any(v["name"] == name for v in self.versions.values()):
-            raise Refusal(409, f"version {name} already exists")
-        _of(self.pipelines, pipeline_id)
+            raise ErrorResponse(409, f"version {name} already exists")
+        _get(self.pipelines, pipeline_id)
         version = {"pipeline_id": pipeline_id, "display_name": name, "name": name, "pipeline_spec": documents[0]}
-        return _keep(self.versions, "pipeline_version_id", version)
+        return _store(self.versions, "pipeline_version_id", version)
 
     def list_versions(self, request: Request, pipeline_id: str) -> dict:
-        _of(self.pipelines, pipeline_id)
+        _get(self.pipelines, pipeline_id)
         versions = {key: v for key, v in self.versions.items() if v["pipeline_id"] == pipeline_id}
         return self._list("pipeline_versions", versions, request.query)
 
     def create_experiment(self, request: Request) -> dict:
         body = request.model("V2beta1Experiment")
         self._authorise(body)
-        return _keep(self.experiments, "experiment_id", {**body, "storage_state": "AVAILABLE"})
+        return _store(self.experiments, "experiment_id", {**body, "storage_state": "AVAILABLE"})
 
     def list_experiments(self, request: Request) -> dict:
         self._authorise(request.query)
@@ -174,13 +175,13 @@ class KubeflowServer:
     def create_run(self, request: Request) -> dict:
         body = request.model("V2beta1Run")
         self._check_runnable(body)
-        return _keep(self.runs, "run_id", {**body, "state": "PENDING"})
+        return _store(self.runs, "run_id", {**body, "state": "PENDING"})
 
     def get_run(self, _: Request, run_id: str) -> dict:
-        run = _of(self.runs, run_id)
+        run = _get(self.runs, run_id)
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(step, int):
-            raise Refusal(step, "upstream connect error")
+            raise ErrorResponse(step, "upstream connect error")
         state, tasks = step
         workflow = _workflow(tasks, self.messages, self.podless, self.node_bytes, self.default_retries)
         if self.invalid:
@@ -194,7 +195,7 @@ class KubeflowServer:
         return {**shown, "run_details": {"task_details": run.get("tasks", [])}}
 
     def get_run_v1beta1(self, run_id: str) -> dict:
-        run = _of(self.runs, run_id)
+        run = _get(self.runs, run_id)
         return {"run": {"id": run_id}, "pipeline_runtime": {"workflow_manifest": run["workflow"]}}
 
     def create_schedule(self, request: Request) -> dict:
@@ -203,10 +204,10 @@ class KubeflowServer:
         cron = body["trigger"]["cron_schedule"]["cron"]
         field = r"\*|\d+(,\d+)*"
         if not re.fullmatch(rf"(({field}) ){{5}}({field})", cron) or not cron.startswith("0 "):
-            raise Refusal(400, f"Schedule cron is not a supported format: {cron}")
+            raise ErrorResponse(400, f"Schedule cron is not a supported format: {cron}")
         if not 1 <= int(body["max_concurrency"]) <= 10:
-            raise Refusal(400, "The max concurrency of the recurring run is out of range")
-        schedule = _keep(self.schedules, "recurring_run_id", body)
+            raise ErrorResponse(400, "The max concurrency of the recurring run is out of range")
+        schedule = _store(self.schedules, "recurring_run_id", body)
         self._set_mode(schedule, body["mode"])
         return schedule
 
@@ -215,61 +216,63 @@ class KubeflowServer:
         return self._list("recurringRuns", schedules, request.query)
 
     def enable_schedule(self, _: Request, schedule_id: str) -> dict:
-        self._set_mode(_of(self.schedules, schedule_id), "ENABLE")
+        self._set_mode(_get(self.schedules, schedule_id), "ENABLE")
         return {}
 
     def disable_schedule(self, _: Request, schedule_id: str) -> dict:
-        self._set_mode(_of(self.schedules, schedule_id), "DISABLE")
+        self._set_mode(_get(self.schedules, schedule_id), "DISABLE")
         return {}
 
     def delete_schedule(self, _: Request, schedule_id: str) -> dict:
-        _of(self.schedules, schedule_id)
+        _get(self.schedules, schedule_id)
         del self.schedules[schedule_id]
         return {}
 
-    def give_away_schedules(self, name: str, cron: str) -> None:
-        """As if somebody else had made them, in the UI."""
+    def transfer_schedules(self, name: str, cron: str) -> None:
+        """Changes all schedules to ones that another user created in the UI."""
         for schedule in self.schedules.values():
             schedule.update(display_name=name, trigger={"cron_schedule": {"cron": cron}})
 
     def active(self) -> list[dict]:
-        """Schedules that would start runs."""
+        """Returns the schedules that are enabled."""
         return [schedule for schedule in self.schedules.values() if schedule["status"] == "ENABLED"]
 
     def _set_mode(self, schedule: dict, mode: str) -> None:
         schedule.update(mode=mode, status=f"{mode}D")
         names = [active["display_name"] for active in self.active()]
-        self.most_active = max([self.most_active, *map(names.count, names)])
+        self.max_active = max([self.max_active, *map(names.count, names)])
 
     def _authorise(self, request: dict) -> None:
         namespace = request.get("namespace")
         if namespace and not self.namespaces:
-            raise Refusal(400, "In single-user mode, the namespace must be empty")
+            raise ErrorResponse(400, "In single-user mode, the namespace must be empty")
         if self.namespaces and not namespace:
-            raise Refusal(400, "Invalid input error: namespace is empty")
+            raise ErrorResponse(400, "Invalid input error: namespace is empty")
         if self.namespaces and namespace not in self.namespaces:
-            raise Refusal(403, "User 'alice@example.com' is not authorized with reason:  (request: &{...})\n at stack")
+            raise ErrorResponse(
+                403, "User 'alice@example.com' is not authorized with reason:  (request: &{...})\n at stack"
+            )
 
     def _check_runnable(self, body: dict) -> None:
-        if _of(self.experiments, body["experiment_id"])["storage_state"] == "ARCHIVED":
-            raise Refusal(400, "The experiment is archived")
+        if _get(self.experiments, body["experiment_id"])["storage_state"] == "ARCHIVED":
+            raise ErrorResponse(400, "The experiment is archived")
         reference = body["pipeline_version_reference"]
-        version = _of(self.versions, reference["pipeline_version_id"])
+        version = _get(self.versions, reference["pipeline_version_id"])
         assert version["pipeline_id"] == reference["pipeline_id"]
         known = version["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
         kinds = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "LIST": list}
         for name, value in body["runtime_config"].get("parameters", {}).items():
             if type(value) is not kinds[known[name]["parameterType"]]:
-                raise Refusal(400, f"input parameter {name} requires type {known[name]['parameterType']}")
+                raise ErrorResponse(400, f"input parameter {name} requires type {known[name]['parameterType']}")
 
     def _list(self, field: str, items: dict[str, dict], query: dict[str, str]) -> dict:
-        wanted = list(items.values())
+        selected = list(items.values())
         for predicate in json.loads(_unescaped(query.get("filter") or "{}")).get("predicates", ()):
             assert predicate["operation"] == "EQUALS", predicate
-            wanted = [item for item in wanted if item[predicate["key"]] == predicate["stringValue"]]
+            selected = [item for item in selected if item[predicate["key"]] == predicate["stringValue"]]
         start = int(query.get("page_token") or 0)
         end = start + min(self.page, int(query["page_size"]))
-        return {field: wanted[start:end], "next_page_token": str(end) if end < len(wanted) else ""}
+        return {field: selected[start:end], "next_page_token": str(end) if end < len(selected) else ""}
 
 
 _ROUTES = (
@@ -292,7 +295,7 @@ _ROUTES = (
 
 @contextlib.contextmanager
 def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator[str]:
-    """Address at which `server` answers; `certificate`, with its key, makes it https."""
+    """Serves `server` and yields its address, which is https if `certificate`, a file with its key, is given."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -307,10 +310,10 @@ def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator
                 server.changes_left -= 1
             try:
                 status, answer = 200, server.answer(self.command, url.path, Request(query, self.headers, body))
-            except Refusal as refusal:
-                status, answer = refusal.status, {"error": str(refusal), "code": 3, "message": str(refusal)}
-                if "upload" in url.path:  # a handler of its own
-                    answer = {"error_message": str(refusal), "error_details": f"{refusal}\nat stack"}
+            except ErrorResponse as error:
+                status, answer = error.status, {"error": str(error), "code": 3, "message": str(error)}
+                if "upload" in url.path:  # the upload handler of the real server has another error format
+                    answer = {"error_message": str(error), "error_details": f"{error}\nat stack"}
             return self._send(status, "application/json", json.dumps(answer).encode())
 
         do_POST = do_DELETE = do_GET
@@ -338,20 +341,20 @@ def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator
         listener.server_close()
 
 
-def _of(items: dict[str, dict], key: str) -> dict:
+def _get(items: dict[str, dict], key: str) -> dict:
     if key not in items:
-        raise Refusal(404, f"{key} not found")
+        raise ErrorResponse(404, f"{key} not found")
     return items[key]
 
 
 def _unescaped(text: str) -> str:
-    """As Go's url.QueryUnescape, which the server applies to filters though they are unescaped already."""
+    """Unescapes like Go's url.QueryUnescape, which the server applies to filters that are already unescaped."""
     if re.search("%(?![0-9a-fA-F]{2})", text):
-        raise Refusal(400, f"failed to parse valid filter from {text}: invalid URL escape")
+        raise ErrorResponse(400, f"failed to parse valid filter from {text}: invalid URL escape")
     return urllib.parse.unquote_plus(text)
 
 
-def _keep(items: dict[str, dict], key: str, item: dict) -> dict:
+def _store(items: dict[str, dict], key: str, item: dict) -> dict:
     identity = str(uuid.uuid4())
     items[identity] = {key: identity, "created_at": NOW, **item}
     return items[identity]
@@ -360,7 +363,7 @@ def _keep(items: dict[str, dict], key: str, item: dict) -> dict:
 def _workflow(
     tasks: dict[str, str], messages: dict[str, str], podless: set[str], node_bytes: int, default_retries: bool
 ) -> dict:
-    """Argo's Workflow of a run: for each task its driver, itself, its executor, and the pod of that."""
+    """Returns Argo's Workflow of a run, with four nodes per task: driver, task, executor and the executor's pod."""
     name = "catbreeds-x7k2p"
     states = {"root": "RUNNING", "root-driver": "SUCCEEDED"}
     for task, state in tasks.items():
@@ -407,7 +410,7 @@ def _workflow(
 
 
 def _task(node: dict) -> dict:
-    """A node as the server reports it. It has no state for an omitted task, and never a reason for a failure."""
+    """Returns a node as the server reports it: an omitted task has no state, and failures have no reason."""
     state = {} if node["phase"] == "Omitted" else {"state": node["phase"].upper()}
     times = {"create_time": NOW, "start_time": NOW, "end_time": node["finishedAt"] or "0001-01-01T00:00:00Z"}
     return {"display_name": node["displayName"], **state, **times, "child_tasks": [{"pod_name": node["id"]}]}

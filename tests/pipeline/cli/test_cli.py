@@ -1,4 +1,4 @@
-"""The `catbreeds` command as a person meets it: quick help, exit codes, messages without tracebacks."""
+"""The `catbreeds` command: fast help, exit codes, error messages without tracebacks."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def catbreeds(tmp_path):
     return call
 
 
-def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
+def assert_rejected(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert done.returncode == 2, done
     assert "Traceback" not in done.stderr
     for part in parts:
@@ -36,7 +36,7 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
     [["--help"], ["run", "--help"], ["run", "--print-config"], ["data", "--help"], ["doctor", "--profile", "demo"]],
     ids=" ".join,
 )
-def test_help_settings_and_the_doctor_s_findings_are_shown_without_loading_tensorflow(arguments):
+def test_help_settings_and_doctor_do_not_import_tensorflow(arguments):
     code = (
         "import sys\nfrom pipeline.cli import main\n"
         "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code\n"
@@ -47,7 +47,7 @@ def test_help_settings_and_the_doctor_s_findings_are_shown_without_loading_tenso
     assert len(done.stdout.splitlines()) > 10
 
 
-def test_settings_of_other_projects_for_warnings_and_matplotlib_change_nothing(tmp_path):
+def test_environment_variables_for_warnings_and_matplotlib_are_ignored(tmp_path):
     code = (
         "import os, warnings\nfrom pipeline.cli import main\n"
         "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code\n"
@@ -60,7 +60,7 @@ def test_settings_of_other_projects_for_warnings_and_matplotlib_change_nothing(t
     assert done.stdout.splitlines()[-1] == "agg False"
 
 
-def test_help_names_every_command(catbreeds):
+def test_help_lists_every_command(catbreeds):
     done = catbreeds("--help")
     assert done.returncode == 0
     for command in ("run", "predict", "sample-data", "compile", "data", "doctor", "submit", "schedule"):
@@ -77,26 +77,52 @@ def test_help_shows_the_default_of_an_option(catbreeds):
         (["--set", "tuner.max_epochz=3"], ["catbreeds: tuner.max_epochz: no such setting", "max_epochs"]),
         (["--set", "tuner.max_epochs=0"], ["catbreeds: tuner.max_epochs:", "at least 2 and at most 1000"]),
         (["--set", "tuner.max_epochs"], ["write --set key=value"]),
-        (["--profile", "huge"], ["profile 'huge': no such profile or file; there are demo, smoke, standard"]),
+        (["--profile", "huge"], ["profile 'huge': no such profile or file; available profiles: demo, smoke, standard"]),
         (["--profile", "demo", "--set", "image_size=64"], ["image_size: xception needs at least 71 pixels"]),
         (["--epochs", "3"], ["No such option"]),
     ],
 )
-def test_a_wrong_setting_is_refused_in_words(catbreeds, arguments, parts, tmp_path):
-    assert_refused(catbreeds("run", "--data", str(tmp_path), *arguments), *parts)
+def test_an_invalid_setting_is_rejected_with_a_message(catbreeds, arguments, parts, tmp_path):
+    assert_rejected(catbreeds("run", "--data", str(tmp_path), *arguments), *parts)
 
 
-def test_a_wrong_environment_variable_is_refused_in_words(catbreeds):
-    assert_refused(catbreeds("run", CATBREEDS_GATE__MARGIN="2"), "catbreeds: gate.margin:", "at most 1")
+def test_an_invalid_environment_variable_is_rejected_with_a_message(catbreeds):
+    assert_rejected(catbreeds("run", CATBREEDS_GATE__MARGIN="2"), "catbreeds: gate.margin:", "at most 1")
 
 
-def test_a_run_without_photos_says_how_to_name_them(catbreeds):
-    assert_refused(catbreeds("run", "--profile", "demo"), "no photos: say --data FOLDER")
+def test_run_without_photos_asks_for_the_option_data(catbreeds):
+    assert_rejected(catbreeds("run", "--profile", "demo"), "no photos given; pass --data FOLDER")
+
+
+RENAMED_OPTIONS = [
+    (["report", "--data"], "--photos"),
+    (["sample-data", "out", "--first", "10"], "--offset"),
+    (["canary", "--wait", "10"], "--timeout"),
+    (["submit", "--poll", "1"], "--poll-interval"),
+    (["serve", "--no-server"], "--config-only"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "new_name"), RENAMED_OPTIONS, ids=lambda value: str(value))
+def test_the_former_name_of_an_option_is_rejected_with_the_new_name(catbreeds, tmp_path, arguments, new_name):
+    command, former_name = arguments[0], next(argument for argument in arguments if argument.startswith("--"))
+    expected = f"catbreeds: {former_name}: this option was renamed; use {new_name}\n"
+    for variant in (arguments, [*arguments[: arguments.index(former_name)], f"{former_name}=1"]):
+        done = catbreeds(*variant)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert list(tmp_path.iterdir()) == []
+    help_text = catbreeds(command, "--help").stdout
+    assert f" {new_name} " in help_text
+    assert f" {former_name} " not in help_text
+
+
+def test_an_argument_after_two_dashes_is_not_taken_for_a_renamed_option(catbreeds):
+    assert catbreeds("sample-data", "--breeds", "2", "--photos", "1", "--", "--first").returncode == 0
 
 
 def test_a_run_on_a_missing_folder_names_it_and_writes_nothing(catbreeds, tmp_path):
     done = catbreeds("run", "--profile", "demo", "--data", "nowhere", "--workdir", "work")
-    assert_refused(done, "data: nowhere: no such folder")
+    assert_rejected(done, "data: nowhere: no such folder")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +140,7 @@ def in_bytes(*arguments: str | bytes) -> list[str]:
         (["--data", "cats", "--set", b"photos_schema=s\xff"], ["--set photos_schema=s"]),
         (["--data", "cats", "--set", b"weights_dir=s\xff"], ["--set weights_dir=s"]),
         *(
-            (["--data", "cats", "--workdir", name], ["workdir: ", "the whole path must have no control characters"])
+            (["--data", "cats", "--workdir", name], ["workdir: ", "must not contain control characters or any of"])
             for name in ("w[1]", "w*", "w?", "a\\b", "two\nlines", "\x1b[31m", "w[1]/below")
         ),
         (["--data", "n" * 300], ["data: nnn", "cannot be opened: File name too long"]),
@@ -122,73 +148,73 @@ def in_bytes(*arguments: str | bytes) -> list[str]:
     ],
     ids=ascii,
 )
-def test_paths_that_tensorflow_cannot_use_are_refused_at_the_start_by_name(
+def test_paths_that_tensorflow_cannot_use_are_rejected_before_the_run_starts(
     catbreeds, tmp_path, command, options, parts
 ):
     (tmp_path / "cats").mkdir()
     (tmp_path / os.fsdecode(b"cats\xff")).mkdir()
     before = sorted(tmp_path.iterdir())
-    assert_refused(catbreeds(*command, "--profile", "demo", *in_bytes(*options)), *parts)
+    assert_rejected(catbreeds(*command, "--profile", "demo", *in_bytes(*options)), *parts)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_workdir_below_a_folder_with_pattern_characters_is_refused_too(catbreeds, tmp_path):
+def test_a_workdir_in_a_folder_with_glob_characters_is_rejected(catbreeds, tmp_path):
     for name in ("cats", "here [1]"):
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to("here [1]")
-    assert_refused(catbreeds("run", "--data", "cats", "--workdir", "link/work"), "workdir: ", "here [1]/work")
+    assert_rejected(catbreeds("run", "--data", "cats", "--workdir", "link/work"), "workdir: ", "here [1]/work")
 
 
-def test_a_second_run_in_the_same_workdir_is_refused(catbreeds, tmp_path):
+def test_a_second_run_in_the_same_workdir_is_rejected(catbreeds, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "photos").mkdir()
     (tmp_path / "work").mkdir()
     with FileLock(tmp_path / "work" / ".run.lock"):
         done = catbreeds("run", "--profile", "demo", "--data", "photos", "--workdir", "work")
-    assert_refused(done, "work: another run is at work there")
+    assert_rejected(done, "work: another run is in progress")
 
 
-def test_the_settings_that_are_shown_load_again(catbreeds, tmp_path):
+def test_the_printed_settings_can_be_used_as_a_profile(catbreeds, tmp_path):
     options = ["--profile", "demo", "--set", "tuner.units=[0, 7]", "--data", "some photos", "--workdir", "größe"]
     done = catbreeds("run", *options, "--print-config", CATBREEDS_SEED="5")
     assert (done.returncode, done.stderr) == (0, "")
-    shown = tmp_path / "shown.yaml"
-    shown.write_text(done.stdout, encoding="utf-8")
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(done.stdout, encoding="utf-8")
     overrides = ["tuner.units=[0, 7]", "data=some photos", "workdir=größe", "seed=5"]
-    assert load(str(shown)) == load("demo", overrides)
-    assert catbreeds("run", "--profile", "shown.yaml", "--print-config").stdout == done.stdout
+    assert load(str(printed)) == load("demo", overrides)
+    assert catbreeds("run", "--profile", "printed.yaml", "--print-config").stdout == done.stdout
 
 
-def test_the_options_are_the_last_word(catbreeds):
+def test_the_options_of_a_command_override_all_other_settings(catbreeds):
     done = catbreeds("run", "--data", "b", "--set", "data=a", "--print-config", CATBREEDS_DATA="c")
     assert "\ndata: b\n" in done.stdout
 
 
-def test_a_folder_may_be_named_by_a_year(catbreeds):
+def test_a_folder_name_may_be_a_number(catbreeds):
     assert "\ndata: '2024'\n" in catbreeds("run", "--data", "2024", "--print-config").stdout
 
 
-def test_a_prediction_before_the_first_run_says_what_to_do(catbreeds, tmp_path):
+def test_a_prediction_before_the_first_run_is_rejected_with_advice(catbreeds, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(b"")
-    assert_refused(catbreeds("predict", "cat.jpg"), "no model is in service there", "catbreeds run")
+    assert_rejected(catbreeds("predict", "cat.jpg"), "no version is stable", "catbreeds run")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"text", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"), (None, "No such file")]
 )
-def test_a_prediction_for_what_is_no_photo_names_the_file(catbreeds, tmp_path, content, reason):
+def test_a_prediction_for_an_unusable_photo_names_the_file(catbreeds, tmp_path, content, reason):
     record = tmp_path / "runs" / "serving" / "catbreeds" / "1" / "assets.extra" / "catbreeds.json"
     record.parent.mkdir(parents=True)
     record.write_text("{}")
     if content is not None:
         (tmp_path / "cat.jpg").write_bytes(content)
-    assert_refused(catbreeds("predict", "cat.jpg"), "catbreeds: cat.jpg: ", reason)
+    assert_rejected(catbreeds("predict", "cat.jpg"), "catbreeds: cat.jpg: ", reason)
 
 
-def test_sample_data_writes_as_many_photos_as_asked_and_refuses_what_it_cannot_draw(catbreeds, tmp_path):
+def test_sample_data_writes_the_requested_photos_and_rejects_an_invalid_number_of_breeds(catbreeds, tmp_path):
     done = catbreeds("sample-data", "photos", "--breeds", "2", "--photos", "1")
     assert done.returncode == 0
-    assert done.stdout == "2 photos of 2 imaginary breeds in photos\n"
+    assert done.stdout == "photos: 2 photos of 2 synthetic breeds\n"
     assert len(list(tmp_path.glob("photos/*/*.jpg"))) == 2
-    assert_refused(catbreeds("sample-data", "photos", "--breeds", "1"), "breeds must be 2 to")
+    assert_rejected(catbreeds("sample-data", "photos", "--breeds", "1"), "breeds must be 2 to")

@@ -1,4 +1,4 @@
-"""`catbreeds data`: from a server that fails in every way, either the photos come as published, or it says why not."""
+"""`catbreeds data` with a server that fails in many ways: it writes the photos as published, or reports the cause."""
 
 import base64
 import hashlib
@@ -101,7 +101,7 @@ def oxford(server, tmp_path, environment):
 
 @pytest.fixture
 def kaggle(server, tmp_path, environment):
-    """The official client, told that Kaggle is at http://localhost and that our server is the way there."""
+    """Runs `catbreeds data kaggle`; kagglehub connects to http://localhost, with the test server as its proxy."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in CATS.items():
@@ -133,17 +133,17 @@ def kaggle(server, tmp_path, environment):
     return call
 
 
-def laid(out: Path) -> dict[str, bytes]:
-    """What lies there and is not hidden."""
+def visible_files(out: Path) -> dict[str, bytes]:
+    """Path -> content of every file in the folder that is not hidden."""
     files = {path.relative_to(out): path for path in out.rglob("*") if path.is_file()}
     return {
         str(name): path.read_bytes() for name, path in files.items() if not any(p.startswith(".") for p in name.parts)
     }
 
 
-def assert_laid(done: subprocess.CompletedProcess, out: Path, files: dict[str, bytes] = CATS) -> None:
+def assert_complete(done: subprocess.CompletedProcess, out: Path, files: dict[str, bytes] = CATS) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
-    assert laid(out) == files
+    assert visible_files(out) == files
     assert f"{out}: 3 photos in 2 folders, " in done.stdout
     assert not (out / ".download").exists()
     assert "\x1b" not in done.stdout + done.stderr
@@ -157,32 +157,32 @@ def assert_failed(done: subprocess.CompletedProcess, code: int, *parts: str) -> 
     assert done.stdout == ""
 
 
-def test_the_cats_of_oxford_are_laid_out_as_ingestion_reads_them_and_the_second_time_nothing_is_fetched(oxford, server):
-    assert_laid(oxford(), oxford.out)
+def test_oxford_cats_are_written_in_the_layout_of_ingestion_and_a_second_call_downloads_nothing(oxford, server):
+    assert_complete(oxford(), oxford.out)
     from components.ingestion.photo_source import list_photos, open_source
 
     listing = list_photos(open_source(str(oxford.out)))
     assert listing.photos == {name: name.split("/")[0] for name in CATS}
-    assert listing.refused == []
+    assert listing.excluded == []
     server.requests.clear()
     again = oxford()
-    assert_laid(again, oxford.out)
-    assert "all there already" in again.stdout
+    assert_complete(again, oxford.out)
+    assert "already complete" in again.stdout
     assert server.requests == []
 
 
-def test_a_line_that_breaks_again_and_again_costs_no_byte_twice(oxford, server):
+def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, server):
     size = len(server.files[IMAGES])
     server.answers[IMAGES] = [cut_after(600_000) for _ in range(size // 600_000)]
     done = oxford("--tries", 1)
-    assert_laid(done, oxford.out)
+    assert_complete(done, oxford.out)
     assert server.ranges(IMAGES) == [None, *(f"bytes={start}-" for start in range(600_000, size, 600_000))]
     assert f"images.tar.gz: {size / 1e6:.1f} MB" in done.stderr
-    assert "going on at 0.6 MB" in done.stderr
+    assert "resuming at 0.6 MB" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("answers", "fetched_anew"),
+    ("answers", "starts_again"),
     [
         (
             [
@@ -202,31 +202,31 @@ def test_a_line_that_breaks_again_and_again_costs_no_byte_twice(oxford, server):
     ],
     ids=["cut and refused", "said longer", "corrupted", "said shorter"],
 )
-def test_what_goes_wrong_once_is_made_good(oxford, server, answers, fetched_anew):
+def test_the_download_recovers_from_temporary_failures(oxford, server, answers, starts_again):
     server.answers[IMAGES] = [*answers]
     done = oxford()
-    assert_laid(done, oxford.out)
+    assert_complete(done, oxford.out)
     assert server.answers[IMAGES] == []
-    assert ("came damaged" in done.stderr) == fetched_anew
+    assert ("the download is corrupt; starting again" in done.stderr) == starts_again
 
 
 @pytest.mark.parametrize(
-    ("answer", "requests", "said"),
+    ("answer", "requests", "message"),
     [
-        (corrupted, 2, "images.tar.gz: what came has the wrong MD5, twice"),
-        (status(404), 1, "images.tar.gz: the server answers 404 Not Found"),
-        (status(503), 3, "images.tar.gz: the server answers 503 Service Unavailable"),
-        (cut_after(0), 3, "images.tar.gz: broke off"),
+        (corrupted, 2, "images.tar.gz: the download is corrupt twice (MD5 is "),
+        (status(404), 1, "images.tar.gz: the server returned 404 Not Found"),
+        (status(503), 3, "images.tar.gz: the server returned 503 Service Unavailable"),
+        (cut_after(0), 3, "images.tar.gz: connection lost"),
     ],
 )
-def test_what_stays_wrong_is_said_and_nothing_is_laid(oxford, server, answer, requests, said):
+def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server, answer, requests, message):
     server.answers[IMAGES] = [answer] * 20
-    assert_failed(oxford("--tries", 3), 1, said, "Run again to go on", "say --archives FOLDER")
+    assert_failed(oxford("--tries", 3), 1, message, "Rerun the command to resume", "pass --archives FOLDER")
     assert len(server.ranges(IMAGES)) == requests
-    assert laid(oxford.out) == {}
+    assert visible_files(oxford.out) == {}
 
 
-def test_a_download_that_was_killed_goes_on_where_it_was(oxford, server):
+def test_a_killed_download_resumes_when_the_command_is_rerun(oxford, server):
     released = threading.Event()
     server.answers[IMAGES] = [stalled_after(60_000, released)]
     process = subprocess.Popen(oxford.command(), env=oxford.environment)
@@ -237,90 +237,91 @@ def test_a_download_that_was_killed_goes_on_where_it_was(oxford, server):
             assert time.monotonic() < end
             time.sleep(0.05)
         second = oxford()
-        assert_failed(second, 2, "another download is at work there")
+        assert_failed(second, 2, "another download is in progress")
     finally:
         process.kill()
         process.wait()
         released.set()
-    assert_laid(oxford(), oxford.out)
+    assert_complete(oxford(), oxford.out)
     assert server.ranges(IMAGES) == [None, "bytes=60000-"]
 
 
-def test_without_internet_it_says_so_and_archives_that_were_brought_serve_and_stay(oxford, server, tmp_path):
+def test_without_internet_the_message_suggests_local_archives_which_are_used_and_kept(oxford, server, tmp_path):
     offline = ["--url", "http://127.0.0.1:9", "--tries", 1]
-    assert_failed(oxford(*offline), 1, "annotations.tar.gz: cannot be reached", "say --archives FOLDER")
-    brought = tmp_path / "brought"
-    brought.mkdir()
+    assert_failed(oxford(*offline), 1, "annotations.tar.gz: cannot connect", "pass --archives FOLDER")
+    archives = tmp_path / "archives"
+    archives.mkdir()
     for name, content in server.files.items():
-        (brought / name[1:]).write_bytes(content)
-    assert_laid(oxford(*offline, "--archives", brought), oxford.out)
-    assert {path.name for path in brought.iterdir()} == {"annotations.tar.gz", "images.tar.gz"}
+        (archives / name[1:]).write_bytes(content)
+    assert_complete(oxford(*offline, "--archives", archives), oxford.out)
+    assert {path.name for path in archives.iterdir()} == {"annotations.tar.gz", "images.tar.gz"}
     assert server.requests == []
 
 
-def test_an_archive_that_was_brought_and_is_another_one_is_named_and_kept(oxford, tmp_path):
+def test_a_local_archive_with_the_wrong_checksum_is_named_and_kept(oxford, tmp_path):
     (tmp_path / "images.tar.gz").write_bytes(b"mine")
-    assert_failed(oxford("--archives", tmp_path), 1, f"{tmp_path / 'images.tar.gz'}: not the file that", "move it away")
+    message = f"{tmp_path / 'images.tar.gz'}: not the expected file"
+    assert_failed(oxford("--archives", tmp_path), 1, message, "move it away")
     assert (tmp_path / "images.tar.gz").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "message"),
     [
-        ([("../evil.jpg", b"x"), *PUBLISHED], "could write elsewhere"),
-        ([("images/../../../evil.jpg", b"x"), *PUBLISHED], "could write elsewhere"),
-        ([link("images/Abyssinian_3.jpg", "/etc/passwd"), *PUBLISHED], "could write elsewhere"),
+        ([("../evil.jpg", b"x"), *PUBLISHED], "a member outside its folder"),
+        ([("images/../../../evil.jpg", b"x"), *PUBLISHED], "a member outside its folder"),
+        ([link("images/Abyssinian_3.jpg", "/etc/passwd"), *PUBLISHED], "a member outside its folder"),
         (
             [link("images/Abyssinian_3.jpg", "great_pyrenees_5.jpg"), *PUBLISHED[:2]],
-            "1 photos that the annotations name",
+            "1 photos listed in the annotations are missing",
         ),
-        (PUBLISHED[1:], "1 photos that the annotations name are not in it: Maine Coon/Maine_Coon_1.jpg"),
+        (PUBLISHED[1:], "1 photos listed in the annotations are missing: Maine Coon/Maine_Coon_1.jpg"),
     ],
 )
-def test_an_archive_that_reaches_outside_or_lacks_photos_is_refused(oxford, server, tmp_path, members, said):
+def test_an_archive_with_outside_members_or_missing_photos_is_rejected(oxford, server, tmp_path, members, message):
     server.files[IMAGES] = tarred(*members)
-    assert_failed(oxford(), 2, "images.tar.gz: ", said)
+    assert_failed(oxford(), 2, "images.tar.gz: ", message)
     assert not list(tmp_path.rglob("evil.jpg"))
-    assert laid(oxford.out).items() <= CATS.items()
+    assert visible_files(oxford.out).items() <= CATS.items()
 
 
-def test_annotations_of_another_kind_are_refused(oxford, server):
+def test_unexpected_annotations_are_rejected(oxford, server):
     server.files["/annotations.tar.gz"] = tarred(("annotations/list.txt", b"../../Evil_1 1 1 1\n"))
-    assert_failed(oxford(), 2, "not the list of photos that was expected")
+    assert_failed(oxford(), 2, "annotations/list.txt is not the expected list of photos")
 
 
-def test_photos_of_ones_own_stay_and_one_in_the_way_is_named(oxford):
+def test_other_photos_are_kept_and_a_conflicting_one_is_named(oxford):
     own = {"Maine Coon/mine.jpg": b"mine", "Tabby/1.jpg": b"mine, too"}
     for name, content in (own | {"Maine Coon/Maine_Coon_1.jpg": b"another"}).items():
         (oxford.out / name).parent.mkdir(parents=True, exist_ok=True)
         (oxford.out / name).write_bytes(content)
-    assert_failed(oxford(), 2, f"{oxford.out / 'Maine Coon/Maine_Coon_1.jpg'}: another file of that name is in the way")
+    assert_failed(oxford(), 2, f"{oxford.out / 'Maine Coon/Maine_Coon_1.jpg'}: a different file has this name")
     assert (oxford.out / "Maine Coon/Maine_Coon_1.jpg").read_bytes() == b"another"
     (oxford.out / "Maine Coon/Maine_Coon_1.jpg").unlink()
-    assert_laid(oxford(), oxford.out, CATS | own)
+    assert_complete(oxford(), oxford.out, CATS | own)
 
 
-def test_what_changed_since_is_named_and_what_is_gone_is_brought_back(oxford):
-    assert_laid(oxford(), oxford.out)
+def test_a_changed_photo_is_named_and_a_deleted_one_is_restored(oxford):
+    assert_complete(oxford(), oxford.out)
     changed = oxford.out / "Abyssinian" / "Abyssinian_3.jpg"
     changed.write_bytes(b"changed")
-    assert_failed(oxford(), 2, f"{changed}: not the file that was downloaded; move it away and run again")
+    assert_failed(oxford(), 2, f"{changed}: changed since the download; move it away and rerun the command")
     changed.unlink()
-    assert_laid(oxford(), oxford.out)
+    assert_complete(oxford(), oxford.out)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--md5", "images.tar.gz=0"], "--md5 images.tar.gz=0: write FILE=MD5"),
+        (["--md5", "images.tar.gz=0"], "--md5 images.tar.gz=0: must be FILE=MD5"),
         (["--url", "ftp://example.org"], "--url ftp://example.org: must begin with http:// or https://"),
     ],
 )
-def test_a_wrong_option_is_refused_in_words(oxford, options, said):
-    assert_failed(oxford(*options), 2, said)
+def test_an_invalid_option_is_rejected_with_a_message(oxford, options, message):
+    assert_failed(oxford(*options), 2, message)
 
 
-def test_without_credentials_kaggle_is_not_asked_and_it_is_said_how_to_get_them(kaggle, server):
+def test_without_credentials_no_request_is_sent_and_the_message_says_how_to_get_them(kaggle, server):
     done = kaggle(token=None)
     assert_failed(done, 2, "no Kaggle credentials", "https://www.kaggle.com/settings/api", "KAGGLE_API_TOKEN", HANDLE)
     assert server.requests == []
@@ -328,69 +329,69 @@ def test_without_credentials_kaggle_is_not_asked_and_it_is_said_how_to_get_them(
 
 
 @pytest.mark.parametrize("hashed", [True, False], ids=["with MD5", "without MD5"])
-def test_the_data_set_of_kaggle_comes_though_the_line_breaks_and_bytes_are_damaged(kaggle, server, hashed):
+def test_a_kaggle_download_recovers_from_broken_connections_and_corrupt_data(kaggle, server, hashed):
     if not hashed:
         server.headers.clear()
     server.answers["/stored.zip"] = [cut_after(3_000_000), behave, corrupted, cut_after(2_500_000)]
     files = {f"CatBreedsRefined-v2/{name}": content for name, content in CATS.items()}
     done = kaggle()
-    assert_laid(done, kaggle.out, files)
-    for text in ("broke off", "going on at 2.1 MB", "the archive came damaged"):
+    assert_complete(done, kaggle.out, files)
+    for text in ("connection lost", "resuming at 2.1 MB", "the archive is corrupt"):
         assert text in done.stderr
     assert f"bytes={2 * 2**20}-" in server.ranges("/stored.zip")
     from components.ingestion.photo_source import list_photos, open_source
 
     assert set(list_photos(open_source(str(kaggle.out))).photos.values()) == {"Maine Coon", "Abyssinian"}
     server.requests.clear()
-    assert "all there already" in kaggle(token=None).stdout
+    assert "already complete" in kaggle(token=None).stdout
     assert server.requests == []
 
 
 @pytest.mark.parametrize(
-    ("code", "exit_code", "said"),
+    ("code", "exit_code", "message"),
     [
-        (401, 2, "Kaggle refuses these credentials (401). Make a new token at https://www.kaggle.com/settings/api"),
-        (404, 2, "Kaggle has no such data set; say --dataset owner/name"),
-        (503, 1, "Kaggle answers 503. Run again to go on"),
+        (401, 2, "Kaggle rejects these credentials (401). Create a new token at https://www.kaggle.com/settings/api"),
+        (404, 2, "no such data set on Kaggle; pass --dataset owner/name"),
+        (503, 1, "Kaggle returned 503. Rerun the command to resume"),
     ],
 )
-def test_a_refusal_of_kaggle_is_told_in_words(kaggle, server, code, exit_code, said):
+def test_an_error_response_of_kaggle_is_reported(kaggle, server, code, exit_code, message):
     server.answers[f"{API}/GetDataset"] = [status(code)] * 20
-    assert_failed(kaggle("--tries", "1"), exit_code, said)
+    assert_failed(kaggle("--tries", "1"), exit_code, message)
 
 
-def test_an_archive_of_kaggle_that_stays_damaged_is_said_and_nothing_is_laid(kaggle, server):
+def test_a_permanently_corrupt_kaggle_archive_is_reported_and_no_photo_is_written(kaggle, server):
     server.answers["/stored.zip"] = [corrupted] * 20
-    assert_failed(kaggle("--tries", "2"), 1, f"{HANDLE}: the archive came damaged", "Run again to go on")
-    assert laid(kaggle.out) == {}
+    assert_failed(kaggle("--tries", "2"), 1, f"{HANDLE}: the archive is corrupt", "Rerun the command to resume")
+    assert visible_files(kaggle.out) == {}
 
 
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy", "NO_PROXY"), "")
 
 
-def test_archives_on_this_machine_are_not_fetched_through_a_proxy(oxford):
+def test_archives_on_this_machine_are_downloaded_without_a_proxy(oxford):
     oxford.environment.update(PROXIES | {"http_proxy": "http://127.0.0.1:9"})
     assert oxford("--tries", "1").returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("proxy", "said"),
+    ("proxy", "message"),
     [
         ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used"),
-        ("http://127.0.0.1:9", "cannot be reached (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
+        ("http://127.0.0.1:9", "cannot connect (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )
-def test_a_proxy_that_keeps_photos_from_coming_is_named(oxford, kaggle, proxy, said):
+def test_a_proxy_that_makes_a_download_fail_is_named(oxford, kaggle, proxy, message):
     oxford.environment.update(PROXIES | {"ALL_PROXY": proxy})
-    assert_failed(oxford("--tries", "1", "--url", "http://cats.invalid"), 1, said)
+    assert_failed(oxford("--tries", "1", "--url", "http://cats.invalid"), 1, message)
     if "socks5" in proxy:
-        assert_failed(kaggle("--tries", "1", **PROXIES | {"ALL_PROXY": proxy}), 1, said)
+        assert_failed(kaggle("--tries", "1", **PROXIES | {"ALL_PROXY": proxy}), 1, message)
 
 
-def test_kaggle_out_of_reach_is_said(kaggle):
+def test_a_failed_connection_to_kaggle_is_reported(kaggle):
     done = kaggle("--tries", "1", http_proxy="http://127.0.0.1:9")
-    assert_failed(done, 1, "cannot be reached", "Without internet, download the zip at", "run --data FILE.zip")
+    assert_failed(done, 1, "cannot connect", "Without internet access, download the zip at", "run --data FILE.zip")
 
 
-def test_a_handle_that_is_none_is_refused(kaggle):
-    assert_failed(kaggle("--dataset", "cats"), 2, "cats: no data set's name; write owner/name")
+def test_an_invalid_handle_is_rejected(kaggle):
+    assert_failed(kaggle("--dataset", "cats"), 2, "cats: not the name of a data set; must be owner/name")

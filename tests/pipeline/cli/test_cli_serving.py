@@ -1,4 +1,4 @@
-"""`catbreeds serve` with a stand-in for TensorFlow Serving: what it is told, and when."""
+"""`catbreeds serve` with a fake TensorFlow Serving, and the addresses that `serve` and `up` listen on."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from tests.running import CATBREEDS, catbreeds
 from tests.serving.classifier import BREEDS, Classifier
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port, listening
 
-# Writes down its flags, and answers every path with what the file `answer` holds.
-OFFICIAL = """#!{python} -SE
+# Records its flags, and responds to every request with the content of the file `response`.
+FAKE_TENSORFLOW_SERVING = """#!{python} -SE
 import http.server, json, pathlib, sys
 here = pathlib.Path(__file__).parent
 (here / "flags").write_text(json.dumps(dict(argument[2:].split("=", 1) for argument in sys.argv[1:])))
@@ -29,7 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write((here / "answer").read_bytes())
+        self.wfile.write((here / "response").read_bytes())
 
 port = json.loads((here / "flags").read_text())["rest_api_port"]
 http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
@@ -37,7 +37,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever
 
 
 class Serve:
-    """A running `catbreeds serve` of a registry with versions 1 and 2, where TensorFlow Serving is installed."""
+    """A running `catbreeds serve` for a registry with versions 1 and 2, with TensorFlow Serving on PATH."""
 
     def __init__(self, folder: Path):
         self.workdir, self.bin, self.log = folder / "work", folder / "bin", folder / "log"
@@ -50,23 +50,17 @@ class Serve:
             self.registry.push(model, {})
         self.bin.mkdir()
         server = self.bin / "tensorflow_model_server"
-        server.write_text(OFFICIAL.format(python=sys.executable))
+        server.write_text(FAKE_TENSORFLOW_SERVING.format(python=sys.executable))
         server.chmod(0o755)
-        self.answer({})
+        (self.bin / "response").write_text("{}")
         self.ports = {"--grpc-port": free_port(), "--rest-port": free_port()}
         command = [CATBREEDS, "serve", "--workdir", self.workdir, *(p for pair in self.ports.items() for p in pair)]
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         with self.log.open("wb") as log:
             self.process = fork_server.Popen(command, env=environment, stdout=log, stderr=log)
-        eventually(lambda: self.says("gRPC"))
+        eventually(lambda: self.has_printed("gRPC"))
 
-    def answer(self, document: dict) -> None:
-        """What the server says from now on."""
-        staged = self.bin / "staged"
-        staged.write_text(json.dumps(document))
-        staged.rename(self.bin / "answer")
-
-    def says(self, text: str) -> bool:
+    def has_printed(self, text: str) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         return text in self.log.read_text()
 
@@ -74,7 +68,7 @@ class Serve:
         return json.loads((self.bin / "flags").read_text())
 
     def config(self) -> tuple[list[int], dict[str, int]]:
-        """Versions to load, and labels, that the server would read now."""
+        """Reads the versions to load and the labels from the configuration of the server."""
         text = Path(self.flags()["model_config_file"]).read_text()
         (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
         assert (model.name, model.base_path, model.model_platform) == (
@@ -93,15 +87,15 @@ def serve(tmp_path) -> Iterator[Serve]:
     serve.process.wait()
 
 
-def test_tensorflow_serving_is_preferred_and_told_the_registrys_stable(serve):
+def test_serve_prefers_tensorflow_serving_and_configures_the_stable_version(serve):
     flags = serve.flags()
     assert (int(flags["port"]), int(flags["rest_api_port"])) == tuple(serve.ports.values())
-    assert int(flags["model_config_file_poll_wait_seconds"]) == 0  # rollout tells it
+    assert int(flags["model_config_file_poll_wait_seconds"]) == 0  # rollouts send a reload request instead
     assert serve.config() == ([1], {"stable": 1})
     assert f"catbreeds version 1 is stable: gRPC 127.0.0.1:{flags['port']}" in serve.log.read_text()
 
 
-def test_a_signal_ends_the_server_too(serve):
+def test_a_signal_stops_the_server(serve):
     assert httpx.get(f"http://127.0.0.1:{serve.ports['--rest-port']}").is_success
     serve.process.send_signal(signal.SIGTERM)
     assert serve.process.wait(DEADLINE) == 0
@@ -110,7 +104,7 @@ def test_a_signal_ends_the_server_too(serve):
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_a_registry_without_a_model_is_told(command, tmp_path):
+def test_a_registry_without_a_model_is_rejected(command, tmp_path):
     ports = {"--grpc-port": free_port(), "--rest-port": free_port()}
     if command == "up":
         ports |= {"--gateway-port": free_port(), "--page-port": free_port()}
@@ -120,13 +114,13 @@ def test_a_registry_without_a_model_is_told(command, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_tensorflow_serving_is_said_to_listen_on_all_addresses(serve):
+def test_serve_warns_that_tensorflow_serving_listens_on_all_addresses(serve):
     assert "tensorflow_model_server listens on all addresses of this machine" in serve.log.read_text()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Path:
-    """Workdir with a classifier in service."""
+    """Workdir with a stable version."""
     folder = tmp_path_factory.mktemp("served")
     Classifier().save(folder / "model")
     (folder / "model" / "assets.extra").mkdir()
@@ -137,7 +131,7 @@ def served(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("command", "host"), [("serve", None), ("up", "::1")])
-def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
+def test_servers_listen_on_the_printed_addresses(served, command, host, tmp_path):
     flags = ["--grpc-port", "--rest-port", *(["--gateway-port", "--page-port"] if command == "up" else [])]
     ports = {flag: free_port() for flag in flags}
     arguments = [command, "--workdir", served, *(part for pair in ports.items() for part in pair)]
@@ -154,22 +148,22 @@ def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
         found = {}
         for child in psutil.Process(process.pid).children(recursive=True):
             found |= listening(child.pid)
-        asked = dict.fromkeys(flags, host or "127.0.0.1")
-        if command == "up":  # its model server is for its gateway
-            asked |= {"--grpc-port": "127.0.0.1", "--rest-port": "127.0.0.1"}
-        assert {flag: found[port] for flag, port in ports.items()} == asked
+        expected = dict.fromkeys(flags, host or "127.0.0.1")
+        if command == "up":  # only the gateway uses the model server
+            expected |= {"--grpc-port": "127.0.0.1", "--rest-port": "127.0.0.1"}
+        assert {flag: found[port] for flag, port in ports.items()} == expected
         for flag, port in ports.items():
-            place = f"[{asked[flag]}]:{port}" if ":" in asked[flag] else f"{asked[flag]}:{port}"
-            assert place in printed
+            address = f"[{expected[flag]}]:{port}" if ":" in expected[flag] else f"{expected[flag]}:{port}"
+            assert address in printed
             if flag != "--grpc-port":
-                assert httpx.get(f"http://{place}", timeout=DEADLINE).status_code < 500
+                assert httpx.get(f"http://{address}", timeout=DEADLINE).status_code < 500
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize(
-    ("host", "says"),
+    ("host", "message"),
     [
         ("nobody.invalid", "'nobody.invalid': "),
         ("http://localhost", "'http://localhost': "),
@@ -182,16 +176,16 @@ def test_what_is_printed_is_what_listens(served, command, host, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_an_address_that_is_not_this_machines_is_refused_before_anything_starts(command, host, says, tmp_path):
+def test_an_address_of_another_machine_is_rejected_before_any_server_starts(command, host, message, tmp_path):
     done = catbreeds(command, "--workdir", tmp_path, "--host", host, "--grpc-port", free_port())
     text = " ".join(done.stderr.replace("│", " ").split())
     assert (done.returncode, done.stdout) == (2, "")
-    assert says in text
+    assert message in text
     assert "address of this machine, or 0.0.0.0 for all" in text
     assert "Traceback" not in text
 
 
-def test_a_port_for_two_is_refused(tmp_path):
+def test_the_same_port_for_two_servers_is_rejected(tmp_path):
     port = free_port()
     done = catbreeds("serve", "--workdir", tmp_path, "--grpc-port", port, "--rest-port", port)
     assert done.returncode == 2

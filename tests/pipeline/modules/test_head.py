@@ -1,4 +1,4 @@
-"""The head and the search for its hyperparameters, on toy embeddings."""
+"""The head and its hyperparameter search, on synthetic embeddings."""
 
 import re
 import sys
@@ -11,34 +11,34 @@ from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from pipeline.modules import tuning
-from pipeline.modules.head import Records, batches, build_head, make_deterministic, read_records
+from pipeline.modules.head import Records, batched_dataset, build_head, make_deterministic, read_records
 
 SIZE, BREEDS = 16, 3
 HYPERPARAMETERS = {"units": 8, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.001}
 
 
-def toy_records(count: int, seed: int) -> Records:
-    """Clouds that hardly overlap, one a breed."""
-    draw = np.random.default_rng(seed)
-    labels = draw.integers(0, BREEDS, count)
+def synthetic_records(count: int, seed: int) -> Records:
+    """Records with one cluster of embeddings per breed; clusters hardly overlap."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, BREEDS, count)
     centres = np.eye(BREEDS, SIZE) * 4
-    embeddings = (centres[labels] + draw.normal(size=(count, SIZE))).astype(np.float32)
+    embeddings = (centres[labels] + random.normal(size=(count, SIZE))).astype(np.float32)
     return Records(embeddings, labels, [b"%04d" % i for i in range(count)])
 
 
 @pytest.fixture
 def search(monkeypatch, tmp_path):
-    """Runs the search of `tuner_fn` on toy records, in a small space unless told otherwise."""
+    """Function that runs the search of `tuner_fn` on synthetic records; arguments override a small search space."""
 
     def run(**space):
-        given = iter([toy_records(96, 0), toy_records(48, 1)])
-        monkeypatch.setattr(tuning, "read_records", lambda *_: next(given))
+        splits = iter([synthetic_records(96, 0), synthetic_records(48, 1)])
+        monkeypatch.setattr(tuning, "read_records", lambda *_: next(splits))
         transform = SimpleNamespace(vocabulary_size_by_name=lambda _: BREEDS)
         monkeypatch.setattr(tuning.tft, "TFTransformOutput", lambda _: transform)
-        small = {"objective": "val_loss", "max_epochs": 2, "factor": 2, "units": [0, 8], "dropout": [0.2, 0.5]}
-        small |= {"learning_rate": [1e-4, 1e-1], "weight_decay": [0.0, 0.01]}
+        small_space = {"objective": "val_loss", "max_epochs": 2, "factor": 2, "units": [0, 8], "dropout": [0.2, 0.5]}
+        small_space |= {"learning_rate": [1e-4, 1e-1], "weight_decay": [0.0, 0.01]}
         arguments = SimpleNamespace(
-            custom_config={"tuner": small | space, "batch_size": 16, "seed": 0},
+            custom_config={"tuner": small_space | space, "batch_size": 16, "seed": 0},
             transform_graph_path="",
             train_files=[],
             eval_files=[],
@@ -51,55 +51,55 @@ def search(monkeypatch, tmp_path):
     return run
 
 
-def trained(units: int = 8):
+def train_head(units: int = 8):
     make_deterministic(0)
     head = build_head(SIZE, BREEDS, HYPERPARAMETERS | {"units": units})
-    head.fit(batches(toy_records(192, 0), 16, seed=0), epochs=5, verbose=0)
+    head.fit(batched_dataset(synthetic_records(192, 0), 16, seed=0), epochs=5, verbose=0)
     return head
 
 
-def test_same_seed_same_weights():
-    first, second = trained(), trained()
+def test_equal_seeds_give_equal_weights():
+    first, second = train_head(), train_head()
     for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("units", [0, 8])
-def test_learns_breeds_that_can_be_told_apart(units):
-    head, unseen = trained(units), toy_records(300, 2)
+def test_head_learns_separable_breeds(units):
+    head, unseen = train_head(units), synthetic_records(300, 2)
     probabilities = head(unseen.embeddings, training=False).numpy()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (probabilities.argmax(axis=1) == unseen.labels).mean() > 0.9
 
 
-def test_linear_head_has_one_layer_of_weights():
+def test_linear_head_has_one_layer():
     head = build_head(SIZE, BREEDS, HYPERPARAMETERS | {"units": 0})
     assert head.count_params() == SIZE * BREEDS + BREEDS
     assert head.input_shape == (None, SIZE)
 
 
-def test_batches_hold_every_record_once():
-    records = toy_records(50, 0)
-    plain = [labels for _, labels in batches(records, 16).as_numpy_iterator()]
+def test_batches_contain_each_record_once():
+    records = synthetic_records(50, 0)
+    plain = [labels for _, labels in batched_dataset(records, 16).as_numpy_iterator()]
     np.testing.assert_array_equal(np.concatenate(plain), records.labels)
-    shuffled = batches(records, 16, seed=0)
+    shuffled = batched_dataset(records, 16, seed=0)
     first, second = ([rows for rows, _ in shuffled.as_numpy_iterator()] for _ in range(2))
     assert [len(rows) for rows in first] == [16, 16, 16, 2]
     assert not np.array_equal(first[0], second[0])
     np.testing.assert_array_equal(np.sort(np.concatenate(first), axis=0), np.sort(records.embeddings, axis=0))
 
 
-def test_read_records_sorts_whatever_the_shards(tmp_path):
-    records = toy_records(20, 0)
-    draw = np.random.default_rng(3)
+def test_read_records_does_not_depend_on_the_shards(tmp_path):
+    records = synthetic_records(20, 0)
+    random = np.random.default_rng(3)
     digests = set()
-    for name in ("one", "other"):
-        _write_shards(tmp_path / name, records, draw.permutation(20))
-        read = read_records([f"{tmp_path}/{name}/*.gz"], _TRANSFORM)
-        assert read.hashes == records.hashes
-        np.testing.assert_array_equal(read.embeddings, records.embeddings)
-        np.testing.assert_array_equal(read.labels, records.labels)
-        digests.add(read.digest())
+    for name in ("first", "second"):
+        _write_shards(tmp_path / name, records, random.permutation(20))
+        records_read = read_records([f"{tmp_path}/{name}/*.gz"], _TRANSFORM)
+        assert records_read.content_hashes == records.content_hashes
+        np.testing.assert_array_equal(records_read.embeddings, records.embeddings)
+        np.testing.assert_array_equal(records_read.labels, records.labels)
+        digests.add(records_read.digest())
     assert len(digests) == 1
 
 
@@ -121,11 +121,11 @@ def _write_shards(folder, records: Records, order) -> None:
                 features = example.features.feature
                 features["embedding"].float_list.value.extend(records.embeddings[i])
                 features["label"].int64_list.value.append(records.labels[i])
-                features["content_hash"].bytes_list.value.append(records.hashes[i])
+                features["content_hash"].bytes_list.value.append(records.content_hashes[i])
                 writer.write(example.SerializeToString())
 
 
-def test_search_is_repeatable_and_times_each_trial(search):
+def test_search_is_reproducible_and_records_seconds_per_trial(search):
     oracles = [search() for _ in range(2)]
     first, second = ([(t.trial_id, t.score) for t in oracle.get_best_trials(oracle.max_trials)] for oracle in oracles)
     assert first == second
@@ -138,50 +138,50 @@ def test_search_is_repeatable_and_times_each_trial(search):
 @pytest.mark.parametrize(
     "cause", [ValueError("shapes differ"), MemoryError("8 GB"), KeyError("seconds"), FailedTrialError("no")]
 )
-def test_a_trial_that_fails_ends_the_search_with_its_hyperparameters_and_its_cause(search, monkeypatch, cause):
-    build, built = tuning.HeadModel.build, []
+def test_failed_trial_ends_the_search_with_hyperparameters_and_cause(search, monkeypatch, cause):
+    build, built = tuning.HeadHyperModel.build, []
 
     def build_or_fail(self, hp):
-        if hp.values.get("tuner/epochs"):  # a trial; before the first, Keras Tuner builds one to see the space
+        if hp.values.get("tuner/epochs"):  # false when Keras Tuner builds a model to read the search space
             built.append(hp)
             if len(built) == 3:
                 raise cause
         return build(self, hp)
 
-    monkeypatch.setattr(tuning.HeadModel, "build", build_or_fail)
+    monkeypatch.setattr(tuning.HeadHyperModel, "build", build_or_fail)
     with pytest.raises(tuning.TrialError) as raised:
         search()
     assert raised.value.__cause__ is cause
-    told = str(raised.value)
+    message = str(raised.value)
     assert re.match(
-        r"trial \d+ \(units=\d+, dropout=0\.\d, learning_rate=[\d.e-]+, weight_decay=[\d.]+\) failed: ", told
+        r"trial \d+ \(units=\d+, dropout=0\.\d, learning_rate=[\d.e-]+, weight_decay=[\d.]+\) failed: ", message
     )
-    assert told.endswith(f"{type(cause).__name__}: {cause}")
+    assert message.endswith(f"{type(cause).__name__}: {cause}")
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN axis")
-@pytest.mark.parametrize("space", [{"max_epochs": 6}, {"max_epochs": 2, "factor": 10}], ids=["several", "only one"])
-def test_trials_whose_loss_is_no_number_end_the_search_with_their_hyperparameters_and_what_to_do(
-    search, monkeypatch, space
-):
-    def not_finite(count: int, seed: int, finite=toy_records) -> Records:
-        return finite(count, seed)._replace(embeddings=np.full((count, SIZE), np.nan, np.float32))
+@pytest.mark.parametrize("space", [{"max_epochs": 6}, {"max_epochs": 2, "factor": 10}], ids=["several", "one"])
+def test_trials_with_nan_loss_end_the_search_with_hyperparameters_and_remedy(search, monkeypatch, space):
+    def not_finite(count: int, seed: int, finite_records=synthetic_records) -> Records:
+        return finite_records(count, seed)._replace(embeddings=np.full((count, SIZE), np.nan, np.float32))
 
-    monkeypatch.setattr(sys.modules[__name__], "toy_records", not_finite)
+    monkeypatch.setattr(sys.modules[__name__], "synthetic_records", not_finite)
     with pytest.raises(tuning.TrialError) as raised:
         search(units=[0], **space)
-    told = str(raised.value)
-    assert re.match(r"val_loss is not a number at the end of trial \d+ \(units=0, dropout=0\.\d, learning_rate=", told)
-    assert "Lower the highest tuner.learning_rate" in told
+    message = str(raised.value)
+    assert re.match(
+        r"val_loss is not a number at the end of trial \d+ \(units=0, dropout=0\.\d, learning_rate=", message
+    )
+    assert "Lower the upper bound of tuner.learning_rate" in message
 
 
-def test_search_finds_the_learning_rate_that_learns(search):
+def test_search_finds_a_working_learning_rate(search):
     rates = [1e-7, 3e-2]
     best = search(learning_rate=rates, units=[0]).get_best_trials(1)[0]
     assert best.hyperparameters.values["learning_rate"] > 1e-3
 
 
-def test_continued_trials_go_on_where_the_earlier_one_ended(search):
+def test_continued_trials_improve_on_the_trial_they_continue(search):
     oracle = search(learning_rate=[1e-3, 1.1e-3], units=[8], dropout=[0.2], weight_decay=[0.0])
     continued = [t for t in oracle.trials.values() if "tuner/trial_id" in t.hyperparameters.values]
     assert continued
@@ -189,19 +189,19 @@ def test_continued_trials_go_on_where_the_earlier_one_ended(search):
         assert trial.score < oracle.trials[trial.hyperparameters.values["tuner/trial_id"]].score
 
 
-def test_reused_head_equals_a_new_one():
+def test_reused_head_equals_a_new_head():
     hyperparameters = HYPERPARAMETERS | {"dropout": 0.5}
-    data = toy_records(64, 0)
+    data = synthetic_records(64, 0)
 
-    def learn(used_before: bool):
+    def train(used_before: bool):
         make_deterministic(0)
         head = tuning._ReusableHead(SIZE, BREEDS, hyperparameters)
         if used_before:
             earlier = head.reset(hyperparameters | {"learning_rate": 0.1, "weight_decay": 0.1, "dropout": 0.8})
-            earlier.fit(batches(data, 16), verbose=0)
+            earlier.fit(batched_dataset(data, 16), verbose=0)
         model = head.reset(hyperparameters)
-        model.fit(batches(data, 16), epochs=2, verbose=0)
+        model.fit(batched_dataset(data, 16), epochs=2, verbose=0)
         return model.get_weights()
 
-    for new, reused in zip(learn(False), learn(True), strict=True):
+    for new, reused in zip(train(False), train(True), strict=True):
         np.testing.assert_array_equal(new, reused)

@@ -1,4 +1,4 @@
-"""The local runner: independent components side by side, failures, killed processes, progress."""
+"""Local runner: parallel components, failures, killed processes, progress."""
 
 import contextlib
 import os
@@ -20,8 +20,8 @@ from tests import fork_server
 from tests.pipeline.runners.toy_components import DEADLINE, Branch, Join, Source, wait_for
 
 
-class Follower:
-    """Remembers what it is told."""
+class RecordingListener:
+    """Records the events of a run."""
 
     def __init__(self):
         self.started, self.finished, self.progress, self.failed = [], [], [], []
@@ -39,11 +39,11 @@ class Follower:
         self.failed.append((node_id, running))
 
 
-def toy_pipeline(folder, left="end", right="end"):
+def toy_pipeline(folder, left="complete", right="complete"):
     source = Source(folder=str(folder))
     branches = [
-        Branch(source=source.outputs["out"], folder=str(folder), name=name, then=then).with_id(name)
-        for name, then in (("left", left), ("right", right))
+        Branch(source=source.outputs["out"], folder=str(folder), name=name, behavior=behavior).with_id(name)
+        for name, behavior in (("left", left), ("right", right))
     ]
     join = Join(left=branches[0].outputs["out"], right=branches[1].outputs["out"])
     return Pipeline(
@@ -55,55 +55,55 @@ def toy_pipeline(folder, left="end", right="end"):
     )
 
 
-def run(folder, follower=None, workers=2, run_id="run", **then):
-    pipeline = toy_pipeline(folder, **then)
-    return local_runner.run(pipeline, run_id, follower or Follower(), folder / "logs", workers)
+def run(folder, listener=None, workers=2, run_id="run", **behaviors):
+    pipeline = toy_pipeline(folder, **behaviors)
+    return local_runner.run(pipeline, run_id, listener or RecordingListener(), folder / "logs", workers)
 
 
 def release(folder, *names, after=()):
-    """Lets branches go on, in another thread, as soon as those in `after` are there."""
+    """Lets the branches `names` continue as soon as those in `after` have started; waits in another thread."""
 
-    def work():
+    def wait_and_release():
         for name in after:
-            wait_for(folder / f"{name}.there")
+            wait_for(folder / f"{name}.started")
         for name in names:
-            (folder / f"{name}.go").touch()
+            (folder / f"{name}.continue").touch()
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=wait_and_release)
     thread.start()
     return thread
 
 
-def test_branches_run_side_by_side_each_in_a_process_of_its_own(tmp_path):
+def test_branches_run_in_parallel_in_separate_processes(tmp_path):
     thread = release(tmp_path, "left", "right", after=("left", "right"))
-    follower = Follower()
-    runs = run(tmp_path, follower)
+    listener = RecordingListener()
+    runs = run(tmp_path, listener)
     thread.join()
-    assert list(runs) == follower.finished
-    assert follower.finished[0] == "Source"
-    assert follower.finished[-1] == "Join"
-    assert follower.started[0] == ("Source", 4)
-    assert follower.progress == [("Source", "steps", 1, 2)]
-    pids = {(tmp_path / name).read_text() for name in ("Source.pid", "left.there", "right.there")}
+    assert list(runs) == listener.finished
+    assert listener.finished[0] == "Source"
+    assert listener.finished[-1] == "Join"
+    assert listener.started[0] == ("Source", 4)
+    assert listener.progress == [("Source", "steps", 1, 2)]
+    pids = {(tmp_path / name).read_text() for name in ("Source.pid", "left.started", "right.started")}
     assert len(pids) == 3
     assert str(os.getpid()) not in pids
     assert "left prints" in (tmp_path / "logs" / "left.log").read_text()
 
 
 def test_one_worker_runs_one_component_at_a_time(tmp_path):
-    seen = []
+    running_counts = []
 
-    class Watcher(Follower):
+    class CountingListener(RecordingListener):
         def on_start(self, node_id, total):
             super().on_start(node_id, total)
-            seen.append(len(self.started) - len(self.finished))
+            running_counts.append(len(self.started) - len(self.finished))
 
     release(tmp_path, "left", "right").join()
-    run(tmp_path, Watcher(), workers=1)
-    assert seen == [1, 1, 1, 1]
+    run(tmp_path, CountingListener(), workers=1)
+    assert running_counts == [1, 1, 1, 1]
 
 
-def test_a_second_run_finds_everything_in_the_cache(tmp_path):
+def test_a_second_run_takes_everything_from_the_cache(tmp_path):
     release(tmp_path, "left", "right").join()
     first = run(tmp_path)
     second = run(tmp_path, run_id="second")
@@ -113,40 +113,40 @@ def test_a_second_run_finds_everything_in_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("then", "kind", "words"),
+    ("behavior", "error_type", "message"),
     [
         ("refuse", DataError, "left refuses the data"),
         ("fail", RuntimeError, "Unpicklable: left fails"),
         ("die", ExecutorDiedError, "workers=1"),
     ],
 )
-def test_after_a_failure_what_is_running_is_completed_and_kept_and_nothing_is_started(tmp_path, then, kind, words):
+def test_after_a_failure_running_components_complete_and_no_other_starts(tmp_path, behavior, error_type, message):
     release(tmp_path, "left", after=("right",))
-    follower = Follower()
+    listener = RecordingListener()
 
-    def let_right_go():
+    def release_right_after_the_failure():
         end = time.monotonic() + DEADLINE
         while "left" not in failed_nodes(tmp_path) and time.monotonic() < end:
             time.sleep(0.01)
-        (tmp_path / "right.go").touch()
+        (tmp_path / "right.continue").touch()
 
-    thread = threading.Thread(target=let_right_go)
+    thread = threading.Thread(target=release_right_after_the_failure)
     thread.start()
     with pytest.raises(local_runner.ComponentError) as caught:
-        run(tmp_path, follower, left=then)
+        run(tmp_path, listener, left=behavior)
     thread.join()
     assert list(caught.value.causes) == ["left"]
-    assert type(caught.value.causes["left"]) is kind
-    assert words in str(caught.value.causes["left"])
-    assert follower.failed == [("left", ["right"])]
-    assert follower.finished == ["Source", "right"]
+    assert type(caught.value.causes["left"]) is error_type
+    assert message in str(caught.value.causes["left"])
+    assert listener.failed == [("left", ["right"])]
+    assert listener.finished == ["Source", "right"]
     assert caught.value.results.keys() == {"Source", "right"}
     again = run(tmp_path, run_id="again")
     assert {node_id for node_id, node in again.items() if node.cached} == {"Source", "right"}
 
 
 def failed_nodes(folder):
-    """Node ids of the executions that have failed."""
+    """Node ids of the failed executions."""
     with metadata.Metadata(local_runner.metadata_config(folder)) as handle:
         failed = [
             execution
@@ -163,11 +163,11 @@ def test_the_traceback_of_a_failure_is_in_the_log_of_the_component(tmp_path):
     assert "in Branch\n    raise Unpicklable" in (tmp_path / "logs" / "left.log").read_text()
 
 
-def test_components_die_with_the_process_that_was_killed_and_a_rerun_continues(tmp_path):
+def test_components_of_a_killed_run_end_and_the_next_run_continues(tmp_path):
     process = fork_server.Popen([sys.executable, "-m", "tests.pipeline.runners.toy_run", tmp_path])
     for name in ("left", "right"):
-        wait_for(tmp_path / f"{name}.there")
-    pids = [int((tmp_path / f"{name}.there").read_text()) for name in ("left", "right")]
+        wait_for(tmp_path / f"{name}.started")
+    pids = [int((tmp_path / f"{name}.started").read_text()) for name in ("left", "right")]
     process.send_signal(signal.SIGKILL)
     process.wait()
     end = time.monotonic() + DEADLINE
@@ -186,23 +186,23 @@ def _alive(pid):
     return False
 
 
-def test_an_interrupted_run_leaves_no_component_behind(tmp_path):
-    class Interrupter(Follower):
+def test_an_interrupted_run_leaves_no_component_running(tmp_path):
+    class InterruptingListener(RecordingListener):
         def on_start(self, node_id, total):
             if node_id == "right":
-                wait_for(tmp_path / "left.there")
+                wait_for(tmp_path / "left.started")
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Interrupter())
-    pid = int((tmp_path / "left.there").read_text())
+        run(tmp_path, InterruptingListener())
+    pid = int((tmp_path / "left.started").read_text())
     end = time.monotonic() + DEADLINE
     while _alive(pid):
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_as_many_workers_as_cores_and_memory_allow(monkeypatch):
+def test_the_number_of_workers_is_limited_by_cores_and_memory(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     memory = type(local_runner.psutil.virtual_memory())
     for available, workers in ((100e9, 8), (7e9, 2), (1e9, 1)):

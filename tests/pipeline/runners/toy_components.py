@@ -1,4 +1,4 @@
-"""Components that do what a test of the runner tells them: wait for a file, fail, die."""
+"""Components for tests of the runner, whose behavior is a parameter: wait for a file, fail, die."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ from tfx.types.standard_artifacts import ExampleStatistics
 from components import progress
 from components.errors import DataError
 
-DEADLINE = 120  # seconds; generous, for it decides no test
+DEADLINE = 120  # seconds; generous, because no test depends on it
 
 
 class Unpicklable(Exception):
-    """An error that no other process can read."""
+    """An exception that cannot be unpickled, because its constructor has another required argument."""
 
-    def __init__(self, reason, also):
+    def __init__(self, reason, other):
         super().__init__(reason)
 
 
@@ -33,7 +33,7 @@ def wait_for(path: Path) -> None:
 
 @component
 def Source(out: OutputArtifact[ExampleStatistics], folder: Parameter[str]):
-    """Writes where it ran."""
+    """Writes the PID of its process."""
     Path(folder, "Source.pid").write_text(str(os.getpid()))
     progress.report("steps", 1, 2)
 
@@ -44,16 +44,16 @@ def Branch(
     out: OutputArtifact[ExampleStatistics],
     folder: Parameter[str],
     name: Parameter[str],
-    then: Parameter[str],
+    behavior: Parameter[str],
 ):
-    """Says that it is there, waits until `<name>.go` is there, then does what `then` says."""
-    Path(folder, f"{name}.there").write_text(str(os.getpid()))
-    wait_for(Path(folder, f"{name}.go"))
-    if then == "refuse":
+    """Creates `<name>.started`, waits for the file `<name>.continue`, then acts according to `behavior`."""
+    Path(folder, f"{name}.started").write_text(str(os.getpid()))
+    wait_for(Path(folder, f"{name}.continue"))
+    if behavior == "refuse":
         raise DataError(f"{name} refuses the data")
-    if then == "fail":
+    if behavior == "fail":
         raise Unpicklable(f"{name} fails", __file__)
-    if then == "die":
+    if behavior == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     print(f"{name} prints")
     subprocess.run(["true"], check=True)
@@ -66,7 +66,7 @@ def Join(
     right: InputArtifact[ExampleStatistics],
     out: OutputArtifact[ExampleStatistics],
 ):
-    """Needs both branches."""
+    """Runs after both branches."""
     out.set_string_custom_property(
         "joined", left.get_string_custom_property("name") + right.get_string_custom_property("name")
     )

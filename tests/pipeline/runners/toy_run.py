@@ -1,4 +1,4 @@
-"""Runs the toy pipeline in the folder that its argument names: `python -m tests.pipeline.runners.toy_run FOLDER`."""
+"""Runs the toy pipeline in a folder: `python -m tests.pipeline.runners.toy_run FOLDER`."""
 
 import sys
 from pathlib import Path

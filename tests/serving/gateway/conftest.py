@@ -1,4 +1,4 @@
-"""A gateway for the tests that can share it."""
+"""Fixtures that start gateways."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,7 @@ from tests.serving.gateway.gateways import Gateway
 
 @pytest.fixture(scope="session")
 def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
-    """Asks the model server that has versions 1 and 2."""
+    """A gateway in front of the model server with versions 1 and 2."""
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), model_server.port)
     yield gateway
     gateway.stop()
@@ -17,7 +17,7 @@ def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def start_gateway(tmp_path) -> Iterator[Callable[..., Gateway]]:
-    """Starts gateways, see Gateway; they end with the test."""
+    """Starts gateways, with the arguments of Gateway; stops them at the end of the test."""
     started = []
 
     def start(model_server: int, **settings: object) -> Gateway:

@@ -1,4 +1,4 @@
-"""Gateways as processes."""
+"""Starts gateway processes."""
 
 import json
 import os
@@ -17,12 +17,12 @@ PHOTOS = [encoded(picture(quarter)) for quarter in range(4)]
 
 
 class Gateway:
-    """A running gateway on a port of its own.
+    """A running gateway on a free port.
 
     Args:
-        folder: for its log.
-        model_server: port of the model server.
-        settings: by name, without the prefix.
+        folder: Folder for the log.
+        model_server: Port of the model server.
+        settings: Settings by name, without the prefix.
     """
 
     def __init__(self, folder: Path, model_server: int, **settings: object):
@@ -33,9 +33,9 @@ class Gateway:
         with self.log.open("wb") as log:
             self.process = start({name: str(value) for name, value in environment.items()}, stdout=log, stderr=log)
         self.http = httpx.Client(base_url=self.url, timeout=DEADLINE)
-        eventually(self.listens)
+        eventually(self.is_listening)
 
-    def listens(self) -> bool:
+    def is_listening(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
             return self.http.get("/healthz").is_success
@@ -43,32 +43,32 @@ class Gateway:
             return False
 
     def stop(self) -> int:
-        """Ends the process; returns its exit code."""
+        """Stops the process and returns its exit code."""
         self.http.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE)
 
     def predict(self, *photos: bytes, path: str = PREDICT, **options) -> httpx.Response:
-        """Sends a form."""
+        """Sends the photos as a form."""
         return self.http.post(path, files=[("file", (f"{n}.jpg", photo)) for n, photo in enumerate(photos)], **options)
 
-    def logged(self, **wanted: object) -> dict:
-        """The line of the log with these values, as soon as it is there."""
+    def logged(self, **fields: object) -> dict:
+        """Waits for the log line with these fields and returns it."""
 
-        def line() -> dict | None:
+        def find() -> dict | None:
             lines = map(json.loads, self.log.read_text().splitlines())
-            return next((line for line in lines if wanted.items() <= line.items()), None)
+            return next((line for line in lines if fields.items() <= line.items()), None)
 
-        return eventually(line)
+        return eventually(find)
 
     def metric(self, line: str) -> float:
-        """The value of a line of the metrics; 0 if it is not there."""
+        """Returns the value of a metric with its labels; 0 if it is missing."""
         rows = self.http.get("/metrics").text.splitlines()
         return next((float(row.rsplit(" ", 1)[1]) for row in rows if row.startswith(line + " ")), 0.0)
 
 
 def start(settings: dict[str, str], **options) -> subprocess.Popen:
-    """Starts a process with these variables and no others of the gateway."""
+    """Starts a gateway process with these settings and no others from the environment."""
     prefix = "CATBREEDS_GATEWAY_"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
     environment |= {prefix + name.upper(): value for name, value in settings.items()}
@@ -76,7 +76,7 @@ def start(settings: dict[str, str], **options) -> subprocess.Popen:
 
 
 def problem(response: httpx.Response) -> tuple[int, str]:
-    """Code and reason of a problem document; fails if it is none."""
+    """Returns the status code and reason of a response with problem details; fails for other responses."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     document = response.json()
     assert document["status"] == response.status_code

@@ -1,8 +1,8 @@
-"""Wrong addresses of servers: `catbreeds predict` says which address to give."""
+"""`catbreeds predict` explains wrong server addresses: the message gives the expected form."""
 
 import pytest
 
-from serving.client import WrongAddress, WrongKey
+from serving.client import InvalidKey, WrongAddress
 from serving.client.gateway import GatewayClient
 from tests.running import catbreeds
 from tests.serving.gateway.gateways import PHOTOS
@@ -16,6 +16,7 @@ def photo(tmp_path_factory):
 
 
 def predict(photo, flag: str, address: str) -> tuple[int, str]:
+    """Exit code and output of the command."""
     done = catbreeds("predict", photo, flag, address)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr or done.stdout
@@ -23,26 +24,26 @@ def predict(photo, flag: str, address: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("path", ["/docs", "/v1/breeds:predict", "/readyz", "/any/path", "/?x=1", "/#top"])
 def test_the_address_of_a_gateway_has_no_path(gateway, photo, path):
-    code, said = predict(photo, "--gateway", gateway.url + path)
-    assert (code, "write its address alone, http://HOST:PORT" in said) == (2, True), said
+    code, output = predict(photo, "--gateway", gateway.url + path)
+    assert (code, "write the address without a path, http://HOST:PORT" in output) == (2, True), output
     with GatewayClient(gateway.url + path) as client, pytest.raises(WrongAddress):
         client.ready()
 
 
 @pytest.mark.parametrize("path", ["/v1/models/catbreeds:predict", "/v1", "/docs", "/?x=1"])
 def test_the_address_of_a_model_server_has_no_path(model_server, photo, path):
-    code, said = predict(photo, "--rest", f"http://localhost:{model_server.rest_port}{path}")
-    assert (code, "write its address alone, http://HOST:PORT" in said) == (2, True), said
+    code, output = predict(photo, "--rest", f"http://localhost:{model_server.rest_port}{path}")
+    assert (code, "write the address without a path, http://HOST:PORT" in output) == (2, True), output
 
 
-def test_the_address_of_another_server_is_told(gateway, model_server, photo):
+def test_the_address_of_another_kind_of_server_is_wrong_usage(gateway, model_server, photo):
     for flag, address in (("--gateway", f"http://localhost:{model_server.rest_port}"), ("--rest", gateway.url)):
-        code, said = predict(photo, flag, address)
-        assert (code, "write its address alone, http://HOST:PORT" in said) == (2, True), said
+        code, output = predict(photo, flag, address)
+        assert (code, "write the address without a path, http://HOST:PORT" in output) == (2, True), output
 
 
 @pytest.mark.parametrize(
-    ("flag", "address", "says"),
+    ("flag", "address", "message"),
     [
         ("--grpc", "http://localhost:8500", "write HOST:PORT"),
         ("--gateway", "localhost:8000", "write http://HOST:PORT"),
@@ -57,23 +58,23 @@ def test_the_address_of_another_server_is_told(gateway, model_server, photo):
         *((flag, "", f"{flag}: the value is empty") for flag in ("--gateway", "--rest", "--grpc", "--label")),
     ],
 )
-def test_what_is_no_address_is_wrong_usage(photo, flag, address, says):
-    code, said = predict(photo, flag, address)
-    assert (code, says in said) == (2, True), said
+def test_a_malformed_address_is_wrong_usage(photo, flag, address, message):
+    code, output = predict(photo, flag, address)
+    assert (code, message in output) == (2, True), output
 
 
-def test_an_https_address_of_a_server_that_speaks_http_is_wrong_usage(gateway, model_server, photo):
+def test_an_https_address_of_an_http_server_is_wrong_usage(gateway, model_server, photo):
     for flag, port in (("--gateway", gateway.port), ("--rest", model_server.rest_port)):
-        code, said = predict(photo, flag, f"https://localhost:{port}")
-        assert (code, f"https://localhost:{port} does not speak https; write http://HOST:PORT" in said) == (2, True)
+        code, output = predict(photo, flag, f"https://localhost:{port}")
+        assert (code, f"https://localhost:{port} does not support https; write http://HOST:PORT" in output) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "a\nb", "\x7f"])
-def test_a_key_that_no_header_can_carry_is_wrong_usage_and_is_not_shown(gateway, photo, key):
+def test_a_key_that_an_http_header_cannot_carry_is_wrong_usage_and_is_not_shown(gateway, photo, key):
     done = catbreeds("predict", photo, "--gateway", gateway.url, "--api-key", key)
-    assert (done.returncode, "the API key has characters that no HTTP header" in done.stderr) == (2, True)
+    assert (done.returncode, "the API key has characters that an HTTP header cannot" in done.stderr) == (2, True)
     assert key not in done.stderr
-    with pytest.raises(WrongKey, match="the request key has characters"):
+    with pytest.raises(InvalidKey, match="the request key has characters"):
         GatewayClient(gateway.url, request_key=key)
 
 

@@ -1,4 +1,4 @@
-"""What operators are promised: probes, metrics, logs, traces, and an end in good order."""
+"""Operations: probes, metrics, logs, traces, settings and graceful shutdown."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-def test_it_is_ready_as_soon_as_the_model_server_can_predict_and_not_before(start_gateway, classifier, tmp_path):
+def test_the_gateway_is_ready_only_while_the_model_server_predicts(start_gateway, classifier, tmp_path):
     port = free_port()
     gateway = start_gateway(port)
     assert gateway.http.get("/healthz").is_success
@@ -31,19 +31,19 @@ def test_it_is_ready_as_soon_as_the_model_server_can_predict_and_not_before(star
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
-def test_what_can_be_read_can_be_asked_for_without_its_body(gateway, path):
+def test_get_endpoints_also_support_head(gateway, path):
     with_body, without = gateway.http.get(path), gateway.http.head(path)
     assert (without.status_code, without.content) == (200, b"")
     assert without.headers["content-type"] == with_body.headers["content-type"]
 
 
-def test_head_says_that_it_is_not_ready(start_gateway):
+def test_head_reports_that_the_gateway_is_not_ready(start_gateway):
     gateway = start_gateway(free_port())
     response = gateway.http.head("/readyz")
     assert (response.status_code in (503, 504), response.content) == (True, b"")
 
 
-def test_variables_of_other_programs_change_nothing_and_an_address_may_have_brackets(monkeypatch):
+def test_variables_of_other_programs_are_ignored_and_a_host_can_have_brackets(monkeypatch):
     others = {"WEB_CONCURRENCY": "many", "HOST": "x", "PORT": "y", "FORWARDED_ALLOW_IPS": "?", "UVICORN_PORT": "1"}
     for name, value in others.items():
         monkeypatch.setenv(name, value)
@@ -58,41 +58,41 @@ def test_variables_of_other_programs_change_nothing_and_an_address_may_have_brac
         process.wait(DEADLINE)
 
 
-def test_a_label_that_is_configured_is_asked_for(start_gateway, model_server):
+def test_a_configured_label_selects_the_version(start_gateway, model_server):
     gateway = start_gateway(model_server.port, model_label="stable")
     assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 1
 
 
-def test_a_request_keeps_its_id_and_trace_in_answer_and_log(gateway):
+def test_a_request_keeps_its_id_and_trace_in_response_and_log(gateway):
     parent = f"00-{TRACE}-00f067aa0ba902b7-01"
     response = gateway.predict(PHOTOS[2], headers={"X-Request-ID": "order-17", "traceparent": parent})
     assert response.headers["x-request-id"] == response.json()["request_id"] == "order-17"
     assert re.fullmatch(f"00-{TRACE}-(?!00f067aa0ba902b7)[0-9a-f]{{16}}-01", response.headers["traceparent"])
     line = gateway.logged(event="request", request_id="order-17")
     assert (line["trace_id"], line["code"], line["photos"], line["version"]) == (TRACE, 200, 1, 2)
-    for strange in ("", "two words", "x" * 1000, "00-" + "0" * 32 + "-00f067aa0ba902b7-01"):
-        response = gateway.predict(PHOTOS[2], headers={"X-Request-ID": strange, "traceparent": strange})
+    for invalid in ("", "two words", "x" * 1000, "00-" + "0" * 32 + "-00f067aa0ba902b7-01"):
+        response = gateway.predict(PHOTOS[2], headers={"X-Request-ID": invalid, "traceparent": invalid})
         assert response.is_success
         assert re.fullmatch("00-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-0[01]", response.headers["traceparent"])
 
 
-def test_metrics_count_requests_by_code_and_time_what_they_took(gateway):
+def test_metrics_count_requests_by_code_and_measure_their_duration(gateway):
     def counted(code: int) -> float:
         return gateway.metric(f'catbreeds_gateway_requests_total{{code="{code}",route="{PREDICT}"}}')
 
     before = counted(200), counted(415)
     gateway.predict(PHOTOS[0])
-    gateway.predict(b"no photo")
+    gateway.predict(b"not a photo")
     assert (counted(200), counted(415)) == (before[0] + 1, before[1] + 1)
     for line in ("decode_seconds_count", 'model_server_seconds_count{label="default"}'):
         assert gateway.metric(f"catbreeds_gateway_{line}") > 0
     assert gateway.metric("catbreeds_gateway_in_flight") == 0
 
 
-def test_a_browser_of_an_allowed_origin_may_ask(start_gateway, model_server):
+def test_browsers_can_send_requests_from_allowed_origins(start_gateway, model_server):
     origins = ("https://cats.example", "http://localhost:3000", "https://[::1]:8443", "https://xn--mnster-3ya.example")
-    written = "https://Cats.Example:443/, http://localhost:3000/ ,https://[::1]:8443,https://münster.example"
-    gateway = start_gateway(model_server.port, cors_origins=written)
+    configured = "https://Cats.Example:443/, http://localhost:3000/ ,https://[::1]:8443,https://münster.example"
+    gateway = start_gateway(model_server.port, cors_origins=configured)
     for origin, allowed in (*((origin, origin) for origin in origins), ("https://dogs.example", None)):
         response = gateway.predict(PHOTOS[0], headers={"Origin": origin})
         assert response.headers.get("access-control-allow-origin") == allowed
@@ -101,13 +101,16 @@ def test_a_browser_of_an_allowed_origin_may_ask(start_gateway, model_server):
         assert response.headers.get("access-control-allow-origin") == allowed
 
 
-def test_the_document_of_the_api_has_examples_and_a_page(gateway):
+def test_the_openapi_document_has_examples_and_a_web_page(gateway):
     assert "swagger" in gateway.http.get("/docs").text.lower()
     schemas = gateway.http.get("/openapi.json").json()["components"]["schemas"]
-    assert {name for name, schema in schemas.items() if schema.get("examples")} >= {"AnswerDocument", "ProblemDocument"}
+    assert {name for name, schema in schemas.items() if schema.get("examples")} >= {
+        "PredictionResponse",
+        "ProblemDetails",
+    }
 
 
-def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, model_server):
+def test_requests_in_flight_finish_before_shutdown(start_gateway, model_server):
     gateway = start_gateway(model_server.port)
     with socket.create_connection(("localhost", gateway.port), DEADLINE) as slow:
         slow.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PHOTOS[3])}\r\n\r\n".encode())
@@ -124,15 +127,15 @@ def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, mode
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"port": "many"}, "CATBREEDS_GATEWAY_PORT: "),
-        ({"max_pixel": "5"}, "CATBREEDS_GATEWAY_MAX_PIXEL: no such setting; there are "),
+        ({"max_pixel": "5"}, "CATBREEDS_GATEWAY_MAX_PIXEL: no such setting; available settings: "),
         ({"api_keys": "secret"}, "CATBREEDS_GATEWAY_API_KEYS: "),
-        ({"model_server": "http://localhost:8500"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, gRPC has no URLs"),
-        ({"model_server": "localhost:99999"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, a port is 1 to 65535"),
-        ({"model_server": "tfserving"}, "CATBREEDS_GATEWAY_MODEL_SERVER: Value error, the port is missing"),
-        ({"traffic_file": "/"}, "CATBREEDS_GATEWAY_TRAFFIC_FILE: Value error, is a folder; name the file"),
+        ({"model_server": "http://localhost:8500"}, "CATBREEDS_GATEWAY_MODEL_SERVER: gRPC has no URLs"),
+        ({"model_server": "localhost:99999"}, "CATBREEDS_GATEWAY_MODEL_SERVER: a port is 1 to 65535"),
+        ({"model_server": "tfserving"}, "CATBREEDS_GATEWAY_MODEL_SERVER: the port is missing"),
+        ({"traffic_file": "/"}, "CATBREEDS_GATEWAY_TRAFFIC_FILE: is a folder; set the path of a file"),
         ({"host": ""}, "CATBREEDS_GATEWAY_HOST: "),
         *(
             ({"cors_origins": f"https://cats.example,{origin}"}, f"CATBREEDS_GATEWAY_CORS_ORIGINS: {origin!r}")
@@ -150,7 +153,7 @@ def test_requests_in_flight_get_their_answers_before_it_ends(start_gateway, mode
         ),
     ],
 )
-def test_a_wrong_setting_is_named(settings, says):
+def test_an_invalid_setting_stops_the_start_with_an_error_that_names_it(settings, message):
     process = start(settings, stderr=-1, text=True)
-    assert says in process.communicate(timeout=DEADLINE)[1]
+    assert message in process.communicate(timeout=DEADLINE)[1]
     assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""`catbreeds predict` with several photos: bad ones cost the good ones no answer, and any file name will do."""
+"""`catbreeds predict` with several photos: unusable photos do not affect the others, and all file names work."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.running import catbreeds
 from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.model_server.servers import free_port
 
-WAYS = ("gateway", "grpc", "rest", "workdir")
+BACKENDS = ("gateway", "grpc", "rest", "workdir")
 NAMES = [
     b"\xff\xfe.jpg",
     b"two\nlines.jpg",
@@ -27,8 +27,8 @@ NAMES = [
 
 
 @pytest.fixture
-def ways(gateway, model_server, classifier, tmp_path) -> dict[str, tuple[str, object]]:
-    """The option for each way."""
+def backends(gateway, model_server, classifier, tmp_path) -> dict[str, tuple[str, object]]:
+    """The command-line option for each backend."""
     version = tmp_path / "work" / "serving" / "catbreeds" / "1"
     shutil.copytree(classifier / "1", version)
     (version / MODEL_RECORD_FILE).parent.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def ways(gateway, model_server, classifier, tmp_path) -> dict[str, tuple[str, ob
 
 @pytest.fixture
 def photos(tmp_path) -> list[Path]:
-    """Good ones of each breed, with bad ones of several kinds between them."""
+    """Usable photos of each breed, with several kinds of unusable ones between them."""
     folder = tmp_path / "photos"
     folder.mkdir()
     paths = [
@@ -52,40 +52,40 @@ def photos(tmp_path) -> list[Path]:
     for path in paths:
         if path.stem.isdigit():
             path.write_bytes(encoded(picture(int(path.stem))))
-    (folder / "text.jpg").write_text("no photo")
+    (folder / "text.jpg").write_text("not a photo")
     (folder / "empty.jpg").touch()
     (folder / "folder").mkdir()
     return paths
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_file_without_end_is_too_large_and_a_pipe_is_read(ways, photos, way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_endless_file_is_too_large_and_a_pipe_is_read(backends, photos, backend):
     pipe = photos[0].with_name("pipe")
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(photos[0].read_bytes()))
     writer.start()
-    done = catbreeds("predict", "/dev/zero", pipe, *ways[way])
+    done = catbreeds("predict", "/dev/zero", pipe, *backends[backend])
     writer.join()
     assert done.stderr == "catbreeds: /dev/zero: the file has more than 64 MB\n"
     assert done.stdout.startswith(f"{pipe}: {BREEDS[0]} ")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_bad_photos_are_named_and_the_others_are_answered(ways, photos, way):
-    done = catbreeds("predict", *photos, *ways[way])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unusable_photos_are_named_and_the_others_are_predicted(backends, photos, backend):
+    done = catbreeds("predict", *photos, *backends[backend])
     assert done.returncode == 2
     good = [path for path in photos if path.stem.isdigit()]
     for path, line in zip(good, done.stdout.splitlines(), strict=True):
         assert line.startswith(f"{path}: {BREEDS[int(path.stem)]} ")
-    said = done.stderr.splitlines()
+    errors = done.stderr.splitlines()
     bad = [path for path in photos if path not in good]
-    assert [line.removeprefix("catbreeds: ").split(": ")[0] for line in said] == [str(path) for path in bad]
-    for line, reason in zip(said, ("not a JPEG", "the file is empty", "No such file", "Is a directory"), strict=True):
+    assert [line.removeprefix("catbreeds: ").split(": ")[0] for line in errors] == [str(path) for path in bad]
+    for line, reason in zip(errors, ("not a JPEG", "the file is empty", "No such file", "Is a directory"), strict=True):
         assert reason in line
 
 
-def test_in_json_each_photo_has_an_answer_or_an_error(ways, photos):
-    done = catbreeds("predict", *photos, *ways["gateway"], "--json")
+def test_json_output_has_predictions_or_an_error_for_each_photo(backends, photos):
+    done = catbreeds("predict", *photos, *backends["gateway"], "--json")
     assert done.returncode == 2
     rows = json.loads(done.stdout)["photos"]
     assert [row["photo"] for row in rows] == [str(path) for path in photos]
@@ -94,25 +94,25 @@ def test_in_json_each_photo_has_an_answer_or_an_error(ways, photos):
         assert row.get("error", str(path)).startswith(str(path))
 
 
-@pytest.mark.parametrize("way", ["gateway", "grpc", "rest"])
-def test_a_server_that_is_not_there_is_named_once_with_the_photos_that_it_costs(photos, way):
+@pytest.mark.parametrize("backend", ["gateway", "grpc", "rest"])
+def test_an_unreachable_server_is_reported_once_with_the_affected_photos(photos, backend):
     port, good = free_port(), photos[:3:2]
-    address = f"localhost:{port}" if way == "grpc" else f"http://localhost:{port}"
-    done = catbreeds("predict", *good, f"--{way}", address)
+    address = f"localhost:{port}" if backend == "grpc" else f"http://localhost:{port}"
+    done = catbreeds("predict", *good, f"--{backend}", address)
     assert (done.returncode, done.stdout) == (1, "")
     first, second = done.stderr.splitlines()
     assert str(port) in first
-    assert second == f"catbreeds: no answer for {good[0]}, {good[1]}"
+    assert second == f"catbreeds: no prediction for {good[0]}, {good[1]}"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_photos_are_answered_whatever_the_name_of_their_file_is(ways, tmp_path, way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_photos_with_any_file_name_are_predicted(backends, tmp_path, backend):
     paths = [tmp_path / os.fsdecode(name) for name in NAMES]
     for path in paths:
         path.write_bytes(encoded(picture(1)))
     (tmp_path / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"")
     done = catbreeds(
-        "predict", *ways[way], "--", *(path.name for path in paths), os.fsdecode(b"bad\xff.jpg"), cwd=tmp_path
+        "predict", *backends[backend], "--", *(path.name for path in paths), os.fsdecode(b"bad\xff.jpg"), cwd=tmp_path
     )
     assert done.returncode == 2
     assert [line.partition(f": {BREEDS[1]} ")[0] for line in done.stdout.splitlines()] == [

@@ -1,4 +1,4 @@
-"""What the gateway answers to photos."""
+"""Predictions of the gateway."""
 
 import base64
 import quopri
@@ -12,7 +12,7 @@ from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
 
 
-def test_a_photo_gets_its_breeds_the_most_probable_first(gateway):
+def test_a_photo_gets_its_breeds_most_probable_first(gateway):
     for photo, breed in zip(PHOTOS, BREEDS, strict=True):
         response = gateway.predict(photo)
         assert response.status_code == 200
@@ -26,11 +26,11 @@ def test_a_photo_gets_its_breeds_the_most_probable_first(gateway):
         assert sum(probabilities) == pytest.approx(1)
 
 
-def test_a_raw_body_is_a_photo_whatever_its_content_type_says(gateway):
+def test_a_raw_body_is_a_photo_regardless_of_its_content_type(gateway):
     for kind in ("image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", "nonsense"):
         response = gateway.http.post(PREDICT, content=PHOTOS[1], headers={"Content-Type": kind})
         assert response.json()["predictions"][0]["breed"] == BREEDS[1]
-    assert gateway.http.post(PREDICT, content=PHOTOS[1]).is_success  # and if there is none
+    assert gateway.http.post(PREDICT, content=PHOTOS[1]).is_success  # without a content type
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_raw_body_is_a_photo_whatever_its_content_type_says(gateway):
     ],
 )
 @pytest.mark.parametrize("file_name", ['; filename="a.jpg"', ""])
-def test_a_part_of_a_form_may_be_encoded(gateway, encoding, encode, file_name):
+def test_the_parts_of_a_form_can_be_encoded(gateway, encoding, encode, file_name):
     parts = [
         b'--b\r\nContent-Disposition: form-data; name="file"%s\r\ncontent-transfer-encoding: %s\r\n\r\n%s\r\n'
         % (file_name.encode(), encoding.encode(), encode(photo))
@@ -58,7 +58,7 @@ def test_a_part_of_a_form_may_be_encoded(gateway, encoding, encode, file_name):
     assert [photo["predictions"][0]["breed"] for photo in response.json()["photos"]] == BREEDS[1:3]
 
 
-def test_several_photos_get_an_answer_each_in_their_order(gateway):
+def test_several_photos_get_predictions_in_the_order_of_the_request(gateway):
     answer = gateway.predict(*PHOTOS[::-1]).json()
     assert answer.keys() == {"model", "photos", "request_id"}
     assert [photo["photo"] for photo in answer["photos"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
@@ -73,14 +73,17 @@ def test_top_k_limits_the_breeds(gateway):
         assert problem(gateway.predict(PHOTOS[0], params={"top_k": wrong})) == (422, "invalid_parameter")
 
 
-def test_a_parameter_that_is_not_known_is_refused_by_name(gateway):
-    for path, name, there in ((PREDICT, "topk", "there is top_k"), ("/predict", "top_k", "this address has none")):
+def test_an_unknown_parameter_is_rejected_by_name(gateway):
+    for path, name, supported in (
+        (PREDICT, "topk", "supported: top_k"),
+        ("/predict", "top_k", "this endpoint has no parameters"),
+    ):
         response = gateway.predict(PHOTOS[0], path=path, params={name: 1})
         assert problem(response) == (422, "invalid_parameter")
-        assert response.json()["detail"] == f"{name}: no such parameter; {there}"
+        assert response.json()["detail"] == f"{name}: unknown query parameter; {supported}"
 
 
-def test_the_plain_address_answers_probability_by_breed(gateway):
+def test_the_predict_endpoint_returns_probabilities_by_breed(gateway):
     answer = gateway.predict(PHOTOS[3], path="/predict").json()
     assert next(iter(answer)) == BREEDS[3]
     assert answer.keys() == set(BREEDS)
@@ -88,10 +91,10 @@ def test_the_plain_address_answers_probability_by_breed(gateway):
     assert problem(gateway.predict(*PHOTOS, path="/predict")) == (422, "invalid_form")
 
 
-def test_a_turned_a_large_and_a_small_copy_of_a_photo_get_the_answer_of_the_photo(gateway, model_server):
+def test_rotated_and_resized_copies_of_a_photo_get_the_same_prediction(gateway, model_server):
     original = picture(1, 1600, 1200)
     turned = Image.Exif()
-    turned[0x0112] = 6  # "turn me clockwise"
+    turned[0x0112] = 6  # rotate clockwise
     copies = [
         encoded(original),
         encoded(original.transpose(Image.Transpose.ROTATE_90), exif=turned.tobytes()),
@@ -100,7 +103,7 @@ def test_a_turned_a_large_and_a_small_copy_of_a_photo_get_the_answer_of_the_phot
     ]
     for client in (GatewayClient(gateway.url), GrpcClient(f"localhost:{model_server.port}")):
         with client:
-            answers = [{told.breed: told.probability for told in client.predict(copy).predictions} for copy in copies]
+            answers = [{row.breed: row.probability for row in client.predict(copy).predictions} for copy in copies]
         assert max(answers[0], key=answers[0].get) == BREEDS[1]
         for answer in answers:
             assert answer == pytest.approx(answers[0], abs=0.02)

@@ -1,4 +1,4 @@
-"""The variants, rendered once, and a model server and a gateway as they deploy them."""
+"""The rendered variants, and a model server and a gateway started with the settings of the manifests."""
 
 import re
 import shutil
@@ -26,13 +26,13 @@ model_config_list {
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory) -> dict[str, list[Variant]]:
-    """Variants by overlay; the last one has everything switched on."""
+    """Variants by overlay; the last one has all components enabled."""
     return {overlay: variants(overlay, tmp_path_factory.mktemp(overlay)) for overlay in OVERLAYS}
 
 
 @pytest.fixture(scope="session")
 def variant(rendered) -> Variant:
-    """With batching and without a GPU."""
+    """A variant with batching and without a GPU."""
     return next(variant for variant in rendered["local"] if variant.name == "local+monitoring+batching")
 
 
@@ -43,23 +43,23 @@ def container(variant) -> Object:
 
 @pytest.fixture(scope="session")
 def server(variant, container, classifier, tmp_path_factory) -> Iterator[ModelServer]:
-    """Its pod, with the folders of its volumes elsewhere. Version 2, which shall be stable, is not there yet."""
+    """A model server with the flags of the pod, and folders as volumes. Version 2, `stable`, is not stored yet."""
     folder = tmp_path_factory.mktemp("pod")
     paths = {mount["mountPath"]: folder / mount["name"] for mount in container["volumeMounts"]}
     for path in paths.values():
         path.mkdir()
 
-    def moved(text: str) -> str:
-        return re.sub(r'(?<=[="])(/models|/etc/[a-z-]+)/', lambda found: f"{paths[found[1]]}/", text)
+    def relocate(text: str) -> str:
+        return re.sub(r'(?<=[="])(/models|/etc/[a-z-]+)/', lambda match: f"{paths[match[1]]}/", text)
 
     files = next(config for config in variant.of("ConfigMap") if "monitoring.config" in config["data"])
     for name, text in files["data"].items():
         (paths["/etc/model-server"] / name).write_text(text)
-    (paths["/etc/model-config"] / "models.config").write_text(moved(_CONFIG))
+    (paths["/etc/model-config"] / "models.config").write_text(relocate(_CONFIG))
     shutil.copytree(classifier / "1", paths["/models"] / "catbreeds" / "1")
     shutil.copytree(classifier / "2", paths["/models"] / "2.staged")
     ports = ("--port=", "--rest_api_port=")
-    server = ModelServer(folder, *(moved(flag) for flag in container["args"] if not flag.startswith(ports)))
+    server = ModelServer(folder, *(relocate(flag) for flag in container["args"] if not flag.startswith(ports)))
     server.models_folder = paths["/models"]
     yield server
     server.stop()
@@ -67,12 +67,12 @@ def server(variant, container, classifier, tmp_path_factory) -> Iterator[ModelSe
 
 @pytest.fixture(scope="session")
 def gateway(variant, server, tmp_path_factory) -> Iterator[Gateway]:
-    """A pod of the gateway that asks that pod."""
+    """A gateway with the settings of the pod, connected to that model server."""
     container = next(container for name, _, container in variant.containers() if name == "gateway")
     prefix = "CATBREEDS_GATEWAY_"
     settings = {entry["name"].removeprefix(prefix).lower(): entry["value"] for entry in container["env"]}
-    asked = settings.pop("model_server").replace("model-server:8500", f"localhost:{server.port}")
-    assert asked == f"dns:///localhost:{server.port}"
+    target = settings.pop("model_server").replace("model-server:8500", f"localhost:{server.port}")
+    assert target == f"dns:///localhost:{server.port}"
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), server.port, **settings)
     yield gateway
     gateway.stop()
@@ -80,7 +80,7 @@ def gateway(variant, server, tmp_path_factory) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def scraped(variant, server, gateway) -> dict[str, str]:
-    """What Prometheus reads from pods that have worked, by the job that it calls them."""
+    """Metrics that Prometheus scrapes from the pods after some requests, by Prometheus job."""
     assert gateway.http.get("/readyz").status_code in (200, 503)
     assert server.predict("catbreeds", 1, image_bytes=[PHOTOS[0]]).result().outputs
     texts = {}

@@ -1,4 +1,4 @@
-"""CustomResourceDefinitions of the operators that the manifests use, from the Go modules of their projects."""
+"""CustomResourceDefinitions for the custom resources in the manifests, from the Go modules of their projects."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import yaml
 
 from tests.serving.k8s.variants import Object
 
-# API group -> Go module, version, and the files in it that define the kinds that the manifests have.
+# API group -> Go module, version, path of the definitions, and the plural names of the kinds in the manifests.
 MODULES = {
     "gateway.networking.k8s.io": (
         "sigs.k8s.io/gateway-api",
@@ -27,47 +27,47 @@ MODULES = {
         ("podmonitors", "prometheusrules"),
     ),
 }
-# API group -> why there are none.
+# API group -> why no definitions are available.
 UNPUBLISHED = {"networking.gke.io": "Google publishes the CustomResourceDefinitions of GKE in no package registry"}
 GROUPS = (*MODULES, *UNPUBLISHED)
 _DOWNLOAD_SECONDS = 60
 
 
 class Unavailable(Exception):
-    """There are no definitions of a group on this machine; the message says why."""
+    """The definitions of an API group are not available on this machine; the message gives the reason."""
 
 
 def group(object_: Object) -> str:
-    """API group; "" is the core."""
+    """Returns the API group of an object; "" is the core group."""
     return object_["apiVersion"].rpartition("/")[0]
 
 
 def definitions(api_group: str) -> tuple[Object, ...]:
-    """The objects to apply to a cluster.
+    """Returns the CustomResourceDefinitions of an API group.
 
     Raises:
-        Unavailable: Go or the module is not there, or nobody publishes them.
+        Unavailable: If Go is not installed, the download fails, or the definitions are not published.
     """
-    found = _find(api_group)
-    if isinstance(found, str):
-        raise Unavailable(found)
-    return found
+    result = _download(api_group)
+    if isinstance(result, str):
+        raise Unavailable(result)
+    return result
 
 
 @functools.cache
-def _find(api_group: str) -> tuple[Object, ...] | str:
-    """The objects, or why there are none: no second test waits for a network that is not there."""
+def _download(api_group: str) -> tuple[Object, ...] | str:
+    """Returns the definitions, or why they are not available; cached, so that only one test waits for the network."""
     if api_group in UNPUBLISHED:
         return UNPUBLISHED[api_group]
     module, version, path, plurals = MODULES[api_group]
     go = shutil.which("go")
     if not go:
-        return f"Go is not installed, which downloads {module}@{version}"
+        return f"Go is not installed; it is needed to download {module}@{version}"
     command = [go, "mod", "download", "-json", f"{module}@{version}"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return f"{module}@{version}: no download in {_DOWNLOAD_SECONDS} s"
+        return f"{module}@{version}: the download took longer than {_DOWNLOAD_SECONDS} s"
     if process.returncode:
         return json.loads(process.stdout)["Error"] if process.stdout else process.stderr
     folder = Path(json.loads(process.stdout)["Dir"])
@@ -76,9 +76,9 @@ def _find(api_group: str) -> tuple[Object, ...] | str:
 
 @functools.cache
 def invalid(text: str) -> str | None:
-    """Why a custom resource, as JSON, is not valid by the schema of its definition; None if it is.
+    """Returns why a custom resource, given as JSON, is invalid; None if it matches the schema of its definition.
 
-    Rules in CEL are checked by the API server alone.
+    Only the API server checks CEL rules.
     """
     object_ = json.loads(text)
     name, kind = f"{object_['apiVersion']} {object_['kind']}", object_["kind"]
@@ -86,14 +86,14 @@ def invalid(text: str) -> str | None:
         for version in definition["spec"]["versions"]:
             if definition["spec"]["names"]["kind"] == kind and object_["apiVersion"].endswith(f"/{version['name']}"):
                 schema = _strict(version["schema"]["openAPIV3Schema"])
-                # OpenAPI 3.0 is JSON Schema's draft 4, but for `nullable`, which no manifest of ours needs.
+                # OpenAPI 3.0 equals JSON Schema draft 4, except for `nullable`, which the manifests do not need.
                 error = jsonschema.exceptions.best_match(jsonschema.Draft4Validator(schema).iter_errors(object_))
                 return error and f"{error.message} at {list(error.absolute_path)}"
-    return f"there is no {name}"
+    return f"no definition of {name}"
 
 
 def _strict(schema: Any) -> Any:
-    """The schema without fields that it does not name, which the API server refuses by strict validation."""
+    """Returns the schema with unknown fields forbidden, as in the API server's strict validation."""
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""What every variant of the manifests promises, beyond what a schema can say.
+"""Rules for every variant of the manifests that a schema cannot express.
 
-A promise is a function from a variant to what breaks it. With it go changes of a sound variant that must break it, so
-that no check can pass for want of looking.
+A promise is a check that yields the violations in a variant. Each promise also has changes to a valid variant that must
+cause a violation, which proves that the check works.
 """
 
 import copy
@@ -21,14 +21,19 @@ from tests.serving.k8s.variants import Object, Variant
 Check = Callable[[Variant], Iterator[str]]
 Change = Callable[[Variant], None]
 
-# Made by rollout, see serving/rollout/kubernetes_fleet.py: its name and its keys.
+# Name and keys of the ConfigMap that the rollout creates, see serving/rollout/kubernetes_fleet.py.
 LIVE_CONFIG = (CONFIG_MAP, {CONFIG_FILE, TRAFFIC_FILE})
 _CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A check, and changes that must make it fail."""
+    """A check, and changes that must make it fail.
+
+    Attributes:
+        check: Yields the violations in a variant.
+        changes: Changes to a valid variant that cause a violation.
+    """
 
     check: Check
     changes: tuple[Change, ...]
@@ -38,10 +43,10 @@ PROMISES: dict[str, Promise] = {}
 
 
 def promise(*changes: Change) -> Callable[[Check], Check]:
-    """Adds a check by its name."""
+    """Registers a check under its name."""
 
     def add(check: Check) -> Check:
-        assert changes, "a check that nothing breaks checks nothing"
+        assert changes, "a check needs at least one change that makes it fail"
         PROMISES[check.__name__] = Promise(check, changes)
         return check
 
@@ -49,39 +54,46 @@ def promise(*changes: Change) -> Callable[[Check], Check]:
 
 
 def changed(variant: Variant, change: Change) -> Variant:
+    """Returns a changed copy of a variant."""
     other = Variant(variant.name, copy.deepcopy(variant.objects))
     change(other)
     return other
 
 
 def put(which: str, path: str, value: Any) -> Change:
-    """Sets a field; `which` is Kind/name, `path` has slashes between its steps."""
+    """Sets a field.
+
+    Args:
+        which: Object, as Kind/name.
+        path: Keys and indices of the field, separated by slashes.
+        value: New value.
+    """
 
     def change(variant: Variant) -> None:
         *parents, last = path.split("/")
-        parent = _walk(_found(variant, which), parents)
-        parent[_step(parent, last)] = value
+        parent = _descend(_find(variant, which), parents)
+        parent[_key(parent, last)] = value
 
     return change
 
 
 def drop(which: str, path: str = "") -> Change:
-    """Removes a field, or the whole object."""
+    """Removes a field, or without a path the whole object."""
 
     def change(variant: Variant) -> None:
         if not path:
-            variant.objects.remove(_found(variant, which))
+            variant.objects.remove(_find(variant, which))
             return
         *parents, last = path.split("/")
-        parent = _walk(_found(variant, which), parents)
-        del parent[_step(parent, last)]
+        parent = _descend(_find(variant, which), parents)
+        del parent[_key(parent, last)]
 
     return change
 
 
 def add(which: str, path: str, value: Any) -> Change:
     """Appends to a list."""
-    return lambda variant: _walk(_found(variant, which), path.split("/")).append(value)
+    return lambda variant: _descend(_find(variant, which), path.split("/")).append(value)
 
 
 def insert(object_: Object) -> Change:
@@ -89,22 +101,22 @@ def insert(object_: Object) -> Change:
     return lambda variant: variant.objects.append(object_)
 
 
-def _found(variant: Variant, which: str) -> Object:
+def _find(variant: Variant, which: str) -> Object:
     kind, name = which.split("/")
-    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # a generated name has a hash
-    found = [object_ for object_ in variant.of(kind) if named.fullmatch(object_["metadata"]["name"])]
-    if not found:
+    pattern = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # generated names end with a hash
+    matching = [object_ for object_ in variant.of(kind) if pattern.fullmatch(object_["metadata"]["name"])]
+    if not matching:
         raise LookupError(f"{variant.name} has no {which}")
-    return found[0]
+    return matching[0]
 
 
-def _step(parent: Any, step: str) -> Any:
+def _key(parent: Any, step: str) -> Any:
     return int(step) if isinstance(parent, list) else step
 
 
-def _walk(value: Any, steps: list[str]) -> Any:
+def _descend(value: Any, steps: list[str]) -> Any:
     for step in steps:
-        value = value[_step(value, step)]
+        value = value[_key(value, step)]
     return value
 
 
@@ -112,7 +124,7 @@ _POD = "spec/template/spec"
 _CONTAINER = f"{_POD}/containers/0"
 
 
-# --- names that must agree
+# --- references
 
 
 @promise(
@@ -128,35 +140,35 @@ _CONTAINER = f"{_POD}/containers/0"
     ),
     put("PodMonitor/gateway", "spec/selector/matchLabels", {"app.kubernetes.io/name": "gate"}),
 )
-def selectors_find_the_pods_they_mean(variant: Variant) -> Iterator[str]:
+def selectors_match_the_intended_pods(variant: Variant) -> Iterator[str]:
     labels = {name: template["metadata"]["labels"] for name, template in variant.pods()}
     for deployment in variant.of("Deployment"):
         name = deployment["metadata"]["name"]
         selectors = [deployment["spec"]["selector"]]
         spread = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
         for selector in selectors + [constraint["labelSelector"] for constraint in spread]:
-            if _matched(selector, labels) != {name}:
-                yield f"{selector} of Deployment {name} matches {_matched(selector, labels)}"
+            if _matching_pods(selector, labels) != {name}:
+                yield f"{selector} of Deployment {name} matches {_matching_pods(selector, labels)}"
     for object_ in variant.of("Service", "PodDisruptionBudget", "PodMonitor"):
         kind, name, selector = object_["kind"], object_["metadata"]["name"], object_["spec"]["selector"]
         selector = {"matchLabels": selector} if kind == "Service" else selector
-        if _matched(selector, labels) != {name}:
-            yield f"{kind} {name} matches {_matched(selector, labels)}"
+        if _matching_pods(selector, labels) != {name}:
+            yield f"{kind} {name} matches {_matching_pods(selector, labels)}"
     for policy in variant.of("NetworkPolicy"):
         rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
         peers = [peer for rule in rules for peer in rule.get("from", []) + rule.get("to", [])]
         own = [peer["podSelector"] for peer in peers if "podSelector" in peer and "namespaceSelector" not in peer]
         for selector in [policy["spec"]["podSelector"], *own]:
-            if not _matched(selector, labels):
+            if not _matching_pods(selector, labels):
                 yield f"{selector} of NetworkPolicy {policy['metadata']['name']} matches no pod"
 
 
-def _matched(selector: Object, labels: dict[str, dict[str, str]]) -> set[str]:
+def _matching_pods(selector: Object, labels: dict[str, dict[str, str]]) -> set[str]:
     return {name for name, own in labels.items() if matches(selector, own)}
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Whether a LabelSelector matches; of the operators only In is known."""
+    """Returns whether a LabelSelector matches; the only supported operator is In."""
     assert selector.keys() <= {"matchLabels", "matchExpressions"}, selector
     expressions = selector.get("matchExpressions", [])
     assert all(expression["operator"] == "In" for expression in expressions), selector
@@ -166,7 +178,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def _ports(container: Object) -> dict[Any, int]:
-    """Container ports by name and by number."""
+    """Returns the container ports by name and by number."""
     ports = container.get("ports", [])
     return {key: port["containerPort"] for port in ports for key in (port["name"], port["containerPort"])}
 
@@ -180,7 +192,7 @@ def _ports(container: Object) -> dict[Any, int]:
     put("NetworkPolicy/model-server", "spec/ingress/0/ports/0/port", "http2"),
     put("NetworkPolicy/gateway", "spec/egress/0/ports/0/port", 8501),
 )
-def ports_lead_to_ports_of_containers(variant: Variant) -> Iterator[str]:
+def ports_refer_to_container_ports(variant: Variant) -> Iterator[str]:
     ports = {name: _ports(container) for name, _, container in variant.containers()}
     services = {service["metadata"]["name"]: service["spec"]["ports"] for service in variant.of("Service")}
     for name, offered in services.items():
@@ -198,16 +210,16 @@ def ports_lead_to_ports_of_containers(variant: Variant) -> Iterator[str]:
     labels = {name: template["metadata"]["labels"] for name, template in variant.pods()}
     for policy in variant.of("NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
-            for selected in _matched(policy["spec"]["podSelector"], labels):
+            for selected in _matching_pods(policy["spec"]["podSelector"], labels):
                 if not any(port["port"] in ports[selected] for port in rule["ports"]):
-                    yield f"NetworkPolicy {policy['metadata']['name']}: opens no port of {selected}"
+                    yield f"NetworkPolicy {policy['metadata']['name']}: allows no port of {selected}"
         for rule in policy["spec"].get("egress", []):
             for peer in [peer for peer in rule.get("to", []) if "podSelector" in peer]:
-                for selected in _matched(peer["podSelector"], labels):
-                    # What a gateway needs of a model server is gRPC, its first port.
+                for selected in _matching_pods(peer["podSelector"], labels):
+                    # Egress rules allow the first port of a pod: a gateway uses only the gRPC port of a model server.
                     first = next(iter(ports[selected].values()))
                     if [port["port"] for port in rule["ports"]] != [first]:
-                        yield f"NetworkPolicy {policy['metadata']['name']}: {selected} is not asked at {first}"
+                        yield f"NetworkPolicy {policy['metadata']['name']}: {selected} is not reachable at port {first}"
 
 
 @promise(
@@ -215,14 +227,14 @@ def ports_lead_to_ports_of_containers(variant: Variant) -> Iterator[str]:
     put("Deployment/model-server", f"{_CONTAINER}/livenessProbe/grpc/port", 8501),
     drop("Deployment/page", f"{_CONTAINER}/startupProbe"),
 )
-def every_container_has_three_probes_on_ports_of_its_own(variant: Variant) -> Iterator[str]:
+def every_container_has_three_probes_on_its_own_ports(variant: Variant) -> Iterator[str]:
     for name, _, container in variant.containers():
         ports = _ports(container)
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container.get(kind, {})
             port = probe.get("httpGet", probe.get("grpc", {})).get("port")
             if port not in ports or ("grpc" in probe and port != ports.get("grpc")):
-                yield f"{kind} of {name} asks port {port}"
+                yield f"{kind} of {name} uses port {port}"
 
 
 @promise(
@@ -237,7 +249,7 @@ def every_container_has_three_probes_on_ports_of_its_own(variant: Variant) -> It
     put("Deployment/model-server", f"{_POD}/volumes/1/configMap/optional", True),
     put("Deployment/gateway", f"{_CONTAINER}/env/2/value", "/etc/model-config/shares.json"),
 )
-def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
+def objects_that_pods_refer_to_exist(variant: Variant) -> Iterator[str]:
     for name, template in variant.pods():
         spec = template["spec"]
         if not variant.find("ServiceAccount", spec["serviceAccountName"]):
@@ -245,7 +257,7 @@ def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
         mounted = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         if mounted != volumes.keys():
-            yield f"{name}: mounts {mounted}, has {volumes.keys()}"
+            yield f"{name}: mounts {mounted}, but has the volumes {volumes.keys()}"
         for volume in volumes.values():
             if "persistentVolumeClaim" in volume:
                 claim = variant.find("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
@@ -254,20 +266,20 @@ def what_pods_refer_to_exists(variant: Variant) -> Iterator[str]:
             elif "configMap" in volume:
                 config = volume["configMap"]
                 if config.get("optional") and name == "model-server":
-                    yield f"{name}: {volume} is optional, the server would end for want of it"
+                    yield f"{name}: {volume} is optional, so the server would crash without it"
                 if config["name"] != LIVE_CONFIG[0] and not variant.find("ConfigMap", config["name"]):
                     yield f"{name}: no ConfigMap {config['name']}"
             elif "emptyDir" not in volume:
-                yield f"{name}: {volume} is of a kind that nothing checks"
+                yield f"{name}: {volume} has a type that no check covers"
         for container in spec["containers"]:
             files = [f"{e['name']}={e['value']}" for e in container.get("env", []) if e["name"].endswith("_FILE")]
             for argument in [*container.get("args", []), *files]:
                 file = argument.partition("=")[2]
-                if file.startswith("/") and not _is_there(variant, volumes, container, PurePosixPath(file)):
-                    yield f"{name}: {argument}: there is no such file"
+                if file.startswith("/") and not _file_exists(variant, volumes, container, PurePosixPath(file)):
+                    yield f"{name}: {argument}: file not found"
 
 
-def _is_there(variant: Variant, volumes: dict[str, Object], container: Object, file: PurePosixPath) -> bool:
+def _file_exists(variant: Variant, volumes: dict[str, Object], container: Object, file: PurePosixPath) -> bool:
     for mount in container["volumeMounts"]:
         config = volumes.get(mount["name"], {}).get("configMap")
         if config and str(file.parent) == mount["mountPath"]:
@@ -280,7 +292,7 @@ def _is_there(variant: Variant, volumes: dict[str, Object], container: Object, f
 @promise(insert({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "model-config"}, "data": {}}))
 def no_deploy_touches_the_live_model_configuration(variant: Variant) -> Iterator[str]:
     if variant.find("ConfigMap", LIVE_CONFIG[0]):
-        yield "it would be applied, and a promotion would be lost"
+        yield "a deploy would overwrite the ConfigMap and revert a promotion"
 
 
 @promise(
@@ -294,7 +306,7 @@ def everything_is_in_one_namespace(variant: Variant) -> Iterator[str]:
             yield f"{object_['kind']} {object_['metadata']['name']}"
 
 
-# --- what pods may do
+# --- permissions
 
 
 @promise(
@@ -307,7 +319,7 @@ def every_container_has_requests_and_limits(variant: Variant) -> Iterator[str]:
         requests, limits = (container["resources"].get(kind, {}) for kind in ("requests", "limits"))
         if not {"cpu", "memory"} <= requests.keys() & limits.keys():
             yield f"{name}: {container['resources']}"
-        # A container that uses more than it asked for is the first to be killed when a node runs short.
+        # When a node runs out of memory, it first kills containers that use more than they requested.
         elif requests["memory"] != limits["memory"]:
             yield f"{name}: memory of {requests} differs from {limits}"
 
@@ -324,7 +336,7 @@ def every_container_has_requests_and_limits(variant: Variant) -> Iterator[str]:
     put("Deployment/page", f"{_POD}/hostNetwork", True),
     put("Namespace/catbreeds", "metadata/labels", {"pod-security.kubernetes.io/enforce": "baseline"}),
 )
-def no_process_is_root_or_can_become_it(variant: Variant) -> Iterator[str]:
+def no_process_can_run_as_root(variant: Variant) -> Iterator[str]:
     for name, spec, container in variant.containers():
         pod, own = spec["securityContext"], container["securityContext"]
         if not (pod.get("runAsNonRoot") and pod.get("runAsUser", 0) >= 10_000 and pod.get("runAsGroup", 0) >= 10_000):
@@ -338,10 +350,10 @@ def no_process_is_root_or_can_become_it(variant: Variant) -> Iterator[str]:
         }:
             yield f"{name}: {own}"
         if spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}:
-            yield f"{name}: shares something of the node"
+            yield f"{name}: shares a namespace of the node"
     for namespace in variant.of("Namespace"):
         if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
-            yield "the cluster does not refuse privileged pods"
+            yield "the cluster does not reject privileged pods"
 
 
 @promise(
@@ -350,7 +362,7 @@ def no_process_is_root_or_can_become_it(variant: Variant) -> Iterator[str]:
     drop("Deployment/model-server", f"{_CONTAINER}/volumeMounts/0/readOnly"),
     drop("Deployment/page", f"{_POD}/volumes/0/emptyDir/sizeLimit"),
 )
-def a_container_can_write_to_tmp_alone(variant: Variant) -> Iterator[str]:
+def a_container_can_write_only_to_tmp(variant: Variant) -> Iterator[str]:
     for name, spec, container in variant.containers():
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         writable = {
@@ -371,10 +383,10 @@ def a_container_can_write_to_tmp_alone(variant: Variant) -> Iterator[str]:
     put("RoleBinding/rollout", "roleRef/name", "admin"),
     insert({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "x"}}),
 )
-def rollout_alone_may_ask_the_cluster_and_only_for_its_work(variant: Variant) -> Iterator[str]:
+def only_the_rollout_has_api_permissions_and_no_more_than_it_needs(variant: Variant) -> Iterator[str]:
     for name, template in variant.pods():
         if template["spec"].get("automountServiceAccountToken") is not False:
-            yield f"{name} gets a token"
+            yield f"{name} mounts a service account token"
     for object_ in variant.of("ClusterRole", "ClusterRoleBinding"):
         yield f"{object_['kind']} {object_['metadata']['name']}"
     rights = {
@@ -392,12 +404,12 @@ def rollout_alone_may_ask_the_cluster_and_only_for_its_work(variant: Variant) ->
         ("pods", "list", "*"),
     }
     if rights != expected:
-        yield f"rights differ from what rollout calls: {rights ^ expected}"
+        yield f"the permissions differ from those that the rollout needs: {rights ^ expected}"
     for binding in variant.of("RoleBinding"):
         if not variant.find("Role", binding["roleRef"]["name"]):
             yield f"no Role {binding['roleRef']['name']}"
         if [(subject["kind"], subject["name"]) for subject in binding["subjects"]] != [("ServiceAccount", "rollout")]:
-            yield f"{binding['subjects']} may do what rollout does"
+            yield f"{binding['subjects']} have the permissions of the rollout"
 
 
 @promise(
@@ -406,15 +418,15 @@ def rollout_alone_may_ask_the_cluster_and_only_for_its_work(variant: Variant) ->
     put("Service/page", "spec/externalIPs", ["192.0.2.1"]),
     put("Deployment/gateway", f"{_CONTAINER}/ports/0/hostPort", 8000),
 )
-def nothing_is_reachable_from_outside_unless_an_overlay_asks(variant: Variant) -> Iterator[str]:
+def nothing_is_reachable_from_outside_unless_an_overlay_enables_it(variant: Variant) -> Iterator[str]:
     for service in variant.of("Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP" or service["spec"].get("externalIPs"):
             yield f"Service {service['metadata']['name']}"
     for name, _, container in variant.containers():
         if any("hostPort" in port for port in container["ports"]):
-            yield f"{name} listens on its node"
+            yield f"{name} has a host port"
     if variant.of("Gateway", "Ingress") and not variant.name.startswith("gke+"):
-        yield "a load balancer that nobody asked for"
+        yield "a load balancer that no overlay enabled"
 
 
 @promise(
@@ -423,22 +435,23 @@ def nothing_is_reachable_from_outside_unless_an_overlay_asks(variant: Variant) -
     put("HealthCheckPolicy/page", "spec/default/config/httpHealthCheck/requestPath", "/"),
     put("HealthCheckPolicy/page", "spec/targetRef/name", "gateway"),
 )
-def the_load_balancer_asks_a_service_what_its_readiness_probe_asks(variant: Variant) -> Iterator[str]:
+def load_balancer_health_checks_use_the_path_of_the_readiness_probe(variant: Variant) -> Iterator[str]:
     paths = {name: container["readinessProbe"]["httpGet"]["path"] for name, _, container in variant.containers()}
     policies = variant.of("HealthCheckPolicy")
     for policy in policies:
         name, check = policy["spec"]["targetRef"]["name"], policy["spec"]["default"]["config"]["httpHealthCheck"]
-        # A rule of Google's CustomResourceDefinition reads portSpecification, and fails where there is none.
+        # A validation rule of Google's CustomResourceDefinition requires portSpecification.
         if check.get("portSpecification") != "USE_SERVING_PORT":
             yield f"HealthCheckPolicy {policy['metadata']['name']}: portSpecification of {check}"
         if check["requestPath"] != paths[name]:
-            yield f"HealthCheckPolicy {policy['metadata']['name']}: asks {check['requestPath']}, ready is {paths[name]}"
+            path = check["requestPath"]
+            yield f"HealthCheckPolicy {policy['metadata']['name']}: requests {path} instead of {paths[name]}"
     targets = [policy["spec"]["targetRef"]["name"] for policy in policies]
     if policies and sorted(targets) != ["gateway", "page"]:
         yield f"Services with a health check: {targets}"
 
 
-# --- how they run
+# --- operation
 
 
 @promise(
@@ -447,7 +460,7 @@ def the_load_balancer_asks_a_service_what_its_readiness_probe_asks(variant: Vari
     put("Deployment/model-server", f"{_CONTAINER}/image", "tensorflow/serving:latest"),
     put("Deployment/model-server", f"{_CONTAINER}/image", "tensorflow/serving:latest-gpu"),
 )
-def every_image_has_a_tag_that_stays(variant: Variant) -> Iterator[str]:
+def every_image_has_a_version_tag(variant: Variant) -> Iterator[str]:
     for name, _, container in variant.containers():
         tag = container["image"].rpartition("/")[2].partition(":")[2]
         if not re.match(r"[0-9]+\.[0-9]+\.[0-9]+", tag):
@@ -463,31 +476,31 @@ def every_image_has_a_tag_that_stays(variant: Variant) -> Iterator[str]:
     put("Deployment/model-server", f"{_CONTAINER}/args/4", "--enable_model_warmup=true"),
     put("Deployment/model-server", f"{_CONTAINER}/args/9", "--enable_grpc_healthcheck_service=false"),
 )
-def the_model_server_takes_its_flags_and_listens_where_others_ask(variant: Variant) -> Iterator[str]:
+def the_flags_of_the_model_server_are_valid_and_match_its_ports(variant: Variant) -> Iterator[str]:
     container = next(container for name, _, container in variant.containers() if name == "model-server")
     try:
         values = flags.parse(container["args"])
     except SystemExit:
-        yield f"refused: {container['args']}"
+        yield f"invalid flags: {container['args']}"
         return
     ports = _ports(container)
     if (values.port, values.rest_api_port) != (ports["grpc"], ports["rest"]):
-        yield "its flags and its ports differ"
+        yield "flags and container ports differ"
     if values.model_config_file_poll_wait_seconds:
-        yield "it polls the configuration, which rollout pushes"
+        yield "the server polls the configuration, which the rollout pushes"
     if not values.allow_version_labels_for_unavailable_models:
-        yield "it could not restart with labels in its configuration"
+        yield "the server could not restart with labels in its configuration"
     if not values.enable_grpc_healthcheck_service:
-        yield "its probes ask a service that is not there"
+        yield "the probes need the gRPC health service, which is disabled"
 
 
 @promise(put("ConfigMap/model-server-files", "data/batching.config", "max_batch_size { value: 8 }"))
 def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
-    most = Settings.model_fields["max_photos"].default
+    max_photos = Settings.model_fields["max_photos"].default
     for config in variant.of("ConfigMap"):
         size = re.search(r"max_batch_size \{ value: (\d+) \}", config["data"].get("batching.config", ""))
-        if size and int(size[1]) < most:
-            yield f"{size[0]}, and the gateway sends {most} photos at a time"
+        if size and int(size[1]) < max_photos:
+            yield f"{size[0]}, but the gateway sends up to {max_photos} photos"
 
 
 @promise(
@@ -496,13 +509,13 @@ def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
     drop("PodDisruptionBudget/gateway", "spec/unhealthyPodEvictionPolicy"),
     drop("PodDisruptionBudget/page"),
 )
-def a_drain_always_goes_on(variant: Variant) -> Iterator[str]:
+def a_drain_is_never_blocked(variant: Variant) -> Iterator[str]:
     for name, _ in variant.pods():
         budget = variant.find("PodDisruptionBudget", name)
         spec = budget["spec"] if budget else {}
-        # By number: a share of one replica may round to none.
+        # An absolute number: a percentage of one replica may round to zero.
         if "minAvailable" in spec or spec.get("maxUnavailable", 0) < 1:
-            yield f"{name}: a drain could wait for ever, or nothing limits it: {spec}"
+            yield f"{name}: a drain could block forever or evict all pods: {spec}"
         if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
             yield f"{name}: a pod that is not ready blocks a drain"
 
@@ -513,16 +526,16 @@ def a_drain_always_goes_on(variant: Variant) -> Iterator[str]:
     put("Deployment/model-server", f"{_POD}/shareProcessNamespace", False),
     drop("Deployment/gateway", f"{_CONTAINER}/lifecycle"),
 )
-def a_pod_that_stops_has_lost_its_clients_before(variant: Variant) -> Iterator[str]:
+def clients_leave_a_terminating_pod_before_it_stops(variant: Variant) -> Iterator[str]:
     for name, spec, container in variant.containers():
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         if not 5 <= sleep < spec["terminationGracePeriodSeconds"]:
             yield f"{name}: sleeps {sleep} s of {spec['terminationGracePeriodSeconds']} s"
         if name == "model-server":
-            # gRPC looks a name up again after 30 s at the earliest.
+            # gRPC resolves a name again after 30 s at the earliest.
             age = int(re.search(r"max_connection_age_ms=(\d+)", " ".join(container["args"]))[1]) / 1000
             if sleep < 30 + age:
-                yield f"connections live {age} s, and the pod ends after {sleep} s"
+                yield f"connections last {age} s, but the pod terminates after {sleep} s"
             if not spec.get("shareProcessNamespace"):
                 yield "the model server is process 1, which ignores SIGTERM"
 
@@ -531,13 +544,13 @@ def a_pod_that_stops_has_lost_its_clients_before(variant: Variant) -> Iterator[s
     put("Deployment/model-server", f"{_CONTAINER}/startupProbe/failureThreshold", 1000),
     put("Deployment/gateway", f"{_CONTAINER}/startupProbe/periodSeconds", 0.1),
 )
-def a_slow_start_is_no_failed_deployment(variant: Variant) -> Iterator[str]:
+def a_slow_start_does_not_fail_the_deployment(variant: Variant) -> Iterator[str]:
     for name, _, container in variant.containers():
         probe = container["startupProbe"]
-        patience = probe["periodSeconds"] * probe["failureThreshold"]
+        startup_limit = probe["periodSeconds"] * probe["failureThreshold"]
         deadline = variant.find("Deployment", name)["spec"].get("progressDeadlineSeconds", 600)
-        if not 30 <= patience < deadline:
-            yield f"{name}: {patience} s to start, {deadline} s to be deployed"
+        if not 30 <= startup_limit < deadline:
+            yield f"{name}: startup limit {startup_limit} s, deployment deadline {deadline} s"
 
 
 @promise(
@@ -545,19 +558,19 @@ def a_slow_start_is_no_failed_deployment(variant: Variant) -> Iterator[str]:
     put("HorizontalPodAutoscaler/gateway", "spec/minReplicas", 1),
     put("Deployment/gateway", "spec/replicas", 3),
 )
-def a_deploy_does_not_reset_what_was_scaled(variant: Variant) -> Iterator[str]:
+def a_deploy_does_not_reset_the_number_of_replicas(variant: Variant) -> Iterator[str]:
     for scaler in variant.of("HorizontalPodAutoscaler"):
         target = scaler["spec"]["scaleTargetRef"]
         deployment = variant.find(target["kind"], target["name"])
         if not deployment or target["name"] != scaler["metadata"]["name"]:
             yield f"{scaler['metadata']['name']}: no {target}"
         elif "replicas" in deployment["spec"]:
-            yield f"{target['name']}: each deploy sets its replicas"
+            yield f"{target['name']}: each deploy resets its replicas"
         if scaler["spec"]["minReplicas"] < 2:
-            yield f"{target['name']}: a drain stops it"
+            yield f"{target['name']}: a drain can evict its only pod"
 
 
-# --- who may talk to whom
+# --- network
 
 
 @promise(
@@ -571,7 +584,7 @@ def a_deploy_does_not_reset_what_was_scaled(variant: Variant) -> Iterator[str]:
     drop("NetworkPolicy/rollout"),
     drop("NetworkPolicy/rollout", "spec/ingress/0/from/0/podSelector"),
 )
-def the_network_carries_page_to_gateway_to_model_server_and_little_else(variant: Variant) -> Iterator[str]:
+def the_network_policies_allow_only_the_expected_connections(variant: Variant) -> Iterator[str]:
     expected = {
         ("page", "gateway", 8000),
         ("gateway", "model-server", 8500),
@@ -583,16 +596,16 @@ def the_network_carries_page_to_gateway_to_model_server_and_little_else(variant:
         ("rollout", "gateway", 8000),
     }
     if variant.of("HTTPRoute"):
-        expected |= {(source, *door) for source in _CALLERS for door in (("page", 8080), ("gateway", 8000))}
+        expected |= {(source, *target) for source in _CALLERS for target in (("page", 8080), ("gateway", 8000))}
     if variant.name.startswith("gke"):
         expected |= {("model-server", "dns", 53), ("model-server", "world", 443), ("model-server", "metadata", 80)}
-    carried = set(_connections(variant))
-    if carried != expected:
-        yield f"too many: {sorted(carried - expected)}; missing: {sorted(expected - carried)}"
+    allowed = set(_connections(variant))
+    if allowed != expected:
+        yield f"unexpected: {sorted(allowed - expected)}; missing: {sorted(expected - allowed)}"
 
 
 _OUR_NAMESPACE = {"kubernetes.io/metadata.name": "catbreeds"}
-# Who else is there: labels of the namespace, of the pod, address.
+# Other peers: labels of the namespace, labels of the pod, address.
 _OTHERS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "stranger": ({"kubernetes.io/metadata.name": "default"}, {"app": "stranger"}, "10.0.0.9"),
     "prometheus": ({"kubernetes.io/metadata.name": "monitoring"}, {"app": "prometheus"}, "10.0.0.8"),
@@ -614,38 +627,38 @@ _OTHER_PORTS = {
 
 
 def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
-    """Who could open a connection to whom at which port, by the rules of NetworkPolicy."""
+    """Yields source, target and port of each connection that the NetworkPolicies allow."""
     ours = {name: template["metadata"]["labels"] for name, template in variant.pods()}
-    places = _OTHERS | {name: (_OUR_NAMESPACE, labels, "10.0.0.5") for name, labels in ours.items()}
+    peers = _OTHERS | {name: (_OUR_NAMESPACE, labels, "10.0.0.5") for name, labels in ours.items()}
     ports = {name: _ports(container) for name, _, container in variant.containers()}
     numbers = {name: set(own.values()) for name, own in ports.items()} | {k: set(v) for k, v in _OTHER_PORTS.items()}
     for source in (*ours, *_CALLERS):
-        for target in places:
+        for target in peers:
             if source == target or not {source, target} & ours.keys():
                 continue
             for port in sorted(numbers[target]):
-                if _open(variant, "egress", ours.get(source), places[target], port, ports.get(target, {})) and _open(
-                    variant, "ingress", ours.get(target), places[source], port, ports.get(target, {})
-                ):
+                if _is_allowed(
+                    variant, "egress", ours.get(source), peers[target], port, ports.get(target, {})
+                ) and _is_allowed(variant, "ingress", ours.get(target), peers[source], port, ports.get(target, {})):
                     yield source, target, port
 
 
-def _open(variant, way: str, labels, peer, port: int, names: dict[Any, int]) -> bool:
-    """Whether the policies of a pod let `port` through; None as labels: it is none of ours, and nothing holds it."""
+def _is_allowed(variant, direction: str, labels, peer, port: int, names: dict[Any, int]) -> bool:
+    """Returns whether the policies of a pod allow `port`; other peers have no labels (None) and no policies."""
     policies = [
         policy["spec"]
         for policy in variant.of("NetworkPolicy")
         if labels is not None
         and matches(policy["spec"]["podSelector"], labels)
-        and way.capitalize() in policy["spec"]["policyTypes"]
+        and direction.capitalize() in policy["spec"]["policyTypes"]
     ]
-    rules = [rule for policy in policies for rule in policy.get(way, [])]
-    return not policies or any(_lets(rule, way, peer, port, names) for rule in rules)
+    rules = [rule for policy in policies for rule in policy.get(direction, [])]
+    return not policies or any(_rule_allows(rule, direction, peer, port, names) for rule in rules)
 
 
-def _lets(rule: Object, way: str, peer: tuple, port: int, names: dict[Any, int]) -> bool:
+def _rule_allows(rule: Object, direction: str, peer: tuple, port: int, names: dict[Any, int]) -> bool:
     allowed = [names.get(entry["port"], entry["port"]) for entry in rule.get("ports", [])]
-    peers = rule.get("from" if way == "ingress" else "to", [])
+    peers = rule.get("from" if direction == "ingress" else "to", [])
     return (not allowed or port in allowed) and (not peers or any(_is_peer(entry, peer) for entry in peers))
 
 
@@ -655,9 +668,9 @@ def _is_peer(entry: Object, peer: tuple[dict[str, str], dict[str, str], str]) ->
         within = [
             ipaddress.ip_network(cidr) for cidr in (entry["ipBlock"]["cidr"], *entry["ipBlock"].get("except", []))
         ]
-        inside, *outside = [ipaddress.ip_address(address) in network for network in within]
-        return inside and not any(outside)
+        included, *excluded = [ipaddress.ip_address(address) in network for network in within]
+        return included and not any(excluded)
     if "namespaceSelector" in entry:
-        wanted = entry["namespaceSelector"]
-        return bool(namespace) and matches(wanted, namespace) and matches(entry.get("podSelector", {}), labels)
+        selector = entry["namespaceSelector"]
+        return bool(namespace) and matches(selector, namespace) and matches(entry.get("podSelector", {}), labels)
     return namespace == _OUR_NAMESPACE and matches(entry["podSelector"], labels)

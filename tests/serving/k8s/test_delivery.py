@@ -1,4 +1,4 @@
-"""skaffold.yaml, the Dockerfiles and GitLab's pipeline agree with the manifests and with each other."""
+"""skaffold.yaml, the Dockerfiles and the GitLab pipeline are consistent with the manifests and with each other."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import yaml
 
 from tests.serving.k8s.variants import K8S, ROOT, Object, Variant
 
-# What skaffold.yaml uses of v4beta13, and nothing else: no package ships the whole schema.
+# The part of the v4beta13 schema that skaffold.yaml uses, because no package contains the whole schema.
 _TEXT = {"type": "string", "minLength": 1}
 
 
@@ -81,30 +81,30 @@ def profiles(skaffold) -> dict[str, Object]:
     return {profile["name"]: profile for profile in skaffold["profiles"]}
 
 
-def test_skaffold_yaml_has_the_structure_that_skaffold_reads(skaffold):
+def test_skaffold_yaml_matches_the_schema(skaffold):
     jsonschema.validate(skaffold, _SKAFFOLD)
     for wrong in ({"builds": {}}, {"apiVersion": "skaffold/v9"}, {"profiles": [{"name": "local"}]}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(skaffold | wrong, _SKAFFOLD)
 
 
-def test_each_profile_deploys_the_overlay_of_its_name(profiles):
+def test_each_profile_deploys_the_overlay_of_the_same_name(profiles):
     assert profiles.keys() == {"local", "gke"}
     for name, profile in profiles.items():
         (path,) = profile["manifests"]["kustomize"]["paths"]
         assert (ROOT / path).resolve() == (K8S / "overlays" / name).resolve()
     assert profiles["local"]["build"]["local"]["push"] is False
     assert profiles["gke"]["build"]["local"]["push"] is True
-    assert "activation" not in profiles["gke"], "a cluster that costs money is chosen by hand"
+    assert "activation" not in profiles["gke"], "a billed cluster must be selected explicitly"
 
 
-def test_the_local_profile_is_chosen_by_the_context_of_kind_and_minikube_alone(profiles):
+def test_only_the_contexts_of_kind_and_minikube_activate_the_local_profile(profiles):
     patterns = [activation["kubeContext"] for activation in profiles["local"]["activation"]]
-    for context, chosen in {"kind-catbreeds": True, "minikube": True, "gke_project_zone_cluster": False}.items():
-        assert any(re.fullmatch(pattern, context) for pattern in patterns) is chosen
+    for context, active in {"kind-catbreeds": True, "minikube": True, "gke_project_zone_cluster": False}.items():
+        assert any(re.fullmatch(pattern, context) for pattern in patterns) is active
 
 
-def test_skaffold_builds_each_image_of_ours_that_is_deployed(skaffold, rendered):
+def test_skaffold_builds_each_deployed_catbreeds_image(skaffold, rendered):
     built = {artifact["image"]: artifact for artifact in skaffold["build"]["artifacts"]}
     images = {container["image"].partition(":")[0] for _, _, container in rendered["gke"][-1].containers()}
     assert {image for image in images if image.startswith("catbreeds-")} == built.keys() - {"catbreeds-pipeline"}
@@ -114,13 +114,13 @@ def test_skaffold_builds_each_image_of_ours_that_is_deployed(skaffold, rendered)
         assert artifact["docker"].get("buildArgs", {}).keys() <= set(arguments)
 
 
-def test_models_are_checked_on_the_model_server_that_is_deployed(rendered):
-    """ServingCheck runs in the pipeline's image, which brings that server."""
+def test_the_pipeline_image_contains_the_deployed_model_server(rendered):
+    """ServingCheck tests models on the server in the pipeline image."""
     _, container = deployed(rendered["local"][0], "model-server")
     assert f"ARG TENSORFLOW_SERVING={container['image']}\n" in (ROOT / "Dockerfile").read_text()
 
 
-def test_forwarded_ports_are_those_of_services(skaffold, rendered):
+def test_forwarded_ports_are_service_ports(skaffold, rendered):
     variant = rendered["local"][0]
     for forward in skaffold["portForward"]:
         service = variant.find("Service", forward["resourceName"])
@@ -128,7 +128,7 @@ def test_forwarded_ports_are_those_of_services(skaffold, rendered):
         assert forward["namespace"] == service["metadata"]["namespace"]
 
 
-# --- Dockerfiles; tests/test_images.py looks at each of them, here they meet the manifests
+# --- Dockerfiles, compared with the manifests; tests/test_images.py checks each of them alone
 
 _IMAGES = {"gateway": "serving.gateway", "page": "serving.page"}
 
@@ -142,7 +142,7 @@ def deployed(variant: Variant, image: str) -> tuple[Object, Object]:
 
 
 @pytest.mark.parametrize("image", _IMAGES)
-def test_an_image_runs_as_its_pod_says(rendered, image):
+def test_an_image_has_the_user_port_and_command_of_its_pod(rendered, image):
     spec, container = deployed(rendered["local"][0], image)
     last = {command.cmd: command.value for command in instructions(image)}
     user = spec["securityContext"]
@@ -152,8 +152,8 @@ def test_an_image_runs_as_its_pod_says(rendered, image):
 
 
 @pytest.mark.parametrize("image", _IMAGES)
-def test_what_an_image_copies_runs_with_what_it_installs(tmp_path, image):
-    """Its files, in a folder of their own, import nothing else of ours and no package that its lock lacks."""
+def test_the_files_of_an_image_run_with_its_locked_packages(tmp_path, image):
+    """The copied files import no other catbreeds modules and no packages outside the lock file."""
     copies = [command.value for command in instructions(image) if command.cmd == "COPY" and not command.flags]
     for *sources, target in copies:
         for source in sources:
@@ -172,7 +172,7 @@ def test_what_an_image_copies_runs_with_what_it_installs(tmp_path, image):
     }
     script = (
         "import sys, pkgutil\n"
-        f"sys.modules |= dict.fromkeys({sorted(absent - {'serving'})})\n"  # None: it cannot be imported
+        f"sys.modules |= dict.fromkeys({sorted(absent - {'serving'})})\n"  # None prevents the import
         f"import {_IMAGES[image]}.__main__, {_IMAGES[image]} as package\n"
         "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "    __import__(module.name)\n"
@@ -200,7 +200,7 @@ def jobs() -> dict[str, Object]:
     return {name: job for name, job in document.items() if isinstance(job, dict) and "stage" in job}
 
 
-def test_gitlabs_pipeline_is_valid():
+def test_the_gitlab_pipeline_is_valid():
     command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci"]
     process = subprocess.run(
         [*command, "--data-transform", "gitlab-ci", ROOT / ".gitlab-ci.yml"],
@@ -211,7 +211,7 @@ def test_gitlabs_pipeline_is_valid():
     assert process.returncode == 0, process.stdout
 
 
-def test_gitlab_calls_the_makefile_in_every_stage(jobs):
+def test_the_gitlab_pipeline_has_all_stages_and_calls_only_make(jobs):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {job["stage"] for job in jobs.values()} == {"lint", "test", "build", "compile", "deploy"}
     for name, job in jobs.items():
@@ -220,7 +220,7 @@ def test_gitlab_calls_the_makefile_in_every_stage(jobs):
             assert (command, target in targets) == ("make", True), f"{name}: {line}"
 
 
-def test_every_image_of_gitlab_has_a_tag(jobs):
+def test_every_image_in_the_gitlab_pipeline_has_a_version_tag(jobs):
     for job in jobs.values():
         for image in [job.get("image"), *job.get("services", [])]:
             assert image is None or re.search(r":v?\d+\.\d+\.\d+", image), image

@@ -1,4 +1,4 @@
-"""Every variant renders, is valid on the oldest and the newest Kubernetes, and keeps every promise."""
+"""Every variant renders, is valid on the oldest and newest supported Kubernetes, and keeps every promise."""
 
 import contextlib
 import functools
@@ -10,12 +10,12 @@ import yaml
 
 from tests.serving.k8s import custom_resources
 from tests.serving.k8s.promises import PROMISES, changed, drop, put
-from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, switches
+from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, optional_components
 
 
 @functools.cache
 def invalid(text: str, version: str) -> str | None:
-    """Why an object, as JSON, is not valid; None if it is. Variants share most of theirs."""
+    """Returns why an object, given as JSON, is invalid; None if it is valid. Cached, because variants share objects."""
     try:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -26,7 +26,7 @@ def invalid(text: str, version: str) -> str | None:
 @pytest.mark.parametrize("version", SUPPORTED)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_variant_renders_and_is_valid(rendered, overlay, version):
-    assert len(rendered[overlay]) == 2 ** len(switches(overlay))
+    assert len(rendered[overlay]) == 2 ** len(optional_components(overlay))
     for variant in rendered[overlay]:
         for object_ in variant.objects:
             if custom_resources.group(object_) not in custom_resources.GROUPS:
@@ -41,14 +41,14 @@ def test_validation_can_fail(rendered, version):
 
 
 def require_definitions(api_group: str) -> None:
-    """Skips the test where there are none; the reason says why."""
+    """Skips the test if the definitions are not available."""
     try:
         custom_resources.definitions(api_group)
     except custom_resources.Unavailable as error:
         pytest.skip(str(error))
 
 
-# Their schemas are not Kubernetes's, but come with the operators.
+# The schemas of custom resources are part of their operators, not of Kubernetes.
 @pytest.mark.parametrize("api_group", custom_resources.GROUPS)
 def test_custom_resources_of_every_variant_are_valid(rendered, api_group):
     require_definitions(api_group)
@@ -79,12 +79,12 @@ def test_validation_of_custom_resources_can_fail(rendered, which, change):
     assert custom_resources.invalid(json.dumps(object_))
 
 
-def test_every_component_can_be_switched_on():
+def test_every_overlay_lists_every_component():
     components = {f"../../components/{folder.name}" for folder in (K8S / "components").iterdir()}
     for overlay in OVERLAYS:
         text = (K8S / "overlays" / overlay / "kustomization.yaml").read_text()
         missing = {name for name in components if name not in text}
-        assert not missing, f"{overlay} does not name {missing}"
+        assert not missing, f"{overlay} does not list {missing}"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -98,16 +98,16 @@ def test_every_variant_keeps_the_promise(rendered, overlay, name):
 @pytest.mark.parametrize(
     ("name", "number"), [(name, number) for name in PROMISES for number in range(len(PROMISES[name].changes))]
 )
-def test_a_broken_manifest_is_noticed(rendered, name, number):
-    noticed = []
+def test_a_broken_manifest_fails_the_check(rendered, name, number):
+    violations = []
     for variant in rendered["gke"]:
-        with contextlib.suppress(LookupError):  # it has not the object that is changed
-            noticed += PROMISES[name].check(changed(variant, PROMISES[name].changes[number]))
-    assert noticed
+        with contextlib.suppress(LookupError):  # the variant does not have this object
+            violations += PROMISES[name].check(changed(variant, PROMISES[name].changes[number]))
+    assert violations
 
 
-def rights(role: dict) -> set[tuple[str, str, str]]:
-    """Resource, verb and name of what a Role allows."""
+def permissions(role: dict) -> set[tuple[str, str, str]]:
+    """Returns resource, verb and name of each permission of a Role."""
     assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {""}
     return {
         (resource, verb, name)
@@ -119,10 +119,10 @@ def rights(role: dict) -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_the_role_for_people_outside_of_the_cluster_adds_what_kubectl_port_forward_asks_for(rendered, version):
+def test_the_role_for_rollouts_from_outside_adds_the_permissions_of_kubectl_port_forward(rendered, version):
     outside = yaml.safe_load((K8S / "rollout-from-outside.yaml").read_text())
     assert invalid(json.dumps(outside), version) is None
-    inside = rights(rendered["local"][0].find("Role", "rollout"))
+    inside = permissions(rendered["local"][0].find("Role", "rollout"))
     forwarding = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/portforward", "create", "*")}
-    assert rights(outside) == inside | forwarding
+    assert permissions(outside) == inside | forwarding
     assert all(variant.find("Role", "rollout-from-outside") is None for variant in rendered["gke"])

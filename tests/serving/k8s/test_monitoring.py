@@ -1,4 +1,4 @@
-"""Alerts and dashboard ask for metrics that there are; alerts fire when they should, and only then."""
+"""Alerts and dashboard query existing metrics, and alerts fire in the right scenarios only."""
 
 import json
 import re
@@ -29,7 +29,11 @@ def dashboard(variant) -> Object:
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
-    """Of a query; it raises ValueError if it is none."""
+    """Returns the selectors of a query.
+
+    Raises:
+        ValueError: If the query is invalid.
+    """
     found = []
 
     def visit(expression) -> bool:
@@ -42,7 +46,7 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
 
 
 def series(text: str) -> dict[str, set[str]]:
-    """Names of the labels of each metric that a process tells Prometheus."""
+    """Returns the label names of each metric in the Prometheus text format."""
     found: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^([a-zA-Z_:][\w:]*)(\{.*\})? ", text, re.MULTILINE):
         found.setdefault(name, set()).update(re.findall(r'([a-zA-Z_]\w*)="', labels))
@@ -51,12 +55,12 @@ def series(text: str) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def known(scraped) -> dict[str, dict[str, set[str]]]:
-    """Metrics by job, each with its labels."""
+    """Label names of each metric, by job."""
     return {job: {"up": set(), **series(text)} for job, text in scraped.items()}
 
 
 def unknown(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
-    """What a query asks for and nobody tells."""
+    """Returns the metrics and labels of a query that no process exports."""
     found = []
     for selector in selectors(query):
         matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
@@ -68,13 +72,13 @@ def unknown(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
     return found
 
 
-def test_alerts_ask_for_metrics_that_there_are(rules, known):
+def test_alerts_query_existing_metrics(rules, known):
     for rule in rules:
         assert selectors(rule["expr"]), rule["alert"]
         assert not unknown(rule["expr"], known), rule["alert"]
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are(dashboard, known):
+def test_the_dashboard_queries_existing_metrics(dashboard, known):
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
             assert selectors(target["expr"]), panel["title"]
@@ -90,11 +94,11 @@ def test_the_dashboard_asks_for_metrics_that_there_are(dashboard, known):
         "up",
     ],
 )
-def test_a_metric_that_nobody_tells_is_noticed(known, query):
+def test_unknown_metrics_and_labels_are_detected(known, query):
     assert unknown(query, known)
 
 
-def test_the_dashboard_is_one_that_grafana_can_show(dashboard):
+def test_grafana_can_display_the_dashboard(dashboard):
     assert dashboard["uid"]
     assert dashboard["title"]
     assert isinstance(dashboard["schemaVersion"], int)
@@ -104,31 +108,34 @@ def test_the_dashboard_is_one_that_grafana_can_show(dashboard):
     assert len(ids) == len(set(ids))
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
-        place = panel["gridPos"]
-        columns, lines = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        position = panel["gridPos"]
+        columns, lines = (
+            range(position["x"], position["x"] + position["w"]),
+            range(position["y"], position["y"] + position["h"]),
+        )
         assert columns.stop <= 24
         cells = {(column, line) for column in columns for line in lines}
-        assert not cells & taken, f"{panel['title']} lies on another panel"
+        assert not cells & taken, f"{panel['title']} overlaps another panel"
         taken |= cells
         if panel["type"] != "row":
             assert panel["description"], panel["title"]
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             references = [target["refId"] for target in panel["targets"]]
             assert len(references) == len(set(references)) > 0
-            for asked in (panel, *panel["targets"]):
-                assert asked["datasource"] == {"type": "prometheus", "uid": f"${{{source['name']}}}"}
+            for item in (panel, *panel["targets"]):
+                assert item["datasource"] == {"type": "prometheus", "uid": f"${{{source['name']}}}"}
 
 
-def test_every_alert_is_explained(rules):
+def test_every_alert_is_documented(rules):
     for rule in rules:
         assert f"**{rule['alert']}**" in DOCUMENT
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
-    explained = set(re.findall(r"\*\*(Catbreeds\w+)\*\*", DOCUMENT))
-    assert explained == {rule["alert"] for rule in rules}
+    documented = set(re.findall(r"\*\*(Catbreeds\w+)\*\*", DOCUMENT))
+    assert documented == {rule["alert"] for rule in rules}
 
 
-# What Prometheus scrapes in a healthy hour, sample by sample; a scenario changes some of it.
+# The samples of a healthy hour; each scenario changes some series.
 _MODEL_SERVER = 'job="catbreeds/model-server", pod="model-server-0"'
 _GATEWAY = 'job="catbreeds/gateway", pod="gateway-0"'
 _PREDICT = f'{_GATEWAY}, route="/v1/breeds:predict"'
@@ -147,9 +154,9 @@ _HEALTHY = {
     f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/1", status="success"}}': "1x60",
 }
 _SCENARIOS = {
-    "all is well": ({}, "30m", set()),
-    "nobody uses it": ({name: "7x60" for name in _HEALTHY if not name.startswith("up")}, "30m", set()),
-    # Gateways that are not ready say so to each probe; it is no request that failed.
+    "healthy": ({}, "30m", set()),
+    "no traffic": ({name: "7x60" for name in _HEALTHY if not name.startswith("up")}, "30m", set()),
+    # A failed readiness probe is not a failed prediction request.
     "probes fail": ({f'{_REQUESTS}{{{_GATEWAY}, route="/readyz", code="503"}}': "0+200x60"}, "15m", set()),
     "no gateway": ({f"up{{{_GATEWAY}}}": "1x10 _x50"}, "20m", {"CatbreedsGatewayDown"}),
     "a gateway restarts": ({f"up{{{_GATEWAY}}}": "1x10 0 1x50"}, "11m", set()),
@@ -157,33 +164,37 @@ _SCENARIOS = {
     "some requests failed": ({f'{_REQUESTS}{{{_PREDICT}, code="503"}}': "0+20x3 60x57"}, "15m", set()),
     "slow": ({f'{_SECONDS}{{{_PREDICT}, le="0.5"}}': "0+500x60"}, "20m", {"CatbreedsGatewaySlow"}),
     "no model server": ({f"up{{{_MODEL_SERVER}}}": "1x10 _x50"}, "20m", {"CatbreedsModelServerDown"}),
-    "a pod loads for minutes": ({'up{job="catbreeds/model-server", pod="model-server-1"}': "0x10 1x50"}, "10m", set()),
-    "a pod never serves": (
+    "a pod loads slowly": (
+        {'up{job="catbreeds/model-server", pod="model-server-1"}': "0x10 1x50"},
+        "10m",
+        set(),
+    ),
+    "a pod never becomes ready": (
         {'up{job="catbreeds/model-server", pod="model-server-1"}': "0x60"},
         "20m",
         {"CatbreedsModelServerStuck"},
     ),
-    "the models fail": (
+    "requests to the model fail": (
         {f'{_ANSWERS}{{{_MODEL_SERVER}, status="NOT_FOUND"}}': "0+20x60"},
         "15m",
         {"CatbreedsModelServerErrors"},
     ),
-    "a canary ended, and gateways do not know it yet": (
+    "a canary stopped, and gateways still request it": (
         {f'{_ANSWERS}{{{_MODEL_SERVER}, status="INVALID_ARGUMENT"}}': "0+60x60"},
         "15m",
         set(),
     ),
-    "a version is broken": (
+    "a version fails to load": (
         {f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/2", status="fail"}}': "_x10 3x50"},
         "12m",
         {"CatbreedsModelNotLoaded"},
     ),
-    "a version was broken": (
+    "a version failed to load long ago": (
         {f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/2", status="fail"}}': "_x10 3x50"},
         "40m",
         set(),
     ),
-    "a broken version is tried again": (
+    "a broken version fails again": (
         {f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/2", status="fail"}}': "3x40 4x20"},
         "45m",
         {"CatbreedsModelNotLoaded"},
@@ -195,8 +206,8 @@ def test_every_alert_has_a_scenario(rules):
     assert {rule["alert"] for rule in rules} == set().union(*(fires for _, _, fires in _SCENARIOS.values()))
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="`make promtool` brings what judges them")
-def test_alerts_fire_when_they_should_and_only_then(rules, tmp_path):
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool not found; install it with `make promtool`")
+def test_alerts_fire_in_the_right_scenarios_only(rules, tmp_path):
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "catbreeds", "rules": rules}]}))
     tests = [
         {

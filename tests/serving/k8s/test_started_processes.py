@@ -1,4 +1,4 @@
-"""Model server, gateway and page, started here with the flags, files and variables of their manifests."""
+"""Model server, gateway and page run with the flags, files and variables of their manifests."""
 
 import contextlib
 import os
@@ -20,12 +20,12 @@ from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 
 def probe(variant: Variant, name: str, kind: str) -> str:
-    """Path of an HTTP probe."""
+    """Returns the path of an HTTP probe."""
     container = next(container for deployment, _, container in variant.containers() if deployment == name)
     return container[kind]["httpGet"]["path"]
 
 
-def test_pods_are_alive_while_models_load_and_ready_when_the_stable_one_serves(variant, container, server, gateway):
+def test_pods_are_alive_while_models_load_and_ready_once_stable_is_available(variant, container, server, gateway):
     def ready() -> tuple[int, int]:
         path = probe(variant, "model-server", "readinessProbe")
         return server.rest("GET", path)[0], gateway.http.get(probe(variant, "gateway", "readinessProbe")).status_code
@@ -42,7 +42,7 @@ def test_pods_are_alive_while_models_load_and_ready_when_the_stable_one_serves(v
     assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 2
 
 
-def test_the_page_starts_with_its_variables_and_answers_its_probes(variant, tmp_path):
+def test_the_page_starts_with_its_variables_and_passes_its_probes(variant, tmp_path):
     container = next(container for name, _, container in variant.containers() if name == "page")
     port = free_port()
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
@@ -52,26 +52,26 @@ def test_the_page_starts_with_its_variables_and_answers_its_probes(variant, tmp_
     try:
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
 
-            def answers(path: str = probe(variant, "page", kind)) -> bool:
+            def responds(path: str = probe(variant, "page", kind)) -> bool:
                 assert process.poll() is None
                 with contextlib.suppress(httpx.TransportError):
                     return httpx.get(f"http://localhost:{port}{path}", timeout=DEADLINE).text == "ok"
                 return False
 
-            eventually(answers)
+            eventually(responds)
     finally:
         process.terminate()
         assert process.wait(DEADLINE) == 0
 
 
-def test_connections_end_so_that_gateways_look_for_pods_again(server):
+def test_the_model_server_closes_old_connections(server):
     assert server.states("catbreeds")
     states = []
     server.channel.subscribe(states.append)
     eventually(lambda: grpc.ChannelConnectivity.IDLE in states)
 
 
-def test_what_rollout_writes_is_what_pods_read(container):
+def test_pods_read_the_files_that_the_rollout_writes(container):
     files = ServingConfig((1,), {"stable": 1}).files("catbreeds", f"{RolloutSettings().models}/catbreeds")
     assert (CONFIG_MAP, files.keys()) == LIVE_CONFIG
     config = text_format.Parse(files[CONFIG_FILE], model_server_config_pb2.ModelServerConfig())

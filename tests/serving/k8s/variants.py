@@ -1,4 +1,4 @@
-"""Every variant of the manifests that somebody can deploy, as kustomize renders it."""
+"""Renders all variants of the manifests with kustomize."""
 
 import itertools
 import os
@@ -17,22 +17,22 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 K8S = ROOT / "serving" / "k8s"
 OVERLAYS = ("local", "gke")
-# The newest that there are schemas for, and the oldest whose features the manifests use.
+# The oldest Kubernetes version that the manifests support, and the newest with published schemas.
 SUPPORTED = ("1.31", "1.37")
 KUBECTL = shutil.which("kubectl") or str(Path(sys.executable).with_name("kubectl"))
-# A line of an overlay that switches a component on when it is uncommented.
-_SWITCH = re.compile(r"^  # - (\S+)", re.MULTILINE)
+# A commented-out component in an overlay.
+_OPTIONAL_COMPONENT = re.compile(r"^  # - (\S+)", re.MULTILINE)
 
 Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An overlay with some of its switches on.
+    """An overlay with some of its optional components.
 
     Attributes:
-        name: what a failure is called by.
-        objects: as applied, the namespace first.
+        name: Name for test failures, such as "local+batching".
+        objects: Objects in the order of their application, the namespace first.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Variant:
         return next((object_ for object_ in self.of(kind) if object_["metadata"]["name"] == name), None)
 
     def pods(self) -> Iterator[tuple[str, Object]]:
-        """Name of each Deployment, and its pods' template."""
+        """Yields the name and the pod template of each Deployment."""
         for deployment in self.of("Deployment"):
             yield deployment["metadata"]["name"], deployment["spec"]["template"]
 
     def containers(self) -> Iterator[tuple[str, Object, Object]]:
-        """Name of the Deployment, its pods' spec, and each container of it."""
+        """Yields each container, with the name of its Deployment and the pod spec."""
         for name, template in self.pods():
             for container in template["spec"].get("initContainers", []) + template["spec"]["containers"]:
                 yield name, template["spec"], container
@@ -59,25 +59,27 @@ class Variant:
 def render(folder: Path) -> list[Object]:
     process = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    assert not process.stderr, process.stderr  # warnings of what kustomize deprecates
+    assert not process.stderr, process.stderr  # kustomize warns about deprecated fields
     return [object_ for object_ in yaml.safe_load_all(process.stdout) if object_]
 
 
-def switches(overlay: str) -> list[str]:
-    """The components that an overlay leaves to be switched on."""
-    return _SWITCH.findall(_kustomization(overlay))
+def optional_components(overlay: str) -> list[str]:
+    """Returns the optional components of an overlay."""
+    return _OPTIONAL_COMPONENT.findall(_kustomization(overlay))
 
 
 def variants(overlay: str, folder: Path) -> list[Variant]:
-    """An overlay with each combination of its switches, rendered from copies in `folder`."""
-    names = switches(overlay)
+    """Renders an overlay with each combination of its optional components, from copies in `folder`."""
+    names = optional_components(overlay)
     combinations = [chosen for count in range(len(names) + 1) for chosen in itertools.combinations(names, count)]
 
     def variant(chosen: tuple[str, ...]) -> Variant:
         label = "+".join([overlay, *(Path(name).name for name in chosen)])
         copy = folder / label
         shutil.copytree(K8S, copy)
-        text = _SWITCH.sub(lambda found: f"  - {found[1]}" if found[1] in chosen else found[0], _kustomization(overlay))
+        text = _OPTIONAL_COMPONENT.sub(
+            lambda match: f"  - {match[1]}" if match[1] in chosen else match[0], _kustomization(overlay)
+        )
         (copy / "overlays" / overlay / "kustomization.yaml").write_text(text)
         namespace = yaml.safe_load((K8S / "namespace.yaml").read_text())
         return Variant(label, [namespace, *render(copy / "overlays" / overlay)])

@@ -16,12 +16,12 @@ def registry(tmp_path):
     return Registry(tmp_path / "my cats" / "catbreeds")
 
 
-def test_what_is_stable_is_served_though_a_newer_version_is_there(registry, tmp_path, draw_photos):
+def test_what_is_stable_is_served_though_a_newer_version_is_there(registry, tmp_path, generate_photos):
     Classifier().save(tmp_path / "model")
     for _ in range(2):
         registry.push(tmp_path / "model", {})
     server = LocalServer(registry, "catbreeds")
-    photo = next(draw_photos(breeds=2, photos=1).glob("*/*"))
+    photo = next(generate_photos(breeds=2, photos=1).glob("*/*"))
     with GrpcClient(server.grpc, ModelChoice(label="stable")) as client:
         assert client.predict(photo).model.version == 1
     with GrpcClient(server.grpc, ModelChoice(version=2)) as client, pytest.raises(NotServed):

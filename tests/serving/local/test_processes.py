@@ -17,7 +17,7 @@ from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 PARENT = """
 import os, sys
 from pathlib import Path
-from serving.processes import Program, ProgramError, Programs
+from serving.local.processes import Program, ProgramError, Programs
 
 FAILING = ["-c", "print('cannot load'); raise SystemExit(3)"]
 try:

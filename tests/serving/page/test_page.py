@@ -1,4 +1,4 @@
-"""What the page says: to a photo, without one, and when something behind it is missing."""
+"""The page shows predictions, asks for a photo, and explains errors."""
 
 import html
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from serving.local.processes import Program, missing
-from serving.page.text import plain
+from serving.page.escaping import escape_markdown
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
@@ -27,7 +27,7 @@ PREFIX = "CATBREEDS_PAGE_"
 
 @pytest.fixture(scope="module")
 def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
-    """Asks the model server that has versions 1 and 2."""
+    """A gateway in front of the model server with versions 1 and 2."""
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), model_server.port)
     yield gateway
     gateway.stop()
@@ -35,31 +35,31 @@ def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def visit(monkeypatch) -> Callable[..., AppTest]:
-    """Opens the page with these settings."""
+    """Opens the page with the given settings."""
 
-    def visit(**settings: object) -> AppTest:
+    def open_page(**settings: object) -> AppTest:
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
             monkeypatch.delenv(name)
         for name, value in settings.items():
             monkeypatch.setenv(PREFIX + name.upper(), str(value))
-        return checked(AppTest.from_file(str(APP), default_timeout=DEADLINE).run())
+        return without_exception(AppTest.from_file(str(APP), default_timeout=DEADLINE).run())
 
-    return visit
+    return open_page
 
 
-def checked(page: AppTest) -> AppTest:
+def without_exception(page: AppTest) -> AppTest:
     assert not page.exception, page.exception
     return page
 
 
-def show(page: AppTest, photo: bytes, name: str = "cat.jpg") -> AppTest:
+def upload(page: AppTest, photo: bytes, name: str = "cat.jpg") -> AppTest:
     page.get("file_uploader")[0].upload(name, photo)
-    return checked(page.run())
+    return without_exception(page.run())
 
 
-def test_a_photo_gets_its_breed_all_probabilities_and_the_model_that_said_so(visit, gateway):
+def test_a_photo_shows_its_breed_all_probabilities_and_the_model_version(visit, gateway):
     expected = gateway.predict(PHOTOS[1]).json()["predictions"]
-    page = show(visit(gateway=gateway.url), PHOTOS[1])
+    page = upload(visit(gateway=gateway.url), PHOTOS[1])
     assert page.subheader[0].value == f"{BREEDS[1]}, {expected[0]['probability']:.0%}"
     table = page.table[0].value
     assert list(table["Breed"]) == [row["breed"] for row in expected]
@@ -70,13 +70,13 @@ def test_a_photo_gets_its_breed_all_probabilities_and_the_model_that_said_so(vis
     assert not page.error
 
 
-def test_another_photo_gets_another_answer(visit, gateway):
+def test_another_photo_replaces_the_prediction(visit, gateway):
     page = visit(gateway=gateway.url)
     for photo, breed in zip(PHOTOS, BREEDS, strict=True):
-        assert show(page, photo).subheader[0].value.replace("\\", "").startswith(breed)
+        assert upload(page, photo).subheader[0].value.replace("\\", "").startswith(breed)
 
 
-def test_a_visitor_stays_with_a_version_and_another_may_get_the_canary(visit):
+def test_each_visitor_has_one_request_key_and_visitors_differ(visit):
     keys = []
 
     class Recorder(BaseHTTPRequestHandler):
@@ -92,7 +92,7 @@ def test_a_visitor_stays_with_a_version_and_another_may_get_the_canary(visit):
         Thread(target=server.serve_forever, daemon=True).start()
         for page in [visit(gateway=f"http://localhost:{server.server_port}") for _ in range(2)]:
             for photo in PHOTOS[:2]:
-                show(page, photo)
+                upload(page, photo)
         server.shutdown()
     first, second, third, fourth = keys
     assert first == second
@@ -101,33 +101,33 @@ def test_a_visitor_stays_with_a_version_and_another_may_get_the_canary(visit):
     assert None not in keys
 
 
-def test_a_model_that_is_unsure_is_said_to_be_and_no_other(visit, gateway):
-    grey = Image.new("RGB", (64, 64), "grey")  # each of the four breeds is as probable
-    page = show(visit(gateway=gateway.url), encoded(grey))
+def test_only_an_unsure_prediction_shows_a_warning(visit, gateway):
+    grey = Image.new("RGB", (64, 64), "grey")  # all four breeds are equally probable
+    page = upload(visit(gateway=gateway.url), encoded(grey))
     assert "The model is unsure." in page.warning[0].value
     assert "25%" in page.warning[0].value
     sharp = Image.new("RGB", (64, 64))
     sharp.paste("white", (0, 0, 32, 32))
-    assert not show(page, encoded(sharp)).warning
+    assert not upload(page, encoded(sharp)).warning
 
 
-def test_without_a_photo_the_page_asks_for_one_and_names_the_model(visit, gateway):
+def test_without_a_photo_the_page_asks_for_one_and_shows_the_model_version(visit, gateway):
     page = visit(gateway=gateway.url)
-    assert "No photo yet." in page.info[0].value
+    assert "Choose a photo above." in page.info[0].value
     assert page.caption[0].value == "Model catbreeds, version 2, is ready."
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("notes.jpg", b"no photo", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"),
+        ("notes.jpg", b"not a photo", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"),
         ("cut.jpg", PHOTOS[0][: len(PHOTOS[0]) // 2], "the image is damaged or cut off"),
         ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side needs 32"),
     ],
 )
-def test_a_photo_that_is_refused_is_told_the_reason(visit, gateway, name, content, reason):
-    page = show(visit(gateway=gateway.url), content, name)
-    assert page.error[0].value.replace("\\", "").startswith("**This photo was refused:** ")
+def test_an_unusable_photo_shows_the_reason(visit, gateway, name, content, reason):
+    page = upload(visit(gateway=gateway.url), content, name)
+    assert page.error[0].value.replace("\\", "").startswith("**This photo cannot be used:** ")
     assert reason in page.error[0].value.replace("\\", "")
     assert "photo 1" not in page.error[0].value
     assert not page.subheader
@@ -136,33 +136,33 @@ def test_a_photo_that_is_refused_is_told_the_reason(visit, gateway, name, conten
 @pytest.mark.parametrize(
     "name", ["cat.jfif", "cat.JPE", "cat.hif", "cat.pjpeg", "IMG_0815", "cat.jpg.download", ".jpg"]
 )
-def test_a_photo_is_known_by_its_content_whatever_its_name(visit, gateway, name):
+def test_the_content_decides_what_is_a_photo_not_the_file_name(visit, gateway, name):
     page = visit(gateway=gateway.url)
     assert not page.get("file_uploader")[0].proto.type
-    assert show(page, PHOTOS[1], name).subheader[0].value.startswith(BREEDS[1])
+    assert upload(page, PHOTOS[1], name).subheader[0].value.startswith(BREEDS[1])
 
 
-def test_a_gateway_that_is_down_is_said_so_with_and_without_a_photo(visit):
+def test_an_unreachable_gateway_shows_an_error_with_and_without_a_photo(visit):
     page = visit(gateway=f"http://localhost:{free_port()}")
-    for visited in (page, show(page, PHOTOS[0])):
-        assert "The gateway does not answer." in visited.error[0].value
+    for visited in (page, upload(page, PHOTOS[0])):
+        assert "The gateway is not reachable." in visited.error[0].value
         assert visited.button[0].label == "Try again"
 
 
 @pytest.mark.parametrize("missing", ["model", "model server"])
-def test_a_gateway_without_a_model_is_told_from_one_that_is_down(visit, model_server, tmp_path, missing):
+def test_a_gateway_without_a_model_shows_another_error_than_an_unreachable_one(visit, model_server, tmp_path, missing):
     if missing == "model":
         gateway = Gateway(tmp_path, model_server.port, model_label="canary")
     else:
         gateway = Gateway(tmp_path, free_port())
     try:
-        page = show(visit(gateway=gateway.url), PHOTOS[0])
-        assert page.error[0].value.startswith("**No model is ready.** The gateway answers")
+        page = upload(visit(gateway=gateway.url), PHOTOS[0])
+        assert page.error[0].value.startswith("**The model is not available.** The gateway is running")
     finally:
         gateway.stop()
 
 
-def test_samples_are_offered_under_the_names_of_their_folders(visit, gateway, tmp_path):
+def test_samples_have_the_names_of_their_folders(visit, gateway, tmp_path):
     assert "Samples" not in visit(gateway=gateway.url).get("button_group")[0].options
     for breed, photo in zip(BREEDS, PHOTOS, strict=True):
         (tmp_path / breed).mkdir()
@@ -176,25 +176,29 @@ def test_samples_are_offered_under_the_names_of_their_folders(visit, gateway, tm
     page.get("button_group")[0].set_value("Samples")
     page.run()
     assert len(page.button) == len(BREEDS)
-    assert any("damaged" in caption.value and "cannot be shown" in caption.value for caption in page.caption)
+    assert any("damaged" in caption.value and "cannot be displayed" in caption.value for caption in page.caption)
     button = next(button for button in page.button if button.label == BREEDS[2])
-    assert checked(button.click().run()).subheader[0].value.startswith(BREEDS[2])
+    assert without_exception(button.click().run()).subheader[0].value.startswith(BREEDS[2])
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "says"),
+    ("variable", "value", "message"),
     [
-        ("GATEWAY", "http://http://gateway:8000/predict/predict", "the address of the gateway alone, http://HOST:PORT"),
-        ("GATEWAY", "http://gateway:8000/predict", "the address of the gateway alone, http://HOST:PORT"),
-        ("GATEWAY", "http://{GATEWAY}", "the address of the gateway alone, http://HOST:PORT"),
-        ("GATEWAY", "gateway:8000", "the address of the gateway alone, http://HOST:PORT"),
+        (
+            "GATEWAY",
+            "http://http://gateway:8000/predict/predict",
+            "the address of the gateway without a path, http://HOST:PORT",
+        ),
+        ("GATEWAY", "http://gateway:8000/predict", "the address of the gateway without a path, http://HOST:PORT"),
+        ("GATEWAY", "http://{GATEWAY}", "the address of the gateway without a path, http://HOST:PORT"),
+        ("GATEWAY", "gateway:8000", "the address of the gateway without a path, http://HOST:PORT"),
         ("GATEWAY", "http://gateway:", "the port is missing"),
         ("GATEWAY", "http://gateway:many", "Port could not be cast"),
-        ("SAMPLES", "/nowhere/at/all", "there is no such folder"),
-        ("GATEWAI", "http://gateway:8000", "no such setting; there are CATBREEDS_PAGE_GATEWAY"),
+        ("SAMPLES", "/nowhere/at/all", "folder not found"),
+        ("GATEWAI", "http://gateway:8000", "no such setting; available settings: CATBREEDS_PAGE_GATEWAY"),
     ],
 )
-def test_an_impossible_setting_is_refused_by_name_before_anything_starts(variable, value, says):
+def test_an_invalid_setting_stops_the_start_with_an_error_that_names_it(variable, value, message):
     process = subprocess.run(
         [sys.executable, "-m", "serving.page"],
         env={**os.environ, PREFIX + variable: value},
@@ -205,10 +209,10 @@ def test_an_impossible_setting_is_refused_by_name_before_anything_starts(variabl
     )
     assert process.returncode == 2
     assert process.stderr.startswith(f"{PREFIX}{variable}: ")
-    assert says in process.stderr
+    assert message in process.stderr
 
 
-def test_settings_of_other_streamlit_projects_do_not_change_where_the_page_is(tmp_path):
+def test_settings_of_other_streamlit_projects_do_not_change_the_address_of_the_page(tmp_path):
     for folder in (tmp_path, tmp_path / "here"):
         (folder / ".streamlit").mkdir(parents=True)
         (folder / ".streamlit" / "config.toml").write_text(
@@ -238,7 +242,7 @@ def test_settings_of_other_streamlit_projects_do_not_change_where_the_page_is(tm
         process.wait()
 
 
-def test_the_page_brings_neither_tensorflow_nor_the_pipeline():
+def test_the_page_imports_neither_tensorflow_nor_the_pipeline():
     program = "import sys, serving.page.settings, serving.page.photos, serving.page.views, serving.client.gateway; "
     command = [sys.executable, "-c", program + "print(*sys.modules)"]
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
@@ -246,5 +250,5 @@ def test_the_page_brings_neither_tensorflow_nor_the_pipeline():
 
 
 @pytest.mark.parametrize("name", ["*Maine* Coon", "short_hair_", "a [link](x)", "$5$ :cat: <b>`~^", "Norwegian – Ål"])
-def test_a_name_is_shown_as_it_is(name):
-    assert MarkdownIt("js-default").render(plain(name)) == f"<p>{html.escape(name)}</p>\n"
+def test_a_name_is_escaped_in_markdown(name):
+    assert MarkdownIt("js-default").render(escape_markdown(name)) == f"<p>{html.escape(name)}</p>\n"

@@ -47,7 +47,7 @@ def fleet(tmp_path, registry) -> LocalFleet:
 def controller(registry, fleet, announce) -> RolloutController:
     """Two servers; the gateway sends requests to one of them."""
     announce(2)
-    controller = RolloutController(registry, fleet, RolloutLimits(loaded=2, poll_seconds=1))
+    controller = RolloutController(registry, fleet, RolloutLimits(loaded_versions=2, poll_seconds=1))
     controller.sync()
     return controller
 

@@ -40,22 +40,22 @@ def test_commands_control_the_servers_of_this_machine(run, registry, announce):
     (server,) = announce(1)
     done = run("promote", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "version 2 is stable and replaces version 1\nloaded on 1 server\n"
+    assert done.stdout == "version 2 is stable (was version 1)\nloaded on 1 server\n"
     assert server.added(MODEL, "stable") == 2
     done = run("rollback")
-    assert done.stdout == "version 1 is stable again and replaces version 2\nloaded on 1 server\n"
+    assert done.stdout == "version 1 is stable again (was version 2)\nloaded on 1 server\n"
     assert server.added(MODEL, "stable") == 1
     done = run("promote", 2, "--canary", "--share", "0.2")
     assert done.stdout.splitlines() == [
-        "version 2 is canary and receives 20% of the gateways' requests",
-        "it has no golden requests",
+        "version 2 is the canary and gets 20% of the gateways' requests",
+        "the version has no golden requests",
         "loaded on 1 server",
     ]
     assert server.added(MODEL, "canary") == 2
     assert "version 2 canary" in run("models").stdout
-    done = run("canary", "--wait", 0)
+    done = run("canary", "--timeout", 0)
     assert (done.returncode, "no gateway is running" in done.stderr) == (1, True)
-    assert run("canary", "--stop").stdout == "version 2: canary stopped\nupdated 1 server\n"
+    assert run("canary", "--stop").stdout == "canary stopped: version 2\nupdated 1 server\n"
     assert "was canary: stopped by hand" in run("models").stdout
     done = run("promote", 3)
     assert (done.returncode, "cannot load version 3" in done.stderr) == (1, True)
@@ -64,9 +64,9 @@ def test_commands_control_the_servers_of_this_machine(run, registry, announce):
 
 def test_commands_control_the_pods_of_a_cluster_and_print_errors_as_one_line(run, api, registry, model_servers):
     api.add_pod("model-server-0", model_servers[0].port)
-    options = ("--namespace", NAMESPACE, "--context", "fake", "--set", f"rollout.models={registry.base.parent}")
+    options = ("--namespace", NAMESPACE, "--context", "fake", "--set", f"rollout.models_dir={registry.base.parent}")
     done = run("promote", 2, fleet_options=options)
-    assert done.stdout == "version 2 is stable and replaces version 1\nloaded on 1 server\n", done.stderr
+    assert done.stdout == "version 2 is stable (was version 1)\nloaded on 1 server\n", done.stderr
     assert model_servers[0].added(MODEL, "stable") == 2
     assert api.config_map["metadata"]["name"] == "model-config"
     done = run("rollback", fleet_options=options)
@@ -106,7 +106,7 @@ def test_a_terminated_command_leaves_no_port_forwarding_process_behind(api, regi
     _, errors = command.communicate(timeout=DEADLINE)
     assert command.returncode == code
     if signal_number == signal.SIGTERM:
-        assert errors == "catbreeds: interrupted; run the same command again to finish\n"
+        assert errors == "catbreeds: interrupted; rerun the command to finish\n"
     eventually(lambda: not any(_is_running(int(line)) for line in pid_file.read_text().split()))
 
 

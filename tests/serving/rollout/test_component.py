@@ -42,7 +42,7 @@ def roll_out(tmp_path, registry):
 
 
 def test_rollout_without_a_push_or_a_server_records_the_reason_and_changes_nothing(roll_out, registry, fleet):
-    assert roll_out(None) == "nothing was pushed"
+    assert roll_out(None) == "no version was pushed"
     assert roll_out(2).startswith("no server is running on this machine")
     assert registry.labels() == {"stable": 1}
     assert fleet.read() == (None, None)
@@ -50,8 +50,8 @@ def test_rollout_without_a_push_or_a_server_records_the_reason_and_changes_nothi
 
 def test_a_pushed_version_becomes_canary_unless_a_server_cannot_load_it(roll_out, registry, fleet, announce):
     (server,) = announce(1)
-    assert roll_out(1) == "version 1 is stable, the first version"
-    assert roll_out(2).startswith("version 2 is canary with 25% of the requests")
+    assert roll_out(1) == "version 1 is the first version and already stable"
+    assert roll_out(2).startswith("version 2 is the canary with 25% of the requests")
     assert registry.labels() == {"stable": 1, "canary": 2}
     assert fleet.read()[0].canary_share == 0.25
     assert (server.added(registry.base.name, "stable"), server.added(registry.base.name, "canary")) == (1, 2)
@@ -64,11 +64,11 @@ def test_rollout_starts_the_version_of_an_interrupted_run_but_no_version_that_wa
 ):
     announce(1)
     roll_out(1)
-    assert roll_out(None, already_pushed_as=1) == "nothing was pushed"  # it is stable already
-    assert roll_out(None, already_pushed_as=2).startswith("version 2 is canary with 25% of the requests")
-    assert roll_out(None, already_pushed_as=2) == "nothing was pushed"  # it is canary already
+    assert roll_out(None, already_pushed_as=1) == "no version was pushed"  # it is stable
+    assert roll_out(None, already_pushed_as=2).startswith("version 2 is the canary with 25% of the requests")
+    assert roll_out(None, already_pushed_as=2) == "no version was pushed"  # it is canary already
     RolloutController(registry, fleet).stop_canary("by hand")
-    assert roll_out(None, already_pushed_as=2) == "nothing was pushed"
+    assert roll_out(None, already_pushed_as=2) == "no version was pushed"
 
 
 def test_promoting_the_canary_removes_its_label_and_its_share(roll_out, registry, fleet, announce):
@@ -86,7 +86,7 @@ def test_the_pipeline_has_the_component_after_pusher_only_if_the_settings_select
         return spec["root"]["dag"]["tasks"]
 
     assert "Rollout" not in tasks()
-    task = tasks("rollout.start=cluster", "rollout.share=0.5")["Rollout"]
+    task = tasks("rollout.target=cluster", "rollout.canary_share=0.5")["Rollout"]
     assert task["inputs"]["artifacts"]["pushed"]["taskOutputArtifact"]["producerTask"] == "Pusher"
     parameters = task["inputs"]["parameters"]
     assert parameters["registry"] == {"componentInputParameter": "registry"}

@@ -18,7 +18,7 @@ def servers(announce):
 @pytest.fixture
 def controller(registry, fleet, servers) -> RolloutController:
     """Version 1 is stable on all servers."""
-    controller = RolloutController(registry, fleet, RolloutLimits(loaded=2, poll_seconds=1))
+    controller = RolloutController(registry, fleet, RolloutLimits(loaded_versions=2, poll_seconds=1))
     controller.sync()
     return controller
 
@@ -84,7 +84,7 @@ def test_a_server_that_missed_changes_gets_the_latest_configuration_while_it_ser
 
 
 def test_promote_removes_versions_beyond_the_limit_unless_they_are_loaded(controller, registry, fleet):
-    controller = RolloutController(registry, fleet, RolloutLimits(loaded=2, keep=1))
+    controller = RolloutController(registry, fleet, RolloutLimits(loaded_versions=2, keep_versions=1))
     assert controller.promote(2)[1].removed == []  # 1 is the rollback target
     assert controller.promote(3)[1].removed == [1]
     assert registry.versions() == [2, 3, 4]

@@ -41,7 +41,7 @@ def command(registry):
     """Calls a method of RolloutController with a new connection to the API, as each command does."""
 
     def command(name: str, *arguments: object):
-        limits = RolloutLimits(loaded=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
+        limits = RolloutLimits(loaded_versions=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
         # The pods have this machine's file system.
         with KubernetesFleet(NAMESPACE, registry.base.name, str(registry.base.parent)) as fleet:
             return getattr(RolloutController(registry, fleet, limits), name)(*arguments)

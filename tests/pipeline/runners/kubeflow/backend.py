@@ -1,12 +1,12 @@
-"""Runs a compiled specification on one machine as the backend of Kubeflow Pipelines 2.15 to 2.17 would.
+"""Emulation of the Kubeflow Pipelines backend, versions 2.15 to 2.17, which runs compiled pipelines on one machine.
 
-It copies what the API server, the driver and the launcher do to a specification and to the files of its tasks, so that
-what they would refuse, rewrite or lose is refused, rewritten or lost here. Each task is a process of its own, started
-from the specification's command; object store and pods are folders.
+It applies the same checks and changes to specifications and files as the API server, the driver and the launcher: it
+rejects, rewrites and loses the same data. Each task is a separate process, started with the command in the
+specification. The object store and the pods are folders.
 
-What it does not prove: that the image can be built and pulled, holds what the tasks need and may write where they do;
-that requests for CPU, memory, GPUs, volumes and secrets can be met, and that a task lives within them; that the API
-server's and Argo's own validation has nothing more to say; object stores, permissions, timeouts, network.
+It does not test whether the image can be built and pulled, contains everything that the tasks need, and allows them to
+write; whether the cluster has the requested CPU, memory, GPUs, volumes and Secrets, and whether they suffice; further
+validation by the API server and Argo; object stores, permissions, timeouts and the network.
 """
 
 import concurrent.futures
@@ -33,11 +33,9 @@ PIPELINE_ROOT = "minio://mlpipeline/v2/artifacts"
 _FOLDERS = {"minio": "minio", "s3": "s3", "gs": "gcs"}
 _TASK_NAME = re.compile("[A-Za-z][A-Za-z0-9-]*")
 _PIPELINE_NAME = re.compile("[a-z0-9][a-z0-9-]{0,127}")
-_MOST_PARAMETERS = 10_000  # bytes, of all parameters of a run together
-_LONGEST_ARGUMENT = 128 * 1024
-_LARGEST_WORKFLOW = 1_500_000
-# Above this Argo compresses the status of a Workflow's nodes, and the API server no longer reads it.
-LARGEST_NODE_STATUS = 2**20
+_MAX_PARAMETER_BYTES = 10_000  # of all parameters of a run together
+_MAX_ARGUMENT_LENGTH = 128 * 1024  # limit of the Linux kernel
+_MAX_WORKFLOW_BYTES = 1_500_000
 _CONDITION = re.compile(
     r"\(inputs\.artifacts\['(?P<key>[^']+)'\]\.artifacts\[0\]\.metadata\['(?P<name>[^']+)'\] == (?P<value>-?[0-9.]+)\)"
 )
@@ -52,23 +50,23 @@ _PYTHON_TYPES = {
 
 
 class Rejected(Exception):
-    """The server would not take the specification, or the run's parameters."""
+    """The server would reject the specification or the parameters of the run."""
 
 
 class TaskFailed(Exception):
-    """A task failed; the message holds the end of its log."""
+    """A task failed; the message contains the end of its log."""
 
 
 @dataclass(frozen=True)
 class StoredArtifact:
-    """An artifact as the metadata store has it.
+    """An artifact in the metadata store.
 
     Attributes:
-        name: its id there, a number in a string.
-        type: title of its schema.
-        uri: in the object store.
-        properties: custom properties, as the store keeps them.
-        content: its file or folder in the object store.
+        name: Id in the metadata store, a number as a string.
+        type: Title of the schema.
+        uri: URI in the object store.
+        properties: Custom properties, in the format of the metadata store.
+        content: File or folder in the emulated object store.
     """
 
     name: str
@@ -83,15 +81,15 @@ class StoredArtifact:
 
 @dataclass
 class Run:
-    """What became of a run.
+    """Result of a run.
 
     Attributes:
-        id: of the run.
-        scheduled: time of the schedule, or when it was created, as 2026-11-29T03:00:00Z.
-        states: task -> SUCCEEDED, CACHED, SKIPPED (its condition was false), OMITTED (rests on one that was).
-        artifacts: task -> output key -> artifact.
-        inputs: task -> the ExecutorInput it was given, in JSON.
-        warnings: of the launcher.
+        id: Id of the run.
+        scheduled: Scheduled time, or time of creation, as 2026-11-29T03:00:00Z.
+        states: Task -> SUCCEEDED, CACHED, SKIPPED (its condition is false) or OMITTED (an upstream task is skipped).
+        artifacts: Task -> output key -> artifact.
+        inputs: Task -> its ExecutorInput in JSON.
+        warnings: Warnings of the launcher.
     """
 
     id: str
@@ -102,14 +100,14 @@ class Run:
     warnings: list[str] = field(default_factory=list)
 
     def tasks(self, state: str) -> set[str]:
-        return {task for task, found in self.states.items() if found == state}
+        return {task for task, task_state in self.states.items() if task_state == state}
 
 
 def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pipeline and platform specification of a file, checked as the server checks them.
+    """Parse the pipeline and platform specifications in a file and validate them like the server.
 
     Raises:
-        Rejected: the server, or the compiler to Argo behind it, would not take them.
+        Rejected: If the server, or its compiler to Argo, would reject them.
     """
     spec, *platforms = yaml.safe_load_all(text)
     platform = platforms[0] if platforms else {}
@@ -120,14 +118,14 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Rejected(f"not a pipeline specification: {error}") from None
     _require(spec["schemaVersion"] == "2.1.0", f"schemaVersion {spec['schemaVersion']}")
     _require(_PIPELINE_NAME.fullmatch(spec["pipelineInfo"]["name"]), f"pipeline name {spec['pipelineInfo']['name']}")
-    _require(len(json.dumps(spec)) < _LARGEST_WORKFLOW, "the workflow is too large for the cluster's store")
+    _require(len(json.dumps(spec)) < _MAX_WORKFLOW_BYTES, "the workflow is too large for etcd")
     declared = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     tasks = spec["root"]["dag"]["tasks"]
     for name, task in tasks.items():
         _check_task(spec, declared, tasks, name, task)
-    _order(tasks)
+    _topological_order(tasks)
     labels = {component["executorLabel"] for component in spec["components"].values()}
-    _require(labels >= spec["deploymentSpec"]["executors"].keys(), "an executor without a component")
+    _require(labels >= spec["deploymentSpec"]["executors"].keys(), "an executor has no component")
     for kubernetes in platform.get("platforms", {}).values():
         configured = kubernetes["deploymentSpec"]["executors"]
         _require(
@@ -137,8 +135,8 @@ def load(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_task(spec: dict, declared: dict, tasks: dict, name: str, task: dict) -> None:
-    _require(_TASK_NAME.fullmatch(name), f"Argo takes no task by the name {name}")
-    _require(name == task["taskInfo"]["name"], f"{name}: another name in taskInfo")
+    _require(_TASK_NAME.fullmatch(name), f"Argo does not accept the task name {name}")
+    _require(name == task["taskInfo"]["name"], f"{name}: taskInfo has another name")
     component = spec["components"].get(task["componentRef"]["name"])
     _require(component, f"{name}: no such component")
     executor = spec["deploymentSpec"]["executors"].get(component["executorLabel"])
@@ -147,40 +145,43 @@ def _check_task(spec: dict, declared: dict, tasks: dict, name: str, task: dict) 
     container = executor["container"]
     _require("lifecycle" not in container, f"{name}: the backend never runs lifecycle hooks")
     _require(container.get("image") and container.get("command"), f"{name}: no image or command")
-    wanted = component.get("inputDefinitions", {})
-    given = task.get("inputs", {})
-    for key, artifact in given.get("artifacts", {}).items():
-        _require(key in wanted.get("artifacts", {}), f"{name}: {key} is no input of its component")
+    definitions = component.get("inputDefinitions", {})
+    inputs = task.get("inputs", {})
+    for key, artifact in inputs.get("artifacts", {}).items():
+        _require(key in definitions.get("artifacts", {}), f"{name}: {key} is not an input of its component")
         source = artifact["taskOutputArtifact"]
         _require(source["producerTask"] in tasks, f"{name}: {key}: no task {source['producerTask']}")
         producer = spec["components"][tasks[source["producerTask"]]["componentRef"]["name"]]
         outputs = producer["outputDefinitions"]["artifacts"]
         _require(source["outputArtifactKey"] in outputs, f"{name}: {key}: no such output of {source['producerTask']}")
-    missing = wanted.get("artifacts", {}).keys() - given.get("artifacts", {}).keys()
-    _require(not missing, f"{name}: nothing for its inputs {missing}")
-    for key, value in given.get("parameters", {}).items():
-        _require(key in wanted.get("parameters", {}), f"{name}: {key} is no parameter of its component")
+    missing = definitions.get("artifacts", {}).keys() - inputs.get("artifacts", {}).keys()
+    _require(not missing, f"{name}: missing inputs {missing}")
+    for key, value in inputs.get("parameters", {}).items():
+        _require(key in definitions.get("parameters", {}), f"{name}: {key} is not a parameter of its component")
         if "componentInputParameter" in value:
             _require(value["componentInputParameter"] in declared, f"{name}: {key}: no such parameter of the pipeline")
     missing = {
         key
-        for key, parameter in wanted.get("parameters", {}).items()
-        if key not in given.get("parameters", {})
+        for key, parameter in definitions.get("parameters", {}).items()
+        if key not in inputs.get("parameters", {})
         and "defaultValue" not in parameter
         and not parameter.get("isOptional")
     }
-    _require(not missing, f"{name}: nothing for its parameters {missing}")
+    _require(not missing, f"{name}: missing parameters {missing}")
     for dependency in task.get("dependentTasks", []):
-        _require(dependency in tasks, f"{name}: depends on {dependency}, which is no task")
+        _require(dependency in tasks, f"{name}: depends on {dependency}, which is not a task")
     condition = task.get("triggerPolicy", {}).get("condition", "")
     if condition:
         match = _CONDITION.fullmatch(condition)
-        _require(match, f"{name}: this executor does not understand the condition {condition}")
-        _require(match["key"] in given.get("artifacts", {}), f"{name}: its condition asks for {match['key']}")
+        _require(match, f"{name}: this emulation does not support the condition {condition}")
+        _require(
+            match["key"] in inputs.get("artifacts", {}),
+            f"{name}: its condition uses {match['key']}, which is not an input",
+        )
 
 
-def _order(tasks: dict[str, Any]) -> list[str]:
-    """The tasks, each after those it rests on."""
+def _topological_order(tasks: dict[str, Any]) -> list[str]:
+    """Names of the tasks, each after its upstream tasks."""
     order: list[str] = []
     while len(order) < len(tasks):
         ready = [name for name in tasks if name not in order and _upstream(tasks[name]) <= set(order)]
@@ -190,9 +191,12 @@ def _order(tasks: dict[str, Any]) -> list[str]:
 
 
 def _upstream(task: dict[str, Any]) -> set[str]:
-    """The tasks that must have succeeded: those that are named, and those whose outputs are read."""
+    """Names of the tasks that must succeed first: declared dependencies and producers of the inputs."""
     artifacts = task.get("inputs", {}).get("artifacts", {}).values()
-    return {*task.get("dependentTasks", []), *(found["taskOutputArtifact"]["producerTask"] for found in artifacts)}
+    return {
+        *task.get("dependentTasks", []),
+        *(artifact["taskOutputArtifact"]["producerTask"] for artifact in artifacts),
+    }
 
 
 def _require(condition: object, message: str) -> None:
@@ -201,14 +205,15 @@ def _require(condition: object, message: str) -> None:
 
 
 class Backend:
-    """A cluster in a folder: object store, metadata store, cache.
+    """Emulated cluster: object store, metadata store and cache.
 
     Args:
-        folder: where it keeps its files.
-        workers: tasks that run at a time.
-        whole_folders: a download takes what is below the artifact's URI; False: whatever begins with it, as in 2.15.
-        retry_policy: of Argo. With OnError, which the default installation of 2.17 sets, a task that exits with an
-            error is not retried.
+        folder: Folder for its files.
+        workers: Number of tasks that run in parallel.
+        whole_folders: Whether a download contains only objects below the URI of the artifact. If False, it contains all
+            objects whose key starts with the URI, as in version 2.15.
+        retry_policy: Retry policy of Argo. OnError, the default of version 2.17, does not retry tasks that exit with an
+            error.
     """
 
     def __init__(self, folder: Path, workers: int = 2, *, whole_folders: bool = True, retry_policy: str = "OnFailure"):
@@ -216,58 +221,58 @@ class Backend:
         self._whole_folders, self._retry_policy = whole_folders, retry_policy
         self._bucket = folder / "bucket"
         self._cache: dict[str, dict[str, StoredArtifact]] = {}
-        self._artifacts = 0
+        self._artifact_count = 0
         self._lock = threading.Lock()
 
     def run(self, text: str, parameters: dict[str, Any], scheduled: str | None = None) -> Run:
-        """Runs a specification to its end.
+        """Run a specification to completion.
 
         Args:
-            text: of the specification.
-            parameters: of the run.
-            scheduled: time of the schedule that starts it; None: somebody does.
+            text: Specification in YAML.
+            parameters: Parameters of the run.
+            scheduled: Scheduled time of the run; None for a run without schedule.
 
         Raises:
-            Rejected: the server would not take it, or the parameters.
-            TaskFailed: a task failed.
+            Rejected: If the server would reject the specification or the parameters.
+            TaskFailed: If a task failed.
         """
         spec, platform = load(text)
         values = _runtime_parameters(spec, parameters)
         run = Run(str(uuid.uuid4()), **({"scheduled": scheduled} if scheduled else {}))
         tasks = spec["root"]["dag"]["tasks"]
-        todo, running = _order(tasks), {}
+        pending, running = _topological_order(tasks), {}
         with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-            while todo or running:
-                for name in [name for name in todo if _upstream(tasks[name]) <= run.states.keys()]:
-                    todo.remove(name)
+            while pending or running:
+                for name in [name for name in pending if _upstream(tasks[name]) <= run.states.keys()]:
+                    pending.remove(name)
                     if any(run.states[task] in ("SKIPPED", "OMITTED") for task in _upstream(tasks[name])):
-                        run.states[name] = "OMITTED"  # Argo's condition is that each has succeeded
+                        run.states[name] = "OMITTED"  # Argo requires that every upstream task succeeds
                     else:
-                        running[pool.submit(self._task, spec, platform, values, run, name)] = name
+                        running[pool.submit(self._run_task, spec, platform, values, run, name)] = name
                 finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in finished:
                     name = running.pop(future)
                     try:
                         run.states[name], run.artifacts[name] = future.result()
                     except BaseException:
-                        todo.clear()
+                        pending.clear()
                         raise
         return run
 
-    def _task(
+    def _run_task(
         self, spec: dict, platform: dict, values: dict, run: Run, name: str
     ) -> tuple[str, dict[str, StoredArtifact]]:
-        """Driver, then launcher, which Argo retries."""
+        """Emulate the driver, then the launcher, which Argo retries."""
         task = spec["root"]["dag"]["tasks"][name]
         component = spec["components"][task["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
         inputs = {"parameterValues": _task_parameters(task, component, values, run), "artifacts": {}}
         for key, source in task.get("inputs", {}).get("artifacts", {}).items():
-            origin = source["taskOutputArtifact"]
-            artifact = run.artifacts[origin["producerTask"]][origin["outputArtifactKey"]]
+            producer = source["taskOutputArtifact"]
+            artifact = run.artifacts[producer["producerTask"]][producer["outputArtifactKey"]]
             inputs["artifacts"][key] = {"artifacts": [_runtime_artifact(artifact)]}
         condition = task.get("triggerPolicy", {}).get("condition", "")
-        if condition and not _holds(condition, inputs["artifacts"]):
+        if condition and not _is_true(condition, inputs["artifacts"]):
             return "SKIPPED", {}
         declared = component.get("outputDefinitions", {}).get("artifacts", {})
         caching = task.get("cachingOptions", {}).get("enableCache")
@@ -280,64 +285,64 @@ class Backend:
         for attempt in range(attempts):
             pod = self._folder / "pods" / f"{name}-{uuid.uuid4().hex[:8]}"
             invocation = {"inputs": inputs, "outputs": _outputs(declared, folder, attempt)}
-            # The path of the output file is one in the pod.
+            # The path of the output file is local to the pod.
             invocation["outputs"]["outputFile"] = str(_local(pod, f"{folder}/output_metadata.json"))
             run.inputs[name] = invocation
             self._download(pod, inputs["artifacts"])
-            _prepare(pod, invocation["outputs"])
+            _create_output_folders(pod, invocation["outputs"])
             try:
                 _execute(pod, container, invocation, name)
                 break
             except TaskFailed:
                 if attempt + 1 == attempts:
                     raise
-        found = self._upload(pod, base, name, invocation["outputs"], run)
+        artifacts = self._upload(pod, base, name, invocation["outputs"], run)
         shutil.rmtree(pod)
         if caching:
-            self._cache[cache_key] = found
-        return "SUCCEEDED", found
+            self._cache[cache_key] = artifacts
+        return "SUCCEEDED", artifacts
 
     def _retries(self, task: dict[str, Any]) -> int:
-        """How often Argo starts a task anew that exits with an error."""
+        """Number of times that Argo retries a task that exits with an error."""
         policy = task.get("retryPolicy", {})
-        # Without a maximum, the server gives Argo a maximum of 0 seconds.
-        within = float(policy.get("backoffMaxDuration", "0s").removesuffix("s")) > 0
-        return policy.get("maxRetryCount", 0) if within and self._retry_policy != "OnError" else 0
+        # Without a maximum, the server passes a maximum of 0 seconds to Argo.
+        has_retry_window = float(policy.get("backoffMaxDuration", "0s").removesuffix("s")) > 0
+        return policy.get("maxRetryCount", 0) if has_retry_window and self._retry_policy != "OnError" else 0
 
     def _download(self, pod: Path, artifacts: dict[str, Any]) -> None:
-        """The object at each artifact's URI, and those below it; before 2.17 each one whose key begins with it."""
-        for found in artifacts.values():
-            uri = found["artifacts"][0]["uri"]
+        """Copy the object at the URI of each artifact and those below it; before 2.17, all whose key starts with it."""
+        for value in artifacts.values():
+            uri = value["artifacts"][0]["uri"]
             source, target = self._object(uri), _local(pod, uri)
             for path in [source] if self._whole_folders else source.parent.glob(f"{source.name}*"):
                 for file in [path] if path.is_file() else path.rglob("*"):
                     if file.is_file():
-                        place = Path(os.path.normpath(target / os.path.relpath(file, source)))
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(file, place)
+                        copy = Path(os.path.normpath(target / os.path.relpath(file, source)))
+                        copy.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, copy)
 
     def _upload(self, pod: Path, base: str, name: str, outputs: dict[str, Any], run: Run) -> dict[str, StoredArtifact]:
         written = _read_output(Path(outputs["outputFile"]), name)
         stored = {}
-        for key, found in outputs["artifacts"].items():
-            artifact = found["artifacts"][0]
+        for key, value in outputs["artifacts"].items():
+            artifact = value["artifacts"][0]
             reported = written.get("artifacts", {}).get(key, {}).get("artifacts", [{}])[0]
             uri = reported.get("uri") or artifact["uri"]
             metadata = artifact.get("metadata", {}) | reported.get("metadata", {})
             if uri.partition("://")[0] in _FOLDERS and not uri.startswith(f"{base}/"):
-                raise TaskFailed(f"{name}: {key} is at {uri}: outside of the run")
+                raise TaskFailed(f"{name}: {key} is at {uri}, outside of the run")
             source, target = _local(pod, uri), self._object(uri)
             if not source.exists():
-                run.warnings.append(f"{name}: output {key} is not at {uri}: nothing is uploaded")
+                run.warnings.append(f"{name}: output {key} is not at {uri}; nothing is uploaded")
             files = [source] if source.is_file() else [path for path in source.rglob("*") if not path.is_dir()]
             if any(path.is_symlink() and path.is_dir() for path in source.rglob("*")):
-                raise TaskFailed(f"{name}: {key} holds a link to a directory")
-            for file in files:  # empty directories get lost
-                place = target if file == source else target / file.relative_to(source)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, place)
+                raise TaskFailed(f"{name}: {key} contains a link to a directory")
+            for file in files:  # empty directories are lost
+                copy = target if file == source else target / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
             if key != "executor-logs":
-                properties = {k: _stored(v, f"{name}: {key}: {k}") for k, v in metadata.items()}
+                properties = {k: _store_property(v, f"{name}: {key}: {k}") for k, v in metadata.items()}
                 title = yaml.safe_load(artifact["type"]["instanceSchema"])["title"]
                 stored[key] = StoredArtifact(self._next_id(), title, uri, properties, target)
         return stored
@@ -347,41 +352,44 @@ class Backend:
 
     def _next_id(self) -> str:
         with self._lock:
-            self._artifacts += 1
-            return str(self._artifacts)
+            self._artifact_count += 1
+            return str(self._artifact_count)
 
 
-def _runtime_parameters(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _runtime_parameters(spec: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     declared = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    _require(declared.keys() >= given.keys(), f"unknown parameters: {given.keys() - declared.keys()}")
+    _require(declared.keys() >= parameters.keys(), f"unknown parameters: {parameters.keys() - declared.keys()}")
     values = {}
-    for name, parameter in declared.items():
-        if name in given:
-            values[name] = given[name]
-        elif "defaultValue" in parameter:
-            values[name] = parameter["defaultValue"]
+    for name, definition in declared.items():
+        if name in parameters:
+            values[name] = parameters[name]
+        elif "defaultValue" in definition:
+            values[name] = definition["defaultValue"]
         else:
-            _require(parameter.get("isOptional"), f"parameter {name} is not given and has no default")
+            _require(definition.get("isOptional"), f"parameter {name} is missing and has no default")
             values[name] = None
             continue
-        _require(_fits(values[name], parameter["parameterType"]), _no(name, values[name], parameter["parameterType"]))
+        parameter_type = definition["parameterType"]
+        _require(_has_type(values[name], parameter_type), _type_error(name, values[name], parameter_type))
     size = len(json.dumps(values).encode())
-    _require(size < _MOST_PARAMETERS, f"the parameters take {size} bytes, more than {_MOST_PARAMETERS}")
+    _require(size < _MAX_PARAMETER_BYTES, f"the parameters take {size} bytes; the limit is {_MAX_PARAMETER_BYTES}")
     return values
 
 
-def _fits(value: Any, kind: str) -> bool:
-    return isinstance(value, _PYTHON_TYPES[kind]) and not (isinstance(value, bool) and kind != "BOOLEAN")
+def _has_type(value: Any, parameter_type: str) -> bool:
+    if isinstance(value, bool) and parameter_type != "BOOLEAN":
+        return False
+    return isinstance(value, _PYTHON_TYPES[parameter_type])
 
 
-def _no(name: str, value: Any, kind: str) -> str:
-    return f"parameter {name}: {value!r} is no {kind}"
+def _type_error(name: str, value: Any, parameter_type: str) -> str:
+    return f"parameter {name}: {value!r} is not of type {parameter_type}"
 
 
 def _task_parameters(task: dict, component: dict, values: dict[str, Any], run: Run) -> dict[str, Any]:
-    known = {"{{$.pipeline_job_uuid}}": run.id, "{{$.pipeline_job_schedule_time_utc}}": run.scheduled}
+    placeholders = {"{{$.pipeline_job_uuid}}": run.id, "{{$.pipeline_job_schedule_time_utc}}": run.scheduled}
     definitions = component.get("inputDefinitions", {}).get("parameters", {})
-    found = {}
+    parameters = {}
     for name, source in task.get("inputs", {}).get("parameters", {}).items():
         if "componentInputParameter" in source:
             value = values[source["componentInputParameter"]]
@@ -391,18 +399,18 @@ def _task_parameters(task: dict, component: dict, values: dict[str, Any], run: R
                 raise TaskFailed(f"the resolved input parameter is null: {name}")
         else:
             value = source["runtimeValue"]["constant"]
-            value = known.get(value, value) if isinstance(value, str) else value
-        kind = definitions[name]["parameterType"]
-        # Between tasks the driver turns what is given for a text into one.
-        value = json.dumps(value) if kind == "STRING" and not isinstance(value, str) else value
-        if not _fits(value, kind):
-            raise TaskFailed(_no(name, value, kind))
-        found[name] = value
-    return found
+            value = placeholders.get(value, value) if isinstance(value, str) else value
+        parameter_type = definitions[name]["parameterType"]
+        # The driver converts any value of a STRING parameter to a string.
+        value = json.dumps(value) if parameter_type == "STRING" and not isinstance(value, str) else value
+        if not _has_type(value, parameter_type):
+            raise TaskFailed(_type_error(name, value, parameter_type))
+        parameters[name] = value
+    return parameters
 
 
 def _outputs(declared: dict[str, Any], folder: str, attempt: int) -> dict[str, Any]:
-    """The outputs of an ExecutorInput, with the log that the backend adds; the launcher numbers it by the attempt."""
+    """Outputs of an ExecutorInput, including the log of the attempt, which the backend adds."""
     kinds = {key: value["artifactType"] for key, value in declared.items()}
     kinds["executor-logs"] = {"schemaTitle": "system.Artifact"}
     suffixes = {"executor-logs": f"-{attempt}"}
@@ -415,7 +423,7 @@ def _outputs(declared: dict[str, Any], folder: str, attempt: int) -> dict[str, A
 
 
 def _claims(platform: dict[str, Any], label: str) -> list[str]:
-    """Names of the volume claims of an executor."""
+    """Names of the PersistentVolumeClaims of an executor."""
     kubernetes = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
     mounts = kubernetes.get(label, {}).get("pvcMount", [])
     return sorted(mount["pvcNameParameter"]["runtimeValue"]["constant"] for mount in mounts)
@@ -436,7 +444,7 @@ _SESSION = {
 
 
 def _runtime_artifact(artifact: StoredArtifact) -> dict[str, Any]:
-    """How an artifact of the metadata store comes to the task that reads it: its type is lost."""
+    """An artifact as an input of a task; its type is lost."""
     added = {"display_name": Path(artifact.uri).name, "store_session_info": _json(_SESSION)}
     return {
         "name": artifact.name,
@@ -446,10 +454,10 @@ def _runtime_artifact(artifact: StoredArtifact) -> dict[str, Any]:
     }
 
 
-def _stored(value: Any, where: str) -> Any:
-    """A metadata value as the store keeps it."""
+def _store_property(value: Any, where: str) -> Any:
+    """Convert the value of a property to the format of the metadata store."""
     if value is None:
-        raise TaskFailed(f"{where}: null, which the metadata store cannot hold")
+        raise TaskFailed(f"{where}: null, which the metadata store does not support")
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, list):
@@ -457,14 +465,14 @@ def _stored(value: Any, where: str) -> Any:
     return {"struct": value} if isinstance(value, dict) else value
 
 
-def _holds(condition: str, artifacts: dict[str, Any]) -> bool:
+def _is_true(condition: str, artifacts: dict[str, Any]) -> bool:
     match = _CONDITION.fullmatch(condition)
     return artifacts[match["key"]]["artifacts"][0]["metadata"][match["name"]] == float(match["value"])
 
 
 def _cache_key(inputs: dict, outputs: dict, container: dict, claims: list[str]) -> str:
-    """What the backend takes for the same: not the content of what is read, and of image and volumes only the names."""
-    names = {key: found["artifacts"][0]["name"] for key, found in inputs["artifacts"].items()}
+    """Cache key of a task. It contains ids of artifacts instead of their content, and names of images and volumes."""
+    names = {key: value["artifacts"][0]["name"] for key, value in inputs["artifacts"].items()}
     command = [*container["command"], *container["args"]]
     key = [names, inputs["parameterValues"], outputs, container["image"], command, claims]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -475,25 +483,25 @@ def _local(pod: Path, uri: str) -> Path:
     return pod / _FOLDERS[scheme] / rest if scheme in _FOLDERS else Path(uri)
 
 
-def _prepare(pod: Path, outputs: dict[str, Any]) -> None:
-    """The launcher makes the folder around each output, not the output."""
-    places = [_local(pod, found["artifacts"][0]["uri"]) for found in outputs["artifacts"].values()]
-    for path in (*places, Path(outputs["outputFile"])):
+def _create_output_folders(pod: Path, outputs: dict[str, Any]) -> None:
+    """Create the parent folder of each output, like the launcher."""
+    paths = [_local(pod, value["artifacts"][0]["uri"]) for value in outputs["artifacts"].values()]
+    for path in (*paths, Path(outputs["outputFile"])):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _execute(pod: Path, container: dict[str, Any], invocation: dict[str, Any], name: str) -> None:
-    """The command as it is, without a shell, its output in the log."""
+    """Run the command without a shell; its output goes to the log."""
     document = json.dumps(invocation)
     arguments = [document if text == "{{$}}" else text for text in (*container["command"], *container.get("args", []))]
     if any("{{$" in text for text in arguments if text is not document):
-        raise TaskFailed(f"{name}: a placeholder that this executor does not know")
-    if max(map(len, arguments)) > _LONGEST_ARGUMENT:
-        raise TaskFailed(f"{name}: an argument is longer than the kernel takes")
+        raise TaskFailed(f"{name}: a placeholder that this emulation does not support")
+    if max(map(len, arguments)) > _MAX_ARGUMENT_LENGTH:
+        raise TaskFailed(f"{name}: an argument exceeds the limit of the kernel")
     folder = pod / "tmp"
     folder.mkdir()
     environment = {
-        # What the image brings: its Python, and the package installed in it.
+        # Provided by the image: Python and the installed package.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "TMPDIR": str(folder),
@@ -511,25 +519,25 @@ def _read_output(path: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        # Strictly: a field that the backend does not know fails the task.
+        # Unknown fields fail the task.
         output = json_format.Parse(path.read_text(encoding="utf-8"), pb.ExecutorOutput())
     except json_format.ParseError as error:
-        raise TaskFailed(f"{name}: its output file cannot be read: {error}") from None
+        raise TaskFailed(f"{name}: its output file is invalid: {error}") from None
     return json_format.MessageToDict(output)
 
 
 def node_status(text: str, default_retries: bool, inputs: dict[str, dict[str, Any]] | None = None) -> int:
-    """Bytes of the status of a Workflow's nodes when each task has succeeded at its first attempt.
+    """Size in bytes of the node status of a Workflow in which every task succeeded in its first attempt.
 
-    A task has four nodes: its driver, with the specifications of task, component and container as inputs and a patch
-    of the pod as output; itself, its retries and its pod, each with that patch as input. In the patch are the
-    ExecutorInput, the component's specification again, and the command.
+    Each task has four nodes: the driver, with the specifications of the task, the component and the container as inputs
+    and a patch of the pod as output; and the task, its retries and its pod, with this patch as input. The patch has the
+    ExecutorInput, the specification of the component again, and the command.
 
     Args:
-        text: the specification.
-        default_retries: the default installation of 2.17 retries whatever Argo runs, so that drivers and tasks have a
-            node for their retries, too.
-        inputs: task -> ExecutorInput, of a run; default: as in a run whose artifacts have no properties.
+        text: Specification in YAML.
+        default_retries: Whether Argo retries all templates, as in the default installation of 2.17. Then drivers and
+            tasks have additional nodes for their retries.
+        inputs: Task -> ExecutorInput of a run; None for inputs whose artifacts have no properties.
     """
     spec, platform = load(text)
     kubernetes = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
@@ -538,14 +546,14 @@ def node_status(text: str, default_retries: bool, inputs: dict[str, dict[str, An
     for name, task in spec["root"]["dag"]["tasks"].items():
         component = spec["components"][task["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-        executor_input = (inputs or {}).get(name) or _bare_input(spec, task, component, values, run)
+        executor_input = (inputs or {}).get(name) or _minimal_input(spec, task, component, values, run)
         patch = _json(
             {
                 "containers": [
                     {
                         "name": "main",
                         "image": container["image"],
-                        "command": _launcher(executor_input, component, spec["pipelineInfo"]["name"], run.id),
+                        "command": _launcher_command(executor_input, component, spec["pipelineInfo"]["name"], run.id),
                         "args": [*container["command"], *container["args"]],
                         "env": container.get("env", []),
                         "resources": container.get("resources", {}),
@@ -553,12 +561,15 @@ def node_status(text: str, default_retries: bool, inputs: dict[str, dict[str, An
                 ]
             }
         )
-        given = {"component": component, "task": task, "container": container}
+        specifications = {"component": component, "task": task, "container": container}
         if component["executorLabel"] in kubernetes:
-            given["kubernetes-config"] = kubernetes[component["executorLabel"]]
+            specifications["kubernetes-config"] = kubernetes[component["executorLabel"]]
         retry = {"retry-max-count": "2", "retry-backoff-duration": "60", "retry-backoff-factor": "2"}
         executor = {"pod-spec-patch": patch, **(retry | {"retry-backoff-max-duration": "86400"})}
-        driver = {key: _json(value) for key, value in given.items()} | {"task-name": name, "parent-dag-id": "1234"}
+        driver = {key: _json(value) for key, value in specifications.items()} | {
+            "task-name": name,
+            "parent-dag-id": "1234",
+        }
         outputs = {"pod-spec-patch": patch, "cached-decision": "false", "condition": "true"}
         for attempt in ("", "(0)") if default_retries else ("",):
             nodes[f"{name}-driver{attempt}"] = _argo_node(f"{name}-driver{attempt}", driver, outputs)
@@ -570,12 +581,12 @@ def node_status(text: str, default_retries: bool, inputs: dict[str, dict[str, An
     return len(_json(nodes).encode())
 
 
-def _bare_input(spec: dict, task: dict, component: dict, values: dict[str, Any], run: Run) -> dict[str, Any]:
+def _minimal_input(spec: dict, task: dict, component: dict, values: dict[str, Any], run: Run) -> dict[str, Any]:
     base = f"{PIPELINE_ROOT}/pipeline/{spec['pipelineInfo']['name']}/{run.id}"
     artifacts = {}
     for key, source in task.get("inputs", {}).get("artifacts", {}).items():
-        origin = source["taskOutputArtifact"]
-        uri = f"{base}/{origin['producerTask']}/{run.id}/{origin['outputArtifactKey']}"
+        producer = source["taskOutputArtifact"]
+        uri = f"{base}/{producer['producerTask']}/{run.id}/{producer['outputArtifactKey']}"
         artifacts[key] = {"artifacts": [_runtime_artifact(StoredArtifact("123", "", uri, {}, Path()))]}
     folder = f"{base}/{task['taskInfo']['name']}/{run.id}"
     outputs = _outputs(component.get("outputDefinitions", {}).get("artifacts", {}), folder, 0)
@@ -584,7 +595,7 @@ def _bare_input(spec: dict, task: dict, component: dict, values: dict[str, Any],
     return {"inputs": {"parameterValues": parameters, "artifacts": artifacts}, "outputs": outputs}
 
 
-def _launcher(executor_input: dict, component: dict, pipeline: str, run: str) -> list[str]:
+def _launcher_command(executor_input: dict, component: dict, pipeline: str, run: str) -> list[str]:
     options = {
         "executor_type": "container",
         "pipeline_name": pipeline,

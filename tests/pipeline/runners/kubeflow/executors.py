@@ -1,15 +1,15 @@
-"""Components of a few lines, for the tests of the container's command."""
+"""Small executors for the tests of the entry point and the backend emulation."""
 
 from pathlib import Path
 
 from tfx.dsl.components.base.base_executor import BaseExecutor
 
-# What the last executor was given: inputs, outputs, parameters.
+# Inputs, outputs and parameters of the last execution of `Writes`.
 seen: dict = {}
 
 
 class Writes(BaseExecutor):
-    """Writes something for each output, and a property of each kind."""
+    """Writes each output, with a property of each type."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         seen.update(inputs=input_dict, outputs=output_dict, parameters=exec_properties)
@@ -18,13 +18,13 @@ class Writes(BaseExecutor):
             path = Path(artifact.uri)
             seen[f"{key} exists"] = path.exists()
             (path / "content.txt" if path.is_dir() else path).write_text("content")
-            artifact.set_string_custom_property("beside", f"{artifact.uri}/content.txt")
+            artifact.set_string_custom_property("neighbor", f"{artifact.uri}/content.txt")
             artifact.set_float_custom_property("number", 0.5)
             artifact.set_json_value_custom_property("matrix", {"rows": [{"row": [1, 2]}]})
 
 
 class WritesNoPage(BaseExecutor):
-    """Leaves out one of its outputs."""
+    """Does not write one of its outputs."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         for key, artifacts in output_dict.items():
@@ -33,14 +33,14 @@ class WritesNoPage(BaseExecutor):
 
 
 class Fails(BaseExecutor):
-    """Fails as a component does."""
+    """Raises an exception."""
 
     def Do(self, input_dict, output_dict, exec_properties):
-        raise ValueError("the photos are wrong")
+        raise ValueError("invalid photos")
 
 
 class FailsOnce(BaseExecutor):
-    """Fails at its first attempt, as its parameter `marker`, a file, remembers."""
+    """Fails in its first attempt, after which it creates the file `marker`."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         marker = Path(exec_properties["marker"])
@@ -49,8 +49,8 @@ class FailsOnce(BaseExecutor):
             raise ConnectionError("the node went away")
 
 
-class TellsParameters(BaseExecutor):
-    """Writes which parameters it was given into the file that `marker` names."""
+class WritesParameterNames(BaseExecutor):
+    """Writes the names of its parameters to the file `marker`."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         Path(exec_properties["marker"]).write_text(" ".join(sorted(exec_properties)))

@@ -1,4 +1,4 @@
-"""The compiled specifications that are checked in: up to date, and such that a cluster takes them."""
+"""The checked-in compiled specifications are up to date and valid for a cluster."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from tests.running import CATBREEDS
 
 ROOT = Path(__file__).parents[4]
 PROFILES = ("smoke", "standard")
-OUTSIDE = {
+EXTERNAL_TASKS = {
     *("ImageExampleGen", "DataGate", "RetrainGate", "ChampionModel", "Pusher", "RunReport"),
     *("Backbone-xception", "Backbone-resnet50", "Backbone-efficientnetb7"),
 }
@@ -28,7 +28,7 @@ def text(profile: str) -> str:
 
 
 def compiled(*overrides: str) -> tuple[dict, dict]:
-    """What a profile with other settings compiles to."""
+    """Pipeline and platform specifications of the smoke profile with other settings."""
     from pipeline.runners.kubeflow.compiler import compile_pipeline
 
     return backend.load(compile_pipeline(settings("smoke", overrides)))
@@ -40,9 +40,9 @@ def smoke() -> dict:
     return spec
 
 
-def test_what_is_checked_in_is_what_compiles_anywhere(tmp_path):
+def test_the_checked_in_specifications_are_up_to_date(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_")}
-    # A process of its own: whether what it writes depends on how Python hashes strings is decided when it starts.
+    # A separate process with another hash seed, to detect output that depends on the order of sets.
     done = subprocess.run(
         [CATBREEDS, "compile", "--output", "specs"],
         cwd=tmp_path,
@@ -54,12 +54,12 @@ def test_what_is_checked_in_is_what_compiles_anywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["specs/standard.yaml", "specs/smoke.yaml"]
     for profile in PROFILES:
-        same = (tmp_path / "specs" / f"{profile}.yaml").read_bytes() == text(profile).encode()
-        assert same, f"kfp_specs/{profile}.yaml is out of date: run `make compile` and check it in"
+        is_up_to_date = (tmp_path / "specs" / f"{profile}.yaml").read_bytes() == text(profile).encode()
+        assert is_up_to_date, f"kfp_specs/{profile}.yaml is out of date: run `make compile` and commit the result"
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_server_and_the_client_take_it(profile):
+def test_server_and_client_accept_the_specification(profile):
     spec, platform = backend.load(text(profile))
     component = components.load_component_from_text(text(profile))
     assert component.pipeline_spec.pipeline_info.name == "catbreeds" == spec["pipelineInfo"]["name"]
@@ -68,11 +68,11 @@ def test_the_server_and_the_client_take_it(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_machine_is_named_in_it(profile):
-    assert not [place for place in (str(ROOT), str(Path.home()), "/home/") if place in text(profile)]
+def test_the_specification_contains_no_path_of_this_machine(profile):
+    assert not [path for path in (str(ROOT), str(Path.home()), "/home/") if path in text(profile)]
 
 
-def test_a_run_needs_no_parameter_and_each_can_be_given():
+def test_every_run_parameter_has_a_default_and_a_description():
     parameters = backend.load(text("standard"))[0]["root"]["inputDefinitions"]["parameters"]
     assert {name: parameter["defaultValue"] for name, parameter in parameters.items()} == {
         "data": "/catbreeds/photos",
@@ -91,35 +91,35 @@ def test_a_run_needs_no_parameter_and_each_can_be_given():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_rule_that_is_true_or_false_is_so_for_the_run_and_for_the_component(profile):
+def test_a_boolean_rule_is_boolean_for_the_run_and_for_the_component(profile):
     spec = backend.load(text(profile))[0]
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     assert parameters["gate_above_majority"]["parameterType"] == "BOOLEAN"
     assert parameters["gate_above_majority"]["defaultValue"] is (profile == "standard")
-    of_component = spec["components"]["ModelGate"]["inputDefinitions"]["parameters"]
-    assert of_component["above_majority"] == {"parameterType": "BOOLEAN"}
+    component_parameters = spec["components"]["ModelGate"]["inputDefinitions"]["parameters"]
+    assert component_parameters["above_majority"] == {"parameterType": "BOOLEAN"}
 
 
 def test_the_backbones_are_parallel_branches(smoke):
     tasks = smoke["root"]["dag"]["tasks"]
 
-    def rests_on(name: str) -> set[str]:
+    def all_upstream(name: str) -> set[str]:
         direct = backend._upstream(tasks[name])
-        return direct.union(*map(rests_on, direct))
+        return direct.union(*map(all_upstream, direct))
 
     for backbone in ("xception", "resnet50", "efficientnetb7"):
-        branch = {name for name in rests_on(f"Evaluator-{backbone}") if name.count("-") == 1}
+        branch = {name for name in all_upstream(f"Evaluator-{backbone}") if name.count("-") == 1}
         assert branch == {
             f"{kind}-{backbone}" for kind in ("Backbone", "EmbeddingGen", "Transform", "Tuner", "Trainer")
         }
 
 
-def test_what_reads_outside_of_the_pipeline_is_never_cached_and_has_the_volumes(smoke):
+def test_tasks_that_access_external_files_are_never_cached_and_mount_the_volumes(smoke):
     _, platform = backend.load(text("smoke"))
     tasks = smoke["root"]["dag"]["tasks"]
-    assert {name for name, task in tasks.items() if not task["cachingOptions"].get("enableCache")} == OUTSIDE
+    assert {name for name, task in tasks.items() if not task["cachingOptions"].get("enableCache")} == EXTERNAL_TASKS
     mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert mounts.keys() == {f"{name}_executor" for name in OUTSIDE}
+    assert mounts.keys() == {f"{name}_executor" for name in EXTERNAL_TASKS}
     (mount,) = mounts["Pusher_executor"]["pvcMount"]
     assert mount == {"mountPath": "/catbreeds", "pvcNameParameter": {"runtimeValue": {"constant": "catbreeds"}}}
 
@@ -127,7 +127,7 @@ def test_what_reads_outside_of_the_pipeline_is_never_cached_and_has_the_volumes(
 def test_image_resources_retries_secrets_and_environment_come_from_the_settings():
     spec, platform = compiled(
         "kubeflow.image=registry.example/cats:7",
-        "kubeflow.embedding={cpu: 8, memory: 24, gpu: 1}",
+        "kubeflow.embedding_resources={cpu: 8, memory: 24, gpu: 1}",
         "kubeflow.retries=4",
         "kubeflow.env={A: b}",
         "kubeflow.secrets=[{name: keys, key: token, variable: TOKEN}]",
@@ -150,42 +150,42 @@ def test_image_resources_retries_secrets_and_environment_come_from_the_settings(
         "secretNameParameter": {"runtimeValue": {"constant": "keys"}},
         "keyToEnv": [{"secretKey": "token", "envVar": "TOKEN"}],
     }
-    assert executors == {f"{name}_executor": {"secretAsEnv": [secret]} for name in OUTSIDE}
+    assert executors == {f"{name}_executor": {"secretAsEnv": [secret]} for name in EXTERNAL_TASKS}
 
 
-def test_other_breeds_in_the_schema_are_another_specification(tmp_path):
+def test_the_specification_contains_the_schema_of_the_photos(tmp_path):
     schema = (ROOT / "schemas" / "photos" / "schema.pbtxt").read_text(encoding="utf-8")
     (tmp_path / "schema.pbtxt").write_text(f"{schema}\n# of our cats\n", encoding="utf-8")
     spec, _ = compiled(f"photos_schema={tmp_path}")
-    given = spec["root"]["dag"]["tasks"]["ImportSchemaGen"]["inputs"]["parameters"]
-    assert given["text"]["runtimeValue"]["constant"].endswith("# of our cats\n")
+    parameters = spec["root"]["dag"]["tasks"]["ImportSchemaGen"]["inputs"]["parameters"]
+    assert parameters["text"]["runtimeValue"]["constant"].endswith("# of our cats\n")
 
 
-def test_a_schema_that_is_not_there_is_named(tmp_path):
+def test_a_missing_schema_is_refused_with_its_path(tmp_path):
     with pytest.raises(SettingsError, match=f"photos_schema: {tmp_path}/schema.pbtxt: no such file"):
         compiled(f"photos_schema={tmp_path}")
 
 
-def test_the_page_says_how_large_the_status_of_a_run_is():
+def test_the_documentation_has_the_current_size_of_the_node_status():
     from pipeline.runners.kubeflow.compiler import compile_pipeline
 
     page = (ROOT / "docs" / "kubeflow.md").read_text(encoding="utf-8")
-    given = settings("smoke", ())
+    smoke_settings = settings("smoke", ())
     for backbones in (3, 4, 5):
         more = tuple(f"backbone{number}" for number in range(3, backbones))
-        text = compile_pipeline(given.model_copy(update={"backbones": (*given.backbones, *more)}))
+        text = compile_pipeline(smoke_settings.model_copy(update={"backbones": (*smoke_settings.backbones, *more)}))
         tasks = len(backend.load(text)[0]["root"]["dag"]["tasks"])
         plain, retried = (backend.node_status(text, default_retries) / 1e6 for default_retries in (False, True))
         assert f"| {backbones} | {tasks} | {plain:.1f} | {retried:.1f} |" in page
 
 
-def test_only_what_uses_beam_is_given_its_flags(smoke):
+def test_only_beam_components_receive_beam_options(smoke):
     arguments = {
         name.removesuffix("_executor"): executor["container"]["args"]
         for name, executor in smoke["deploymentSpec"]["executors"].items()
     }
-    assert {len(given) for given in arguments.values()} == {3, 6}
-    assert {name.partition("-")[0] for name, given in arguments.items() if len(given) == 6} >= {
+    assert {len(values) for values in arguments.values()} == {3, 6}
+    assert {name.partition("-")[0] for name, values in arguments.items() if len(values) == 6} >= {
         *("StatisticsGen", "Transform", "EmbeddingGen", "ImageExampleGen")
     }
     assert len(arguments["Pusher"]) == len(arguments["Trainer-resnet50"]) == 3
@@ -223,7 +223,7 @@ def spoil_input(spec):
 
 
 def spoil_condition(spec):
-    # What TFX makes of a condition on a channel that is an input as well.
+    # TFX compiles this if the channel of the condition is also an input.
     task = spec["root"]["dag"]["tasks"]["Backbone-xception"]
     task["triggerPolicy"]["condition"] = task["triggerPolicy"]["condition"].replace("_RetrainGate.decision", "decision")
 
@@ -237,44 +237,44 @@ def spoil_field(spec):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (spoil_resolver, "resolver not implemented"),
         (spoil_lifecycle, "lifecycle"),
         (spoil_version, "schemaVersion 2.0.0"),
-        (spoil_name, "Argo takes no task by the name Run.Report"),
+        (spoil_name, "Argo does not accept the task name Run.Report"),
         (spoil_producer, "no task ImageExampleGen_task"),
         (spoil_order, "a cycle among"),
-        (spoil_input, "Pusher: nothing for its parameters {'run_id'}"),
-        (spoil_condition, "its condition asks for decision"),
+        (spoil_input, "Pusher: missing parameters {'run_id'}"),
+        (spoil_condition, "its condition uses decision"),
         (spoil_command, "no image or command"),
         (spoil_field, "not a pipeline specification"),
     ],
     ids=lambda value: value.__name__.removeprefix("spoil_") if callable(value) else "",
 )
-def test_the_executor_of_these_tests_takes_nothing_that_a_cluster_would_not(smoke, spoil, words):
+def test_the_backend_emulation_rejects_invalid_specifications(smoke, spoil, message):
     spoiled = copy.deepcopy(smoke)
     spoil(spoiled)
-    with pytest.raises(backend.Rejected, match=words.replace("{", r"\{")):
+    with pytest.raises(backend.Rejected, match=message.replace("{", r"\{")):
         backend.load(yaml.safe_dump(spoiled))
 
 
 @pytest.mark.parametrize(
-    ("parameters", "words"),
+    ("parameters", "message"),
     [
         ({"folder": "/photos"}, "unknown parameters: {'folder'}"),
-        ({"data": 7}, "parameter data: 7 is no STRING"),
-        ({"gate_margin": "much"}, "parameter gate_margin: 'much' is no NUMBER_DOUBLE"),
+        ({"data": 7}, "parameter data: 7 is not of type STRING"),
+        ({"gate_margin": "much"}, "parameter gate_margin: 'much' is not of type NUMBER_DOUBLE"),
         ({"data": "x" * 10_000}, "the parameters take"),
     ],
 )
-def test_parameters_that_the_server_would_not_take_start_nothing(tmp_path, parameters, words):
-    with pytest.raises(backend.Rejected, match=words.replace("{", r"\{")):
+def test_invalid_parameters_are_rejected_before_the_run_starts(tmp_path, parameters, message):
+    with pytest.raises(backend.Rejected, match=message.replace("{", r"\{")):
         backend.Backend(tmp_path).run(text("smoke"), parameters)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_executor_imports_nothing_of_the_pipeline():
+def test_the_backend_emulation_imports_no_pipeline_code():
     code = (
         "import sys, json\nimport tests.pipeline.runners.kubeflow.backend\n"
         "print(json.dumps(sorted({'components', 'pipeline', 'serving', 'tfx'} & set(sys.modules))))"

@@ -1,4 +1,4 @@
-"""The command of the containers, called with ExecutorInput JSON as the backend writes it."""
+"""Entry point of the containers, called with ExecutorInput JSON in the format of the backend."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ def schema(title: str) -> dict:
     return {"instanceSchema": f"title: {title}\ntype: object\n"}
 
 
-# As a compiled pipeline has it: the types of the artifacts that it reads, and which parameters are whole numbers.
+# Argument INPUTS in a compiled pipeline: the types of the input artifacts and the names of integer parameters.
 INPUTS = "examples=tfx.Examples report=components.IngestReport photos=int"
 INVOCATION = {
     "inputs": {
@@ -66,7 +66,7 @@ INVOCATION = {
             }.items()
         }
         | {
-            # What the backend adds; the launcher numbers it by the attempt.
+            # Added by the backend; the launcher appends the number of the attempt.
             "executor-logs": {
                 "artifacts": [
                     {
@@ -84,14 +84,14 @@ INVOCATION = {
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """Runs an executor as a container does; gives the document that it leaves for the backend."""
+    """Runs an executor like a container; returns the ExecutorOutput for the backend."""
     monkeypatch.setenv(entrypoint.ROOT_VARIABLE, str(tmp_path))
     executors.seen.clear()
 
     def run(executor: str, invocation: dict = INVOCATION) -> dict:
         invocation = copy.deepcopy(invocation)
-        place = INVOCATION["outputs"]["outputFile"].lstrip("/")
-        invocation["outputs"]["outputFile"] = str(tmp_path / place)
+        output_file = INVOCATION["outputs"]["outputFile"].lstrip("/")
+        invocation["outputs"]["outputFile"] = str(tmp_path / output_file)
         arguments = [
             "entrypoint",
             f"tests.pipeline.runners.kubeflow.executors.{executor}",
@@ -109,7 +109,7 @@ def metadata(output: dict, key: str) -> dict:
     return output["artifacts"][key]["artifacts"][0]["metadata"]
 
 
-def test_inputs_have_the_types_that_the_component_declares_and_their_own_metadata_alone(call):
+def test_inputs_have_the_declared_types_and_only_their_own_metadata(call):
     call("Writes")
     inputs = executors.seen["inputs"]
     (examples,), (report,) = inputs["examples"], inputs["report"]
@@ -122,7 +122,7 @@ def test_inputs_have_the_types_that_the_component_declares_and_their_own_metadat
     assert not examples.has_custom_property("store_session_info")
 
 
-def test_what_a_condition_asks_for_is_no_input_and_the_log_no_output(call):
+def test_artifacts_of_conditions_are_not_inputs_and_the_log_is_not_an_output(call):
     call("Writes")
     assert executors.seen["inputs"].keys() == {"examples", "report"}
     assert executors.seen["outputs"].keys() == {"model", "model_run", "metrics", "page"}
@@ -135,71 +135,71 @@ def test_parameters_keep_their_types(call):
 
 
 @pytest.mark.parametrize(
-    ("uri", "place"),
+    ("uri", "path"),
     [
         ("minio://mlpipeline/v2/a", "minio/mlpipeline/v2/a"),
         ("s3://bucket/a", "s3/bucket/a"),
         ("gs://bucket/a", "gcs/bucket/a"),
     ],
 )
-def test_artifacts_are_where_the_launcher_puts_them(call, tmp_path, uri, place):
+def test_input_uris_become_local_paths_of_the_launcher(call, tmp_path, uri, path):
     invocation = copy.deepcopy(INVOCATION)
     invocation["inputs"]["artifacts"]["report"]["artifacts"][0]["uri"] = uri
     call("Writes", invocation)
-    assert executors.seen["inputs"]["report"][0].uri == str(tmp_path / place)
+    assert executors.seen["inputs"]["report"][0].uri == str(tmp_path / path)
 
 
-def test_a_uri_that_the_launcher_leaves_alone_stays(call):
+def test_uris_of_other_schemes_are_unchanged(call):
     invocation = copy.deepcopy(INVOCATION)
     invocation["inputs"]["artifacts"]["report"]["artifacts"][0]["uri"] = "hdfs://cluster/report"
     call("Writes", invocation)
     assert executors.seen["inputs"]["report"][0].uri == "hdfs://cluster/report"
 
 
-def test_a_component_finds_the_folders_of_its_outputs_but_not_what_it_has_to_write_as_a_file(call):
+def test_output_folders_exist_before_the_component_runs_and_output_files_do_not(call):
     call("Writes")
     exists = {key: executors.seen[f"{key} exists"] for key in ("model", "model_run", "metrics", "page")}
     assert exists == {"model": True, "model_run": True, "metrics": True, "page": False}
 
 
-def test_the_backend_is_told_remote_uris_also_in_metadata(call, tmp_path):
+def test_the_output_for_the_backend_has_remote_uris_also_in_metadata(call, tmp_path):
     output = call("Writes")
     for key in ("model", "model_run", "metrics", "page"):
         assert output["artifacts"][key]["artifacts"][0]["uri"] == f"{RUN}/Trainer/5b/{key}"
-        assert metadata(output, key)["beside"] == f"{RUN}/Trainer/5b/{key}/content.txt"
+        assert metadata(output, key)["neighbor"] == f"{RUN}/Trainer/5b/{key}/content.txt"
     assert str(tmp_path) not in json.dumps(output)
 
 
-def test_numbers_and_objects_keep_their_form_and_the_ui_gets_no_row_of_tfx(call):
+def test_numbers_and_objects_are_unchanged_and_metrics_have_no_tfx_version(call):
     output = call("Writes")
-    assert metadata(output, "metrics").keys() == {"beside", "number", "matrix"}
+    assert metadata(output, "metrics").keys() == {"neighbor", "number", "matrix"}
     assert metadata(output, "metrics")["number"] == 0.5
     assert metadata(output, "metrics")["matrix"] == {"rows": [{"row": [1, 2]}]}
     assert "tfx_version" in metadata(output, "model")
 
 
-def test_no_null_goes_to_the_metadata_store():
+def test_null_values_are_removed_from_the_output():
     invocation = {"inputs": {}, "outputs": INVOCATION["outputs"]}
-    written = {"artifacts": {"model": {"artifacts": [{"uri": "/m", "metadata": {"span": None, "kept": 0}}]}}}
-    output = entrypoint.globalise(written, invocation, {})
+    output = {"artifacts": {"model": {"artifacts": [{"uri": "/m", "metadata": {"span": None, "kept": 0}}]}}}
+    output = entrypoint.to_remote(output, invocation, {})
     assert metadata(output, "model") == {"kept": 0}
 
 
-def test_an_output_that_is_not_written_fails_the_task_by_name(call):
-    with pytest.raises(entrypoint.MissingOutputError, match=r"nothing for its outputs page$"):
+def test_a_missing_output_fails_the_task_with_its_name(call):
+    with pytest.raises(entrypoint.MissingOutputError, match=r"did not write its outputs page$"):
         call("WritesNoPage")
 
 
-def test_an_output_that_is_an_empty_folder_fails_the_task_by_name(call):
+def test_an_empty_output_folder_fails_the_task_with_its_name(call):
     invocation = copy.deepcopy(INVOCATION)
     artifacts = invocation["outputs"]["artifacts"]
     artifacts["page"]["artifacts"][0]["type"] = schema("tfx.Model")
-    with pytest.raises(entrypoint.MissingOutputError, match=r"nothing for its outputs page$"):
+    with pytest.raises(entrypoint.MissingOutputError, match=r"did not write its outputs page$"):
         call("WritesNoPage", invocation)
 
 
-def test_an_error_of_the_component_is_the_error_of_the_task(call, tmp_path):
-    with pytest.raises(ValueError, match="the photos are wrong"):
+def test_an_exception_of_the_component_fails_the_task(call, tmp_path):
+    with pytest.raises(ValueError, match="invalid photos"):
         call("Fails")
     assert not list(tmp_path.rglob("output_metadata.json"))
 

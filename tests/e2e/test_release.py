@@ -1,4 +1,4 @@
-"""From a decision of the gate to what serves: refusals, labels, lineage, model card, and the decision taken again."""
+"""Gate decisions, replays, labels, lineage and model cards of a workdir with two versions."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from components.release.model_gate import ModelGate
 from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 
-# Anything is let in, so that there are two versions to choose from.
+# Every candidate passes, so that there are two versions.
 OPEN_GATE = ("gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
 
 
@@ -23,7 +23,7 @@ def pushed(small, copy_small) -> Run:
     settings = [setting for setting in SMALL if "trainer.epochs" not in setting]
     second = run_pipeline(small.photos, workdir, *settings, "trainer.epochs=3", *OPEN_GATE)
     assert second.process.returncode == 0, second.process.stdout
-    assert "Admitted: pushed as version 2." in second.process.stdout
+    assert "Passed: pushed as version 2." in second.process.stdout
     return second
 
 
@@ -45,7 +45,7 @@ def gate_document(run):
     return json.loads((run.workdir / "report" / "gate.json").read_text())
 
 
-def test_gate_json_alone_says_what_was_compared_on_which_photos_by_which_rule_and_what_serves(pushed):
+def test_gate_json_contains_rules_photos_comparison_and_labels(pushed):
     gate = gate_document(pushed)
     assert gate["rules"] == {
         "min_accuracy": 0.0,
@@ -62,7 +62,7 @@ def test_gate_json_alone_says_what_was_compared_on_which_photos_by_which_rule_an
     assert (gate["champion"]["version"], gate["pushed_version"], gate["serving"]) == (1, 2, {"stable": 1})
 
 
-def test_models_lists_each_version_with_its_labels_and_why_it_was_admitted(pushed):
+def test_models_lists_each_version_with_labels_and_the_reasons_why_it_passed(pushed):
     first, second = as_json(pushed, "models")
     assert (first["version"], first["labels"], second["version"], second["labels"]) == (1, ["stable"], 2, [])
     assert second["backbone"] == "resnet50"
@@ -75,12 +75,12 @@ def test_models_lists_each_version_with_its_labels_and_why_it_was_admitted(pushe
         "resnet50",
         first["data_digest"][:8],
         "minutes ago",
-        "no model is in service to",
+        "no champion to compare with",
     ):
         assert text in table
 
 
-def test_what_is_damaged_is_named_without_a_traceback_and_hides_nothing_else(pushed, tmp_path):
+def test_damaged_files_are_named_without_a_traceback_and_other_versions_stay_visible(pushed, tmp_path):
     base = tmp_path / "serving" / "catbreeds"
     shutil.copytree(registry(pushed).base, base)
     (base / "1" / "admission.json").write_text("{}")
@@ -96,84 +96,84 @@ def test_what_is_damaged_is_named_without_a_traceback_and_hides_nothing_else(pus
         assert "Traceback" not in done.stderr
 
 
-def test_promote_and_rollback_change_what_predict_asks(pushed):
+def test_promote_and_rollback_change_the_version_that_predict_uses(pushed):
     photo = next(pushed.photos.rglob("*.jpg"))
 
-    def answering():
+    def predicting_version():
         return as_json(pushed, "predict", photo)["photos"][0]["model"]["version"]
 
-    assert answering() == 1
-    assert "version 2 is stable and replaces version 1" in in_workdir(pushed, "promote", 2).stdout
-    assert answering() == 2
-    assert "version 1 is stable again and replaces version 2" in in_workdir(pushed, "rollback").stdout
-    assert answering() == 1
+    assert predicting_version() == 1
+    assert "version 2 is stable (was version 1)" in in_workdir(pushed, "promote", 2).stdout
+    assert predicting_version() == 2
+    assert "version 1 is stable again (was version 2)" in in_workdir(pushed, "rollback").stdout
+    assert predicting_version() == 1
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "message"),
     [
         (("promote", 7), "no version 7; existing versions: 1, 2"),
         (("rollback",), "no version was stable before"),
         (("lineage", 7), "no version 7"),
-        (("gate", "--run", "yesterday"), "no ModelGate in run 'yesterday'; there is one in: 2"),
+        (("gate", "--run", "yesterday"), "run 'yesterday' has no finished ModelGate; runs that have one: 2"),
         (("gate", "--policy", "lenient"), "gate.policy"),
         (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(pushed, command, words):
+def test_invalid_commands_report_the_error_and_change_nothing(pushed, command, message):
     before = registry(pushed).labels()
     done = in_workdir(pushed, *command)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert message in done.stderr
     assert registry(pushed).labels() == before
 
 
 @pytest.mark.parametrize("command", [("gate",), ("lineage", 1)])
-def test_without_a_run_there_is_nothing_to_look_back_at(tmp_path, command):
+def test_gate_and_lineage_fail_without_a_run(tmp_path, command):
     done = catbreeds(*command, "--workdir", tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_a_decision_taken_again_by_its_own_rules_is_the_same(pushed):
-    again, decided = as_json(pushed, "gate"), gate_document(pushed)
+def test_replay_with_the_same_rules_returns_the_same_decision(pushed):
+    replayed, decided = as_json(pushed, "gate"), gate_document(pushed)
     for key in ("run", "outcome", "reasons", "rules", "majority", "comparison", "slices", "measured_on"):
-        assert again[key] == decided[key]
+        assert replayed[key] == decided[key]
 
 
-def test_a_decision_taken_again_by_other_rules_is_another_and_pushes_nothing(pushed):
+def test_replay_with_other_rules_changes_the_decision_and_pushes_nothing(pushed):
     rules = ("--set", "gate.min_accuracy=1", "--set", "gate.above_majority=true")
-    refused = in_workdir(pushed, "gate", "--policy", "significantly_better", *rules)
-    assert refused.returncode == 3
-    assert "The gate would refuse resnet50" in refused.stdout
-    assert "is below the least allowed, gate.min_accuracy=1" in refused.stdout
-    assert "above_majority=True" in refused.stdout
-    assert "fails gate.policy=significantly_better against version 1" in refused.stdout
+    rejected = in_workdir(pushed, "gate", "--policy", "significantly_better", *rules)
+    assert rejected.returncode == 3
+    assert "Verdict for resnet50: rejected" in rejected.stdout
+    assert "is below gate.min_accuracy=1" in rejected.stdout
+    assert "above_majority=True" in rejected.stdout
+    assert "fails gate.policy=significantly_better against version 1" in rejected.stdout
     assert registry(pushed).versions() == [1, 2]
 
 
-def test_lineage_leads_from_a_version_to_data_weights_schema_hyperparameters_and_code(pushed):
-    found = as_json(pushed, "lineage", 2)
+def test_lineage_traces_a_version_to_data_weights_schema_hyperparameters_and_code(pushed):
+    lineage = as_json(pushed, "lineage", 2)
     record = registry(pushed).record(2)
-    assert found["hyperparameters"] == record["hyperparameters"]
-    assert found["weights"] == record["backbone"]
-    assert found["data"]["data"] == str(pushed.photos)
-    assert found["data"]["learned_digest"] == record["data_digest"]
-    assert found["settings"]["trainer"]["epochs"] == 3
-    assert found["schema"]["schema_file"].endswith("schemas/photos/schema.pbtxt")
-    assert found["code"]["Trainer-resnet50"] == record["code_digest"]
-    nodes = {execution["node"]: execution for execution in found["executions"]}
+    assert lineage["hyperparameters"] == record["hyperparameters"]
+    assert lineage["weights"] == record["backbone"]
+    assert lineage["data"]["data"] == str(pushed.photos)
+    assert lineage["data"]["learned_digest"] == record["data_digest"]
+    assert lineage["settings"]["trainer"]["epochs"] == 3
+    assert lineage["schema"]["schema_file"].endswith("schemas/photos/schema.pbtxt")
+    assert lineage["code"]["Trainer-resnet50"] == record["code_digest"]
+    nodes = {execution["node"]: execution for execution in lineage["executions"]}
     assert nodes.keys() >= {"ImageExampleGen", "Backbone-resnet50", "Tuner-resnet50", "Evaluator-gate", "ModelGate"}
-    # The Trainer ran again, on what the first run had made.
-    assert nodes["Trainer-resnet50"]["run"] == nodes["Pusher"]["run"] == found["run"]
-    assert nodes["ImageExampleGen"]["run"] != found["run"]
+    # The second run trained again and reused cached results of the first run.
+    assert nodes["Trainer-resnet50"]["run"] == nodes["Pusher"]["run"] == lineage["run"]
+    assert nodes["ImageExampleGen"]["run"] != lineage["run"]
     assert nodes["Trainer-resnet50"]["parameters"]["epochs"] == 3
     tree = in_workdir(pushed, "lineage", 2).stdout
     for text in ("version 2", "Tuner-resnet50", record["backbone"]["weights_digest"][:12], "ImageExampleGen"):
         assert text in tree
 
 
-def test_lineage_lists_the_photos_that_a_version_learned_from(pushed):
+def test_lineage_lists_the_train_photos_of_a_version(pushed):
     rows = as_json(pushed, "lineage", 2, "--photos")
     paths = in_workdir(pushed, "lineage", 2, "--photos").stdout.splitlines()
     assert paths == [row["path"] for row in rows]
@@ -182,7 +182,7 @@ def test_lineage_lists_the_photos_that_a_version_learned_from(pushed):
     assert len(paths) == sum(counts["train"] for counts in ingest["breeds"].values()) < 75
 
 
-def test_a_model_card_goes_with_each_version(pushed):
+def test_each_version_has_a_model_card(pushed):
     gate = gate_document(pushed)
     version = registry(pushed).path(2)
     card = json.loads((version / "model_card.json").read_text())
@@ -192,15 +192,15 @@ def test_a_model_card_goes_with_each_version(pushed):
     assert sum(card["data"]["splits"].values()) == card["data"]["photos"] == 75
     assert card["model"]["weights_licence"] == "none: the weights are random"
     assert card["lineage"]["model_digest"] == gate["candidate"]["model_digest"]
-    assert any("answers one of them for any photo" in limit for limit in card["limits"])
+    assert any("always predicts one of its" in limit for limit in card["limits"])
     page = (version / "model_card.html").read_text()
     for text in ("Model card: catbreeds version 2", *card["limits"], *card["breeds"], card["lineage"]["model_digest"]):
         assert text in page
     assert "http" not in page
 
 
-class Admission:
-    """Decides on the candidate of a run again, against a registry that a test changes."""
+class GateRerun:
+    """Reruns ChampionModel and ModelGate on the candidate of a run with a registry that a test modifies."""
 
     def __init__(self, run: Run, folder):
         self.run, self.folder = run, folder
@@ -215,13 +215,13 @@ class Admission:
         artifact.uri = str(uri)
         return artifact
 
-    def _written(self, kind, name):
+    def _output(self, kind, name):
         (self.folder / name).mkdir()
         return self._artifact(kind, self.folder / name)
 
     def champion(self) -> dict:
-        """What ChampionModel says of the version in service."""
-        self.model = self._written(Model, "champion")
+        """Runs ChampionModel and returns champion.json."""
+        self.model = self._output(Model, "champion")
         identity = stable_identity(self.registry)
         ChampionModel.test_call(
             candidate=self.candidate,
@@ -233,7 +233,7 @@ class Admission:
         return json.loads((self.folder / "champion" / "champion.json").read_text())
 
     def decide(self, champion_evaluation=None, **rules) -> dict:
-        """What ModelGate decides."""
+        """Runs ModelGate and returns gate.json."""
         if champion_evaluation is None:
             (self.folder / "none").mkdir()
             (self.folder / "none" / "metrics.json").write_text("null")
@@ -245,9 +245,9 @@ class Admission:
             champion=self.model,
             champion_evaluation=self._artifact(ModelEvaluation, champion_evaluation or self.folder / "none"),
             ingest=self._artifact(IngestReport, self.run.artifact("ImageExampleGen", "report")),
-            blessing=self._written(ModelBlessing, "blessing"),
-            decision=self._written(GateDecision, "decision"),
-            metrics=self._written(Metrics, "metrics"),
+            blessing=self._output(ModelBlessing, "blessing"),
+            decision=self._output(GateDecision, "decision"),
+            metrics=self._output(Metrics, "metrics"),
             min_slice=20,
             max_slice_drop=1.0,
             code_digest="",
@@ -257,40 +257,40 @@ class Admission:
 
 
 @pytest.fixture
-def admission(pushed, tmp_path) -> Admission:
-    return Admission(pushed, tmp_path)
+def rerun(pushed, tmp_path) -> GateRerun:
+    return GateRerun(pushed, tmp_path)
 
 
-def test_a_degraded_challenger_is_refused(pushed, admission):
-    champion = admission.champion()
+def test_a_degraded_candidate_is_rejected(pushed, rerun):
+    champion = rerun.champion()
     assert (champion["version"], champion["unreadable"], champion["is_candidate"]) == (1, None, False)
-    assert (admission.folder / "champion" / "Format-Serving" / "saved_model.pb").is_file()
-    path = admission.evaluation / "outcomes.jsonl"
+    assert (rerun.folder / "champion" / "Format-Serving" / "saved_model.pb").is_file()
+    path = rerun.evaluation / "outcomes.jsonl"
     outcomes = [json.loads(line) | {"correct": False} for line in path.read_text().splitlines()]
     path.write_text("\n".join(map(json.dumps, outcomes)))
-    gate = admission.decide(pushed.artifact("Evaluator-champion", "evaluation"))
+    gate = rerun.decide(pushed.artifact("Evaluator-champion", "evaluation"))
     assert (gate["outcome"], gate["blessed"]) == ("refused", False)
     assert any("fails gate.policy=not_worse against version 1" in reason for reason in gate["reasons"])
     assert gate["comparison"]["only_champion_right"] > 0
 
 
-def test_an_unreadable_champion_is_said_and_the_absolute_thresholds_decide(admission):
-    (admission.registry.base / "1" / "saved_model.pb").write_bytes(b"damaged")
-    assert admission.champion()["unreadable"]
-    gate = admission.decide()
+def test_with_an_unreadable_champion_only_the_absolute_thresholds_apply(rerun):
+    (rerun.registry.base / "1" / "saved_model.pb").write_bytes(b"damaged")
+    assert rerun.champion()["unreadable"]
+    gate = rerun.decide()
     assert (gate["blessed"], gate["comparison"]) == (True, None)
     reasons = " ".join(gate["reasons"])
-    assert "version 1 in service cannot be read" in reasons
-    assert "only the absolute thresholds count" in reasons
+    assert "champion version 1 cannot be loaded" in reasons
+    assert "only the absolute thresholds apply" in reasons
 
 
-def test_another_set_of_breeds_is_said_and_the_absolute_thresholds_decide(admission):
-    path = admission.registry.base / "1" / "assets.extra" / "catbreeds.json"
+def test_with_other_breeds_only_the_absolute_thresholds_apply(rerun):
+    path = rerun.registry.base / "1" / "assets.extra" / "catbreeds.json"
     record = json.loads(path.read_text())
-    gone, *others = record["breeds"]
+    added, *others = record["breeds"]
     path.write_text(json.dumps(record | {"breeds": [*others, "Bengal"]}))
-    assert admission.champion()["unreadable"] is None
-    assert not (admission.folder / "champion" / "Format-Serving").exists()
-    gate = admission.decide()
+    assert rerun.champion()["unreadable"] is None
+    assert not (rerun.folder / "champion" / "Format-Serving").exists()
+    gate = rerun.decide()
     assert (gate["blessed"], gate["comparison"]) == (True, None)
-    assert f"new {gone}, gone Bengal; only the absolute thresholds count" in " ".join(gate["reasons"])
+    assert f"(added: {added}; removed: Bengal): only the absolute thresholds apply" in " ".join(gate["reasons"])

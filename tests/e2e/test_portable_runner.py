@@ -1,4 +1,4 @@
-"""The Beam components through Beam's portable job server, workers in processes of their own, as on Flink."""
+"""Beam components on the portable job server of Beam with workers in separate processes, as on Flink."""
 
 import contextlib
 import json
@@ -15,15 +15,15 @@ from tests.running import SMALL, run_pipeline
 
 
 @contextlib.contextmanager
-def service(module: str, *arguments: str, port: int):
-    """A server of Beam's, until the test is over; ready when its port answers."""
-    # Beam starts its workers as plain `python`.
+def beam_server(module: str, *arguments: str, port: int):
+    """Run a server of Beam; it is ready when its port accepts connections."""
+    # Beam starts its workers with the command `python`.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment)
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            assert process.poll() is None, f"{module} ended"
+            assert process.poll() is None, f"{module} exited"
             with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
                 break
             time.sleep(0.2)
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_the_pipeline_runs_through_a_portable_job_server(small, tmp_path):
+def test_pipeline_runs_on_a_portable_job_server(small, tmp_path):
     jobs, workers = free_port(), free_port()
     options = [
         f"--job_endpoint=localhost:{jobs}",
@@ -50,16 +50,16 @@ def test_the_pipeline_runs_through_a_portable_job_server(small, tmp_path):
     ]
     runners = "apache_beam.runners"
     with (
-        service(f"{runners}.portability.local_job_service_main", f"--port={jobs}", port=jobs),
-        service(f"{runners}.worker.worker_pool_main", f"--service_port={workers}", port=workers),
+        beam_server(f"{runners}.portability.local_job_service_main", f"--port={jobs}", port=jobs),
+        beam_server(f"{runners}.worker.worker_pool_main", f"--service_port={workers}", port=workers),
     ):
         settings = ("beam.runner=portable", f"beam.options={json.dumps(options)}")
         run = run_pipeline(small.photos, tmp_path, *SMALL, *settings)
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
-    ours, theirs = (
+    report, expected = (
         json.loads((r.artifact("ImageExampleGen", "report") / "report.json").read_text()) for r in (run, small)
     )
-    assert ours == theirs
+    assert report == expected
     assert accuracy(run) == pytest.approx(accuracy(small))
 
 
