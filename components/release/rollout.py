@@ -56,7 +56,7 @@ def Rollout(
 
 
 def _interrupted_rollout(registry: Registry, version: int | None) -> int | None:
-    """Returns the version that an earlier run pushed, if that run was interrupted before the version became the canary."""
+    """Returns `version` if the run that pushed it was interrupted before it became the canary."""
     is_newer = version is not None and version > (registry.stable() or 0)
     if is_newer and version not in registry.labels().values() and not registry.stop_reason(version):
         return version
