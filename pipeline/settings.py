@@ -18,6 +18,7 @@ from pipeline import strict_yaml
 from serving.environment import is_service_link
 from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
+from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -192,6 +193,9 @@ class GateSettings(_Section):
     )
 
 
+_ROLLOUT_LIMITS, _CANARY_CRITERIA = RolloutLimits(), CanaryCriteria()
+
+
 class RolloutSettings(_Section):
     """How new versions are rolled out, and which old versions are kept."""
 
@@ -205,31 +209,42 @@ class RolloutSettings(_Section):
         "/models", pattern="^/.*[^/]$", description="path in the model server containers where the models are mounted"
     )
     canary_share: Fraction = Field(
-        0.1, description="share of the gateways' requests that go to a canary that a run starts"
+        CANARY_SHARE, description="share of the gateways' requests that go to a canary that a run starts"
     )
     loaded_versions: int = Field(
-        2, ge=1, description="number of versions that fit in a model server's memory; 2 allow an instant rollback"
+        _ROLLOUT_LIMITS.loaded_versions,
+        ge=1,
+        description="number of versions that fit in a model server's memory; 2 allow an instant rollback",
     )
     keep_versions: int = Field(
-        10, ge=1, description="number of newest versions to keep in the registry; versions in use are always kept"
+        _ROLLOUT_LIMITS.keep_versions,
+        ge=1,
+        description="number of newest versions to keep in the registry; versions in use are always kept",
     )
-    load_seconds: float = Field(600.0, gt=0, description="timeout for a model server to load a version")
+    load_seconds: float = Field(
+        _ROLLOUT_LIMITS.load_seconds, gt=0, description="timeout for a model server to load a version"
+    )
     min_requests: int = Field(
-        200, ge=1, description="minimum number of requests to each of canary and stable before they are compared"
+        _CANARY_CRITERIA.min_requests,
+        ge=1,
+        description="minimum number of requests to each of canary and stable before they are compared",
     )
     max_error_increase: Fraction = Field(
-        0.005, description="maximum increase of the error rate of the canary over the stable version"
+        _CANARY_CRITERIA.max_error_increase,
+        description="maximum increase of the error rate of the canary over the stable version",
     )
     max_latency_ratio: float = Field(
-        1.5, ge=1, description="maximum ratio of the canary's 95th percentile latency to that of the stable version"
+        _CANARY_CRITERIA.max_latency_ratio,
+        ge=1,
+        description="maximum ratio of the canary's 95th percentile latency to that of the stable version",
     )
 
     def limits(self) -> dict[str, Any]:
-        """Arguments for `serving.rollout.controller.Limits`."""
-        return {"loaded": self.loaded_versions, "keep": self.keep_versions, "load_seconds": self.load_seconds}
+        """Arguments for `serving.rollout.limits.RolloutLimits`."""
+        return self.model_dump(include={"loaded_versions", "keep_versions", "load_seconds"})
 
     def rules(self) -> dict[str, Any]:
-        """Arguments for `serving.rollout.canary_analysis.Rules`."""
+        """Arguments for `serving.rollout.limits.CanaryCriteria`."""
         return self.model_dump(include={"min_requests", "max_error_increase", "max_latency_ratio"})
 
 

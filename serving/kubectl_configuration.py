@@ -1,4 +1,4 @@
-"""What kubectl's configuration says of a cluster: its address, and how to sign in there."""
+"""Reads the cluster's address and credentials from kubectl's configuration."""
 
 import os
 from typing import TYPE_CHECKING
@@ -8,34 +8,34 @@ import yaml
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
-# Whoever asks without credentials, as after a sign-in plugin that failed; Kubernetes answers 403, not 401.
+# User of requests without credentials, for example after a sign-in plugin failed. Kubernetes returns 403, not 401.
 ANONYMOUS = "system:anonymous"
 
 
 class ConfigurationError(ValueError):
-    """There is no configuration of kubectl, or it cannot be used; the message says why."""
+    """kubectl's configuration is missing or cannot be used. The message states the reason."""
 
 
 def load(configuration: "Configuration", context: str | None) -> None:
-    """Sets `configuration` to what kubectl would use.
+    """Loads the address and credentials that kubectl uses into `configuration`.
 
     Args:
-        configuration: of the client.
-        context: of kubectl's configuration; None: its current one.
+        configuration: Configuration of the Kubernetes client.
+        context: Context of kubectl's configuration; None for its current one.
 
     Raises:
-        ConfigurationError: there is none, it is damaged, or it has no such context.
+        ConfigurationError: If the configuration is missing or damaged, or has no such context.
     """
     from kubernetes.config import ConfigException, load_kube_config
 
-    # The client would keep what KUBECONFIG was when it was imported.
+    # Passed explicitly, because the client reads KUBECONFIG only once, at import.
     files = os.environ.get("KUBECONFIG")
     try:
         load_kube_config(files, context=context, client_configuration=configuration)
     except ConfigException as error:
         raise ConfigurationError(str(error)) from None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
-        where = f"KUBECONFIG={files}" if files else "~/.kube/config"
+        source = f"KUBECONFIG={files}" if files else "~/.kube/config"
         raise ConfigurationError(
-            f"{where}: cannot be read: {' '.join(str(error).split())}; `kubectl config view` must work"
+            f"{source}: cannot be read: {' '.join(str(error).split())}; check it with `kubectl config view`"
         ) from None

@@ -1,4 +1,4 @@
-"""The labels that TensorFlow Serving gives to versions of a model."""
+"""Labels of model versions in TensorFlow Serving."""
 
-STABLE = "stable"  # the version in service
-CANARY = "canary"  # a new version that gets a share of the requests
+STABLE = "stable"  # receives all requests, or all but the canary's share
+CANARY = "canary"  # a new version that receives a share of the requests

@@ -1,7 +1,7 @@
-"""The registry of pushed models: TF Serving's base path, one directory a version, and the labels of versions.
+"""The registry of pushed models: TensorFlow Serving's base path with one directory per version, and the labels.
 
-Whoever drives it, here or in a cluster, moves labels by `promote` and `rollback` alone. Each change is one rename of
-what is complete, under a lock: two processes cannot mix theirs, and an interrupted one has happened or has not.
+Labels move only by `promote`, `rollback` and `unlabel`. Each change is prepared completely and then renamed into place
+under a lock, so concurrent changes do not mix and an interrupted change has either happened or not.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from serving.model_files import ADMISSION_FILE, MODEL_RECORD_FILE, with_current_
 from serving.names import distinguishable, spelling, spelling_variants
 
 NO_OBJECT_STORE = (
-    "{}: the registry of pushed models must be a folder: it needs locks and renames, which object stores lack; "
+    "{}: the registry of pushed models must be a folder, because object stores have no locks and no renames; "
     "mount the bucket or a volume (Vertex AI mounts gs://BUCKET/PATH at /gcs/BUCKET/PATH)"
 )
 _LABELS_FILE = "labels.json"
@@ -33,17 +33,17 @@ _VERSION = re.compile("[1-9][0-9]*")
 
 
 class RegistryError(ValueError):
-    """What was asked of the registry cannot be; the message says why and what to do."""
+    """The registry cannot be read or changed as requested. The message states the reason and the remedy."""
 
 
 class Registry:
-    """Versions of one model below `base`. TF Serving reads the same directory and sees only complete versions.
+    """Versions of one model. TensorFlow Serving reads the same directory and sees only complete versions.
 
     Args:
-        base: directory `<serving>/<model name>`; it is made by the first push.
+        base: Directory `<serving>/<model name>`; the first push creates it.
 
     Raises:
-        RegistryError: it is the address of an object store.
+        RegistryError: If `base` is the address of an object store.
     """
 
     def __init__(self, base: str | Path):
@@ -52,15 +52,15 @@ class Registry:
         self.base = Path(base)
 
     def versions(self) -> list[int]:
-        """Pushed versions, oldest first.
+        """Returns the pushed versions, oldest first.
 
         Raises:
-            RegistryError: the directory cannot be read, or there is another one with its name in another spelling.
+            RegistryError: If the directory cannot be read, or a sibling has the same name in another spelling.
         """
         try:
             self._require_one_spelling()
-            found = list(self.base.iterdir())
-            return sorted(int(path.name) for path in found if _VERSION.fullmatch(path.name) and path.is_dir())
+            entries = list(self.base.iterdir())
+            return sorted(int(path.name) for path in entries if _VERSION.fullmatch(path.name) and path.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -69,98 +69,100 @@ class Registry:
     def _require_one_spelling(self) -> None:
         name = self.base.name
         try:
-            beside = list(self.base.parent.iterdir())
+            siblings = list(self.base.parent.iterdir())
         except PermissionError:
-            return  # a volume may give access to this folder alone
-        for path in beside:
+            return  # a volume may give access to this folder only
+        for path in siblings:
             if path.name != name and spelling(path.name) == spelling(name) and path.is_dir():
                 raise RegistryError(
                     f"{self.base.parent}: {distinguishable([name, path.name])} are the same name in two spellings; "
-                    "use the name that is there, or move that folder away"
+                    "use the existing name, or move that folder away"
                 )
 
     def path(self, version: int) -> Path:
-        """Directory of the SavedModel of `version`."""
+        """Returns the SavedModel directory of `version`."""
         return self.base / str(version)
 
     def labels(self) -> dict[str, int]:
-        """Label -> version. A push sets stable where nothing is; before that is written, the oldest version is it.
+        """Returns the version by label. The first push sets stable; until it is written, the oldest version is stable.
 
         Raises:
-            RegistryError: the file of the labels is damaged.
+            RegistryError: If the labels file is damaged.
         """
         oldest = self.versions()[:1]
         return {STABLE: oldest[0]} | self._read_labels()["labels"] if oldest else {}
 
     def stable(self) -> int | None:
-        """The version in service."""
+        """Returns the stable version; None if nothing was pushed."""
         return self.labels().get(STABLE)
 
     def admission(self, version: int) -> dict[str, Any]:
-        """Why `version` was admitted.
+        """Returns when, by which run and why `version` passed the gate.
 
         Raises:
-            RegistryError: there is no such version, or its files are damaged.
+            RegistryError: If there is no such version, or its files are damaged.
         """
-        return self._read(version, ADMISSION_FILE)
+        return self._read_json(version, ADMISSION_FILE)
 
     def record(self, version: int) -> dict[str, Any]:
-        """What `version` is made of, see `serving.model_files`.
+        """Returns the model record of `version`, see `serving.model_files`.
 
         Raises:
-            RegistryError: there is no such version, or its files are damaged.
+            RegistryError: If there is no such version, or its files are damaged.
         """
-        return self._read(version, MODEL_RECORD_FILE)
+        return self._read_json(version, MODEL_RECORD_FILE)
 
-    def _read(self, version: int, name: str) -> dict[str, Any]:
-        self._require(version)
+    def _read_json(self, version: int, name: str) -> dict[str, Any]:
+        self._require_version(version)
         path = self.path(version) / name
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RegistryError(f"{path}: cannot be read: {error}") from None
         if not isinstance(document, dict):
-            raise RegistryError(f"{path}: damaged: a {type(document).__name__} instead of an object")
+            raise RegistryError(f"{path}: damaged: {type(document).__name__} instead of an object")
         return with_current_keys(document)
 
-    def _require(self, version: int) -> None:
+    def _require_version(self, version: int) -> None:
         if version not in self.versions():
-            there = ", ".join(map(str, self.versions())) or "none"
-            raise RegistryError(f"{self.base}: there is no version {version}; there are: {there}")
+            versions = ", ".join(map(str, self.versions())) or "none"
+            raise RegistryError(f"{self.base}: no version {version}; existing versions: {versions}")
 
     def require_servable(self, version: int) -> None:
-        """
+        """Checks that `version` is complete.
+
         Raises:
-            RegistryError: there is no such version, or it is damaged.
+            RegistryError: If there is no such version, or it is damaged.
         """
         if "model_digest" not in self.record(version) or not (self.path(version) / "saved_model.pb").is_file():
             raise RegistryError(
-                f"{self.path(version)}: damaged, it has no saved_model.pb or no whole record; it must not serve"
+                f"{self.path(version)}: damaged: saved_model.pb is missing or the model record is "
+                "incomplete; use another version"
             )
 
-    def find_model(self, model_digest: str) -> int | None:
-        """The newest undamaged version that was with this digest."""
-        return self._newest(lambda version: self.record(version)["model_digest"] == model_digest)
+    def find_by_model_digest(self, model_digest: str) -> int | None:
+        """Returns the newest undamaged version whose model has this digest."""
+        return self._find_newest(lambda version: self.record(version)["model_digest"] == model_digest)
 
-    def find_by_inputs(self, inputs_digest: str) -> int | None:
-        """The newest undamaged version that was made from this data, code, weights and settings."""
-        known = self._read_labels()["origins"].get(inputs_digest)
-        return self._newest(
-            lambda version: version == known or self.admission(version).get("inputs_digest") == inputs_digest
+    def find_by_inputs_digest(self, inputs_digest: str) -> int | None:
+        """Returns the newest undamaged version trained with the data, code, weights and settings of this digest."""
+        recorded = self._read_labels()["origins"].get(inputs_digest)
+        return self._find_newest(
+            lambda version: version == recorded or self.admission(version).get("inputs_digest") == inputs_digest
         )
 
-    def add_inputs(self, version: int, inputs_digest: str) -> None:
-        """Records that this data, code, weights and settings give `version` as well; see `find_by_inputs`."""
-        if self.find_by_inputs(inputs_digest) is None:
+    def add_inputs_digest(self, version: int, inputs_digest: str) -> None:
+        """Records that these inputs produce `version`, too, unless `find_by_inputs_digest` finds a version for them."""
+        if self.find_by_inputs_digest(inputs_digest) is None:
             with self._locked():
                 state = self._read_labels()
                 self._write_labels({**state, "origins": state["origins"] | {inputs_digest: version}})
 
-    def _newest(self, matches: Callable[[int], bool]) -> int | None:
-        """The newest of the undamaged versions that match.
+    def _find_newest(self, matches: Callable[[int], bool]) -> int | None:
+        """Returns the newest undamaged version that matches.
 
-        All searches pass over the same versions: if only one of them took a damaged version for whole, scheduled runs
-        would retrain each time and push nothing.
+        All searches skip the same versions. If one search accepted a damaged version that another skips, every
+        scheduled run would retrain and push nothing.
         """
         for version in reversed(self.versions()):
             try:
@@ -176,16 +178,18 @@ class Registry:
         """Moves `label` to `version`.
 
         Returns:
-            The version that had it.
+            The version that had the label before.
 
         Raises:
-            RegistryError: there is no such version, it is damaged, or the label is another spelling of another one.
+            RegistryError: If there is no such version, it is damaged, or the label respells an existing one.
         """
         self.require_servable(version)
         with self._locked():
             state, previous = self._read_labels(), self.labels().get(label)
             if group := spelling_variants([label, STABLE, *state["labels"]]):
-                raise RegistryError(f"labels {distinguishable(group[0])} are the same name in two spellings; use one")
+                raise RegistryError(
+                    f"labels {distinguishable(group[0])} are the same name in two spellings; use one of them"
+                )
             if previous != version:
                 replaced = state["replaced"].get(label, [])
                 self._write_labels(
@@ -197,47 +201,49 @@ class Registry:
                 )
             return previous
 
-    def before(self, label: str = STABLE) -> list[int]:
-        """Versions that `rollback` goes back to, the next one last."""
+    def rollback_targets(self, label: str = STABLE) -> list[int]:
+        """Returns the versions that repeated `rollback` calls go back to, the next one last."""
         current = self.labels().get(label)
         if current is None:
             return []
-        before = [version for version in self._read_labels()["replaced"].get(label, []) if self._is_servable(version)]
-        while before[-1:] == [current]:
-            before.pop()
-        return before
+        replaced = self._read_labels()["replaced"].get(label, [])
+        targets = [version for version in replaced if self._is_servable(version)]
+        while targets[-1:] == [current]:
+            targets.pop()
+        return targets
 
-    def require_before(self, label: str = STABLE) -> list[int]:
-        """`before`, where there must be one.
+    def require_rollback_targets(self, label: str = STABLE) -> list[int]:
+        """Returns `rollback_targets`, at least one.
 
         Raises:
-            RegistryError: there is none to go back to.
+            RegistryError: If there is no version to go back to.
         """
-        before = self.before(label)
-        if not before:
-            raise RegistryError(f"{self.base}: no version was {label} before; `promote` moves the label anywhere")
-        return before
+        targets = self.rollback_targets(label)
+        if not targets:
+            raise RegistryError(f"{self.base}: no version was {label} before; use `promote` to choose a version")
+        return targets
 
     def rollback(self, label: str = STABLE, target: int | None = None) -> tuple[int, int]:
-        """Moves `label` back to the version that had it before and can serve; called again, one further back.
+        """Moves `label` back to the previous undamaged version; each further call goes one version further back.
 
         Args:
-            label: what moves.
-            target: nothing moves unless it leads there; so two who roll back at once go back by one version.
+            label: Label to move.
+            target: Expected result: the label does not move if it would move to another version. So two concurrent
+                rollbacks go back by one version only.
 
         Returns:
-            The version that had it, and the one that has it now.
+            The version that had the label, and the version that has it now.
 
         Raises:
-            RegistryError: there is none to go back to.
+            RegistryError: If there is no version to go back to.
         """
         if target is None:
-            self.require_before(label)  # also where there is no directory to lock
+            self.require_rollback_targets(label)  # fails before locking, which needs an existing directory
         with self._locked():
             state, current = self._read_labels(), self.labels()[label]
-            if target is not None and self.before(label)[-1:] != [target]:
+            if target is not None and self.rollback_targets(label)[-1:] != [target]:
                 return current, current
-            *earlier, previous = self.require_before(label)
+            *earlier, previous = self.require_rollback_targets(label)
             self._write_labels(
                 {
                     **state,
@@ -247,51 +253,53 @@ class Registry:
             )
             return current, previous
 
-    def unlabel(self, label: str, why: str, version: int | None = None) -> int | None:
-        """Takes a label, other than stable, from the version that has it.
+    def unlabel(self, label: str, reason: str, version: int | None = None) -> int | None:
+        """Removes a label from the version that has it.
 
         Args:
-            label: nothing is done if no version has it.
-            why: is kept, see `stopped`.
-            version: it is taken from no other one, and `why` is kept for this one whether it has the label or not;
-                None: whichever has it.
+            label: Label other than stable.
+            reason: Reason to record for the version, see `stop_reason`; "" records none.
+            version: Removes the label only if this version has it, and records the reason for this version in any case.
+                None removes the label from any version.
 
         Returns:
-            The version that had it.
+            The version that had the label; None if it was not removed.
         """
         if label == STABLE:
-            raise ValueError("one version is always stable")
+            raise ValueError("the label stable cannot be removed")
         if not self.versions():
             return None
         with self._locked():
             state = self._read_labels()
-            had = state["labels"].get(label)
-            if version is not None and had != version:
-                had = None
-            labels = {other: number for other, number in state["labels"].items() if had is None or other != label}
-            concerned = had if version is None else version
-            stopped = {**state["stopped"], str(concerned): why} if why and concerned else state["stopped"]
+            previous = state["labels"].get(label)
+            if version is not None and previous != version:
+                previous = None
+            labels = {other: number for other, number in state["labels"].items() if previous is None or other != label}
+            stopped_version = previous if version is None else version
+            stopped = state["stopped"]
+            if reason and stopped_version:
+                stopped = {**stopped, str(stopped_version): reason}
             if (labels, stopped) != (state["labels"], state["stopped"]):
                 self._write_labels({**state, "labels": labels, "stopped": stopped})
-            return had
+            return previous
 
-    def stopped(self, version: int) -> str:
-        """Why `version` lost a label; "" if it did not."""
+    def stop_reason(self, version: int) -> str:
+        """Returns the reason why `version` lost a label; "" if none is recorded."""
         return self._read_labels()["stopped"].get(str(version), "")
 
     def remove(self, versions: Iterable[int]) -> list[int]:
-        """Removes versions that no label points to.
+        """Removes those of the versions that exist and have no label.
 
         Returns:
-            Those that it has removed.
+            The removed versions.
         """
         if not self.versions():
             return []
         with self._locked():
-            there = set(self.versions()) - set(self.labels().values())
-            removed = sorted(there & set(versions))
+            removable = set(self.versions()) - set(self.labels().values())
+            removed = sorted(removable & set(versions))
             for version in removed:
-                hidden = self.base / f".{version}-{uuid.uuid4().hex}{_STAGED}"  # the next push removes what is left
+                hidden = self.base / f".{version}-{uuid.uuid4().hex}{_STAGED}"  # the next push deletes leftovers
                 os.rename(self.path(version), hidden)
                 shutil.rmtree(hidden)
             return removed
@@ -300,51 +308,51 @@ class Registry:
         self,
         model: str | Path,
         admission: dict[str, Any],
-        beside: Mapping[str, str | Path] | None = None,
-        texts: Callable[[int], Mapping[str, str]] = lambda version: {},
+        extra_files: Mapping[str, str | Path] | None = None,
+        make_texts: Callable[[int], Mapping[str, str]] = lambda version: {},
     ) -> int:
-        """Copies the SavedModel `model` byte for byte to a new version; labels stay, but the first version is stable.
+        """Copies a SavedModel byte for byte to a new version. The first version becomes stable; other labels stay.
 
-        A version appears whole or not at all: it is renamed into place when it is complete. A new folder gets the write
-        permissions of the folder above, so that users who share a volume can all push and move labels.
+        A version appears completely or not at all: it is renamed into place when it is complete. New folders get the
+        write permissions of their parent, so that all users of a shared volume can push and move labels.
 
         Args:
-            model: directory of the SavedModel.
-            admission: why it was admitted.
-            beside: files that go with the model, by their paths in the version.
-            texts: likewise, contents that want to know the version.
+            model: Directory of the SavedModel.
+            admission: Document for `admission`.
+            extra_files: Files to copy into the version, by their paths in the version.
+            make_texts: Function that returns further files' contents, by their paths, for the number of the version.
 
         Returns:
             The new version.
 
         Raises:
-            RegistryError: it cannot be written.
+            RegistryError: If the registry cannot be written.
         """
-        with self._failures():
-            _make_folder(self.base)
+        with self._registry_errors():
+            _create_folder(self.base)
         with self._locked():
-            for leftover in self.base.glob(f".*{_STAGED}"):  # of pushes and removals that were killed
+            for leftover in self.base.glob(f".*{_STAGED}"):  # of killed pushes and removals
                 shutil.rmtree(leftover)
-            state, others = self._read_labels(), self.versions()
-            # A number is never given again, though its folder be gone: reports and servers remember it.
-            version = max([*others, state["highest"]], default=0) + 1
-            # Not an integer, so TF Serving does not look at it.
+            state, existing = self._read_labels(), self.versions()
+            # Numbers are never reused, even if the folder is gone: reports and servers refer to them.
+            version = max([*existing, state["highest"]], default=0) + 1
+            # The name is not an integer, so TensorFlow Serving ignores the folder.
             staged = self.base / f".{version}-{uuid.uuid4().hex}{_STAGED}"
             try:
                 shutil.copytree(model, staged)
-                for name, source in (beside or {}).items():
+                for name, source in (extra_files or {}).items():
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, staged / name)
-                for name, text in {ADMISSION_FILE: json.dumps(admission, indent=1), **texts(version)}.items():
+                for name, text in {ADMISSION_FILE: json.dumps(admission, indent=1), **make_texts(version)}.items():
                     (staged / name).parent.mkdir(parents=True, exist_ok=True)
                     (staged / name).write_text(text, encoding="utf-8")
                 for folder, _, _ in os.walk(staged):
-                    _share(Path(folder), self.base)
+                    _share_write_access(Path(folder), self.base)
                 os.rename(staged, self.path(version))
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
-            labels = state["labels"] if others else {**state["labels"], STABLE: version}
-            self._write_labels({**state, "labels": {STABLE: min([*others, version]), **labels}, "highest": version})
+            labels = state["labels"] if existing else {**state["labels"], STABLE: version}
+            self._write_labels({**state, "labels": {STABLE: min([*existing, version]), **labels}, "highest": version})
         return version
 
     def _is_servable(self, version: int) -> bool:
@@ -356,31 +364,35 @@ class Registry:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Nobody else changes the registry inside the block.
+        """Locks the registry against changes by other processes.
 
         Raises:
-            RegistryError: the lock, or what the block does, is not possible here.
+            RegistryError: If the lock or a file cannot be written.
         """
-        with self._failures(), FileLock(self.base / ".lock", mode=0o644 | _shared(self.base)):
+        with self._registry_errors(), FileLock(self.base / ".lock", mode=0o644 | _shared_write_bits(self.base)):
             yield
 
     @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _registry_errors(self) -> Iterator[None]:
+        """Raises RegistryError for operating system errors."""
         try:
             yield
         except PermissionError as error:
-            place = error.filename or self.base
+            path = error.filename or self.base
             raise RegistryError(
-                f"{place}: this user (id {os.geteuid()}) may not write there; as its owner: "
+                f"{path}: this user (id {os.geteuid()}) may not write there; run as its owner: "
                 f"chmod -R a+rwX {shlex.quote(str(self.base))}"
             ) from None
         except OSError as error:
-            place = error.filename or self.base
-            raise RegistryError(f"{place}: cannot be written: {error.strerror or error}") from None
+            path = error.filename or self.base
+            raise RegistryError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     def _read_labels(self) -> dict[str, Any]:
-        """`labels`: label -> version; `replaced`: label -> the versions that had it before; `highest`: ever given;
-        `stopped`: version -> why it lost a label; `origins`: digest -> version, see `add_inputs`.
+        """Reads the state of the registry.
+
+        Its keys: `labels`: version by label; `replaced`: list of earlier versions by label; `highest`: highest version
+        ever pushed; `stopped`: reason by version that lost a label; `origins`: version by inputs digest, see
+        `add_inputs_digest`.
         """
         path = self.base / _LABELS_FILE
         try:
@@ -388,7 +400,7 @@ class Registry:
             numbers = [state["highest"], *state["labels"].values(), *itertools.chain(*state["replaced"].values())]
             numbers += state["origins"].values()
             if not all(isinstance(number, int) for number in numbers):
-                raise TypeError("a version is no number")
+                raise TypeError("a version is not a number")
             if group := spelling_variants([STABLE, *state["labels"]]):
                 raise ValueError(f"labels {distinguishable(group[0])} are the same name in two spellings")
             return state
@@ -397,13 +409,11 @@ class Registry:
         except OSError as error:
             raise RegistryError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RegistryError(
-                f"{path}: damaged ({error}); remove it and promote the version that shall serve"
-            ) from None
+            raise RegistryError(f"{path}: damaged ({error}); remove the file and promote a version") from None
 
     def _write_labels(self, state: dict[str, dict]) -> None:
         temporary = self.base / f".{_LABELS_FILE}"
-        temporary.unlink(missing_ok=True)  # of somebody who was killed, and may be another user
+        temporary.unlink(missing_ok=True)  # left by a killed process, perhaps of another user
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(state, file, indent=1)
             file.flush()
@@ -411,23 +421,24 @@ class Registry:
         os.replace(temporary, self.base / _LABELS_FILE)
 
 
-def _make_folder(folder: Path) -> None:
-    """As `mkdir --parents`; a new folder gets the write permissions of the one above."""
+def _create_folder(folder: Path) -> None:
+    """Creates the folder and its parents; a new folder gets the write permissions of its parent."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):  # another process was quicker
+    _create_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):  # another process has just created it
         folder.mkdir()
-        _share(folder, folder.parent)
+        _share_write_access(folder, folder.parent)
 
 
-def _share(folder: Path, above: Path) -> None:
+def _share_write_access(folder: Path, template: Path) -> None:
+    """Adds the group's and others' write permissions of `template` to `folder`."""
     mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode | _shared(above) != mode:
-        folder.chmod(mode | _shared(above))
+    if mode | _shared_write_bits(template) != mode:
+        folder.chmod(mode | _shared_write_bits(template))
 
 
-def _shared(folder: Path) -> int:
-    """Write permissions of a folder's group and of others, as bits of a mode; none for a folder like /tmp."""
+def _shared_write_bits(folder: Path) -> int:
+    """Returns the mode bits for writing by group and others; 0 for a folder with the sticky bit, such as /tmp."""
     mode = folder.stat().st_mode
     return 0 if mode & stat.S_ISVTX else mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,22 +1,22 @@
-"""The file by which rollout tells gateways what share of the requests the canary gets."""
+"""The traffic split file: rollout writes the canary's share of the requests, gateways read it."""
 
 import json
 
 
 def traffic_text(canary_share: float) -> str:
-    """Content of the file.
+    """Returns the content of the file.
 
     Args:
-        canary_share: 0 to 1.
+        canary_share: Share of the requests for the canary, 0 to 1.
     """
     return json.dumps({"canary_share": canary_share})
 
 
 def read_canary_share(text: str) -> float:
-    """The share in a file of `traffic_text`.
+    """Returns the canary's share from the content of the file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: If the content is not valid.
     """
     document = json.loads(text)
     share = document.get("canary_share") if isinstance(document, dict) else None

@@ -47,7 +47,7 @@ def RetrainGate(
         "settings": settings,
     }
     digest = json_digest(origin)
-    version = Registry(registry).find_by_inputs(digest)
+    version = Registry(registry).find_by_inputs_digest(digest)
     write_json(decision.uri, RETRAIN_FILE, {"inputs_digest": digest, "origin": origin, "version": version})
     decision.set_int_custom_property("retrain", int(version is None))
     write_page(summary, _summary(version, origin))

@@ -100,13 +100,13 @@ def Pusher(
     """
     gate = read_json(decision.uri, GATE_FILE)
     models = Registry(registry)
-    version, existing = None, models.find_model(gate["candidate"]["model_digest"])
+    version, existing = None, models.find_by_model_digest(gate["candidate"]["model_digest"])
     if gate["champion"] and gate["champion"]["unreadable"] and gate["champion"]["version"] == existing:
         existing = None  # the pushed version is damaged: push the model again
     inputs_digest = retrain and read_json(retrain.uri, RETRAIN_FILE)["inputs_digest"]
     if existing is not None and inputs_digest:
         # Without this, the next scheduled run would train the same model again.
-        models.add_inputs(existing, inputs_digest)
+        models.add_inputs_digest(existing, inputs_digest)
     if gate["blessed"] and existing is None:
         admission = {
             "run_id": run_id,

@@ -9,10 +9,13 @@ from tfx.dsl.component.experimental.decorators import component
 from components.artifacts import PushRecord, RolloutRecord
 from components.file_names import PUSH_FILE, ROLLOUT_FILE
 from components.json_files import read_json, write_json
+from serving.names import counted
 from serving.registry import Registry
-from serving.rollout import controller
+from serving.rollout.controller import RolloutController
+from serving.rollout.errors import CanaryStopped, LoadError
 from serving.rollout.fleet import Fleet
 from serving.rollout.kubernetes_fleet import KubernetesFleet
+from serving.rollout.limits import RolloutLimits
 from serving.rollout.local_fleet import LocalFleet
 
 _NO_SERVER = "no server is running on this machine; `catbreeds up` starts one"
@@ -41,25 +44,27 @@ def Rollout(
         namespace: Kubernetes namespace of the servers; "" for servers on this machine.
         models: Folder of the pushed models as mounted in the cluster's servers.
         share: Share of the gateways' requests for the canary.
-        loaded, load_seconds: See `serving.rollout.controller.Limits`.
+        loaded: Number of versions that fit in a model server's memory.
+        load_seconds: Timeout for a model server to load a version.
     """
     push, versions = read_json(pushed.uri, PUSH_FILE), Registry(registry)
     version = push["version"] or _interrupted_rollout(versions, push["already_pushed_as"])
     with _fleet(versions, namespace, models) as fleet:
-        limits = controller.Limits(loaded=loaded, load_seconds=load_seconds)
-        text = _roll_out(controller.RolloutController(versions, fleet, limits), versions, fleet, version, share)
+        limits = RolloutLimits(loaded_versions=loaded, load_seconds=load_seconds)
+        text = _roll_out(RolloutController(versions, fleet, limits), versions, fleet, version, share)
     write_json(outcome.uri, ROLLOUT_FILE, {"version": version, "outcome": text})
 
 
 def _interrupted_rollout(registry: Registry, version: int | None) -> int | None:
-    """The version that an earlier run pushed, if that run was interrupted before the version became the canary."""
-    newer = version is not None and version > (registry.stable() or 0)
-    return version if newer and version not in registry.labels().values() and not registry.stopped(version) else None
+    """Returns `version` if the run that pushed it was interrupted before it became the canary."""
+    is_newer = version is not None and version > (registry.stable() or 0)
+    if is_newer and version not in registry.labels().values() and not registry.stop_reason(version):
+        return version
+    return None
 
 
-def _roll_out(
-    rollout: controller.RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float
-) -> str:
+def _roll_out(rollout: RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:
+    """Returns the outcome for people."""
     if version is None:
         return "no version was pushed"
     if isinstance(fleet, LocalFleet) and not fleet.servers():
@@ -68,16 +73,17 @@ def _roll_out(
         if version == registry.stable():
             rollout.sync()
             return f"version {version} is the first version and already stable"
-        golden, _ = rollout.start_canary(version, share)
-    except (controller.CannotLoad, controller.CanaryStopped) as error:
+        golden_count, _ = rollout.start_canary(version, share)
+    except (LoadError, CanaryStopped) as error:
         return f"stopped: {error}"
-    return f"version {version} is the canary with {share:.0%} of the requests; {golden} golden requests passed"
+    golden_requests = counted(golden_count, "golden request")
+    return f"version {version} is the canary with {share:.0%} of the requests; {golden_requests} passed"
 
 
 @contextlib.contextmanager
 def _fleet(registry: Registry, namespace: str, models: str) -> Iterator[Fleet]:
     if namespace:
-        with KubernetesFleet(namespace, registry.base.name, models) as cluster:
-            yield cluster
+        with KubernetesFleet(namespace, registry.base.name, models) as fleet:
+            yield fleet
     else:
         yield LocalFleet(registry.base.parent.parent, registry.base)

@@ -31,7 +31,7 @@ from serving.local.child_process import bound_command
 from serving.local.processes import Program, ProgramError
 from serving.local.stack import MODEL_SERVER_SECONDS, TENSORFLOW_MODEL_SERVER
 from serving.photo import PhotoError, normalise
-from serving.rollout.golden_requests import Golden, golden_document
+from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
 
 _TOLERANCE = 1e-3
 _GOLDEN_BYTES = 500_000  # golden photos are stored with the model
@@ -83,8 +83,8 @@ def ServingCheck(
     predictions = dict(zip(all_photos, rows, strict=True))
     for content_hash, photo in sample.items():
         _compare(expected[content_hash], predictions[photo])
-    golden = [Golden(photo, *_best(predictions[photo])) for photo in golden_photos]
-    write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_document(golden))
+    golden = [GoldenRequest(photo, *_best(predictions[photo])) for photo in golden_photos]
+    write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_requests_document(golden))
     server = TENSORFLOW_MODEL_SERVER if binary else "tensorflow"
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
 

@@ -139,7 +139,7 @@ def _print_replay(decision: dict, changes: dict) -> None:
 
 def _summary(registry: Registry, version: int) -> dict:
     labels = [label for label, labelled in registry.labels().items() if labelled == version]
-    summary = {"version": version, "labels": labels, "stopped": registry.stopped(version)}
+    summary = {"version": version, "labels": labels, "stopped": registry.stop_reason(version)}
     try:
         return summary | _training_and_gate_facts(registry.record(version), registry.admission(version))
     except RegistryError as error:

@@ -21,9 +21,10 @@ from pipeline.cli.common import (
 from pipeline.settings import Settings
 from serving.names import counted
 from serving.registry import Registry, RegistryError
+from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 
 if TYPE_CHECKING:  # gRPC and the Kubernetes client take long to import; `--help` works without them
-    from serving.rollout.controller import RolloutController, Told
+    from serving.rollout.controller import RolloutController, RolloutResult
     from serving.rollout.fleet import Fleet
 
 NamespaceOption = Annotated[
@@ -45,7 +46,9 @@ def promote(
         bool,
         typer.Option("--canary", help="Make it the canary, with a share of the requests, instead of stable."),
     ] = False,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests for the canary, 0 to 1.")] = 0.1,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests for the canary, 0 to 1.")
+    ] = CANARY_SHARE,
     workdir: WorkdirOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
@@ -56,16 +59,16 @@ def promote(
     config = read_settings(profile, settings, workdir=workdir)
     with _rollout_controller(config, namespace, context) as rollout:
         if canary:
-            golden_requests, fleet_status = rollout.start_canary(version, share)
+            golden_requests, result = rollout.start_canary(version, share)
             print(f"version {version} is the canary and gets {share:.0%} of the gateways' requests")
             if golden_requests:
                 print(f"{counted(golden_requests, 'golden request')} returned the expected predictions")
             else:
                 print("the version has no golden requests")
         else:
-            previous, fleet_status = rollout.promote(version)
+            previous, result = rollout.promote(version)
             _print_promotion(version, previous)
-    _print_fleet_status(fleet_status)
+    _print_result(result)
 
 
 @app.command()
@@ -79,9 +82,9 @@ def rollback(
     """Restore the version that was stable before the last promotion."""
     config = read_settings(profile, settings, workdir=workdir)
     with _rollout_controller(config, namespace, context) as rollout:
-        current, target, fleet_status = rollout.rollback()
+        current, target, result = rollout.rollback()
     print(f"version {target} is stable again (was version {current})")
-    _print_fleet_status(fleet_status)
+    _print_result(result)
 
 
 @app.command(cls=command_with_renamed_options({"--wait": "--timeout"}))
@@ -105,29 +108,30 @@ def canary(
 
     Exit code: 0 the canary is not worse, 1 too little traffic to decide, 3 the canary was stopped.
     """
-    from serving.rollout.canary_analysis import Outcome, Rules
+    from serving.rollout.canary_analysis import Outcome
 
     config = read_settings(profile, settings, workdir=workdir)
     with _rollout_controller(config, namespace, context) as rollout:
         if stop:
-            version, fleet_status = rollout.stop_canary("stopped by hand")
+            version, result = rollout.stop_canary("stopped by hand")
             print(f"canary stopped: version {version}" if version else "no canary to stop")
-            _print_fleet_status(fleet_status)
+            _print_result(result, "updated")
             return
-        version, verdict = rollout.check_canary(timeout, Rules(**config.rollout.rules()))
-        print(f"version {version}: {verdict.reason}")
-        if verdict.outcome is not Outcome.GOOD:
+        version, analysis = rollout.check_canary(timeout, CanaryCriteria(**config.rollout.rules()))
+        print(f"version {version}: {analysis.reason}")
+        if analysis.outcome is not Outcome.PASS:
             raise typer.Exit(ExitCode.FAILURE)
         if promote:
-            previous, fleet_status = rollout.promote(version)
+            previous, result = rollout.promote(version)
             _print_promotion(version, previous)
-            _print_fleet_status(fleet_status)
+            _print_result(result)
 
 
 @contextlib.contextmanager
 def _rollout_controller(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
     """Yields the controller of the cluster or of this machine; ends the command with a message if it fails."""
-    from serving.rollout.controller import CanaryStopped, Limits, RolloutController, RolloutError
+    from serving.rollout.controller import RolloutController
+    from serving.rollout.errors import CanaryStopped, RolloutError
     from serving.rollout.fleet import FleetError
 
     if context and not namespace:
@@ -137,7 +141,7 @@ def _rollout_controller(config: Settings, namespace: str | None, context: str | 
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         with _fleet(config, namespace, context) as fleet:
-            yield RolloutController(registry, fleet, Limits(**config.rollout.limits()))
+            yield RolloutController(registry, fleet, RolloutLimits(**config.rollout.limits()))
     except RegistryError as error:
         raise fail(error) from None
     except CanaryStopped as error:
@@ -170,10 +174,10 @@ def _print_promotion(version: int, previous: int | None) -> None:
         print(f"version {version} is stable (was {'none' if previous is None else f'version {previous}'})")
 
 
-def _print_fleet_status(status: "Told") -> None:
-    servers = len(status.servers)
-    print(f"loaded on {counted(servers, 'server')}" if servers else "no server is running")
-    for name in status.starting:
+def _print_result(result: "RolloutResult", action: str = "loaded on") -> None:
+    servers = len(result.servers)
+    print(f"{action} {counted(servers, 'server')}" if servers else "no server is running")
+    for name in result.starting:
         print(f"{name} is still starting; rerun the command when it is ready")
-    for version in status.removed:
+    for version in result.removed:
         print(f"version {version} was removed from the registry")

@@ -146,9 +146,9 @@ def up(
 def _deployment(config: Settings) -> "Deployment":
     """Registry, workdir and rollout limits of the settings."""
     from serving.local.up import Deployment
-    from serving.rollout.controller import Limits
+    from serving.rollout.limits import RolloutLimits
 
-    return Deployment(config.registry, config.workdir, Limits(**config.rollout.limits()))
+    return Deployment(config.registry, config.workdir, RolloutLimits(**config.rollout.limits()))
 
 
 def _generate_samples(config: Settings, version: int) -> Path | None:
@@ -172,7 +172,7 @@ def _run_until_stopped(run: Callable[[], None], addresses: dict[str, tuple[str, 
     """
     from serving.local.processes import ProgramError
     from serving.local.up import PortError, require_free_ports
-    from serving.rollout.controller import RolloutError
+    from serving.rollout.errors import RolloutError
     from serving.rollout.fleet import FleetError
 
     try:

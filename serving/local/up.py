@@ -11,7 +11,9 @@ from serving.labels import STABLE
 from serving.local import stack
 from serving.local.processes import Supervisor
 from serving.registry import Registry, RegistryError
-from serving.rollout.controller import Limits, RolloutController, RolloutError
+from serving.rollout.controller import RolloutController
+from serving.rollout.errors import RolloutError
+from serving.rollout.limits import RolloutLimits
 from serving.rollout.local_fleet import GATEWAY, MODEL_SERVER, LocalFleet
 
 
@@ -26,12 +28,12 @@ class Deployment:
     Attributes:
         registry: Directory of the registry, with the name of the model.
         workdir: Folder of the serving configuration and the logs.
-        limits: Limits of the rollout.
+        limits: RolloutLimits of the rollout.
     """
 
     registry: Path
     workdir: str | Path
-    limits: Limits
+    limits: RolloutLimits
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""From "a model was pushed" to "users are served by it, and can be taken back", on a laptop and in a cluster.
+"""Rollout of pushed models to running servers, on one machine or in a Kubernetes cluster.
 
-`rollout` decides and keeps the order of steps; `fleet` is what it needs of the place; `laptop` and `cluster` are the
-two places; `plan` is what servers shall serve. Nothing here imports TensorFlow.
+`controller` promotes versions, rolls them back and runs canaries. `steps` plans the order of configurations, and
+`applier` applies them to a fleet. `fleet` defines the interface to the servers; `local_fleet` and `kubernetes_fleet`
+implement it. `serving_config` is the configuration that servers load. Nothing here imports TensorFlow.
 """

@@ -1,4 +1,4 @@
-"""Canary against stable, by what the gateways measured of both at the same time."""
+"""Compares the canary with the stable version by the metrics that the gateways collect for both at the same time."""
 
 import dataclasses
 import enum
@@ -9,27 +9,28 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import http_client, proxies
+from serving.rollout.limits import CanaryCriteria
 
 _FAILURES = "catbreeds_gateway_model_server_failures"
 _SECONDS = "catbreeds_gateway_model_server_seconds"
 _TIMEOUT_SECONDS = 10
-_SLOW_SHARE = 0.05  # latency is compared at the 95th percentile
+_TAIL_SHARE = 0.05  # latency is compared at the 95th percentile
 
 
 class Outcome(enum.Enum):
-    """Of a comparison."""
+    """Outcome of a canary analysis."""
 
-    GOOD = "good"
-    BAD = "bad"
-    UNDECIDED = "undecided"
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
 
 
-class Verdict(NamedTuple):
-    """What was found.
+class CanaryAnalysis(NamedTuple):
+    """Result of comparing the canary with the stable version.
 
     Attributes:
-        outcome: of the comparison.
-        reason: a sentence with the numbers.
+        outcome: Whether the canary meets the criteria.
+        reason: Reason with the numbers, for people.
     """
 
     outcome: Outcome
@@ -37,130 +38,127 @@ class Verdict(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """When a canary is good enough.
+class RequestStats:
+    """Counts of the requests for one label.
 
     Attributes:
-        min_requests: that the canary must have had before it can be good.
-        max_error_increase: share of requests that it may fail more often than stable.
-        max_latency_ratio: of its 95th percentile to that of stable.
-        alpha: one-sided p-value below which a difference is none of chance. It is looked at many times: keep it small.
-    """
-
-    min_requests: int = 200
-    max_error_increase: float = 0.005
-    max_latency_ratio: float = 1.5
-    alpha: float = 0.001
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Requests for one label.
-
-    Attributes:
-        failed: without an answer.
-        slower: bound in seconds -> answers that took longer; the bounds are those of the gateways' histogram.
-        answered: number of answers.
+        failed: Number of requests that the model server did not answer.
+        answered: Number of requests that it answered.
+        slower_than: Number of answers that took longer, by bound in seconds. The bounds are the buckets of the
+            gateways' latency histogram.
     """
 
     failed: int = 0
     answered: int = 0
-    slower: Mapping[float, int] = dataclasses.field(default_factory=dict)
+    slower_than: Mapping[float, int] = dataclasses.field(default_factory=dict)
 
     @property
     def requests(self) -> int:
-        """Answered or not."""
+        """Number of all requests."""
         return self.failed + self.answered
 
     def percentile_bound(self, share: float) -> float:
-        """The lowest bound that at most `share` of the answers took longer than; infinite if there is none."""
-        return min((bound for bound, n in self.slower.items() if n <= share * self.answered), default=float("inf"))
+        """Returns the lowest bound that at most `share` of the answers exceed; infinity if there is none."""
+        return min(
+            (bound for bound, count in self.slower_than.items() if count <= share * self.answered), default=float("inf")
+        )
 
-    def __add__(self, other: "Traffic") -> "Traffic":
-        bounds = self.slower.keys() | other.slower.keys()
-        slower = {bound: self.slower.get(bound, 0) + other.slower.get(bound, 0) for bound in bounds}
-        return Traffic(self.failed + other.failed, self.answered + other.answered, slower)
+    def __add__(self, other: "RequestStats") -> "RequestStats":
+        bounds = self.slower_than.keys() | other.slower_than.keys()
+        slower_than = {bound: self.slower_than.get(bound, 0) + other.slower_than.get(bound, 0) for bound in bounds}
+        return RequestStats(self.failed + other.failed, self.answered + other.answered, slower_than)
 
-    def since(self, earlier: "Traffic") -> "Traffic":
-        """What came after `earlier`; everything if the gateway has started anew."""
+    def since(self, earlier: "RequestStats") -> "RequestStats":
+        """Returns the counts since `earlier`; all counts if the gateway has restarted since."""
         if earlier.failed > self.failed or earlier.answered > self.answered:
             return self
-        slower = {bound: n - earlier.slower.get(bound, 0) for bound, n in self.slower.items()}
-        return Traffic(self.failed - earlier.failed, self.answered - earlier.answered, slower)
+        slower_than = {bound: count - earlier.slower_than.get(bound, 0) for bound, count in self.slower_than.items()}
+        return RequestStats(self.failed - earlier.failed, self.answered - earlier.answered, slower_than)
 
 
-def read_traffic(address: str) -> dict[str, Traffic]:
-    """Traffic by label that a gateway has seen.
+def read_request_stats(address: str) -> dict[str, RequestStats]:
+    """Reads a gateway's metrics.
 
     Args:
         address: host:port of the gateway.
 
+    Returns:
+        Stats by label since the gateway started.
+
     Raises:
-        OSError: it does not answer, or not as a gateway does.
+        OSError: If the gateway does not respond, or the response is not a gateway's metrics.
     """
     url = f"http://{address}/metrics"
     try:
         with http_client.client(timeout=_TIMEOUT_SECONDS) as client:
-            answer = client.get(url)
-        if not answer.is_success:
-            raise OSError(f"{url}{proxies.through(url)}: answers {answer.status_code} {answer.reason_phrase}")
-        return _traffic(answer.text)
+            response = client.get(url)
+        if not response.is_success:
+            raise OSError(f"{url}{proxies.through(url)}: HTTP {response.status_code} {response.reason_phrase}")
+        return _parse_metrics(response.text)
     except (httpx.HTTPError, proxies.ProxyError) as error:
         raise OSError(f"{url}{proxies.through(url)}: {error}") from None
     except (ValueError, KeyError, OverflowError) as error:
-        raise OSError(f"{url}{proxies.through(url)}: these are no metrics of a gateway: {error!r}") from None
+        raise OSError(f"{url}{proxies.through(url)}: not the metrics of a gateway: {error!r}") from None
 
 
-def _traffic(text: str) -> dict[str, Traffic]:
+def _parse_metrics(text: str) -> dict[str, RequestStats]:
     families = list(text_string_to_metric_families(text))
     samples = [sample for family in families for sample in family.samples if "label" in sample.labels]
-    counted: dict[str, dict[str, int]] = {}
-    within: dict[str, dict[float, int]] = {}
+    counters: dict[str, dict[str, int]] = {}  # by label, then by name
+    buckets: dict[str, dict[float, int]] = {}  # by label, then by bound
     for sample in samples:
         label = sample.labels["label"]
         if sample.name == f"{_SECONDS}_bucket":
-            within.setdefault(label, {})[float(sample.labels["le"])] = int(sample.value)
+            buckets.setdefault(label, {})[float(sample.labels["le"])] = int(sample.value)
         else:
-            counted.setdefault(label, {})[sample.name] = int(sample.value)
-    traffic = {}
-    for label, counts in counted.items():
+            counters.setdefault(label, {})[sample.name] = int(sample.value)
+    stats = {}
+    for label, counts in counters.items():
         answered = counts.get(f"{_SECONDS}_count", 0)
-        slower = {bound: answered - n for bound, n in within.get(label, {}).items()}
-        traffic[label] = Traffic(counts.get(f"{_FAILURES}_total", 0), answered, slower)
-    return traffic
+        slower_than = {bound: answered - count for bound, count in buckets.get(label, {}).items()}
+        stats[label] = RequestStats(counts.get(f"{_FAILURES}_total", 0), answered, slower_than)
+    return stats
 
 
-def compare(canary: Traffic, stable: Traffic, rules: Rules) -> Verdict:
-    """Whether the canary fails or is slow beyond what chance explains: Fisher's exact test on both."""
-    failed = _rate(canary.failed, canary.requests), _rate(stable.failed, stable.requests)
-    if failed[0] > failed[1] + rules.max_error_increase and _more(
-        canary.failed, canary.requests, stable.failed, stable.requests, rules.alpha
+def compare(canary: RequestStats, stable: RequestStats, criteria: CanaryCriteria) -> CanaryAnalysis:
+    """Tests whether the canary's error rate or latency is significantly worse, with Fisher's exact test for each."""
+    canary_rate, stable_rate = _rate(canary.failed, canary.requests), _rate(stable.failed, stable.requests)
+    if canary_rate > stable_rate + criteria.max_error_increase and _is_share_greater(
+        canary.failed, canary.requests, stable.failed, stable.requests, criteria.alpha
     ):
-        return Verdict(
-            Outcome.BAD,
-            f"it fails {failed[0]:.1%} of {canary.requests} requests, stable {failed[1]:.1%} of {stable.requests}",
+        return CanaryAnalysis(
+            Outcome.FAIL,
+            f"the canary failed {canary_rate:.1%} of {canary.requests} requests, "
+            f"stable {stable_rate:.1%} of {stable.requests}",
         )
     if stable.answered and canary.answered:
-        usual = stable.percentile_bound(_SLOW_SHARE)
-        found = canary.percentile_bound(_SLOW_SHARE)
-        if found > usual * rules.max_latency_ratio and _more(
-            canary.slower.get(usual, 0), canary.answered, stable.slower.get(usual, 0), stable.answered, rules.alpha
+        stable_bound = stable.percentile_bound(_TAIL_SHARE)
+        canary_bound = canary.percentile_bound(_TAIL_SHARE)
+        if canary_bound > stable_bound * criteria.max_latency_ratio and _is_share_greater(
+            canary.slower_than.get(stable_bound, 0),
+            canary.answered,
+            stable.slower_than.get(stable_bound, 0),
+            stable.answered,
+            criteria.alpha,
         ):
-            return Verdict(
-                Outcome.BAD, f"95 % of its answers take up to {found:g} s, those of stable up to {usual:g} s"
+            return CanaryAnalysis(
+                Outcome.FAIL,
+                f"the canary's 95th percentile latency is up to {canary_bound:g} s, stable's up to {stable_bound:g} s",
             )
-    counts = f"{canary.requests} requests for canary ({failed[0]:.1%} failed), {stable.requests} for stable"
-    if canary.requests < rules.min_requests or stable.requests < rules.min_requests:
-        return Verdict(Outcome.UNDECIDED, f"too few to judge by: {counts}; {rules.min_requests} of each are wanted")
-    return Verdict(Outcome.GOOD, f"not worse than stable: {counts} ({failed[1]:.1%} failed)")
+    counts = f"{canary.requests} requests for canary ({canary_rate:.1%} failed), {stable.requests} for stable"
+    if canary.requests < criteria.min_requests or stable.requests < criteria.min_requests:
+        return CanaryAnalysis(
+            Outcome.INCONCLUSIVE, f"too few requests: {counts}; {criteria.min_requests} of each are needed"
+        )
+    return CanaryAnalysis(Outcome.PASS, f"not worse than stable: {counts} ({stable_rate:.1%} failed)")
 
 
 def _rate(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _more(part: int, whole: int, other_part: int, other_whole: int, alpha: float) -> bool:
-    """Whether the first share is larger, and chance would hardly make it so."""
+def _is_share_greater(part: int, whole: int, other_part: int, other_whole: int, alpha: float) -> bool:
+    """Whether the first share is significantly greater than the second."""
     from scipy.stats import fisher_exact  # a second to import
 
     table = [[part, whole - part], [other_part, other_whole - other_part]]

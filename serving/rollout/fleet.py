@@ -1,4 +1,4 @@
-"""What rollout needs of the place where model servers run."""
+"""Interface to a fleet: the model servers and gateways of one model, and their live configuration."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,25 +6,26 @@ from serving.rollout.serving_config import ServingConfig
 
 
 class FleetError(RuntimeError):
-    """The place does not do what is asked; the message says why and what to do."""
+    """The fleet cannot be read or changed. The message states the reason and the remedy."""
 
 
 class Conflict(FleetError):
-    """The live configuration is not the one that was read: somebody else has changed it."""
+    """Another process has changed the live configuration since it was read."""
 
 
 class Unreachable(OSError):
-    """A process of the fleet does not answer, or cannot be reached from here; the others may."""
+    """One server or gateway of the fleet does not respond, or has no route from here. The others may respond."""
 
 
 class Server(NamedTuple):
-    """A process of the fleet.
+    """A model server or gateway of the fleet.
 
     Attributes:
-        name: for people.
-        key: another process under the same name has another.
-        ready: it takes requests; else it is starting.
-        address: host:port of gRPC or, of a gateway, of HTTP; for `Fleet.reach`. "" if its container has not started.
+        name: Name for messages.
+        key: Identifier of the process; a restarted process has the same name and another key.
+        ready: Whether it accepts requests; otherwise it is starting.
+        address: host:port of gRPC, or of HTTP for a gateway; see `Fleet.reachable_address`. "" if the container has not
+            started.
     """
 
     name: str
@@ -34,43 +35,43 @@ class Server(NamedTuple):
 
 
 class Fleet(Protocol):
-    """Servers of one model, and the configuration that they read when they start.
+    """Servers of one model, and the live configuration that they read when they start.
 
     Attributes:
-        model: its name.
-        base_path: of its versions, as the servers see it.
-        where: the place, for people.
+        model_name: Name of the model.
+        base_path: Directory of the model's versions, as the servers see it.
+        description: Location of the fleet for messages, such as the namespace.
     """
 
-    model: str
+    model_name: str
     base_path: str
-    where: str
+    description: str
 
     def read(self) -> tuple[ServingConfig | None, str | None]:
-        """The live configuration and its revision; None, None if there is none yet.
+        """Returns the live configuration and its revision; None, None if there is none yet.
 
         Raises:
-            FleetError: it cannot be read.
+            FleetError: If it cannot be read.
         """
 
-    def write(self, plan: ServingConfig, revision: str | None) -> str:
-        """Makes `plan` the live configuration, if that still is of `revision`; returns the new revision.
+    def write(self, config: ServingConfig, revision: str | None) -> str:
+        """Replaces the live configuration if it still has `revision`; returns the new revision.
 
         Raises:
-            Conflict: it is not.
-            FleetError: it cannot be written.
+            Conflict: If it has another revision.
+            FleetError: If it cannot be written.
         """
 
     def servers(self) -> list[Server]:
-        """Model servers that are ready, and those that may have read the configuration and are starting."""
+        """Returns the ready model servers, and the starting ones that may already have read the configuration."""
 
     def gateways(self) -> list[Server]:
-        """Gateways that are ready."""
+        """Returns the ready gateways."""
 
-    def reach(self, server: Server) -> str:
-        """host:port under which `server` can be reached from here. May be called by several threads at once.
+    def reachable_address(self, server: Server) -> str:
+        """Returns the host:port at which this process reaches `server`. Thread-safe.
 
         Raises:
-            Unreachable: there is no way to this server at the moment.
-            FleetError: there is no way to any.
+            Unreachable: If this server cannot be reached at the moment.
+            FleetError: If no server can be reached.
         """

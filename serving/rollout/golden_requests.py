@@ -1,4 +1,7 @@
-"""Photos with known answers, which travel with a version: what a server must answer before anybody else asks it."""
+"""Golden requests: photos with their expected predictions, stored with a version.
+
+A server must pass them before the version receives requests from clients.
+"""
 
 import base64
 import json
@@ -11,21 +14,21 @@ from serving.client.grpc import GrpcClient
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import RegistryError
 
-# Machines differ in the last digits; another model, another breed or another preprocessing does in the first.
+# Probabilities differ between machines in the last digits; a wrong model, breed or preprocessing changes the first.
 _TOLERANCE = 0.02
 
 
-class WrongAnswer(ValueError):
-    """A server answers something else than the version did when it was measured."""
+class GoldenRequestFailed(ValueError):
+    """A server's prediction differs from the one that was recorded for the version."""
 
 
-class Golden(NamedTuple):
-    """A photo and its answer.
+class GoldenRequest(NamedTuple):
+    """A photo and its expected prediction.
 
     Attributes:
         photo: JPEG or PNG bytes.
-        breed: that was predicted.
-        probability: of it.
+        breed: Expected breed.
+        probability: Expected probability of the breed.
     """
 
     photo: bytes
@@ -33,46 +36,46 @@ class Golden(NamedTuple):
     probability: float
 
 
-def golden_document(requests: Iterable[Golden]) -> list[dict[str, Any]]:
-    """Content of GOLDEN_REQUESTS_FILE, before it is JSON."""
-    return [{**one._asdict(), "photo": base64.b64encode(one.photo).decode()} for one in requests]
+def golden_requests_document(requests: Iterable[GoldenRequest]) -> list[dict[str, Any]]:
+    """Returns the JSON document for GOLDEN_REQUESTS_FILE."""
+    return [{**request._asdict(), "photo": base64.b64encode(request.photo).decode()} for request in requests]
 
 
-def read_golden(model: str | Path) -> list[Golden]:
-    """The golden requests of the SavedModel in the directory `model`; none if nobody gave it some.
+def read_golden_requests(model: str | Path) -> list[GoldenRequest]:
+    """Reads the golden requests of the SavedModel in the directory `model`; returns none if it has no such file.
 
     Raises:
-        RegistryError: the file cannot be read, or is damaged.
+        RegistryError: If the file cannot be read or is damaged.
     """
     path = Path(model) / GOLDEN_REQUESTS_FILE
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [Golden(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
+        return [GoldenRequest(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"{path}: cannot be read, or damaged: {error!r}; push the model again") from None
+        raise RegistryError(f"{path}: unreadable or damaged: {error!r}; push the model again") from None
 
 
-def ask_golden(address: str, name: str, version: int, requests: list[Golden]) -> None:
-    """Asks a model server for a version by its number.
+def check_golden_requests(address: str, model_name: str, version: int, requests: list[GoldenRequest]) -> None:
+    """Sends golden requests to a model server, addressed to the version's number, and compares the predictions.
 
     Args:
-        address: host:port of gRPC.
-        name: of the model.
-        version: that is loaded there.
-        requests: at least one.
+        address: host:port of the server's gRPC.
+        model_name: Name of the model.
+        version: Version that the server has loaded.
+        requests: Golden requests, at least one.
 
     Raises:
-        WrongAnswer: it answers something else.
-        ClientError: it does not answer.
+        GoldenRequestFailed: If a prediction differs from the expected one.
+        ClientError: If the server does not respond.
     """
-    with GrpcClient(address, ModelChoice(name, version)) as client:
+    with GrpcClient(address, ModelChoice(model_name, version)) as client:
         answers = client.predict_many([request.photo for request in requests])
     for number, (request, answer) in enumerate(zip(requests, answers, strict=True), 1):
         probabilities = {prediction.breed: prediction.probability for prediction in answer.predictions}
         if abs(probabilities.get(request.breed, 0.0) - request.probability) > _TOLERANCE:
-            raise WrongAnswer(
-                f"golden photo {number} of version {version} is {answer.best.breed} with "
-                f"{answer.best.probability:.3f}; measured was {request.breed} with {request.probability:.3f}"
+            raise GoldenRequestFailed(
+                f"golden request {number} of version {version}: predicted {answer.best.breed} with "
+                f"{answer.best.probability:.3f}, expected {request.breed} with {request.probability:.3f}"
             )

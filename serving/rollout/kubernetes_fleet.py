@@ -1,7 +1,7 @@
-"""The fleet of a Kubernetes namespace: a ConfigMap that rollout owns, and the pods that read it when they start.
+"""The fleet in a Kubernetes namespace: the ConfigMap with the live configuration, and the pods that read it.
 
-It gets, creates and updates that ConfigMap and lists pods, nothing else. From outside of the cluster it reaches pods by
-`kubectl port-forward`, which gets the pod, and gets or creates its pods/portforward.
+It needs permission to get, create and update that ConfigMap and to list pods, nothing else. Outside the cluster it
+reaches pods by `kubectl port-forward`, which also gets the pod and gets or creates its pods/portforward.
 """
 
 import contextlib
@@ -28,68 +28,68 @@ from serving.rollout.serving_config import ServingConfig, ServingConfigError, re
 CONFIG_MAP = "model-config"
 _MODEL_SERVERS = "app.kubernetes.io/name=model-server"
 _GATEWAYS = "app.kubernetes.io/name=gateway"
-_FORWARDING = re.compile(r"Forwarding from (127\.0\.0\.1:\d+)")
-_TIMEOUT_SECONDS = 30  # for an answer of the API
-_FORWARDING_SECONDS = 15  # for kubectl to reach a pod; that of a dead node may never be reached
+_FORWARDING_LINE = re.compile(r"Forwarding from (127\.0\.0\.1:\d+)")
+_TIMEOUT_SECONDS = 30  # of a call to the Kubernetes API
+_PORT_FORWARD_SECONDS = 15  # for kubectl to reach a pod; a pod on a dead node may never be reached
 
 
-class _NoDocument(Exception):
-    """An answer that is no JSON object; the message says what is wrong with it."""
+class _InvalidResponse(Exception):
+    """A response that is not a JSON object. The message describes it."""
 
 
 class _ApiClient(kubernetes.client.ApiClient):
-    """The generated client, which takes an answer that is no JSON for an empty object, or fails on it."""
+    """The generated client, with a check: it would treat a response that is not JSON as an empty object, or crash."""
 
     def deserialize(self, response: Any, response_type: Any) -> Any:
         try:
             if not isinstance(json.loads(response.data), dict):
-                raise _NoDocument("JSON that is no object")
+                raise _InvalidResponse("JSON that is not an object")
         except ValueError as error:
-            raise _NoDocument(f"no JSON, or part of it: {error}") from None
+            raise _InvalidResponse(f"invalid or truncated JSON: {error}") from None
         return super().deserialize(response, response_type)
 
 
 class KubernetesFleet:
-    """Servers of one namespace; close it.
+    """Servers in one namespace, for use as a context manager.
 
     Args:
-        namespace: theirs.
-        model: its name.
-        models: folder that holds the registry's, as the pods see it.
-        context: of kubectl's configuration; None: its current one, or the pod's own where this runs in the cluster.
+        namespace: Namespace of the servers.
+        model_name: Name of the model.
+        models_folder: Folder of the pushed models, as the pods see it.
+        context: Context of kubectl's configuration; None for the current one or, in a pod, the pod's service account.
 
     Raises:
-        FleetError: there is no configuration of a cluster, or the environment names a proxy that cannot be used.
+        FleetError: If no cluster is configured, or the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, namespace: str, model: str, models: str, context: str | None = None):
-        self.model = model
-        self.base_path = f"{models}/{model}"
-        self.where = f"namespace {namespace}" + (f" of {context}" if context else "")
+    def __init__(self, namespace: str, model_name: str, models_folder: str, context: str | None = None):
+        self.model_name = model_name
+        self.base_path = f"{models_folder}/{model_name}"
+        self.description = f"namespace {namespace}" + (f" of {context}" if context else "")
         self._namespace = namespace
         self._kubectl = ["kubectl", "--namespace", namespace, *(["--context", context] if context else [])]
-        self._inside = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
-        self._forwards: dict[tuple[str, str], _Forward] = {}
-        # The kernel ends a forwarding with the thread that started it: this one lives until `close`.
-        self._starting = ThreadPoolExecutor(1)
-        # The object as it was read, of each revision: what others put beside our files stays.
-        self._objects: dict[str, Any] = {}
+        self._in_cluster = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
+        self._port_forwards: dict[tuple[str, str], _PortForward] = {}
+        # The kernel kills a child process when the thread that started it ends: this thread lives until `__exit__`.
+        self._starter_thread = ThreadPoolExecutor(1)
+        # The ConfigMap of each revision as it was read, so that a write keeps the keys that other programs added.
+        self._config_maps: dict[str, Any] = {}
         try:
             configuration = kubernetes.client.Configuration()
-            if self._inside:
+            if self._in_cluster:
                 kubernetes.config.load_incluster_config(configuration)
             else:
                 kubectl_configuration.load(configuration, context)
         except (kubernetes.config.ConfigException, ConfigurationError) as error:
-            raise FleetError(f"no configuration of a Kubernetes cluster: {error}") from None
+            raise FleetError(f"no Kubernetes cluster is configured: {error}") from None
         try:
             proxy = proxies.find(configuration.host)
         except proxies.ProxyError as error:
             raise FleetError(str(error)) from None
         if proxy:
             configuration.proxy, configuration.proxy_headers = proxy.url, proxy.headers
-        self._via = proxies.through(configuration.host)
-        configuration.retries = False  # what is tried again is decided here
+        self._proxy_note = proxies.through(configuration.host)
+        configuration.retries = False  # the caller decides what to retry
         self._client = _ApiClient(configuration)
         self._api = kubernetes.client.CoreV1Api(self._client)
 
@@ -97,29 +97,29 @@ class KubernetesFleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for forward in self._forwards.values():
-            forward.close()
-        self._starting.shutdown()
+        for port_forward in self._port_forwards.values():
+            port_forward.close()
+        self._starter_thread.shutdown()
         self._client.close()
 
     def read(self) -> tuple[ServingConfig | None, str | None]:
         """See `Fleet`."""
         try:
-            found = self._call(self._api.read_namespaced_config_map, CONFIG_MAP, self._namespace)
+            config_map = self._call(self._api.read_namespaced_config_map, CONFIG_MAP, self._namespace)
         except _NotFound:
             return None, None
-        revision = found.metadata.resource_version
-        self._objects[revision] = found
+        revision = config_map.metadata.resource_version
+        self._config_maps[revision] = config_map
         try:
-            return read_serving_config(found.data or {}, self.model), revision
+            return read_serving_config(config_map.data or {}, self.model_name), revision
         except ServingConfigError as error:
             raise FleetError(
-                f"{self.where}: ConfigMap {CONFIG_MAP}: {error}; delete it, and promote the version that shall serve"
+                f"{self.description}: ConfigMap {CONFIG_MAP}: {error}; delete it and promote a version"
             ) from None
 
-    def write(self, plan: ServingConfig, revision: str | None) -> str:
+    def write(self, config: ServingConfig, revision: str | None) -> str:
         """See `Fleet`."""
-        files = plan.files(self.model, self.base_path)
+        files = config.files(self.model_name, self.base_path)
         if revision is None:
             body = kubernetes.client.V1ConfigMap(
                 api_version="v1",
@@ -131,10 +131,10 @@ class KubernetesFleet:
             )
             written = self._call(self._api.create_namespaced_config_map, self._namespace, body)
         else:
-            body = self._objects[revision]
+            body = self._config_maps[revision]
             body.data = {**(body.data or {}), **files}
             written = self._call(self._api.replace_namespaced_config_map, CONFIG_MAP, self._namespace, body)
-        self._objects = {written.metadata.resource_version: written}
+        self._config_maps = {written.metadata.resource_version: written}
         return written.metadata.resource_version
 
     def servers(self) -> list[Server]:
@@ -145,23 +145,23 @@ class KubernetesFleet:
         """See `Fleet`."""
         return [gateway for gateway in self._pods(_GATEWAYS, "http") if gateway.ready]
 
-    def reach(self, server: Server) -> str:
-        """See `Fleet`. From outside of the cluster it is a forwarded port, which ends when this is closed."""
-        if self._inside:
+    def reachable_address(self, server: Server) -> str:
+        """See `Fleet`. Outside the cluster, the address is a forwarded port; forwarding ends with the context."""
+        if self._in_cluster:
             return server.address
         if not shutil.which("kubectl"):
-            raise FleetError("kubectl is not installed; outside of the cluster pods are reached through it")
+            raise FleetError("kubectl is not installed; install it to reach pods from outside the cluster")
         key = (server.key, server.address)
-        forward = self._forwards.get(key)
-        if forward is None or forward.ended:
+        port_forward = self._port_forwards.get(key)
+        if port_forward is None or port_forward.ended:
             port = server.address.rpartition(":")[2]
             command = [*self._kubectl, "port-forward", server.name.replace(" ", "/"), f":{port}"]
-            forward = self._forwards[key] = self._starting.submit(_Forward, command).result()
-        return forward.address()
+            port_forward = self._port_forwards[key] = self._starter_thread.submit(_PortForward, command).result()
+        return port_forward.address()
 
-    def _pods(self, selector: str, port: str) -> list[Server]:
-        found = self._call(self._api.list_namespaced_pod, self._namespace, label_selector=selector)
-        servers = (_server(pod, port) for pod in found.items if pod.metadata.deletion_timestamp is None)
+    def _pods(self, selector: str, port_name: str) -> list[Server]:
+        pods = self._call(self._api.list_namespaced_pod, self._namespace, label_selector=selector).items
+        servers = (_server_in_pod(pod, port_name) for pod in pods if pod.metadata.deletion_timestamp is None)
         return [server for server in servers if server]
 
     def _call(self, method, *arguments, **options):
@@ -170,31 +170,35 @@ class KubernetesFleet:
         except ApiException as error:
             message = _message(error)
             if error.status == 404:
-                raise _NotFound(f"{self.where}: {message}; is it another --namespace or --context?") from None
+                raise _NotFound(f"{self.description}: {message}; check --namespace and --context") from None
             if error.status == 409:
-                raise Conflict(f"{self.where}: somebody else has just changed the ConfigMap {CONFIG_MAP}") from None
+                raise Conflict(f"{self.description}: another process has changed the ConfigMap {CONFIG_MAP}") from None
             if error.status == 401 or (error.status == 403 and ANONYMOUS in message):
-                raise FleetError(f"{self.where}: not signed in: {message}; sign in again") from None
+                raise FleetError(f"{self.description}: not signed in: {message}; sign in again") from None
             if error.status == 403:
-                raise FleetError(f"{self.where}: not allowed: {message}; docs/rollout.md has a Role") from None
+                raise FleetError(
+                    f"{self.description}: not allowed: {message}; docs/rollout.md has the required Role"
+                ) from None
             raise FleetError(
-                f"{self.where}: Kubernetes answers {error.status}{self._via}: {message}; try again"
+                f"{self.description}: Kubernetes returned {error.status}{self._proxy_note}: {message}; try again"
             ) from None
-        except (_NoDocument, UnicodeDecodeError) as error:
-            raise FleetError(f"{self.where}: Kubernetes answers{self._via} with {error}; try again") from None
+        except (_InvalidResponse, UnicodeDecodeError) as error:
+            raise FleetError(f"{self.description}: Kubernetes{self._proxy_note} returned {error}; try again") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise FleetError(f"{self.where}: Kubernetes does not answer{self._via}: {error}; try again") from None
+            raise FleetError(
+                f"{self.description}: Kubernetes{self._proxy_note} does not respond: {error}; try again"
+            ) from None
 
 
 class _NotFound(FleetError):
     pass
 
 
-class _Forward:
-    """A port of this machine that `kubectl port-forward` leads to one of a pod, until it is closed.
+class _PortForward:
+    """A `kubectl port-forward` process that forwards a port of this machine to a port of a pod.
 
     Args:
-        command: of kubectl.
+        command: Command line of kubectl.
     """
 
     def __init__(self, command: list[str]):
@@ -206,67 +210,74 @@ class _Forward:
             text=True,
         )
         self._address: Future[str] = Future()
-        # It writes a line for each connection, and would stop once nobody reads them.
-        threading.Thread(target=self._read, daemon=True).start()
+        # kubectl writes a line per connection and would block if nobody read them.
+        threading.Thread(target=self._read_output, daemon=True).start()
 
     @property
     def ended(self) -> bool:
-        """Whether it leads nowhere any more."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def address(self) -> str:
-        """host:port on this machine.
+        """Returns the host:port on this machine.
 
         Raises:
-            Unreachable: kubectl does not reach the pod.
+            Unreachable: If kubectl does not reach the pod.
         """
         try:
-            return self._address.result(_FORWARDING_SECONDS)
+            return self._address.result(_PORT_FORWARD_SECONDS)
         except TimeoutError:
             self.close()
-            raise Unreachable(f"kubectl port-forward did not reach it in {_FORWARDING_SECONDS:g} s") from None
+            raise Unreachable(
+                f"kubectl port-forward did not reach the pod within {_PORT_FORWARD_SECONDS:g} s"
+            ) from None
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.kill()
         self._process.wait()
 
-    def _read(self) -> None:
-        said = []
+    def _read_output(self) -> None:
+        messages = []
         for line in self._process.stdout:
             if self._address.done():
                 continue
-            if found := _FORWARDING.search(line):
-                self._address.set_result(found[1])
+            if match := _FORWARDING_LINE.search(line):
+                self._address.set_result(match[1])
             else:
-                said.append(line.strip())
+                messages.append(line.strip())
         if not self._address.done():
-            self._address.set_exception(Unreachable(f"kubectl port-forward: {' '.join(said) or 'ended'}"))
+            self._address.set_exception(Unreachable(f"kubectl port-forward: {' '.join(messages) or 'ended'}"))
 
 
-def _server(pod: Any, port: str) -> Server | None:
-    """None for a pod that has no node yet, or has ended: it reads the configuration when it starts, if ever."""
+def _server_in_pod(pod: Any, port_name: str) -> Server | None:
+    """Returns the server in a pod; None if it has ended, or has no node yet and will read the configuration later."""
     if not pod.spec.node_name or pod.status.phase in ("Succeeded", "Failed"):
         return None
-    number, container = next(
-        ((one.container_port, of.name) for of in pod.spec.containers for one in of.ports or [] if one.name == port),
+    port_number, container_name = next(
+        (
+            (port.container_port, container.name)
+            for container in pod.spec.containers
+            for port in container.ports or []
+            if port.name == port_name
+        ),
         (None, None),
     )
-    status = next((one for one in pod.status.container_statuses or [] if one.name == container), None)
-    # One that pulls its image has the configuration mounted already, as it was then.
-    runs = bool(status and status.state and status.state.running and pod.status.pod_ip)
-    ready = runs and any(
+    status = next((entry for entry in pod.status.container_statuses or [] if entry.name == container_name), None)
+    # A container that is still pulling its image may already have an older ConfigMap mounted.
+    running = bool(status and status.state and status.state.running and pod.status.pod_ip)
+    ready = running and any(
         condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or []
     )
-    # A container that was started again has read the configuration again.
-    key = f"{pod.metadata.uid}-{status.restart_count if status else 0}-{runs}"
-    return Server(f"pod {pod.metadata.name}", key, ready, f"{pod.status.pod_ip}:{number}" if runs else "")
+    # A restarted container has read the configuration again, so it counts as a new server.
+    key = f"{pod.metadata.uid}-{status.restart_count if status else 0}-{running}"
+    return Server(f"pod {pod.metadata.name}", key, ready, f"{pod.status.pod_ip}:{port_number}" if running else "")
 
 
 def _message(error: ApiException) -> str:
-    """What Kubernetes says, for people; proxies before it answer with something else than its Status object."""
+    """Returns the message of Kubernetes' Status object, or the reason phrase if a proxy returned something else."""
     text = (error.body or "").strip()
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = str(json.loads(text)["message"]).strip()
-    is_sentence = text and text[0] not in "<{["  # no web page, and no JSON of a proxy
-    return text.partition("\n")[0][:500] if is_sentence else error.reason or "no reason given"
+    is_message = text and text[0] not in "<{["  # neither a web page nor a proxy's JSON
+    return text.partition("\n")[0][:500] if is_message else error.reason or "no reason given"

@@ -1,4 +1,4 @@
-"""The fleet of a laptop: files below the workdir, and the processes that said where they listen."""
+"""The fleet on one machine: configuration files in the workdir, and the server processes that announce an address."""
 
 import contextlib
 import hashlib
@@ -23,27 +23,27 @@ MODEL_SERVER, GATEWAY = "model-server", "gateway"
 
 
 class LocalFleet:
-    """Servers that run on this machine for one workdir.
+    """Servers on this machine for one workdir.
 
     Args:
-        workdir: theirs.
-        base: the registry's directory; it is named as the model is.
+        workdir: Workdir of the servers.
+        base: Directory of the registry, whose name is the model's name.
     """
 
     def __init__(self, workdir: str | Path, base: Path):
-        self.model = base.name
+        self.model_name = base.name
         self.base_path = str(base.resolve())
-        self.where = f"this machine, {workdir}"
+        self.description = f"this machine, {workdir}"
         self._folder = Path(workdir).resolve() / "serve"
 
     @property
     def config_file(self) -> Path:
-        """What a model server reads at its start, once something was written."""
+        """Configuration file that a model server reads when it starts; missing until the first write."""
         return self._folder / CONFIG_FILE
 
     @property
     def traffic_file(self) -> Path:
-        """What a gateway reads all the time."""
+        """Traffic split file that the gateways poll."""
         return self._folder / TRAFFIC_FILE
 
     def read(self) -> tuple[ServingConfig | None, str | None]:
@@ -52,26 +52,26 @@ class LocalFleet:
         if CONFIG_FILE not in files:
             return None, None
         try:
-            return read_serving_config(files, self.model), _revision(files)
+            return read_serving_config(files, self.model_name), _revision(files)
         except ServingConfigError as error:
-            raise FleetError(f"{self._folder}: {error}; remove the file and start the server again") from None
+            raise FleetError(f"{self._folder}: {error}; remove the file and restart the server") from None
 
-    def write(self, plan: ServingConfig, revision: str | None) -> str:
+    def write(self, config: ServingConfig, revision: str | None) -> str:
         """See `Fleet`."""
         try:
-            return self._write(plan, revision)
+            return self._write(config, revision)
         except OSError as error:
             raise FleetError(
                 f"{error.filename or self._folder}: cannot be written: {error.strerror or error}"
             ) from None
 
-    def _write(self, plan: ServingConfig, revision: str | None) -> str:
+    def _write(self, config: ServingConfig, revision: str | None) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / ".lock"):
             if self.read()[1] != revision:
-                raise Conflict(f"{self._folder}: somebody else has just changed it")
-            # The configuration last: its revision covers both, and a reader between sees an unknown one.
-            for name, content in sorted(plan.files(self.model, self.base_path).items(), reverse=True):
+                raise Conflict(f"{self._folder}: another process has changed the configuration")
+            # CONFIG_FILE is written last. The revision covers both files, so a reader in between sees an unknown one.
+            for name, content in sorted(config.files(self.model_name, self.base_path).items(), reverse=True):
                 temporary = self._folder / f".{name}"
                 temporary.write_text(content, encoding="utf-8")
                 os.replace(temporary, self._folder / name)
@@ -85,44 +85,44 @@ class LocalFleet:
         """See `Fleet`."""
         return self._running(GATEWAY)
 
-    def reach(self, server: Server) -> str:
+    def reachable_address(self, server: Server) -> str:
         """See `Fleet`."""
         return server.address
 
     @contextlib.contextmanager
     def announced(self, kind: str, address: str) -> Iterator[None]:
-        """Writes down, for as long as the block runs, that a process listens there.
+        """Adds a process to the fleet while the block runs.
 
-        A process that is killed is known to be gone: its lock went with it.
+        The process holds a file lock, so the fleet notices if it is killed.
 
         Args:
             kind: MODEL_SERVER or GATEWAY.
-            address: host:port of gRPC or HTTP.
+            address: host:port of gRPC for a model server, of HTTP for a gateway.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        note = self._folder / f"{kind}-{uuid.uuid4().hex}.json"
-        with FileLock(note.with_suffix(".lock")):
-            temporary = note.with_suffix(".new")
+        entry = self._folder / f"{kind}-{uuid.uuid4().hex}.json"
+        with FileLock(entry.with_suffix(".lock")):
+            temporary = entry.with_suffix(".new")
             temporary.write_text(json.dumps({"address": address}), encoding="utf-8")
-            temporary.rename(note)
+            temporary.rename(entry)
             try:
                 yield
             finally:
-                note.unlink(missing_ok=True)
-        note.with_suffix(".lock").unlink(missing_ok=True)
+                entry.unlink(missing_ok=True)
+        entry.with_suffix(".lock").unlink(missing_ok=True)
 
     def _running(self, kind: str) -> list[Server]:
         servers = []
-        for note in sorted(self._folder.glob(f"{kind}-*.json")):
-            lock = FileLock(note.with_suffix(".lock"), timeout=0)
+        for entry in sorted(self._folder.glob(f"{kind}-*.json")):
+            lock = FileLock(entry.with_suffix(".lock"), timeout=0)
             try:
                 with lock:
-                    note.unlink(missing_ok=True)  # its process was killed
-                note.with_suffix(".lock").unlink(missing_ok=True)
+                    entry.unlink(missing_ok=True)  # the process was killed
+                entry.with_suffix(".lock").unlink(missing_ok=True)
             except Timeout:
                 with contextlib.suppress(FileNotFoundError):
-                    address = json.loads(note.read_text(encoding="utf-8"))["address"]
-                    servers.append(Server(f"{kind} at {address}", note.stem, True, address))
+                    address = json.loads(entry.read_text(encoding="utf-8"))["address"]
+                    servers.append(Server(f"{kind} at {address}", entry.stem, True, address))
         return servers
 
     def _files(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One model server as rollout sees it: it takes a configuration, and tells what became of the versions."""
+"""Client for one model server's management calls: reload the configuration, read the states of versions and labels."""
 
 import contextlib
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ from serving.protos.model_management_pb2 import (
     ReloadConfigResponse,
 )
 from serving.rollout.fleet import Unreachable
-from serving.rollout.serving_config import ServingConfig, model_config
+from serving.rollout.serving_config import ServingConfig, model_server_config
 
 _SERVICE = "/tensorflow.serving.ModelService"
 _PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
-# They say nothing of the configuration: the server is away or out of order, or a proxy before it refuses the call.
-_NO_ANSWER = (
+# Codes that do not concern the configuration: the server is down or broken, or a proxy rejects the call.
+_UNREACHABLE_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own when a server has no thread left
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # set by gRPC when the server has no free thread
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -35,52 +35,52 @@ _NO_ANSWER = (
 )
 
 
-class Refused(ValueError):
-    """The server takes no such configuration, or does not know what it was asked for."""
+class CallRejected(ValueError):
+    """The server rejects the request."""
 
 
-class NotYet(Refused):
-    """A label would move to a version that does not serve: nothing of the configuration was taken."""
+class VersionNotAvailable(CallRejected):
+    """A label would move to a version that is not available: the server applied nothing of the configuration."""
 
 
-class NotThere(Refused):
-    """It serves no such model, version or label."""
+class NotFound(CallRejected):
+    """The server has no such model, version or label."""
 
 
 class VersionState(NamedTuple):
-    """What became of a version.
+    """State of a version on a server.
 
     Attributes:
-        available: it answers requests.
-        error: why it could not be loaded; "" if nothing is wrong.
-        gone: it is not in the server's memory.
+        available: Whether it serves requests.
+        error: Reason why it could not be loaded; "" without an error.
+        unloaded: Whether it is no longer in memory, or was never loaded.
     """
 
     available: bool
     error: str
-    gone: bool
+    unloaded: bool
 
 
 class ModelServerClient:
-    """Connection to a server; close it.
+    """gRPC connection to a model server, for use as a context manager.
 
     Args:
         address: host:port of gRPC.
-        name: of the model.
-        timeout: seconds that a call may take.
+        model_name: Name of the model.
+        timeout: Time limit of a call in seconds.
 
     Raises:
-        Unreachable: the environment names a proxy that cannot be used.
+        Unreachable: If the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, address: str, name: str, timeout: float = 30):
-        self._name = name
+    def __init__(self, address: str, model_name: str, timeout: float = 30):
+        self._model_name = model_name
         self._timeout = timeout
         try:
             self._channel = grpc.insecure_channel(address, proxies.grpc_options(address))
         except proxies.ProxyError as error:
             raise Unreachable(str(error)) from None
-        self._via = proxies.through(address)
+        self._proxy_note = proxies.through(address)
 
         def method(path, request, response):
             return self._channel.unary_unary(path, request.SerializeToString, response.FromString)
@@ -97,61 +97,62 @@ class ModelServerClient:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def push(self, plan: ServingConfig, base_path: str) -> None:
-        """Serves `plan` from now on: versions are loaded and unloaded while it answers.
+    def reload_config(self, config: ServingConfig, base_path: str) -> None:
+        """Applies `config`: the server loads and unloads versions while it continues to serve.
 
         Raises:
-            NotYet: a label would move to a version that does not serve.
-            Refused: the configuration is bad.
-            Unreachable: it does not answer.
+            VersionNotAvailable: If a label would move to a version that is not available.
+            CallRejected: If the configuration is invalid.
+            Unreachable: If the server does not respond.
         """
-        request = ReloadConfigRequest(config=model_config(self._name, base_path, plan.versions, plan.labels))
-        self._call(self._reload, request)
+        message = model_server_config(self._model_name, base_path, config.versions, config.labels)
+        self._call(self._reload, ReloadConfigRequest(config=message))
 
-    def states(self) -> dict[int, VersionState]:
-        """Each version that the server has seen.
+    def version_states(self) -> dict[int, VersionState]:
+        """Returns the state of each version that the server has ever been configured with.
 
         Raises:
-            Unreachable: it does not answer.
+            Unreachable: If the server does not respond.
         """
         request = GetModelStatusRequest()
-        request.model_spec.name = self._name
+        request.model_spec.name = self._model_name
         try:
             response = self._call(self._status, request)
-        except NotThere:
+        except NotFound:
             return {}
-        return {told.version: _state(told) for told in response.model_version_status}
+        return {status.version: _version_state(status) for status in response.model_version_status}
 
     def labels(self, names: Iterable[str]) -> dict[str, int]:
-        """Label -> version that answers to it, for those of `names` to which one does.
+        """Returns the version by label, for those of the labels `names` whose version is available.
 
         Raises:
-            Unreachable: it does not answer.
+            Unreachable: If the server does not respond.
         """
-        found = {}
+        versions = {}
         for label in names:
             request = GetModelMetadataRequest(metadata_field=["signature_def"])
-            request.model_spec.name, request.model_spec.version_label = self._name, label
-            with contextlib.suppress(NotThere):
-                found[label] = self._call(self._metadata, request).model_spec.version.value
-        return found
+            request.model_spec.name, request.model_spec.version_label = self._model_name, label
+            with contextlib.suppress(NotFound):
+                versions[label] = self._call(self._metadata, request).model_spec.version.value
+        return versions
 
     def _call(self, method, request):
         try:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             code, text = error.code(), error.details() or ""
-            if code in _NO_ANSWER:
-                raise Unreachable(f"{code.name}: {text}{self._via}") from None
-            kind = Refused
+            if code in _UNREACHABLE_CODES:
+                raise Unreachable(f"{code.name}: {text}{self._proxy_note}") from None
+            error_type = CallRejected
             if code == grpc.StatusCode.FAILED_PRECONDITION:
-                kind = NotYet
+                error_type = VersionNotAvailable
             elif code == grpc.StatusCode.NOT_FOUND or is_unknown_label(text):
-                kind = NotThere
-            raise kind(f"{code.name}: {text}") from None
+                error_type = NotFound
+            raise error_type(f"{code.name}: {text}") from None
 
 
-def _state(told: ModelVersionStatus) -> VersionState:
-    ended = told.state == ModelVersionStatus.END
-    error = (told.status.error_message or f"error {told.status.error_code}") if told.status.error_code else ""
-    return VersionState(told.state == ModelVersionStatus.AVAILABLE, error if ended else "", ended)
+def _version_state(response: ModelVersionStatus) -> VersionState:
+    ended = response.state == ModelVersionStatus.END
+    status = response.status
+    error = (status.error_message or f"error {status.error_code}") if status.error_code else ""
+    return VersionState(response.state == ModelVersionStatus.AVAILABLE, error if ended else "", ended)

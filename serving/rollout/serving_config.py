@@ -1,4 +1,4 @@
-"""What model servers shall serve, and the one place that makes TensorFlow Serving's configuration of it."""
+"""The configuration of the model servers, and its conversion to and from TensorFlow Serving's format."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,23 +9,23 @@ from serving.labels import CANARY
 from serving.protos.model_management_pb2 import ModelServerConfig
 from serving.traffic_split import read_canary_share, traffic_text
 
-# Names of the files in the ConfigMap, and below a workdir.
+# Keys of the ConfigMap, and file names in a workdir.
 CONFIG_FILE = "models.config"
 TRAFFIC_FILE = "traffic.json"
 
 
 class ServingConfigError(ValueError):
-    """A live configuration that is none of ours; the message says what is wrong with it."""
+    """The live configuration was not written by this project, or is inconsistent. The message states the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ServingConfig:
-    """Versions that are loaded, and what they are called.
+    """Versions to load, their labels, and the traffic split.
 
     Attributes:
-        versions: ascending.
-        labels: label -> version; each is one of `versions`, so that no server has a label for what it does not load.
-        canary_share: share of the gateway's requests that ask for `canary`, 0 to 1.
+        versions: Versions to load, ascending.
+        labels: Version by label. Each is one of `versions`, so no label points to a version that is not loaded.
+        canary_share: Share of the gateways' requests that go to the label `canary`, 0 to 1.
     """
 
     versions: tuple[int, ...]
@@ -40,79 +40,79 @@ class ServingConfig:
 
     @property
     def labelled(self) -> set[int]:
-        """Versions that requests can ask for by a label."""
+        """Versions that have a label."""
         return set(self.labels.values())
 
     def with_versions(self, versions: Iterable[int]) -> "ServingConfig":
-        """The same labels, and these versions beside those that they point to."""
+        """Returns a configuration with the same labels that loads these versions and the labelled ones."""
         return dataclasses.replace(self, versions=tuple({*versions, *self.labelled}))
 
-    def files(self, name: str, base_path: str) -> dict[str, str]:
-        """Contents by name: what a model server reads at its start, and what a gateway reads all the time.
+    def files(self, model_name: str, base_path: str) -> dict[str, str]:
+        """Returns file contents by name: model servers read CONFIG_FILE at their start, gateways poll TRAFFIC_FILE.
 
         Args:
-            name: of the model.
-            base_path: absolute, as the servers see it.
+            model_name: Name of the model.
+            base_path: Absolute directory of the model's versions, as the servers see it.
         """
-        config = text_format.MessageToString(model_config(name, base_path, self.versions, self.labels))
+        config = text_format.MessageToString(model_server_config(model_name, base_path, self.versions, self.labels))
         return {CONFIG_FILE: config, TRAFFIC_FILE: traffic_text(self.canary_share)}
 
 
-def model_config(
-    name: str, base_path: str, versions: Iterable[int], labels: Mapping[str, int] | None = None
+def model_server_config(
+    model_name: str, base_path: str, versions: Iterable[int], labels: Mapping[str, int] | None = None
 ) -> ModelServerConfig:
-    """TensorFlow Serving's configuration of one model. In production versions are always named.
+    """Returns TensorFlow Serving's configuration for one model, with explicit versions.
 
     Args:
-        name: of the model.
-        base_path: absolute, as the server sees it.
-        versions: to load.
-        labels: label -> one of `versions`.
+        model_name: Name of the model.
+        base_path: Absolute directory of the model's versions, as the server sees it.
+        versions: Versions to load.
+        labels: Version by label; each is one of `versions`.
     """
     config = ModelServerConfig()
-    model = config.model_config_list.config.add(name=name, base_path=base_path, model_platform="tensorflow")
+    model = config.model_config_list.config.add(name=model_name, base_path=base_path, model_platform="tensorflow")
     model.model_version_policy.specific.versions.extend(sorted(versions))
     for label, version in sorted((labels or {}).items()):
         model.version_labels[label] = version
     return config
 
 
-def read_serving_config(files: Mapping[str, str], name: str) -> ServingConfig:
-    """What `ServingConfig.files` wrote.
+def read_serving_config(files: Mapping[str, str], model_name: str) -> ServingConfig:
+    """Parses the contents that `ServingConfig.files` returned.
 
     Raises:
-        ServingConfigError: the files are not ours.
+        ServingConfigError: If `catbreeds` did not write the files.
     """
     try:
         config = text_format.Parse(files[CONFIG_FILE], ModelServerConfig())
-        (model,) = (model for model in config.model_config_list.config if model.name == name)
-        # Made by hand, a first configuration may do without.
+        (model,) = (model for model in config.model_config_list.config if model.name == model_name)
+        # The first configuration may have been written by hand, without a traffic split.
         share = read_canary_share(files[TRAFFIC_FILE]) if TRAFFIC_FILE in files else 0.0
         return ServingConfig(tuple(model.model_version_policy.specific.versions), dict(model.version_labels), share)
     except (KeyError, text_format.ParseError) as error:
-        raise ServingConfigError(f"{CONFIG_FILE}: no configuration of a model server: {error}") from None
+        raise ServingConfigError(f"{CONFIG_FILE}: not a model server configuration: {error}") from None
     except ValueError as error:
         raise ServingConfigError(f"{CONFIG_FILE} or {TRAFFIC_FILE}: not written by `catbreeds`: {error}") from None
 
 
 def make_serving_config(
     labels: Mapping[str, int],
-    spares: Iterable[int] = (),
-    loaded: int = 2,
+    optional: Iterable[int],
+    max_loaded: int,
     canary_share: float = 0.0,
-    needed: Iterable[int] = (),
+    required: Iterable[int] = (),
 ) -> ServingConfig:
-    """What is labelled or needed, and spares as long as no server holds more than `loaded` versions.
+    """Returns a configuration with the labelled and required versions, and optional ones while memory is left.
 
     Args:
-        labels: label -> version.
-        spares: what is worth being loaded: the way back; the best first.
-        loaded: versions that a server has memory for.
-        canary_share: see `ServingConfig`; 0 where nothing is labelled canary.
-        needed: versions that will be labelled next.
+        labels: Version by label.
+        optional: Versions worth keeping loaded, such as the rollback target; the most useful first.
+        max_loaded: Number of versions that fit into a server's memory.
+        canary_share: See `ServingConfig`; 0 is used if no version is canary.
+        required: Versions without a label that must be loaded, because the next step gives them one.
     """
-    versions = {*labels.values(), *needed}
-    for spare in spares:
-        if len(versions) < loaded:
-            versions.add(spare)
+    versions = {*labels.values(), *required}
+    for version in optional:
+        if len(versions) < max_loaded:
+            versions.add(version)
     return ServingConfig(tuple(versions), dict(labels), canary_share if CANARY in labels else 0.0)

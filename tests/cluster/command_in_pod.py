@@ -1,7 +1,7 @@
-"""`catbreeds` as in a pod of the cluster, with the files of the ServiceAccount in a folder of their own.
+"""Runs `catbreeds` as in a pod of the cluster, with the ServiceAccount's files in another folder.
 
-The environment has KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, as in each pod, and SERVICE_ACCOUNT, the folder
-that would be mounted under /var/run/secrets/kubernetes.io/serviceaccount.
+The environment contains KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, as in every pod, and SERVICE_ACCOUNT, the
+folder that a pod would mount at /var/run/secrets/kubernetes.io/serviceaccount.
 """
 
 import os

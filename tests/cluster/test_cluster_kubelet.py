@@ -1,6 +1,6 @@
-"""From outside of the cluster, through `kubectl port-forward`, and a container that starts again: these need a kubelet.
+"""Tests that need a real kubelet: rollout from outside through `kubectl port-forward`, and a restarted container.
 
-The cluster is that of docs/kubernetes.md, "On a laptop": its node has the models of `make demo`.
+The cluster is the one of docs/kubernetes.md, "On a laptop". Its node mounts the models of `make demo`.
 """
 
 from collections.abc import Iterator
@@ -9,40 +9,40 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.clusters import get, kubectl, made_namespace, moved
+from tests.cluster.clusters import get, in_namespace, kubectl, temporary_namespace
 from tests.running import catbreeds
 from tests.serving.k8s.variants import K8S, ROOT
 from tests.serving.model_server.servers import DEADLINE
 
 _MODEL_SERVERS = ("pods", "--selector", "app.kubernetes.io/name=model-server", "--namespace")
-_START_SECONDS = 10 * DEADLINE  # it pulls an image of some GB
+_START_SECONDS = 10 * DEADLINE  # includes pulling an image of several GB
 
 
 @pytest.fixture(scope="session")
 def registry(cluster) -> Path:
-    """Workdir whose models the node sees, as the cluster was made."""
+    """Returns the workdir whose models the node mounts."""
     if not any(node["status"].get("nodeInfo", {}).get("kubeletVersion") for node in get("nodes")["items"]):
         pytest.skip("no node of the cluster has a kubelet")
     (node,) = yaml.safe_load((K8S / "overlays" / "local" / "kind.yaml").read_text())["nodes"]
     workdir = ROOT / Path(node["extraMounts"][0]["hostPath"]).parent
     if not workdir.is_dir():
-        pytest.skip(f"{workdir} is not there; `make demo` makes it")
+        pytest.skip(f"{workdir} does not exist; create it with `make demo`")
     return workdir
 
 
 @pytest.fixture(scope="session")
 def outside(registry, rendered) -> Iterator[str]:
-    """A namespace with the overlay `local`, whose first version was promoted from outside of the cluster."""
+    """Deploys the overlay `local` and promotes the first version from outside the cluster."""
     local = next(one for one in rendered if one.name == "local")
-    with made_namespace() as name:
-        kubectl("apply", objects=moved(local.objects, name))
+    with temporary_namespace() as name:
+        kubectl("apply", objects=in_namespace(local.objects, name))
         promote(registry, name)
         wait_for_model_server(name)
         yield name
 
 
 def promote(workdir: Path, namespace: str) -> str:
-    """Promotes what is stable already: it is told to each model server."""
+    """Promotes the stable version again, which updates every model server."""
     done = catbreeds("promote", 1, "--workdir", workdir, "--namespace", namespace)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -52,11 +52,11 @@ def wait_for_model_server(namespace: str) -> None:
     kubectl("--namespace", namespace, "rollout", "status", "deployment/model-server", f"--timeout={_START_SECONDS}s")
 
 
-def test_a_promotion_from_outside_reaches_pods_by_forwarded_ports(registry, outside):
+def test_a_promotion_from_outside_reaches_pods_through_forwarded_ports(registry, outside):
     assert promote(registry, outside).endswith("loaded on 1 server\n")
 
 
-def test_a_container_that_was_started_again_serves_and_follows_the_next_promotion(registry, outside):
+def test_a_restarted_container_serves_and_gets_the_next_promotion(registry, outside):
     (pod,) = get(*_MODEL_SERVERS, outside)["items"]
     name = ("--namespace", outside, "exec", pod["metadata"]["name"], "--")
     kubectl(*name, "sh", "-c", "kill -9 $(pidof tensorflow_model_server)", check=False)

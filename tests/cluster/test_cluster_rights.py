@@ -1,11 +1,11 @@
-"""RBAC of the cluster: ServiceAccounts may do what rollout does, and nothing else."""
+"""RBAC in the cluster: the ServiceAccounts have the permissions that rollout needs, and no others."""
 
 import json
 
 import pytest
 import yaml
 
-from tests.cluster.clusters import kubectl, moved
+from tests.cluster.clusters import in_namespace, kubectl
 from tests.serving.k8s.variants import K8S
 
 INSIDE = {
@@ -18,31 +18,31 @@ FORWARDING = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/por
 
 
 @pytest.fixture(scope="session")
-def asked(served):
-    """Runs kubectl as a ServiceAccount of the namespace."""
+def kubectl_as(served):
+    """Returns a function that runs kubectl as a ServiceAccount of the namespace."""
     role = yaml.safe_load((K8S / "rollout-from-outside.yaml").read_text())
     role["metadata"]["namespace"] = served.namespace
-    kubectl("apply", objects=moved([role], served.namespace))
+    kubectl("apply", objects=in_namespace([role], served.namespace))
     where = ("--namespace", served.namespace)
     kubectl(*where, "create", "serviceaccount", "outside")
     account = f"{served.namespace}:outside"
     kubectl(*where, "create", "rolebinding", "outside", "--role", "rollout-from-outside", "--serviceaccount", account)
 
-    def asked(account: str, *arguments: object, **options):
+    def kubectl_as(account: str, *arguments: object, **options):
         user = f"system:serviceaccount:{served.namespace}:{account}"
         return kubectl(*where, "--as", user, *arguments, check=False, **options)
 
-    return asked
+    return kubectl_as
 
 
-def rights(asked, account: str, namespace: str) -> set[tuple[str, str, str]]:
-    """Resource, verb and name of all that the server lets an account do in the namespace."""
+def permissions(kubectl_as, account: str, namespace: str) -> set[tuple[str, str, str]]:
+    """Returns resource, verb and name of every permission that an account has in the namespace."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
         "spec": {"namespace": namespace},
     }
-    done = asked(account, "create", "--output", "json", objects=[review])
+    done = kubectl_as(account, "create", "--output", "json", objects=[review])
     assert done.returncode == 0, done.stderr
     rules = json.loads(done.stdout)["status"]["resourceRules"]
     return {
@@ -55,20 +55,23 @@ def rights(asked, account: str, namespace: str) -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("account", "expected"), [("rollout", INSIDE), ("outside", INSIDE | FORWARDING)])
-def test_an_account_has_the_rights_of_its_role_and_no_others(asked, served, account, expected):
-    assert rights(asked, account, served.namespace) - rights(asked, "default", served.namespace) == expected
-    assert rights(asked, account, "default") == rights(asked, "default", "default")
+def test_an_account_has_the_permissions_of_its_role_and_no_others(kubectl_as, served, account, expected):
+    assert (
+        permissions(kubectl_as, account, served.namespace) - permissions(kubectl_as, "default", served.namespace)
+        == expected
+    )
+    assert permissions(kubectl_as, account, "default") == permissions(kubectl_as, "default", "default")
 
 
 @pytest.mark.parametrize("verb", ["get", "update", "create", "list"])
-def test_what_rollout_calls_is_allowed(asked, served, verb):
+def test_rollout_may_make_its_calls(kubectl_as, served, verb):
     config = served.live()
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other", "namespace": served.namespace}}
     done = {
-        "get": lambda: asked("rollout", "get", "configmap", "model-config"),
-        "update": lambda: asked("rollout", "replace", "--dry-run=server", objects=[config]),
-        "create": lambda: asked("rollout", "create", "--dry-run=server", objects=[other]),
-        "list": lambda: asked("rollout", "get", "pods"),
+        "get": lambda: kubectl_as("rollout", "get", "configmap", "model-config"),
+        "update": lambda: kubectl_as("rollout", "replace", "--dry-run=server", objects=[config]),
+        "create": lambda: kubectl_as("rollout", "create", "--dry-run=server", objects=[other]),
+        "list": lambda: kubectl_as("rollout", "get", "pods"),
     }[verb]()
     assert done.returncode == 0, done.stderr
 
@@ -96,7 +99,7 @@ def test_what_rollout_calls_is_allowed(asked, served, verb):
         "get nodes",
     ],
 )
-def test_what_rollout_does_not_call_is_refused(asked, served, call):
+def test_rollout_may_not_make_other_calls(kubectl_as, served, call):
     pod = served.kubelet.ready("model-server")[0].name
-    done = asked("rollout", *call.replace("POD", pod).split(" "))
+    done = kubectl_as("rollout", *call.replace("POD", pod).split(" "))
     assert (done.returncode, "forbidden" in done.stderr) == (1, True), done.stderr

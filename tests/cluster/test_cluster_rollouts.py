@@ -1,4 +1,4 @@
-"""Rollout as in a pod of the cluster: its rights, its resource versions, its pods, while people ask the gateways."""
+"""Rollout as in a pod of the cluster, with real permissions, resource versions and pods, under traffic."""
 
 import signal
 
@@ -15,7 +15,7 @@ from tests.serving.model_server.servers import DEADLINE, eventually
 
 @pytest.fixture
 def served(served):
-    served.begin_with(1)
+    served.reset_to(1)
     return served
 
 
@@ -30,64 +30,64 @@ def test_promote_and_rollback_fail_no_request(served):
     assert {*traffic.versions} == {1, 2}
 
 
-def test_a_canary_gets_its_share_and_becomes_stable_and_no_request_fails(served):
+def test_a_canary_gets_its_share_then_becomes_stable_and_no_request_fails(served):
     with served.traffic() as traffic:
-        told = served.run("promote", 2, "--canary", "--share", 0.5)
-        assert "version 2 is the canary and gets 50% of the gateways' requests\n1 golden request returned" in told
+        output = served.run("promote", 2, "--canary", "--share", 0.5)
+        assert "version 2 is the canary and gets 50% of the gateways' requests\n1 golden request returned" in output
         assert served.labels() == [{"stable": 1, "canary": 2}] * 3
         eventually(lambda: traffic.goes_to({1, 2}))
-        told = served.run("canary", "--promote", "--timeout", DEADLINE / 2)
-        assert "version 2 is stable (was version 1)\nloaded on 2 servers\n" in told
+        output = served.run("canary", "--promote", "--timeout", DEADLINE / 2)
+        assert "version 2 is stable (was version 1)\nloaded on 2 servers\n" in output
         assert traffic.goes_to({2})
     assert served.labels() == [{"stable": 2}] * 3
 
 
-def test_a_canary_that_is_stopped_gets_no_requests_and_none_fails(served):
+def test_a_stopped_canary_gets_no_requests_and_none_fails(served):
     with served.traffic() as traffic:
         served.run("promote", 2, "--canary", "--share", 0.5)
         eventually(lambda: traffic.goes_to({1, 2}))
-        assert served.run("canary", "--stop") == "canary stopped: version 2\nloaded on 2 servers\n"
+        assert served.run("canary", "--stop") == "canary stopped: version 2\nupdated 2 servers\n"
         assert traffic.goes_to({1})
     assert served.labels() == [{"stable": 1}] * 3
 
 
-def test_of_two_promotions_at_once_one_succeeds_and_the_other_says_at_once_that_it_did_not(served):
+def test_of_two_concurrent_promotions_in_a_cluster_one_succeeds_and_the_other_fails_at_once(served):
     with served.traffic():
-        first = served.start("promote", 3)  # which pods do not see yet
+        first = served.start("promote", 3)  # the pods do not see this version yet
         eventually(lambda: 3 in read_serving_config(served.live()["data"], MODEL).versions)
-        told = served.run("promote", 2)
-        output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time that a version has to load
-    assert told == "version 2 is stable (was version 1)\nloaded on 2 servers\n"
+        second_output = served.run("promote", 2)
+        output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time limit for loading
+    assert second_output == "version 2 is stable (was version 1)\nloaded on 2 servers\n"
     assert (first.returncode, output) == (1, "")
-    assert f"namespace {served.namespace}: somebody else is rolling out, and took version 3 from" in errors
+    assert f"namespace {served.namespace}: another rollout is running and has unloaded version 3;" in errors
     assert served.labels() == [{"stable": 2}] * 3
     served.publish(3)
     assert "version 3 is stable (was version 2)\n" in served.run("promote", 3)
 
 
-def test_a_write_to_a_configuration_that_somebody_else_has_changed_is_a_conflict(served, monkeypatch):
+def test_a_write_to_a_configuration_that_another_process_has_changed_is_a_conflict(served, monkeypatch):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with KubernetesFleet(served.namespace, MODEL, str(served.models)) as cluster:
-        plan, revision = cluster.read()
+    with KubernetesFleet(served.namespace, MODEL, str(served.models)) as fleet:
+        config, revision = fleet.read()
         served.run("promote", 2)
-        with pytest.raises(Conflict, match="somebody else has just changed the ConfigMap model-config"):
-            cluster.write(plan, revision)
+        with pytest.raises(Conflict, match="another process has changed the ConfigMap model-config"):
+            fleet.write(config, revision)
     assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
-def test_a_command_that_is_killed_fails_no_request_and_finishes_when_it_is_run_again(served, writes):
-    before = [served.live()["metadata"]["resourceVersion"]]
+def test_a_killed_command_fails_no_request_and_finishes_when_it_is_rerun(served, writes):
+    revisions = [served.live()["metadata"]["resourceVersion"]]
 
-    def wrote() -> bool:
+    def has_written() -> bool:
         revision = served.live()["metadata"]["resourceVersion"]
-        if revision != before[-1]:
-            before.append(revision)
-        return len(before) > writes or command.poll() is not None
+        if revision != revisions[-1]:
+            revisions.append(revision)
+        return len(revisions) > writes or command.poll() is not None
 
     with served.traffic() as traffic:
         command = served.start("promote", 2)
-        eventually(wrote)
+        eventually(has_written)
         if command.poll() is None:
             command.send_signal(signal.SIGKILL)
         command.communicate(timeout=DEADLINE)
@@ -98,9 +98,9 @@ def test_a_command_that_is_killed_fails_no_request_and_finishes_when_it_is_run_a
     assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
 
-def test_a_command_that_is_killed_while_servers_wait_for_a_version_finishes_when_it_is_run_again(served):
+def test_a_command_that_is_killed_while_a_version_loads_finishes_when_it_is_rerun(served):
     with served.traffic() as traffic:
-        command = served.start("promote", 4)  # which pods do not see yet
+        command = served.start("promote", 4)  # the pods do not see this version yet
         eventually(lambda: 4 in read_serving_config(served.live()["data"], MODEL).versions)
         command.kill()
         assert command.wait(DEADLINE) == -signal.SIGKILL
@@ -111,7 +111,7 @@ def test_a_command_that_is_killed_while_servers_wait_for_a_version_finishes_when
     assert served.labels() == [{"stable": 4}] * 3
 
 
-def test_evictions_take_one_model_server_at_a_time_and_fail_no_request(served):
+def test_evictions_remove_one_model_server_at_a_time_and_fail_no_request(served):
     core = client.CoreV1Api(served.kubelet.api)
     name = ("poddisruptionbudget/model-server", "--namespace", served.namespace)
     eventually(lambda: get(*name)["status"]["disruptionsAllowed"] == 1)
@@ -123,11 +123,11 @@ def test_evictions_take_one_model_server_at_a_time_and_fail_no_request(served):
 
     with served.traffic():
         evict(first)
-        with pytest.raises(ApiException) as refusal:
+        with pytest.raises(ApiException) as rejection:
             evict(second)
-        assert refusal.value.status == 429
+        assert rejection.value.status == 429
         eventually(lambda: first.name not in served.kubelet.pods and len(served.kubelet.ready("model-server")) == 2)
-        # The pod that is new has read the live configuration, and follows the next command.
+        # The new pod has read the live configuration and gets the next promotion.
         assert served.labels() == [{"stable": 1}] * 3
         assert "loaded on 2 servers" in served.run("promote", 2)
         assert served.labels() == [{"stable": 2}] * 3

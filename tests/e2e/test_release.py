@@ -112,9 +112,9 @@ def test_promote_and_rollback_change_the_version_that_predict_uses(pushed):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("promote", 7), "there is no version 7; there are: 1, 2"),
+        (("promote", 7), "no version 7; existing versions: 1, 2"),
         (("rollback",), "no version was stable before"),
-        (("lineage", 7), "there is no version 7"),
+        (("lineage", 7), "no version 7"),
         (("gate", "--run", "yesterday"), "run 'yesterday' has no finished ModelGate; runs that have one: 2"),
         (("gate", "--policy", "lenient"), "gate.policy"),
         (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),

@@ -15,7 +15,7 @@ from serving.client import BadResponse, ClientError, RequestRejected, Unavailabl
 from serving.client.gateway import GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import RestClient
-from serving.rollout.canary_analysis import read_traffic
+from serving.rollout.canary_analysis import read_request_stats
 from serving.rollout.fleet import Unreachable
 from serving.rollout.model_server_client import ModelServerClient
 from tests.running import catbreeds
@@ -137,16 +137,16 @@ def test_rollout_reaches_servers_of_this_machine_without_a_proxy(proxy):
     server = ScriptedServer()
     answers = pytest.raises(Unreachable, match=r"^UNIMPLEMENTED: Method not found!$")
     with ModelServerClient(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, answers:
-        connection.states()
+        connection.version_states()
     server.stop()
     with pytest.raises(OSError, match="http://127") as caught:
-        read_traffic(f"127.0.0.1:{free_port()}")
+        read_request_stats(f"127.0.0.1:{free_port()}")
     assert "proxy" not in str(caught.value)
     assert proxy.targets == []
     with ModelServerClient(f"{REMOTE_HOST}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
-        connection.states()
+        connection.version_states()
     with pytest.raises(OSError, match=proxy.url):
-        read_traffic(f"{REMOTE_HOST}:1")
+        read_request_stats(f"{REMOTE_HOST}:1")
 
 
 def test_redirect_to_this_machine_bypasses_the_proxy(environment):

@@ -1,4 +1,4 @@
-"""The registry: versions whole or not at all, a stable label that a push does not move, and labels that move back."""
+"""The registry: complete versions only, a stable label that no push moves, rollback, concurrency and damage."""
 
 import json
 import multiprocessing
@@ -53,13 +53,13 @@ Registry(sys.argv[1]).push(sys.argv[2], {})
 """
 
 
-def make_model(folder: Path, recipe: str = "recipe-a") -> Path:
+def create_model(folder: Path, digest: str = "model-a") -> Path:
     (folder / "variables").mkdir(parents=True)
     (folder / "assets.extra").mkdir()
     (folder / "saved_model.pb").write_bytes(bytes(range(256)))
     (folder / "variables" / "variables.index").write_bytes(b"index")
-    (folder / "variables" / "variables.data-00000-of-00001").write_bytes(recipe.encode() + b"\0\r\n\xff" * 1000)
-    (folder / "assets.extra" / "catbreeds.json").write_text(json.dumps({"model_digest": recipe}))
+    (folder / "variables" / "variables.data-00000-of-00001").write_bytes(digest.encode() + b"\0\r\n\xff" * 1000)
+    (folder / "assets.extra" / "catbreeds.json").write_text(json.dumps({"model_digest": digest}))
     return folder
 
 
@@ -68,41 +68,41 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def as_pushed(registry: Registry, version: int) -> tuple[dict[str, bytes], dict]:
-    """The files of a version and why it was admitted; an error when that was not written."""
+    """Returns the files of a version and its admission document; fails if the document is missing."""
     files = contents(registry.path(version))
     return files, json.loads(files.pop("admission.json"))
 
 
-def start(code: str, *arguments: object) -> subprocess.Popen:
-    """A process of its own that can be killed."""
+def start_process(code: str, *arguments: object) -> subprocess.Popen:
+    """Starts a separate process that can be killed."""
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT)
 
 
 def push_and_move_labels(base: Path, models: Path, seed: int) -> tuple[dict[int, str], list[tuple], list[tuple]]:
-    """What one of several processes does.
+    """Runs in each of several processes.
 
     Returns:
-        Version -> the name of the model that it pushed as that; its promotions and its rollbacks: label, from, to.
+        Name of the pushed model by version; the promotions and the rollbacks, each as (label, from, to).
     """
-    registry, chance = Registry(base), random.Random(seed)
+    registry, rng = Registry(base), random.Random(seed)
     pushes, promotions, rollbacks = {}, [], []
     for number in range(20):
         name = f"{seed}-{number}"
-        pushes[registry.push(make_model(models / name, name), {"name": name})] = name
-        for _ in range(chance.randrange(8)):
-            label = chance.choice([STABLE, CANARY])
-            if chance.random() < 0.6:
-                version = chance.choice(registry.versions())
+        pushes[registry.push(create_model(models / name, name), {"name": name})] = name
+        for _ in range(rng.randrange(8)):
+            label = rng.choice([STABLE, CANARY])
+            if rng.random() < 0.6:
+                version = rng.choice(registry.versions())
                 promotions.append((label, registry.promote(version, label), version))
             else:
-                with suppress(RegistryError):  # there may be none to go back to
+                with suppress(RegistryError):  # if there is no version to go back to
                     rollbacks.append((label, *registry.rollback(label)))
     return pushes, promotions, rollbacks
 
 
 @contextmanager
 def full_disk():
-    """A file cannot grow past a few bytes."""
+    """Limits the size of written files to a few bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -113,7 +113,7 @@ def full_disk():
 
 @pytest.fixture
 def model(tmp_path):
-    return make_model(tmp_path / "model")
+    return create_model(tmp_path / "model")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def pushed(registry, model):
-    """The registry with versions 1 to 4; nobody moved a label."""
+    """The registry with versions 1 to 4; no label was moved."""
     for _ in range(4):
         registry.push(model, {})
     return registry
@@ -131,9 +131,9 @@ def pushed(registry, model):
 
 @pytest.fixture
 def break_copy(monkeypatch):
-    """The copy stops after half of the files, as when the disk is full."""
+    """Returns a function that makes copies fail after half of the files, as if the disk were full."""
 
-    def half(source, target, **_):
+    def copy_half(source, target, **_):
         files = sorted(p for p in Path(source).rglob("*") if p.is_file())
         for path in files[: len(files) // 2]:
             copy = Path(target) / path.relative_to(source)
@@ -141,17 +141,17 @@ def break_copy(monkeypatch):
             copy.write_bytes(path.read_bytes())
         raise OSError("No space left on device")
 
-    def use():
-        monkeypatch.setattr(shutil, "copytree", half)
+    def break_copy():
+        monkeypatch.setattr(shutil, "copytree", copy_half)
 
-    return use
+    return break_copy
 
 
-def test_a_registry_that_nobody_pushed_to_is_empty_and_is_not_made_by_looking(registry):
+def test_reading_a_registry_before_the_first_push_finds_nothing_and_creates_nothing(registry):
     assert registry.versions() == []
     assert registry.labels() == {}
     assert registry.stable() is None
-    assert registry.find_model("recipe-a") is None
+    assert registry.find_by_model_digest("model-a") is None
     assert not registry.base.exists()
 
 
@@ -169,15 +169,15 @@ def test_a_later_push_does_not_move_stable(registry, model):
     assert registry.stable() == 1
 
 
-def test_a_push_copies_byte_for_byte_and_adds_why_it_was_admitted(registry, model):
-    why = {"accuracy": 0.75, "reasons": ["größer"]}
-    version = registry.push(model, why)
+def test_a_push_copies_byte_for_byte_and_adds_the_admission_document(registry, model):
+    admission = {"accuracy": 0.75, "reasons": ["größer"]}
+    version = registry.push(model, admission)
     pushed = contents(registry.path(version))
-    assert json.loads(pushed.pop("admission.json")) == registry.admission(version) == why
+    assert json.loads(pushed.pop("admission.json")) == registry.admission(version) == admission
     assert pushed == contents(model)
 
 
-def test_files_and_texts_that_go_with_the_model_are_in_its_version(registry, model, tmp_path):
+def test_a_push_adds_extra_files_and_texts(registry, model, tmp_path):
     card = tmp_path / "card.html"
     card.write_bytes(b"<p>\xc3\x9f\r\n")
     registry.push(model, {})
@@ -187,23 +187,23 @@ def test_files_and_texts_that_go_with_the_model_are_in_its_version(registry, mod
     assert files == contents(model) | {"about/card.html": card.read_bytes(), "about.txt": "größer: 2".encode()}
 
 
-def test_a_push_whose_texts_cannot_be_made_leaves_nothing_and_the_next_one_goes_on(registry, model):
+def test_a_push_whose_texts_fail_leaves_nothing_and_the_next_push_succeeds(registry, model):
     registry.push(model, {})
     before = contents(registry.base)
     with pytest.raises(ZeroDivisionError):
-        registry.push(model, {}, texts=lambda version: {"ratio.txt": str(1 / 0)})
+        registry.push(model, {}, make_texts=lambda version: {"ratio.txt": str(1 / 0)})
     assert contents(registry.base) == before
     assert registry.push(model, {}) == 2
 
 
-def test_a_push_leaves_the_earlier_versions_as_they_are(registry, model, tmp_path):
+def test_a_push_does_not_change_earlier_versions(registry, model, tmp_path):
     registry.push(model, {"n": 1})
     before = contents(registry.path(1))
-    registry.push(make_model(tmp_path / "other", "recipe-b"), {"n": 2})
+    registry.push(create_model(tmp_path / "other", "model-b"), {"n": 2})
     assert contents(registry.path(1)) == before
 
 
-def test_a_push_is_numbered_past_the_highest_version_even_when_some_were_removed(registry, model):
+def test_a_push_gets_the_number_after_the_highest_version_even_if_some_were_removed(registry, model):
     for _ in range(3):
         registry.push(model, {})
     shutil.rmtree(registry.path(2))
@@ -213,7 +213,7 @@ def test_a_push_is_numbered_past_the_highest_version_even_when_some_were_removed
     assert registry.versions() == [1, 3, 12, 13]
 
 
-def test_a_first_push_that_is_interrupted_leaves_nothing_visible(registry, model, break_copy):
+def test_an_interrupted_first_push_leaves_nothing_visible(registry, model, break_copy):
     break_copy()
     with pytest.raises(RegistryError, match="cannot be written: No space left"):
         registry.push(model, {})
@@ -222,9 +222,7 @@ def test_a_first_push_that_is_interrupted_leaves_nothing_visible(registry, model
     assert [path for path in registry.base.iterdir() if path.name != ".lock"] == []
 
 
-def test_a_later_push_that_is_interrupted_changes_nothing_and_the_next_one_goes_on(
-    registry, model, break_copy, monkeypatch
-):
+def test_an_interrupted_later_push_changes_nothing_and_the_next_push_succeeds(registry, model, break_copy, monkeypatch):
     registry.push(model, {})
     before = contents(registry.base)
     break_copy()
@@ -235,50 +233,50 @@ def test_a_later_push_that_is_interrupted_changes_nothing_and_the_next_one_goes_
     assert registry.push(model, {}) == 2
 
 
-def test_while_a_push_is_under_way_no_reader_sees_its_version(registry, model, monkeypatch):
+def test_during_a_push_no_reader_sees_the_new_version(registry, model, monkeypatch):
     registry.push(model, {})
     copytree, seen = shutil.copytree, []
 
-    def watched(*arguments, **options):
+    def copy_and_list(*arguments, **options):
         copytree(*arguments, **options)
-        # What TF Serving looks for: folders whose names are numbers.
+        # TensorFlow Serving looks for folders whose names are numbers.
         seen.append([path.name for path in registry.base.iterdir() if path.is_dir() and path.name.isdigit()])
 
-    monkeypatch.setattr(shutil, "copytree", watched)
+    monkeypatch.setattr(shutil, "copytree", copy_and_list)
     registry.push(model, {})
     assert seen
     assert all(names == ["1"] for names in seen)
 
 
-def test_find_gives_the_newest_version_of_a_recipe(registry, tmp_path):
-    for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-a"]):
-        registry.push(make_model(tmp_path / str(number), recipe), {})
-    assert registry.find_model("recipe-a") == 3
-    assert registry.find_model("recipe-b") == 2
-    assert registry.find_model("recipe-c") is None
+def test_find_by_model_digest_returns_the_newest_version(registry, tmp_path):
+    for number, digest in enumerate(["model-a", "model-b", "model-a"]):
+        registry.push(create_model(tmp_path / str(number), digest), {})
+    assert registry.find_by_model_digest("model-a") == 3
+    assert registry.find_by_model_digest("model-b") == 2
+    assert registry.find_by_model_digest("model-c") is None
 
 
-@pytest.mark.parametrize("look", [Registry.record, Registry.admission])
-def test_what_is_asked_of_a_version_that_is_not_there_names_those_that_are(pushed, look):
+@pytest.mark.parametrize("read", [Registry.record, Registry.admission])
+def test_reading_a_missing_version_is_an_error_that_lists_the_existing_ones(pushed, read):
     with pytest.raises(RegistryError, match=rf"{re.escape(str(pushed.base))}: .*no version 5\b.*: 1, 2, 3, 4"):
-        look(pushed, 5)
+        read(pushed, 5)
 
 
 @pytest.mark.parametrize(
-    ("look", "name"), [(Registry.record, "assets.extra/catbreeds.json"), (Registry.admission, "admission.json")]
+    ("read", "name"), [(Registry.record, "assets.extra/catbreeds.json"), (Registry.admission, "admission.json")]
 )
 @pytest.mark.parametrize("damaged", [None, b"", b'{"recipe_dig', b"\xff\xfe"])
-def test_a_file_of_a_version_that_is_missing_or_damaged_is_named(pushed, look, name, damaged):
+def test_a_missing_or_damaged_file_of_a_version_is_named(pushed, read, name, damaged):
     file = pushed.path(2) / name
     file.unlink()
     if damaged is not None:
         file.write_bytes(damaged)
     with pytest.raises(RegistryError, match=re.escape(str(file))):
-        look(pushed, 2)
-    assert look(pushed, 3) is not None
+        read(pushed, 2)
+    assert read(pushed, 3) is not None
 
 
-def test_files_and_hidden_folders_beside_the_versions_are_no_versions(registry, model):
+def test_files_and_hidden_folders_next_to_the_versions_are_ignored(registry, model):
     registry.push(model, {})
     (registry.base / "7").write_text("a file")
     (registry.base / ".8-unfinished").mkdir()
@@ -286,7 +284,7 @@ def test_files_and_hidden_folders_beside_the_versions_are_no_versions(registry, 
     assert registry.versions() == [1]
 
 
-def test_promote_moves_the_label_and_says_which_version_had_it(pushed):
+def test_promote_moves_the_label_and_returns_the_previous_version(pushed):
     assert pushed.promote(3) == 1
     assert pushed.stable() == 3
     assert pushed.labels() == {STABLE: 3}
@@ -300,7 +298,7 @@ def test_a_push_after_a_promotion_does_not_move_stable(pushed, model):
     assert pushed.stable() == 3
 
 
-def test_promote_touches_no_version(pushed):
+def test_promote_and_rollback_change_no_version(pushed):
     before = {version: contents(pushed.path(version)) for version in pushed.versions()}
     pushed.promote(3)
     pushed.rollback()
@@ -308,7 +306,7 @@ def test_promote_touches_no_version(pushed):
 
 
 @pytest.mark.parametrize("version", [0, -1, 2, 5])
-def test_promote_to_a_version_that_is_not_there_names_those_that_are_and_changes_nothing(pushed, version):
+def test_promoting_a_missing_version_is_an_error_that_lists_the_existing_ones_and_changes_nothing(pushed, version):
     pushed.promote(3)
     shutil.rmtree(pushed.path(2))
     before = contents(pushed.base)
@@ -320,13 +318,13 @@ def test_promote_to_a_version_that_is_not_there_names_those_that_are_and_changes
     assert contents(pushed.base) == before
 
 
-def test_promote_where_nothing_was_pushed_says_that_there_is_none(registry):
+def test_promote_before_the_first_push_reports_that_no_version_exists(registry):
     with pytest.raises(RegistryError, match=rf"{re.escape(str(registry.base))}: .*no version 1\b.*: none"):
         registry.promote(1)
     assert registry.labels() == {}
 
 
-def test_promoting_what_is_stable_by_default_changes_nothing(pushed):
+def test_promoting_the_default_stable_version_changes_nothing(pushed):
     before = contents(pushed.base)
     assert pushed.promote(1) == 1
     assert contents(pushed.base) == before
@@ -334,7 +332,7 @@ def test_promoting_what_is_stable_by_default_changes_nothing(pushed):
         pushed.rollback()
 
 
-def test_promoting_what_has_the_label_changes_nothing_nor_what_rollback_goes_back_to(pushed):
+def test_promoting_the_current_version_changes_neither_the_label_nor_the_rollback_targets(pushed):
     pushed.promote(2)
     pushed.promote(3)
     before = contents(pushed.base)
@@ -344,7 +342,7 @@ def test_promoting_what_has_the_label_changes_nothing_nor_what_rollback_goes_bac
     assert pushed.rollback() == (3, 2)
 
 
-def test_rollback_goes_back_step_by_step_and_raises_at_the_first(pushed):
+def test_rollback_goes_back_step_by_step_and_raises_at_the_first_version(pushed):
     for version in [3, 2, 4, 2]:
         pushed.promote(version)
     for step in [(2, 4), (4, 2), (2, 3), (3, 1)]:
@@ -355,7 +353,7 @@ def test_rollback_goes_back_step_by_step_and_raises_at_the_first(pushed):
     assert pushed.stable() == 1
 
 
-def test_a_promotion_after_a_rollback_goes_back_to_what_was_rolled_back_to(pushed):
+def test_after_a_rollback_and_a_promotion_rollback_returns_to_the_version_between_them(pushed):
     pushed.promote(2)
     pushed.promote(3)
     pushed.rollback()
@@ -364,7 +362,7 @@ def test_a_promotion_after_a_rollback_goes_back_to_what_was_rolled_back_to(pushe
     assert pushed.rollback() == (2, 1)
 
 
-def test_rollback_skips_versions_whose_folders_are_gone(pushed):
+def test_rollback_skips_deleted_versions(pushed):
     for version in [2, 3, 4]:
         pushed.promote(version)
     shutil.rmtree(pushed.path(2))
@@ -374,7 +372,7 @@ def test_rollback_skips_versions_whose_folders_are_gone(pushed):
         pushed.rollback()
 
 
-def test_rollback_leaves_a_version_whose_folder_is_gone(pushed):
+def test_rollback_works_if_the_current_version_is_deleted(pushed):
     pushed.promote(2)
     pushed.promote(3)
     shutil.rmtree(pushed.path(3))
@@ -382,7 +380,7 @@ def test_rollback_leaves_a_version_whose_folder_is_gone(pushed):
     assert pushed.stable() == 2
 
 
-def test_rollback_raises_and_the_label_stays_when_all_that_had_it_before_are_gone(pushed):
+def test_rollback_raises_and_the_label_stays_if_all_earlier_versions_are_deleted(pushed):
     for version in [2, 3]:
         pushed.promote(version)
     shutil.rmtree(pushed.path(1))
@@ -392,13 +390,13 @@ def test_rollback_raises_and_the_label_stays_when_all_that_had_it_before_are_gon
     assert pushed.stable() == 3
 
 
-def test_rollback_where_nothing_was_pushed_raises(registry):
+def test_rollback_before_the_first_push_raises(registry):
     with pytest.raises(RegistryError):
         registry.rollback()
     assert registry.labels() == {}
 
 
-def test_each_label_moves_and_goes_back_by_itself(pushed):
+def test_labels_move_and_roll_back_independently(pushed):
     assert pushed.promote(2, CANARY) is None
     assert pushed.promote(4, CANARY) == 2
     assert pushed.labels() == {STABLE: 1, CANARY: 4}
@@ -412,14 +410,14 @@ def test_each_label_moves_and_goes_back_by_itself(pushed):
     assert pushed.labels() == {STABLE: 1, CANARY: 2}
 
 
-def test_a_label_that_no_version_had_cannot_go_back(pushed):
+def test_a_label_that_was_never_set_cannot_roll_back(pushed):
     pushed.promote(2)
     with pytest.raises(RegistryError, match=CANARY):
         pushed.rollback(CANARY)
     assert pushed.labels() == {STABLE: 2}
 
 
-def test_labels_and_what_they_go_back_to_are_there_for_whoever_opens_the_registry_next(pushed):
+def test_labels_and_rollback_targets_persist(pushed):
     pushed.promote(2)
     pushed.promote(3)
     pushed.promote(4, CANARY)
@@ -442,20 +440,20 @@ def test_labels_and_what_they_go_back_to_are_there_for_whoever_opens_the_registr
         b'{"labels": 1, "replaced": 1}',
     ],
 )
-def test_damaged_labels_are_named_and_left_alone_until_they_are_removed(pushed, damaged):
+def test_a_damaged_labels_file_is_named_and_not_overwritten(pushed, damaged):
     pushed.promote(2)
     file = pushed.base / "labels.json"
     file.write_bytes(damaged)
-    for ask in [pushed.labels, pushed.stable, pushed.rollback, lambda: pushed.promote(3)]:
+    for call in [pushed.labels, pushed.stable, pushed.rollback, lambda: pushed.promote(3)]:
         with pytest.raises(RegistryError, match=re.escape(str(file))):
-            ask()
+            call()
     assert file.read_bytes() == damaged
     file.unlink()
     assert pushed.promote(3) == 1
     assert pushed.stable() == 3
 
 
-def test_labels_that_cannot_be_written_stay_as_they_are(pushed):
+def test_a_failed_write_leaves_the_labels_unchanged(pushed):
     pushed.promote(2)
     for move in [lambda: pushed.promote(3), lambda: pushed.promote(4, CANARY), pushed.rollback]:
         with full_disk(), pytest.raises(RegistryError, match="cannot be written: File too large"):
@@ -466,16 +464,16 @@ def test_labels_that_cannot_be_written_stay_as_they_are(pushed):
 
 
 @pytest.mark.parametrize("record", [None, b"", b'{"model_digest": "rec', b"\xff\xfe", b"{}"])
-def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry, tmp_path, record):
-    for number, recipe in enumerate(["recipe-a", "recipe-b", "recipe-b"]):
-        registry.push(make_model(tmp_path / str(number), recipe), {})
+def test_find_skips_a_version_whose_record_is_missing_or_damaged(registry, tmp_path, record):
+    for number, digest in enumerate(["model-a", "model-b", "model-b"]):
+        registry.push(create_model(tmp_path / str(number), digest), {})
     file = registry.path(3) / "assets.extra" / "catbreeds.json"
     file.unlink()
     if record is not None:
         file.write_bytes(record)
-    assert registry.find_model("recipe-b") == 2
-    assert registry.find_model("recipe-a") == 1
-    assert registry.find_model("recipe-c") is None
+    assert registry.find_by_model_digest("model-b") == 2
+    assert registry.find_by_model_digest("model-a") == 1
+    assert registry.find_by_model_digest("model-c") is None
 
 
 @pytest.mark.parametrize(
@@ -487,51 +485,51 @@ def test_find_passes_over_a_version_whose_record_is_missing_or_damaged(registry,
     ],
 )
 def test_no_search_finds_a_damaged_version(registry, tmp_path, name, content):
-    """Where one finds what another passes over, each scheduled run retrains and pushes nothing."""
+    """If one search found a version that another skips, every scheduled run would retrain and push nothing."""
     for number in range(2):
-        registry.push(make_model(tmp_path / str(number), "recipe-b"), {"inputs_digest": "origin-b"})
-    assert (registry.find_model("recipe-b"), registry.find_by_inputs("origin-b")) == (2, 2)
+        registry.push(create_model(tmp_path / str(number), "model-b"), {"inputs_digest": "inputs-b"})
+    assert (registry.find_by_model_digest("model-b"), registry.find_by_inputs_digest("inputs-b")) == (2, 2)
     (registry.path(2) / name).unlink()
     if content is not None:
         (registry.path(2) / name).write_bytes(content)
-    assert (registry.find_model("recipe-b"), registry.find_by_inputs("origin-b")) == (1, 1)
+    assert (registry.find_by_model_digest("model-b"), registry.find_by_inputs_digest("inputs-b")) == (1, 1)
 
 
-def test_an_origin_is_found_as_long_as_its_version_is_whole_and_there(registry, tmp_path):
-    for recipe in ("recipe-a", "recipe-b"):
-        registry.push(make_model(tmp_path / recipe, recipe), {"inputs_digest": f"origin of {recipe}"})
-    registry.add_inputs(1, "another origin")
-    registry.add_inputs(2, "another origin")  # it is known already
-    assert registry.find_by_inputs("another origin") == 1
+def test_added_inputs_are_found_while_their_version_exists_undamaged(registry, tmp_path):
+    for digest in ("model-a", "model-b"):
+        registry.push(create_model(tmp_path / digest, digest), {"inputs_digest": f"inputs of {digest}"})
+    registry.add_inputs_digest(1, "other inputs")
+    registry.add_inputs_digest(2, "other inputs")  # ignored: already recorded
+    assert registry.find_by_inputs_digest("other inputs") == 1
     assert registry.labels() == {STABLE: 1}
     registry.promote(2)
-    assert registry.find_by_inputs("another origin") == 1
+    assert registry.find_by_inputs_digest("other inputs") == 1
     (registry.path(1) / "saved_model.pb").unlink()
-    assert registry.find_by_inputs("another origin") is None
+    assert registry.find_by_inputs_digest("other inputs") is None
     registry.remove([1])
-    assert registry.find_by_inputs("another origin") is None
-    registry.add_inputs(2, "another origin")
-    assert registry.find_by_inputs("another origin") == 2
+    assert registry.find_by_inputs_digest("other inputs") is None
+    registry.add_inputs_digest(2, "other inputs")
+    assert registry.find_by_inputs_digest("other inputs") == 2
 
 
-def test_what_a_killed_push_left_is_no_version_and_the_next_push_removes_it(registry, model):
+def test_the_leftovers_of_a_killed_push_are_ignored_and_removed_by_the_next_push(registry, model):
     registry.push(model, {})
     before = {path.name for path in registry.base.iterdir()}
     for _ in range(2):
-        assert start(DIE_IN_A_PUSH, registry.base, model).wait() == -signal.SIGKILL
-    # Otherwise there is nothing to remove, and this test shows nothing.
+        assert start_process(DIE_IN_A_PUSH, registry.base, model).wait() == -signal.SIGKILL
+    # Otherwise nothing is left over, and this test proves nothing.
     assert {path.name for path in registry.base.iterdir()} > before
     assert registry.versions() == [1]
     assert registry.push(model, {}) == 2
     assert {path.name for path in registry.base.iterdir()} == before | {"2"}
 
 
-def test_processes_that_push_and_move_labels_at_once_lose_and_mix_nothing(registry, tmp_path):
+def test_concurrent_pushes_and_label_moves_lose_and_mix_nothing(registry, tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(4, spawn, initializer=spawn.Barrier(4).wait) as processes:
         work = [processes.submit(push_and_move_labels, registry.base, tmp_path / "models", seed) for seed in range(4)]
         while not all(process.done() for process in work):
-            # In this order, because versions are only added.
+            # Labels are read first, because versions are only added.
             labels, versions = registry.labels(), registry.versions()
             assert set(labels.values()) <= set(versions)
             for version in versions[-1:]:
@@ -539,51 +537,51 @@ def test_processes_that_push_and_move_labels_at_once_lose_and_mix_nothing(regist
                 assert files == contents(tmp_path / "models" / admission["name"])
         pushes, promotions, rollbacks = zip(*(process.result() for process in work), strict=True)
 
-    names = dict(sorted(item for one in pushes for item in one.items()))
+    names = dict(sorted(item for pushed in pushes for item in pushed.items()))
     assert list(names) == registry.versions() == list(range(1, sum(map(len, pushes)) + 1))
     for version, name in names.items():
         assert as_pushed(registry, version) == (contents(tmp_path / "models" / name), {"name": name})
-        assert registry.find_model(name) == version
+        assert registry.find_by_model_digest(name) == version
 
     json.loads((registry.base / "labels.json").read_text(encoding="utf-8"))
     labels = registry.labels()
     assert set(labels.values()) <= set(names)
     for label, first in [(STABLE, 1), (CANARY, None)]:
         promoted = [(had, has) for one in promotions for moved, had, has in one if moved == label]
-        went_back = [(had, has) for one in rollbacks for moved, had, has in one if moved == label]
-        # Each move takes the label from where the one before it put it, in whatever order they were made.
-        moves = promoted + went_back
+        rolled_back = [(had, has) for one in rollbacks for moved, had, has in one if moved == label]
+        # Each move starts from the version to which the move before it has moved the label, in any order.
+        moves = promoted + rolled_back
         assert Counter([first, *(has for _, has in moves)]) == Counter([*(had for had, _ in moves), labels.get(label)])
-        # And what is left to go back to is what promotions replaced and no rollback went back to.
-        left = Counter(had for had, has in promoted if had not in (has, None))
-        left.subtract(Counter(has for _, has in went_back))
-        at, walked = labels.get(label), Counter()
+        # The remaining rollback targets are the versions that promotions replaced and no rollback has used.
+        remaining = Counter(had for had, has in promoted if had not in (has, None))
+        remaining.subtract(Counter(has for _, has in rolled_back))
+        current, visited = labels.get(label), Counter()
         with suppress(RegistryError):
-            for _ in range(left.total() + 1):
+            for _ in range(remaining.total() + 1):
                 had, has = registry.rollback(label)
-                assert had == at
-                at = has
-                walked[at] += 1
-        assert walked == left
+                assert had == current
+                current = has
+                visited[current] += 1
+        assert visited == remaining
 
 
-def test_whenever_a_process_is_killed_all_that_is_visible_is_whole_and_the_next_push_works(registry, model):
+def test_a_process_killed_at_any_moment_leaves_complete_versions_and_the_next_push_succeeds(registry, model):
     registry.push(model, {"accuracy": 0.75})
-    whole, moments = contents(model), random.Random(0)
+    expected, rng = contents(model), random.Random(0)
     for _ in range(15):
-        there = registry.versions()
-        process = start(PUSH_AND_PROMOTE_FOREVER, registry.base, model)
+        before = registry.versions()
+        process = start_process(PUSH_AND_PROMOTE_FOREVER, registry.base, model)
         try:
-            while registry.versions() == there:
+            while registry.versions() == before:
                 assert process.poll() is None
-            time.sleep(moments.uniform(0, 0.02))  # only where in its work it is killed depends on this
+            time.sleep(rng.uniform(0, 0.02))  # varies the moment of the kill
         finally:
             process.kill()
         assert process.wait() == -signal.SIGKILL
 
         versions = registry.versions()
         assert versions == list(range(1, len(versions) + 1))
-        assert all(as_pushed(registry, version) == (whole, {"accuracy": 0.75}) for version in versions)
+        assert all(as_pushed(registry, version) == (expected, {"accuracy": 0.75}) for version in versions)
         stable = registry.stable()
         assert stable in versions
         assert registry.labels() == {STABLE: stable}
@@ -597,7 +595,7 @@ def test_whenever_a_process_is_killed_all_that_is_visible_is_whole_and_the_next_
 
 
 @pytest.mark.parametrize("promoted", [False, True])
-def test_the_number_of_a_version_that_is_gone_is_never_given_again(registry, model, promoted):
+def test_the_number_of_a_deleted_version_is_never_reused(registry, model, promoted):
     for _ in range(3):
         registry.push(model, {})
     if promoted:
@@ -607,7 +605,7 @@ def test_the_number_of_a_version_that_is_gone_is_never_given_again(registry, mod
     assert registry.push(model, {}) == 4
 
 
-def test_what_waits_does_not_become_stable_because_the_stable_version_is_gone(registry, model):
+def test_no_other_version_becomes_stable_if_the_stable_version_is_deleted(registry, model):
     for _ in range(2):
         registry.push(model, {})
     shutil.rmtree(registry.path(1))
@@ -616,7 +614,7 @@ def test_what_waits_does_not_become_stable_because_the_stable_version_is_gone(re
     assert registry.stable() == 1
 
 
-def test_a_push_into_a_registry_whose_versions_are_all_gone_is_stable(registry, model):
+def test_a_push_to_a_registry_whose_versions_are_all_deleted_becomes_stable(registry, model):
     registry.push(model, {})
     shutil.rmtree(registry.path(1))
     assert registry.push(model, {}) == 2
@@ -631,7 +629,7 @@ def test_a_push_into_a_registry_whose_versions_are_all_gone_is_stable(registry, 
         lambda version: (version / "assets.extra" / "catbreeds.json").write_text("["),
     ],
 )
-def test_a_damaged_version_is_neither_promoted_nor_gone_back_to(registry, model, damage):
+def test_a_damaged_version_is_neither_promoted_nor_rolled_back_to(registry, model, damage):
     for _ in range(3):
         registry.push(model, {})
     registry.promote(2)
@@ -647,7 +645,7 @@ def others_may_write(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(("mode", "shared"), [(0o777, True), (0o755, False), (0o1777, False)])
-def test_who_may_write_to_the_volume_may_write_to_what_a_push_makes_in_it(tmp_path, model, mode, shared):
+def test_new_folders_get_the_write_permissions_of_the_volume(tmp_path, model, mode, shared):
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume").chmod(mode)
     registry = Registry(tmp_path / "volume" / "serving" / "catbreeds")
@@ -656,13 +654,13 @@ def test_who_may_write_to_the_volume_may_write_to_what_a_push_makes_in_it(tmp_pa
         registry.push(model, {})
     finally:
         os.umask(before)
-    made = [registry.base.parent, registry.base, registry.base / ".lock", registry.path(1)]
-    made += [path for path in registry.path(1).rglob("*") if path.is_dir()]
-    assert [others_may_write(path) for path in made] == [shared] * len(made)
+    created = [registry.base.parent, registry.base, registry.base / ".lock", registry.path(1)]
+    created += [path for path in registry.path(1).rglob("*") if path.is_dir()]
+    assert [others_may_write(path) for path in created] == [shared] * len(created)
 
 
 def push_promote_and_remove(user: int, base: Path, model: Path) -> list[int] | str:
-    """What the user of this id does; the versions that were removed, or why not."""
+    """Works as the user with this id; returns the removed versions or the error message."""
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
@@ -679,39 +677,39 @@ def push_promote_and_remove(user: int, base: Path, model: Path) -> list[int] | s
 
 @pytest.fixture
 def volume():
-    """A folder that everybody may write to, and read the model beside it."""
+    """A world-writable folder next to a model that everybody can read."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        make_model(Path(folder) / "model")
+        create_model(Path(folder) / "model")
         (Path(folder) / "volume").mkdir()
         (Path(folder) / "volume").chmod(0o777)
         yield Path(folder) / "volume"
 
 
 def work_as(user: int, volume: Path) -> list[int] | str:
-    """In a process of its own."""
+    """Runs `push_promote_and_remove` in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
         work = process.submit(push_promote_and_remove, user, volume / "to serve" / "catbreeds", volume.parent / "model")
         return work.result()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
-def test_pods_and_a_user_of_the_machine_work_in_one_registry(volume):
+def test_different_users_share_one_registry(volume):
     assert work_as(10001, volume) == [1]
     assert work_as(1000, volume) == [2]
     assert work_as(10001, volume) == [3]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
-def test_a_user_who_may_not_write_is_told_what_to_do(volume):
+def test_a_user_without_write_permission_gets_an_error_with_the_remedy(volume):
     work_as(10001, volume)
     base = volume / "to serve" / "catbreeds"
     (base / ".lock").chmod(0o644)
-    expected = f"{base / '.lock'}: this user (id 1000) may not write there; as its owner: chmod -R a+rwX '{base}'"
+    expected = f"{base / '.lock'}: this user (id 1000) may not write there; run as its owner: chmod -R a+rwX '{base}'"
     assert work_as(1000, volume) == expected
 
 
-def test_what_cannot_be_locked_or_read_is_told_in_a_sentence(pushed):
+def test_an_unusable_lock_or_labels_file_is_named(pushed):
     (pushed.base / ".lock").unlink()
     (pushed.base / ".lock").mkdir()
     for move in [lambda: pushed.promote(2), lambda: pushed.unlabel(CANARY, "no"), lambda: pushed.remove([2])]:
@@ -724,9 +722,9 @@ def test_what_cannot_be_locked_or_read_is_told_in_a_sentence(pushed):
 
 
 @pytest.mark.parametrize("other", ["Stable", " stable", "stable ", "STABLE", "\uff53table", "sta\u200bble"], ids=ascii)
-def test_a_label_in_another_spelling_is_refused_with_both_names(tmp_path, other):
+def test_a_label_in_another_spelling_is_rejected_with_both_names(tmp_path, other):
     registry = Registry(tmp_path / "base")
-    registry.push(make_model(tmp_path / "model"), {})
+    registry.push(create_model(tmp_path / "model"), {})
     with pytest.raises(RegistryError, match="the same name in two spellings") as caught:
         registry.promote(1, other)
     assert " and ".join(map(ascii, sorted([STABLE, other]))) in str(caught.value)
@@ -739,13 +737,13 @@ def test_a_label_in_another_spelling_is_refused_with_both_names(tmp_path, other)
 
 
 @pytest.mark.parametrize("other", ["CatBreeds", "catbreeds ", "\uff43atbreeds"], ids=ascii)
-@pytest.mark.parametrize("base", [True, False], ids=["both there", "other there"])
-def test_a_registry_beside_one_with_the_same_name_in_another_spelling_is_refused(tmp_path, other, base):
-    Registry(tmp_path / other).push(make_model(tmp_path / "model"), {})
+@pytest.mark.parametrize("base", [True, False], ids=["both exist", "other exists"])
+def test_a_registry_next_to_one_with_the_same_name_in_another_spelling_is_rejected(tmp_path, other, base):
+    Registry(tmp_path / other).push(create_model(tmp_path / "model"), {})
     registry = Registry(tmp_path / "catbreeds")
     if base:
         registry.base.mkdir()
-    for use in (registry.versions, registry.stable, lambda: registry.push(tmp_path / "model", {})):
+    for call in (registry.versions, registry.stable, lambda: registry.push(tmp_path / "model", {})):
         with pytest.raises(RegistryError, match="are the same name in two spellings") as caught:
-            use()
+            call()
         assert f"'catbreeds' and {other!a}" in str(caught.value)

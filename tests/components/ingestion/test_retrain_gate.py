@@ -155,7 +155,7 @@ def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_again_once(p
     (pushed.registry.path(1) / "saved_model.pb").unlink()
     (pushed.registry.path(2) / MODEL_RECORD_FILE).write_text('{"model_digest": "s"}', encoding="utf-8")
     assert pushed()[0]
-    assert pushed.registry.find_model("r") is None  # otherwise Pusher would never push it again
+    assert pushed.registry.find_by_model_digest("r") is None  # otherwise Pusher would never push it again
     pushed.push(inputs_digest)
     assert not pushed()[0]
 

@@ -21,7 +21,7 @@ from components.artifacts import ServingReport
 from components.release import serving_check
 from components.release.serving_check import ServingCheck, ServingError
 from serving.photo import normalise
-from serving.rollout.golden_requests import Golden
+from serving.rollout.golden_requests import GoldenRequest
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
 PHOTOS = {f"photo {number}".encode(): [0.1 * number, 0.2, 0.8 - 0.1 * number] for number in range(3)}
@@ -147,10 +147,10 @@ class Workplace:
         path = self.folder / "started"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
-    def golden(self) -> list[Golden]:
+    def golden(self) -> list[GoldenRequest]:
         """Return the golden requests that were stored."""
         rows = json.loads((self.folder / "report" / "golden.json").read_text())
-        return [Golden(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
+        return [GoldenRequest(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
 
     def check(self, photos: int = 3, blessed: int = constants.BLESSED_VALUE) -> dict:
         self.artifacts["blessing"].set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)

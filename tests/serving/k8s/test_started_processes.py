@@ -72,7 +72,7 @@ def test_the_model_server_closes_old_connections(server):
 
 
 def test_pods_read_the_files_that_the_rollout_writes(container):
-    files = ServingConfig((1,), {"stable": 1}).files("catbreeds", f"{RolloutSettings().models}/catbreeds")
+    files = ServingConfig((1,), {"stable": 1}).files("catbreeds", f"{RolloutSettings().models_dir}/catbreeds")
     assert (CONFIG_MAP, files.keys()) == LIVE_CONFIG
     config = text_format.Parse(files[CONFIG_FILE], model_server_config_pb2.ModelServerConfig())
     (model,) = config.model_config_list.config

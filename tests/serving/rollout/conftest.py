@@ -1,4 +1,4 @@
-"""A registry of toy models that tell their version, and model servers that serve it."""
+"""Fixtures: a registry of toy models that return their version, model servers, and a fake Kubernetes API."""
 
 import contextlib
 import json
@@ -20,8 +20,8 @@ from tests.serving.rollout.kubernetes_api import KubernetesApi
 
 FLAGS = ("--max_num_load_retries=0", "--allow_version_labels_for_unavailable_models=true")
 
-# Pods are on this machine under ports of their own: forwarding has nothing to do. A file beside it, named as a pod,
-# says the way in which it fails: what kubectl says and does then.
+# A fake kubectl. Pods run on this machine, so port forwarding prints the pod's own port. A file next to the script with
+# the name of a pod selects a failure: the script then prints and does what kubectl would.
 KUBECTL = """#!/bin/sh
 for last; do
     case $last in pod/*) pod=${last#pod/};; esac
@@ -49,7 +49,7 @@ exec sleep 600
 
 
 class Failing(tf.Module):
-    """Has the signature, and answers nobody."""
+    """A classifier that fails every request."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def classify(self, image_bytes):
@@ -63,7 +63,7 @@ class Failing(tf.Module):
 
 @pytest.fixture(scope="session")
 def classifiers(tmp_path_factory) -> tuple[Path, list[float]]:
-    """SavedModels that the registry takes, `good` and `failing`; and what `good` gives each of PHOTOS for its breed."""
+    """SavedModels `good` and `failing`, and the probability that `good` predicts for the breed of each of PHOTOS."""
     folder = tmp_path_factory.mktemp("classifiers")
     for name, model in {"good": Classifier(), "failing": Failing()}.items():
         model.save(folder / name)
@@ -74,12 +74,12 @@ def classifiers(tmp_path_factory) -> tuple[Path, list[float]]:
     probabilities = tf.saved_model.load(str(folder / "good")).signatures["serving_default"](
         image_bytes=tf.constant(PHOTOS)
     )["probabilities"]
-    return folder, [float(row[number]) for number, row in enumerate(probabilities.numpy())]
+    return folder, [float(row[breed]) for breed, row in enumerate(probabilities.numpy())]
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
-    """Adders that the registry takes: 1 to 4, of which 4 cannot be loaded."""
+    """Adders 1 to 4 as SavedModels; 4 cannot be loaded."""
     folder = tmp_path_factory.mktemp("models")
     for version in range(1, 5):
         model = folder / str(version)
@@ -91,8 +91,8 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def processes(tmp_path_factory) -> Iterator[list[ModelServer]]:
-    """Three servers that serve nothing yet; each test gives them a model of its own."""
+def model_servers(tmp_path_factory) -> Iterator[list[ModelServer]]:
+    """Three running servers without a model; each test configures them with its own."""
     folder = tmp_path_factory.mktemp("servers")
     config = folder / "none.config"
     config.write_text("model_config_list {}")
@@ -105,7 +105,7 @@ def processes(tmp_path_factory) -> Iterator[list[ModelServer]]:
 
 @pytest.fixture
 def registry(tmp_path, models, request) -> Registry:
-    """Versions 1, 2, 3, of which 1 is stable, and 4, which is broken. Its model is named as the test is."""
+    """Versions 1 (stable), 2, 3 and 4 (broken). The model has the name of the test."""
     registry = Registry(tmp_path / "work" / "serving" / request.node.name[:60])
     for version in range(1, 5):
         assert registry.push(models / str(version), {}) == version
@@ -113,26 +113,26 @@ def registry(tmp_path, models, request) -> Registry:
 
 
 @pytest.fixture
-def laptop(tmp_path, registry) -> LocalFleet:
+def fleet(tmp_path, registry) -> LocalFleet:
     return LocalFleet(tmp_path / "work", registry.base)
 
 
 @pytest.fixture
-def join(laptop, processes) -> Iterator[Callable[[int], list[ModelServer]]]:
-    """Some of the servers say where they listen."""
-    with contextlib.ExitStack() as announced:
+def announce(fleet, model_servers) -> Iterator[Callable[[int], list[ModelServer]]]:
+    """Adds the first `count` servers to the fleet, and returns them."""
+    with contextlib.ExitStack() as announcements:
 
-        def join(count: int) -> list[ModelServer]:
-            for server in processes[:count]:
-                announced.enter_context(laptop.announced(MODEL_SERVER, f"127.0.0.1:{server.port}"))
-            return processes[:count]
+        def announce(count: int) -> list[ModelServer]:
+            for server in model_servers[:count]:
+                announcements.enter_context(fleet.announced(MODEL_SERVER, f"127.0.0.1:{server.port}"))
+            return model_servers[:count]
 
-        yield join
+        yield announce
 
 
 @pytest.fixture
 def api(tmp_path, monkeypatch) -> Iterator[KubernetesApi]:
-    """A cluster that kubectl's configuration names, and a kubectl."""
+    """A fake Kubernetes API that kubectl's configuration points to, and a fake kubectl."""
     api = KubernetesApi()
     api.write_kubeconfig(tmp_path / "kubeconfig")
     (tmp_path / "bin").mkdir()

@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API server as rollout calls: one ConfigMap, pods, resource versions, and faults on demand."""
+"""A fake of the Kubernetes API that rollout uses: one ConfigMap, pods, resource versions, and faults on demand."""
 
 import json
 import socket
@@ -16,16 +16,17 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
 class KubernetesApi:
-    """Serves until it is closed.
+    """HTTP server that runs until `close`.
 
     Attributes:
-        config_map: the object, or None.
-        history: `data` of each state that it had.
-        pods: what a list of them shows.
-        calls: method and path of each call.
-        fault: (number of the call from now on, starting at 1; kind), or None. Kinds: "reset", "401", "403" and "500",
-            before the call is worked on; "reset after" and "500 after"; "409".
-        before_write: is called before a ConfigMap is changed; a rival can change it first.
+        config_map: The ConfigMap, or None.
+        history: `data` of every state of the ConfigMap, in order.
+        pods: Pods that a list call returns.
+        calls: Method and path of each call.
+        fault: Number of the call that fails, counted from 1 from now on, and the kind of the fault; None for no fault.
+            "reset", "401", "403" and "500" fail before the call is processed, "reset after" and "500 after" when it has
+            been processed, "409" at a write.
+        before_write: Function to call before the ConfigMap is changed; it can change the ConfigMap itself.
     """
 
     def __init__(self):
@@ -47,15 +48,15 @@ class KubernetesApi:
     def write_kubeconfig(self, path: Path) -> None:
         address = f"http://127.0.0.1:{self._server.server_port}"
         config = {
-            "clusters": [{"name": "double", "cluster": {"server": address}}],
-            "contexts": [{"name": "double", "context": {"cluster": "double", "user": "double"}}],
-            "users": [{"name": "double", "user": {}}],
-            "current-context": "double",
+            "clusters": [{"name": "fake", "cluster": {"server": address}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
+            "users": [{"name": "fake", "user": {}}],
+            "current-context": "fake",
         }
         path.write_text(yaml.safe_dump(config))
 
     def add_pod(self, name: str, port: int, app: str = "model-server", port_name: str = "grpc") -> dict:
-        """A pod that is ready."""
+        """Adds a ready pod and returns it."""
         pod = {
             "metadata": {"name": name, "uid": f"uid-{name}", "labels": {"app.kubernetes.io/name": app}},
             "spec": {
@@ -82,7 +83,7 @@ class KubernetesApi:
         return pod
 
     def call(self, method: str, url: str, body: dict | None) -> tuple[int, dict] | None:
-        """Code and object of an answer; None: the connection is broken off."""
+        """Returns the status code and object of the response; None resets the connection."""
         with self._lock:
             self.calls.append(f"{method} {urlsplit(url).path}")
             kind = ""
@@ -94,10 +95,10 @@ class KubernetesApi:
                 kind = ""
             if kind in ("reset", "401", "403", "409", "500"):
                 return _fault(kind)
-            answer = self._work(method, urlsplit(url), body)
-            return _fault(kind.removesuffix(" after")) if kind else answer
+            response = self._process(method, urlsplit(url), body)
+            return _fault(kind.removesuffix(" after")) if kind else response
 
-    def _work(self, method: str, url, body: dict | None) -> tuple[int, dict]:
+    def _process(self, method: str, url, body: dict | None) -> tuple[int, dict]:
         if method == "GET" and url.path == PODS:
             key, _, value = parse_qs(url.query)["labelSelector"][0].partition("=")
             return 200, {"items": [pod for pod in self.pods if pod["metadata"]["labels"].get(key) == value]}
@@ -109,14 +110,14 @@ class KubernetesApi:
             self.before_write()
             if self.config_map is None:
                 return _status(404)
-            given = body["metadata"].get("resourceVersion")  # without one it is changed whatever it is
-            if given and given != self.config_map["metadata"]["resourceVersion"]:
+            revision = body["metadata"].get("resourceVersion")  # without one, a write never conflicts
+            if revision and revision != self.config_map["metadata"]["resourceVersion"]:
                 return _status(409)
             return 200, self.change(body)
-        return _status(403)  # as the Role has it
+        return _status(403)  # the Role allows nothing else
 
     def change(self, body: dict) -> dict:
-        """Stores the object under a new resource version."""
+        """Stores the ConfigMap with a new resource version and returns it."""
         self._revision += 1
         metadata = {**body["metadata"], "resourceVersion": str(self._revision)}
         self.config_map = {**body, "metadata": metadata}
@@ -127,24 +128,24 @@ class KubernetesApi:
 class _Handler(BaseHTTPRequestHandler):
     api: KubernetesApi
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer is one packet, and no delayed acknowledgement is waited for
+    wbufsize = -1  # sends a response as one packet, which avoids delayed acknowledgements
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        answer = self.api.call(self.command, self.path, json.loads(self.rfile.read(length)) if length else None)
-        if answer is None:
+        response = self.api.call(self.command, self.path, json.loads(self.rfile.read(length)) if length else None)
+        if response is None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
             return
-        content = json.dumps(answer[1]).encode()
-        self.send_response(answer[0])
+        content = json.dumps(response[1]).encode()
+        self.send_response(response[0])
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _respond
 
     def log_message(self, *_: object) -> None:
         pass
@@ -155,4 +156,4 @@ def _fault(kind: str) -> tuple[int, dict] | None:
 
 
 def _status(code: int) -> tuple[int, dict]:
-    return code, {"kind": "Status", "status": "Failure", "code": code, "message": f"the double says {code}"}
+    return code, {"kind": "Status", "status": "Failure", "code": code, "message": f"fake error {code}"}

@@ -1,6 +1,7 @@
-"""A model server without TensorFlow that forgives nothing: it notes each configuration that could fail a request.
+"""A fake model server without TensorFlow that records every configuration that could make a request fail.
 
-Real servers have a moment between unloading and moving labels; here that moment is always seen.
+In a real server, requests fail only in the moment between unloading a version and moving its label. This server always
+detects it.
 """
 
 from concurrent import futures
@@ -18,19 +19,19 @@ State = get_model_status_pb2.ModelVersionStatus
 
 
 class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Serves one model; every version loads at once, but those in `broken`.
+    """Serves one model. Every version loads immediately, except those in `broken` and `slow`.
 
     Attributes:
-        port: of gRPC.
-        labels: label -> version, as requests would find them.
-        loaded: versions that would answer.
-        most: versions that were ever loaded at a time.
-        faults: configurations that unloaded what a label pointed to.
-        broken: versions that cannot be loaded.
-        slow: versions that are loading for as long as they are in it.
-        wanted: versions of the latest configuration.
-        refusal: code of every answer to Predict.
-        fault: code of every answer about its versions, if it has one.
+        port: Port of gRPC.
+        labels: Version by label, as requests find them.
+        loaded: Versions that are available.
+        most: Largest number of versions that were loaded at a time.
+        faults: Configurations that unloaded a version to which a label pointed.
+        broken: Versions that cannot be loaded.
+        slow: Versions that do not finish loading while they are in this set.
+        wanted: Versions of the latest configuration.
+        predict_code: Status code of every response to Predict.
+        status_code: Status code of every response to GetModelStatus; None returns the versions.
     """
 
     def __init__(self, broken: frozenset[int] = frozenset()):
@@ -41,8 +42,8 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         self.broken = broken
         self.slow: set[int] = set()
         self.wanted: set[int] = set()
-        self.refusal = grpc.StatusCode.UNAVAILABLE
-        self.fault: grpc.StatusCode | None = None
+        self.predict_code = grpc.StatusCode.UNAVAILABLE
+        self.status_code: grpc.StatusCode | None = None
         self._seen: set[int] = set()
         self._failed: set[int] = set()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
@@ -56,7 +57,7 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
 
     def HandleReloadConfigRequest(self, request, context):
         (config,) = request.config.model_config_list.config
-        # As in ServerCore::ReloadConfig, labels come first: one that would move too early, and nothing is loaded.
+        # Like ServerCore::ReloadConfig, it checks labels first: if one would move too early, nothing is loaded.
         for label, version in config.version_labels.items():
             if version not in self.loaded and self.labels.get(label, version) != version:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{label}: version {version} is not available")
@@ -65,7 +66,7 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         if lost:
             self.faults.append(f"{self.labels} -> {sorted(wanted)} {dict(config.version_labels)}")
         self._failed = wanted & self.broken
-        # What is loaded already is not loaded again.
+        # Loaded versions are not loaded again.
         self.loaded = {
             version for version in wanted - self.broken if version in self.loaded or version not in self.slow
         }
@@ -84,11 +85,11 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         return response
 
     def Predict(self, request, context):
-        context.abort(self.refusal, "no answer")
+        context.abort(self.predict_code, "no prediction")
 
     def GetModelStatus(self, request, context):
-        if self.fault:
-            context.abort(self.fault, "out of order")
+        if self.status_code:
+            context.abort(self.status_code, "out of order")
         self.loaded |= self.wanted - self.slow - self.broken
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in self.loaded:

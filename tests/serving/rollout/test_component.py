@@ -1,4 +1,4 @@
-"""The component Rollout: what it makes of a push, with and without servers."""
+"""The component Rollout, with and without servers."""
 
 import json
 
@@ -14,7 +14,7 @@ from serving.rollout.controller import RolloutController
 
 @pytest.fixture
 def roll_out(tmp_path, registry):
-    """Runs the component on a push of `version`; returns its sentence."""
+    """Runs the component for a push of `version`; returns the recorded outcome."""
 
     def roll_out(version: int | None, already_pushed_as: int | None = None) -> str:
         pushed, outcome = PushRecord(), RolloutRecord()
@@ -41,46 +41,46 @@ def roll_out(tmp_path, registry):
     return roll_out
 
 
-def test_without_a_push_or_a_server_it_says_so_and_changes_nothing(roll_out, registry, laptop):
+def test_rollout_without_a_push_or_a_server_records_the_reason_and_changes_nothing(roll_out, registry, fleet):
     assert roll_out(None) == "no version was pushed"
     assert roll_out(2).startswith("no server is running on this machine")
     assert registry.labels() == {"stable": 1}
-    assert laptop.read() == (None, None)
+    assert fleet.read() == (None, None)
 
 
-def test_what_was_pushed_becomes_canary_and_what_cannot_be_loaded_does_not(roll_out, registry, laptop, join):
-    (server,) = join(1)
+def test_a_pushed_version_becomes_canary_unless_a_server_cannot_load_it(roll_out, registry, fleet, announce):
+    (server,) = announce(1)
     assert roll_out(1) == "version 1 is the first version and already stable"
     assert roll_out(2).startswith("version 2 is the canary with 25% of the requests")
     assert registry.labels() == {"stable": 1, "canary": 2}
-    assert laptop.read()[0].canary_share == 0.25
+    assert fleet.read()[0].canary_share == 0.25
     assert (server.added(registry.base.name, "stable"), server.added(registry.base.name, "canary")) == (1, 2)
     assert roll_out(4).startswith("stopped: model-server at 127.0.0.1:")
     assert registry.labels() == {"stable": 1}
 
 
-def test_what_an_interrupted_run_has_pushed_the_next_one_rolls_out_but_nothing_that_was_stopped(
-    roll_out, registry, laptop, join
+def test_rollout_starts_the_version_of_an_interrupted_run_but_no_version_that_was_stopped(
+    roll_out, registry, fleet, announce
 ):
-    join(1)
+    announce(1)
     roll_out(1)
     assert roll_out(None, already_pushed_as=1) == "no version was pushed"  # it is stable
     assert roll_out(None, already_pushed_as=2).startswith("version 2 is the canary with 25% of the requests")
     assert roll_out(None, already_pushed_as=2) == "no version was pushed"  # it is canary already
-    RolloutController(registry, laptop).stop_canary("by hand")
+    RolloutController(registry, fleet).stop_canary("by hand")
     assert roll_out(None, already_pushed_as=2) == "no version was pushed"
 
 
-def test_the_version_that_was_canary_becomes_stable_and_the_label_canary_ends(roll_out, registry, laptop, join):
-    join(1)
+def test_promoting_the_canary_removes_its_label_and_its_share(roll_out, registry, fleet, announce):
+    announce(1)
     roll_out(1)
     roll_out(2)
-    RolloutController(registry, laptop).promote(2)
+    RolloutController(registry, fleet).promote(2)
     assert registry.labels() == {"stable": 2}
-    assert laptop.read()[0].canary_share == 0
+    assert fleet.read()[0].canary_share == 0
 
 
-def test_it_is_in_the_graph_after_pusher_where_the_settings_ask_for_it():
+def test_the_pipeline_has_the_component_after_pusher_only_if_the_settings_select_a_target():
     def tasks(*settings: str) -> dict:
         spec = next(yaml.safe_load_all(compile_pipeline(load("smoke", settings))))
         return spec["root"]["dag"]["tasks"]

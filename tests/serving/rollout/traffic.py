@@ -1,4 +1,4 @@
-"""Requests that never stop, and what became of them."""
+"""Continuous requests to model servers and gateways, and their results."""
 
 import contextlib
 import threading
@@ -14,7 +14,7 @@ from tests.serving.model_server.servers import DEADLINE, ModelServer
 
 
 class Traffic:
-    """Requests for `stable`; `answered` counts them by the version that answered, `failed` are the errors."""
+    """Requests for `stable`: `answered` counts the responses by version, `failed` lists the errors."""
 
     def __init__(self, model: str):
         self.model = model
@@ -24,7 +24,7 @@ class Traffic:
         self._lock = threading.Lock()
 
     def send(self, server: ModelServer) -> None:
-        while not self.stopped.wait(0.005):  # leaves the servers some of the machine
+        while not self.stopped.wait(0.005):  # leaves CPU time to the servers
             try:
                 version = round(server.added(self.model, "stable"))
             except grpc.RpcError as error:
@@ -36,7 +36,7 @@ class Traffic:
 
 @contextlib.contextmanager
 def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
-    """Sends to each server for as long as the block runs, and sees nothing fail."""
+    """Sends requests to each server while the block runs, and asserts that none fails."""
     sent = Traffic(model)
     threads = [threading.Thread(target=sent.send, args=(server,)) for server in servers]
     for thread in threads:
@@ -50,13 +50,13 @@ def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
     assert not sent.failed, sent.failed
 
 
-class Visitors:
-    """People who go on asking a gateway.
+class Clients:
+    """Clients that send requests to a gateway without a pause.
 
     Attributes:
-        versions: that each person has seen.
-        last: the version that each has seen last.
-        codes: how often each HTTP code came.
+        versions: Versions that have answered each client.
+        last: Version that has answered each client last.
+        codes: Number of responses by HTTP status code.
     """
 
     def __init__(self, gateway: str):
@@ -64,37 +64,33 @@ class Visitors:
         self.versions: dict[str, set[int]] = {}
         self.last: dict[str, int] = {}
         self.codes: Counter[int] = Counter()
-        self.ended = threading.Event()
+        self.stopped = threading.Event()
 
-    def ask(self, person: str) -> None:
-        with httpx.Client(timeout=DEADLINE, headers={"X-Request-Key": person}) as http:
-            while not self.ended.wait(0.002):
+    def send(self, client: str) -> None:
+        with httpx.Client(timeout=DEADLINE, headers={"X-Request-Key": client}) as http:
+            while not self.stopped.wait(0.002):
                 response = http.post(self.url, content=PHOTOS[0])
                 self.codes[response.status_code] += 1
                 if response.is_success:
-                    self.last[person] = response.json()["model"]["version"]
-                    self.versions.setdefault(person, set()).add(self.last[person])
-
-    @property
-    def latest(self) -> set[int]:
-        """What people see now."""
-        return set(self.last.values())
+                    self.last[client] = response.json()["model"]["version"]
+                    self.versions.setdefault(client, set()).add(self.last[client])
 
 
 @contextlib.contextmanager
-def visitors(gateway: str, people: int = 8) -> Iterator[Visitors]:
-    """Lets people ask for as long as the block runs.
+def gateway_clients(gateway: str, count: int = 8) -> Iterator[Clients]:
+    """Runs clients while the block runs.
 
     Args:
-        gateway: its URL.
-        people: how many.
+        gateway: URL of the gateway.
+        count: Number of clients.
     """
-    seen = Visitors(gateway)
-    with ThreadPoolExecutor(people) as threads:
-        asking = [threads.submit(seen.ask, f"person {number}") for number in range(people)]
+    clients = Clients(gateway)
+    with ThreadPoolExecutor(count) as threads:
+        # The split of the requests depends on these keys.
+        senders = [threads.submit(clients.send, f"person {number}") for number in range(count)]
         try:
-            yield seen
+            yield clients
         finally:
-            seen.ended.set()
-    for person in asking:
-        person.result()
+            clients.stopped.set()
+    for sender in senders:
+        sender.result()
