@@ -381,7 +381,7 @@ class Settings(_Section):
     @classmethod
     def _check_is_local(cls, value):
         if value and "://" in value:
-            raise ValueError("must be a folder on this machine; mount the bucket")
+            raise ValueError("must be a local path; mount the bucket")
         return value
 
     @field_validator("workdir")

@@ -37,7 +37,7 @@ def test_new_breed_stops_the_run_and_schema_update_adds_it(schema_update, tmp_pa
     failed = run_pipeline(photos, tmp_path / "work", "backbones=[resnet50]", f"photos_schema={folder / 'schema'}")
     assert failed.process.returncode == 2
     output = " ".join(failed.process.stdout.split())
-    assert f"breed 'Tabby' is not in {path}: add it with `catbreeds schema update" in output
+    assert f"breed 'Tabby' is not in {path}; add it with `catbreeds schema update" in output
     assert not (tmp_path / "work" / "artifacts" / "EmbeddingGen-resnet50").exists()
 
     report = catbreeds("report", "--photos", "--workdir", tmp_path / "work")
@@ -94,7 +94,7 @@ def test_data_report_lists_each_defect_with_its_reason(tmp_path):
     assert "19 of 47 files cannot be used" in failed.process.stdout
     lines = catbreeds("report", "--photos", "--workdir", tmp_path / "work").stdout.splitlines()
     reported, kind = {}, None
-    for line in lines[lines.index("damaged: 7 left out") :]:
+    for line in lines[lines.index("damaged: 7 excluded") :]:
         if line.startswith("  "):
             reported[line.strip().split(": ")[0]] = kind
         else:

@@ -117,7 +117,7 @@ def test_promote_and_rollback_change_the_version_that_predict_uses(pushed):
         (("lineage", 7), "no version 7"),
         (("gate", "--run", "yesterday"), "run 'yesterday' has no finished ModelGate; runs that have one: 2"),
         (("gate", "--policy", "lenient"), "gate.policy"),
-        (("gate", "--set", "tuner.factor=2"), "only rules of the gate can be changed: gate.min_accuracy"),
+        (("gate", "--set", "tuner.factor=2"), "only the rules of the gate can be changed: gate.min_accuracy"),
     ],
 )
 def test_invalid_commands_report_the_error_and_change_nothing(pushed, command, message):

@@ -34,7 +34,7 @@ def test_changed_trainer_setting_reruns_the_trainer_and_later_components(rejecte
 
 def test_rejected_candidate_exits_with_3_and_keeps_the_stable_version(rejected):
     assert rejected.process.returncode == 3
-    assert "Refused" in rejected.process.stdout
+    assert "Rejected" in rejected.process.stdout
     registry = Registry(rejected.workdir / "serving" / "catbreeds")
     assert (registry.stable(), registry.versions()) == (1, [1])
 
@@ -49,7 +49,7 @@ def test_new_photos_rerun_dependent_components_and_drift_is_reported(small, copy
     assert rerun.process.returncode in (0, 3)
     assert rerun.ran >= DATA | TRAINING | {"DataGate"}
     assert rerun.cached == {"ImportSchemaGen", "Backbone-resnet50"}
-    assert "Warning: breed differs from the photos that the model in service learned from" in rerun.process.stdout
+    assert "Warning: breed differs from the training photos of the stable version" in rerun.process.stdout
 
 
 def test_killed_run_resumes_after_completed_components_and_gives_the_same_model(small, tmp_path):
@@ -96,4 +96,4 @@ def test_concurrent_run_in_the_same_workdir_is_rejected(small):
     with FileLock(small.workdir / ".run.lock"):
         concurrent = run_pipeline(small.photos, small.workdir, *small.settings)
     assert concurrent.process.returncode == 2
-    assert "another run is at work" in concurrent.process.stderr
+    assert "another run is in progress" in concurrent.process.stderr

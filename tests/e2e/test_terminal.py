@@ -84,7 +84,7 @@ def test_concurrent_runs_in_two_workdirs_succeed_and_in_one_workdir_fail(generat
 
     assert third.returncode == 2
     assert third.stdout == ""
-    assert f"{first}: another run is at work there; wait for it or take another --workdir" in third.stderr
+    assert f"{first}: another run is in progress; wait for it or choose another --workdir" in third.stderr
     assert (code, concurrent.returncode) == (0, 0), output + plain
     assert not COLOUR.search(output)
     assert "…" not in output

@@ -63,7 +63,7 @@ def test_notebook_starts_with_title_summary_duration_and_requirements(name):
     assert re.fullmatch(rf"# {int(name[:2])}\. [A-Z].*", title)
     assert len(summary) > 80
     assert re.match(r"\*\*Takes\*\* .*(second|minute)", duration)
-    assert "**Needs**" in duration
+    assert "**Requires**" in duration
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,8 +106,8 @@ def test_serving_notebook_queries_the_pushed_model_over_grpc_and_rest(demo):
     executed.assert_no_warnings()
     assert "catbreeds version 1: gRPC at localhost:" in executed.text
     for error in (
-        "no photo: PhotoError",
-        "cut off: PhotoError",
+        "not an image: PhotoError",
+        "truncated: PhotoError",
         "no such version: NotServed",
         "no such model: NotServed",
     ):
@@ -123,7 +123,7 @@ def test_lineage_notebook_traces_the_pushed_model_and_repeats_the_gate(demo):
     executed.assert_no_warnings()
     for origin in ("ImageExampleGen", "BackboneSelector", "weights_digest=", str(demo.photos)):
         assert origin in executed.html
-    assert "version 1 learned from it" in executed.text
+    assert "version 1 was trained on it" in executed.text
     assert "gate.min_accuracy=0.25" in executed.text + executed.html
     assert executed.photos == 8
     assert executed.plots == 2

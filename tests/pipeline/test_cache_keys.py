@@ -100,8 +100,8 @@ def test_an_edited_module_changes_the_parameters_of_the_components_that_run_it(
     parameters, monkeypatch, tmp_path, module, nodes
 ):
     before = parameters()
-    source = digests._source
+    source = digests._source_path
     edited = tmp_path / "edited.py"
     edited.write_text(source(module).read_text(encoding="utf-8") + "\n# another version\n", encoding="utf-8")
-    monkeypatch.setattr(digests, "_source", lambda name: edited if name == module else source(name))
+    monkeypatch.setattr(digests, "_source_path", lambda name: edited if name == module else source(name))
     assert changed(before, parameters()) == nodes

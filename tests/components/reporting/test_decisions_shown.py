@@ -247,7 +247,9 @@ class GateRun:
         uris = {key: str(self.folder / key) for key in keys}
         by_backbone = {key: {"resnet50": str(self.folder / key)} for key in ("training", "trials")}
         artifact_uris = ArtifactUris(**uris, **by_backbone)
-        documents = load_documents(artifact_uris, self.folder / "serving" / "catbreeds", "run-7", self._settings)
+        documents = load_documents(
+            artifact_uris, self.folder / "serving" / "catbreeds", "run-7", json.loads(self._settings)
+        )
         report.write(self.folder / "work" / "report", documents)
         done = CliRunner().invoke(app, ["report", "--workdir", str(self.folder / "work")])
         assert done.exit_code == 0, done.output

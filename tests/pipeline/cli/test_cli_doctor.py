@@ -201,7 +201,7 @@ def test_doctor_and_submit_connect_to_kubeflow_through_the_same_proxy(tmp_path):
             proxy.requests.clear()
             environment = PROXIES | variables | {"KF_PIPELINES_ENDPOINT": host}
             assert doctor(*DEMO, **environment)[1]["Kubeflow"]["state"] == "ok"
-            assert "is for many users: say --namespace" in catbreeds("submit", spec, env=environment).stderr
+            assert "is a multi-user server: pass --namespace" in catbreeds("submit", spec, env=environment).stderr
             assert [path for path, _ in proxy.requests] == ["/apis/v2beta1/healthz"] * 2
     url = "http://me:secret@127.0.0.1:9"
     environment = PROXIES | {"http_proxy": url, "KF_PIPELINES_ENDPOINT": "http://kubeflow.invalid"}

@@ -443,8 +443,8 @@ def test_an_interrupted_submit_reports_that_the_run_continues(server, url, spec)
 # Connection to the server.
 
 
-def test_without_a_host_it_says_how_to_reach_one(test_the_kubectl_context_determines_the_server, spec):
-    done = test_the_kubectl_context_determines_the_server({}, "submit", spec)
+def test_without_a_host_it_says_how_to_reach_one(call_with_kubeconfig, spec):
+    done = call_with_kubeconfig({}, "submit", spec)
     assert_rejected(done, "pass --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
 
 
@@ -483,18 +483,18 @@ def test_the_kubectl_context_determines_the_server(call_with_kubeconfig, server,
     assert (done.returncode, done.stderr) == (0, "")
     assert "http://localhost:8080/#/runs/details/" in done.stdout
     assert_rejected(
-        test_the_kubectl_context_determines_the_server(config, "submit", spec, "--context", "there"),
+        call_with_kubeconfig(config, "submit", spec, "--context", "there"),
         "not in namespace kubeflow",
         "--host",
     )
     assert_rejected(
-        test_the_kubectl_context_determines_the_server(config, "submit", spec, "--context", "nowhere"),
+        call_with_kubeconfig(config, "submit", spec, "--context", "nowhere"),
         "nowhere",
         "pass --host",
     )
     server.token = "renewed"
     assert_rejected(
-        test_the_kubectl_context_determines_the_server(config, "submit", spec),
+        call_with_kubeconfig(config, "submit", spec),
         "rejects your credentials: sign in to the cluster again (401",
     )
 
