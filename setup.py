@@ -24,6 +24,7 @@ setup(
         "fastapi",
         "filelock",
         "grpcio",
+        "grpcio-health-checking",
         "httpx",
         "imagehash",
         "jinja2",

@@ -38,7 +38,7 @@ from pipeline.datasets.sample_data import BREEDS, draw_photo
 from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
 from serving.local import stack
-from serving.local.processes import Program, Programs
+from serving.local.processes import Program, Supervisor
 from serving.photo import normalise
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
@@ -220,13 +220,12 @@ def servers(folder: Path) -> Iterator[dict[str, int]]:
     for name, text in ServingConfig((1,), {MODEL.label: 1}).files(MODEL.name, str(folder / MODEL.name)).items():
         (folder / name).write_text(text)
     config, traffic = folder / CONFIG_FILE, folder / TRAFFIC_FILE
-    rest_url, pixels_url = stack.local_url(stack.LOOPBACK, rest), stack.local_url(stack.LOOPBACK, pixels)
-    ready = f"{rest_url}/v1/models/{MODEL.name}/labels/{MODEL.label}/metadata"
+    pixels_url = stack.local_url(stack.LOOPBACK, pixels)
     backend = [sys.executable, __file__, "--child", "pixels", str(pixels), str(grpc)]
-    with Programs() as programs:
-        programs.start(stack.model_server(config, ready, grpc, rest, folder / "model_server.log"))
-        programs.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, traffic, folder / "gateway.log"))
-        programs.start(Program("pixels backend", backend, f"{pixels_url}/healthz", log=folder / "pixels.log"))
+    with Supervisor() as supervisor:
+        supervisor.start(stack.model_server(config, MODEL.name, grpc, rest, folder / "model_server.log"))
+        supervisor.start(stack.gateway(stack.LOOPBACK, gateway, grpc, MODEL.name, traffic, folder / "gateway.log"))
+        supervisor.start(Program("pixels backend", backend, f"{pixels_url}/healthz", log=folder / "pixels.log"))
         yield {"grpc": grpc, "gateway": gateway, "pixels": pixels}
 
 

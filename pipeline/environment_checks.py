@@ -20,14 +20,15 @@ import httpx
 from components.candidates.architectures import WEIGHTS_HOST, weight_file_names
 from pipeline.settings import ROOT, Settings
 from serving import http_client, proxies
+from serving.addresses import GATEWAY_PORT, GRPC_PORT, PAGE_PORT, REST_PORT
 
 State = Literal["ok", "warning", "problem", "optional"]
 
 PORTS = {
-    8500: "the model server's gRPC API",
-    8501: "the model server's REST API",
-    8000: "the gateway",
-    8080: "the web page",
+    GRPC_PORT: "the model server's gRPC API",
+    REST_PORT: "the model server's REST API",
+    GATEWAY_PORT: "the gateway",
+    PAGE_PORT: "the web page",
 }
 
 _GIGABYTE = 10**9

@@ -1,24 +1,28 @@
-"""Where servers listen: the addresses of this machine, IPv4 and IPv6."""
+"""Addresses and ports that servers listen on, and the syntax of addresses that clients connect to."""
 
+import contextlib
 import ipaddress
 import re
 import socket
 
 LOOPBACK = "127.0.0.1"
+# Default ports of the model server's gRPC and REST APIs, the gateway and the page.
+GRPC_PORT, REST_PORT, GATEWAY_PORT, PAGE_PORT = 8500, 8501, 8000, 8080
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-# gRPC's resolvers of names.
+# Name resolvers of gRPC.
 _RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _PORT = re.compile(r"(?:[a-z]+://)?[^/?#]*:(\d+)(?:[/?#]|$)", re.IGNORECASE)
-# What is bound to all addresses is reached on this machine by loopback.
-_REACHED_BY = {"0.0.0.0": LOOPBACK, "::": "::1"}
+# The loopback address that reaches a server that listens on all addresses.
+_LOOPBACK_OF = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 
 def resolve(host: str) -> str:
-    """The IP address that `host`, an address or a name, stands for; of a name with several, an IPv4 one.
+    """Return the IP address of `host`, an address or a name; IPv4 is preferred if a name has several addresses.
 
     Raises:
-        OSError: the name is unknown.
-        ValueError: it is no host, an address of a single network interface, which no URL can name, or of a group.
+        OSError: If the name cannot be resolved.
+        ValueError: If `host` is neither an address nor a name, has a network interface (URLs cannot contain one), or is
+            a multicast address.
     """
     host = without_brackets(host)
     if not host or "%" in host:
@@ -26,41 +30,41 @@ def resolve(host: str) -> str:
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return min(entries, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
     if ip.is_multicast:  # a server can bind to it, but no client can connect
         raise ValueError("a multicast address")
     return str(ip)
 
 
 def without_brackets(host: str) -> str:
-    """`host`; an IPv6 address that is written as in a URL, without its brackets."""
+    """Return `host` without the brackets that enclose an IPv6 address in a URL."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
-def has_possible_port(address: str) -> bool:
-    """Whether the port of `address`, a URL or HOST:PORT, can be one; also where it has none, or no number."""
+def has_valid_port(address: str) -> bool:
+    """Return whether the port of `address`, a URL or HOST:PORT, is valid; also if it has no port or no number."""
     port = _PORT.match(address)
     return port is None or 1 <= int(port[1]) <= 65535
 
 
-def wrong_grpc_target(target: str) -> str:
-    """Why `target` cannot be a target of gRPC; "" if nothing is wrong."""
+def grpc_target_error(target: str) -> str:
+    """Return why `target` is not a valid gRPC target; an empty string if it is valid."""
     scheme = _SCHEME.match(target)
     if scheme and scheme[1].lower() not in _RESOLVERS:
-        return "gRPC has no URLs"
-    if not has_possible_port(target):
-        return "a port is 1 to 65535"
+        return "a gRPC address is not a URL"
+    if not has_valid_port(target):
+        return "the port must be between 1 and 65535"
     if ":" not in target:
-        return "the port is missing"  # gRPC would take 443
+        return "the port is missing"  # gRPC would use port 443
     return ""
 
 
 def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
-    """A TCP socket that listens on `host`; on "::" it takes IPv4 connections, too, where the system can.
+    """Return a TCP socket that listens on `host`. With "::", it also accepts IPv4 connections if the system can.
 
     Raises:
-        OSError: it cannot.
+        OSError: If the socket cannot listen on the address.
     """
     return socket.create_server(
         (host, port),
@@ -71,10 +75,19 @@ def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
 
 
 def address(host: str, port: int) -> str:
-    """`host:port`, an IPv6 address in brackets."""
+    """Return `host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def local_address(host: str, port: int) -> str:
-    """`host:port` by which this machine reaches what listens on `host`."""
-    return address(_REACHED_BY.get(host, host), port)
+    """Return the `host:port` by which this machine reaches a server that listens on `host`."""
+    return address(_LOOPBACK_OF.get(host, host), port)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different TCP ports of the loopback address that are free."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -1,11 +1,11 @@
-"""Names of files, breeds and labels: which files are never photos, how a name is shown, and when two are one name."""
+"""Names of files, breeds and labels: ignored names, safe display, and equivalent spellings."""
 
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
-# Files and folders that operating systems, file managers and network drives create. Compared without case.
+# Files and folders that operating systems, file managers and network drives create; compared case-insensitively.
 _CREATED_BY_SYSTEMS = {
     "$recycle.bin",
     "#recycle",
@@ -21,13 +21,12 @@ _CREATED_BY_SYSTEMS = {
     "system volume information",
     "thumbs.db",
 }
-# Unicode categories: control characters, separators of lines and paragraphs.
+# Unicode categories of control characters, line separators and paragraph separators.
 _CONTROLS = ("Cc", "Zl", "Zp")
 _NOT_UTF_8 = "Cs"
-# Dashes and underscores: Maine_Coon and Maine Coon are one breed.
-_BETWEEN_WORDS = ("Pd", "Pc")
-# Characters that nothing is drawn for, apart from those of category Cf: Unicode's Default_Ignorable_Code_Point, and the
-# blank pattern of Braille.
+# Unicode categories of dashes and underscores: Maine_Coon and Maine Coon are the same breed.
+_WORD_SEPARATORS = ("Pd", "Pc")
+# Invisible characters outside category Cf: Unicode's Default_Ignorable_Code_Point and the blank Braille pattern.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
     "\U000e0000-\U000e0fff]"
@@ -35,42 +34,42 @@ _INVISIBLE = re.compile(
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or created by a system: it never holds a user's photos."""
+    """Return whether a file or folder of this name is hidden or created by a system, and so never holds photos."""
     return name.startswith((".", "@__", "@Recently")) or name.casefold() in _CREATED_BY_SYSTEMS
 
 
 def printable(name: str) -> str:
-    """`name` as valid Unicode on one line: bytes that are not UTF-8 and control characters become escapes."""
+    """Return `name` as valid Unicode on one line, with non-UTF-8 bytes and control characters escaped."""
     if name.isprintable():
         return name
     return "".join(_escaped(char) if unicodedata.category(char) in (*_CONTROLS, _NOT_UTF_8) else char for char in name)
 
 
 def is_one_line(name: str) -> bool:
-    """Whether it has no control characters."""
+    """Return whether the name has no control characters."""
     return not any(unicodedata.category(char) in _CONTROLS for char in name)
 
 
 def is_utf_8(name: str) -> bool:
-    """Whether it is valid Unicode; bytes of a file name that are not UTF-8 are not."""
+    """Return whether the name is valid Unicode; Python decodes non-UTF-8 bytes of file names to surrogates."""
     return not any(unicodedata.category(char) == _NOT_UTF_8 for char in name)
 
 
 def is_header_value(text: str) -> bool:
-    """Whether an HTTP header can carry it."""
+    """Return whether the text is a valid HTTP header value."""
     return text.isascii() and text.isprintable()
 
 
 def spelling(name: str) -> str:
-    """What is equal for names that differ only in Unicode form, case, invisible characters or what is between words."""
+    """Return a key that ignores differences in Unicode form, case, separators and invisible characters."""
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
     visible = _INVISIBLE.sub("", visible)
-    words = "".join(" " if unicodedata.category(char) in _BETWEEN_WORDS else char for char in visible).split()
+    words = "".join(" " if unicodedata.category(char) in _WORD_SEPARATORS else char for char in visible).split()
     return unicodedata.normalize("NFKC", " ".join(words or visible.split()).casefold())
 
 
-def respelled(names: Iterable[str]) -> list[list[str]]:
-    """The groups of different names that have the same `spelling`, each sorted."""
+def spelling_variants(names: Iterable[str]) -> list[list[str]]:
+    """Return the sorted groups of different names that have the same `spelling`."""
     groups = defaultdict(set)
     for name in names:
         groups[spelling(name)].add(name)
@@ -78,15 +77,15 @@ def respelled(names: Iterable[str]) -> list[list[str]]:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and the noun, in the plural unless it is one."""
+    """Return the number with the noun, in the plural unless the number is one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def distinguishable(names: Iterable[str]) -> str:
-    """Names in ASCII with escapes, so that the difference between those that look the same can be seen."""
+    """Return the names as ASCII with escapes, so that names that look the same can be told apart."""
     return " and ".join(ascii(name) for name in names)
 
 
 def _escaped(char: str) -> str:
-    byte = ord(char) - 0xDC00  # how Python keeps a byte of a file name that is not UTF-8
+    byte = ord(char) - 0xDC00  # Python decodes a non-UTF-8 byte of a file name to U+DC00 plus the byte
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()

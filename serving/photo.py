@@ -1,4 +1,4 @@
-"""The one place where a photo becomes what models see. Ingestion, gateway and client all import it; Pillow only."""
+"""Normalises photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
 
 import contextlib
 import hashlib
@@ -15,39 +15,39 @@ from PIL import Image, ImageOps
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
-# What cameras write. A JPEG is decoded at a fraction of its size.
+# Formats that cameras write. Pillow can decode a JPEG at a fraction of its size.
 _CAMERA_FORMATS = ("JPEG", "HEIF")
-# Photos with more pixels take up to hundreds of megabytes; see docs/serving.md for measurements.
+# Decoding photos with more pixels takes up to hundreds of megabytes; see docs/serving.md for measurements.
 LARGE_PIXELS = 24_000_000
 MAX_SIDE = 1024
 MIN_SIDE = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "HEIF")
 _JPEG_QUALITY = 95
-# Of the modes that formats decode to; the others become one of these before they are resized.
+# Image modes that can be resized; other modes are converted first.
 _RESIZABLE = ("L", "LA", "RGB", "RGBA", "CMYK")
-_BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|....ftyp(hei|hev|mif|msf)", re.DOTALL)
+_SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|....ftyp(hei|hev|mif|msf)", re.DOTALL)
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xc2\xc4\xda\xdb\xdd\xe0-\xef\xfe])(..)", re.DOTALL)
 _JPEG_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_DIRECTORIES = re.compile(rb"(\xff[\xe1\xe2]..)(Exif\0\0|MPF\0)", re.DOTALL)
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
-# A photo of 64 MB in pieces of 8 kB needs fewer. Pillow's time may grow with the square of the number of pieces.
-_MOST_READS = 30_000
-# Each costs time for all pixels, however few bytes it has; cameras and editors write about ten.
-_MOST_SCANS = 100
+# A 64 MB photo in segments of 8 kB needs fewer reads. Pillow's time can grow with the square of the number of segments.
+_MAX_READS = 30_000
+# Every scan takes time proportional to the pixels, even if it has few bytes. Cameras and editors write about ten.
+_MAX_SCANS = 100
 _PNG_CHUNKS = re.compile(rb"IHDR([a-z][A-Za-z]{3})*(IDAT)+([a-z][A-Za-z]{3})*IEND")
 
 pillow_heif.register_heif_opener()
-# Held while a large photo is decoded, so that a process needs the memory for one of them, however many threads it has.
-_large_photo = threading.Lock()
+# Held while a large photo is decoded, so that all threads of a process together need the memory for only one.
+_large_photo_lock = threading.Lock()
 
 
 class PhotoError(ValueError):
-    """The bytes are not a photo we take; the message is the reason, fit to be shown.
+    """The bytes are not an accepted photo; the message is a reason that can be shown to users.
 
     Attributes:
-        kind: one of KINDS.
+        kind: One of KINDS.
     """
 
     KINDS = ("unreadable", "empty", "not_an_image", "damaged", "too_small", "too_large")
@@ -65,12 +65,12 @@ class Photo:
     """A normalised photo.
 
     Attributes:
-        data: JPEG or PNG bytes, upright, 8-bit RGB.
-        width: pixels.
-        height: pixels.
-        digest: SHA-256 of the brightness of each pixel and the size, in hex: the identity of the picture, whatever a
-            file says about it besides.
-        luma: that brightness, mode L.
+        data: JPEG or PNG bytes of an upright 8-bit RGB image.
+        width: Width in pixels.
+        height: Height in pixels.
+        digest: SHA-256, in hex, of the luma of each pixel and the size. It identifies the picture independently of the
+            file's metadata.
+        luma: Luma (brightness) of the image, in mode L.
     """
 
     data: bytes
@@ -83,69 +83,69 @@ class Photo:
 def normalise(
     data: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS, max_other_pixels: int | None = None
 ) -> Photo:
-    """Decodes a photo and makes it upright opaque RGB, with the longer side at most `max_side` pixels.
+    """Convert a photo to upright, opaque RGB with at most `max_side` pixels on the longer side.
 
-    Photos with more than LARGE_PIXELS are decoded one at a time in a process.
+    A process decodes photos with more than LARGE_PIXELS pixels one at a time.
+
+    The format is detected from the content: JPEG, PNG, WebP, GIF (first frame), BMP or HEIC. A JPEG or PNG that already
+    meets all requirements keeps its bytes, which avoids the loss of a second encoding.
 
     Args:
-        data: content of the file.
-        max_side: pixels of the longer side of what is returned.
-        max_pixels: that a photo may have.
-        max_other_pixels: that it may have if it is neither JPEG nor HEIC; None: `max_pixels`.
-
-    The format is known by content: JPEG, PNG, WebP, GIF (first frame), BMP or HEIC. A JPEG or PNG that is all that
-    already keeps its bytes, so that nothing is lost by encoding it twice.
+        data: Content of the file.
+        max_side: Maximum length of the longer side of the result, in pixels.
+        max_pixels: Maximum number of pixels of the photo.
+        max_other_pixels: Maximum number of pixels if the format is neither JPEG nor HEIC; None for `max_pixels`.
 
     Raises:
-        PhotoError: empty, no image of these formats, damaged or cut off, too small, or too large; pixels are counted
-            before any is decoded.
+        PhotoError: If the file is empty, is not an image of these formats, is damaged or cut off, is too small, or is
+            too large. The number of pixels is checked before any pixel is decoded.
     """
     if not data:
         raise PhotoError("empty", "the file is empty")
     if len(data) > MAX_BYTES:
-        raise PhotoError("too_large", f"the file has more than {MAX_BYTES // 2**20} MB")
+        raise PhotoError("too_large", f"the file is larger than {MAX_BYTES // 2**20} MB")
     try:
         with warnings.catch_warnings():
-            # Of doubtful metadata, and of sizes between Pillow's limit and ours.
+            # Pillow warns about invalid metadata, and about sizes between its limit and MAX_PIXELS.
             warnings.simplefilter("ignore")
             image = _open(data)
             is_other = max_other_pixels is not None and image.format not in _CAMERA_FORMATS
             _check_size(*image.size, max_other_pixels if is_other else max_pixels)
             is_large = image.width * image.height > LARGE_PIXELS
-            with _large_photo if is_large else contextlib.nullcontext():
+            with _large_photo_lock if is_large else contextlib.nullcontext():
                 return _normalise(image, data, max_side)
     except PhotoError:
         raise
-    except Exception as error:  # a damaged file leads decoders to raise almost anything
+    except Exception as error:  # for damaged files, decoders raise almost any exception
         raise PhotoError("damaged", f"the image is damaged or cut off: {str(error).strip()}") from None
 
 
 def may_be_photo(beginning: bytes) -> bool:
-    """Whether a file with this beginning, 16 bytes, is of a format that `normalise` takes."""
-    return beginning.startswith(b"BM") or _BEGINNINGS.match(beginning) is not None
+    """Return whether a file with these first 16 bytes has a format that `normalise` accepts."""
+    return beginning.startswith(b"BM") or _SIGNATURES.match(beginning) is not None
 
 
 def _normalise(image: Image.Image, data: bytes, max_side: int) -> Photo:
     size = image.size
     image.info["exif"] = _only_orientation(_exif(image, data))
-    is_whole = _KEPT_IF_WHOLE.get(image.format)
-    kept = (
-        is_whole is not None
-        and image.mode == "RGB"
+    is_normalised = (
+        image.mode == "RGB"
         and max(size) <= max_side
-        and not (_is_turned(image) or _is_transparent(image))
-        and is_whole(data, size)
+        and not (_is_rotated(image) or _is_transparent(image))
+        and _is_intact(image, data)
     )
-    if not kept:
+    if not is_normalised:
         rgb = _upright_rgb(image, max_side)
         if min(rgb.size) < MIN_SIDE:
             shorter = min(rgb.size)
             raise PhotoError(
-                "too_small", f"{size[0]} x {size[1]} is too narrow: reduced, its shorter side is {shorter}"
+                "too_small",
+                f"{size[0]} x {size[1]} pixels are too narrow; after resizing, the shorter side would have {shorter} "
+                f"pixels, the minimum is {MIN_SIDE}",
             )
         data = _encode(rgb)
         image = Image.open(io.BytesIO(data))
-    # A JPEG holds brightness apart from colour, which then need not be decoded: half the time.
+    # A JPEG stores luma separately; decoding it without the colour takes half the time.
     image.draft("L", image.size)
     luma = image.convert("L")
     digest = hashlib.sha256(luma.tobytes())
@@ -155,29 +155,30 @@ def _normalise(image: Image.Image, data: bytes, max_side: int) -> Photo:
 
 def _upright_rgb(image: Image.Image, max_side: int) -> Image.Image:
     image = _resizable(image)
-    # Before anything else is done to the pixels: a JPEG is then decoded at a fraction of its size.
+    # First, because Pillow then decodes a JPEG at a fraction of its size.
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return _opaque(ImageOps.exif_transpose(image))
 
 
 class _File(io.BytesIO):
-    """A file that can be read only so often, so that one of very many tiny pieces does not keep Pillow busy."""
+    """A file with a limited number of reads, so that a photo with very many tiny segments does not keep Pillow busy."""
 
     _reads = 0
 
     def read(self, size: int | None = -1) -> bytes:
         self._reads += 1
-        if self._reads > _MOST_READS:
-            raise PhotoError("damaged", "the image is in too many pieces")
+        if self._reads > _MAX_READS:
+            raise PhotoError("damaged", "the image has too many segments")
         return super().read(size)
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow reads all that these directories claim, as soon as it opens a JPEG: many times the size of the file.
+    # Clear the EXIF and MPF markers: when Pillow opens a JPEG, it copies the length that each entry claims, in total
+    # many times the size of the file.
     if _is_jpeg(data):
-        if len(_JPEG_SCAN.findall(data)) > _MOST_SCANS:
-            raise PhotoError("damaged", f"the image has more than {_MOST_SCANS} scans")
-        data = _JPEG_DIRECTORIES.sub(lambda found: found[1] + bytes(len(found[2])), data)
+        if len(_JPEG_SCAN.findall(data)) > _MAX_SCANS:
+            raise PhotoError("damaged", f"the image has more than {_MAX_SCANS} scans")
+        data = _JPEG_DIRECTORIES.sub(lambda match: match[1] + bytes(len(match[2])), data)
     try:
         return Image.open(_File(data), formats=_FORMATS)
     except PhotoError:
@@ -185,7 +186,7 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise PhotoError("too_large", f"too many pixels: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError):
-        if _BEGINNINGS.match(data):
+        if _SIGNATURES.match(data):
             raise PhotoError("damaged", "the image is damaged or cut off") from None
         raise PhotoError("not_an_image", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image") from None
 
@@ -195,19 +196,22 @@ def _is_jpeg(data: bytes) -> bool:
 
 
 def _exif(image: Image.Image, data: bytes) -> bytes:
-    """What a file says of its picture."""
+    """Return the EXIF block of the file."""
     if _is_jpeg(data):
-        found = next((found for found in _JPEG_DIRECTORIES.finditer(data) if found[2] == _EXIF), None)
-        return data[found.end() : found.end() + 2**16] if found else b""
+        exif = next((match for match in _JPEG_DIRECTORIES.finditer(data) if match[2] == _EXIF), None)
+        return data[exif.end() : exif.end() + 2**16] if exif else b""
     if image.format == "PNG":
-        image.load()  # it may follow the pixels
+        image.load()  # the EXIF chunk may follow the pixels
         if "exif" not in image.info and "Raw profile type exif" in image.info:
             return bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
     return image.info.get("exif") or b""
 
 
 def _only_orientation(exif: bytes) -> bytes:
-    """EXIF without the other entries, of which Pillow would copy what each claims to be its value."""
+    """Return an EXIF block with the orientation only.
+
+    Pillow copies the value of every entry, with the length that the entry claims.
+    """
     exif = exif.removeprefix(_EXIF)
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
     if order is None:
@@ -219,9 +223,9 @@ def _only_orientation(exif: bytes) -> bytes:
     first = number(4, 4) + 2
     for at in range(first, min(first + 12 * number(first - 2, 2), len(exif)), 12):
         if number(at, 2) == _ORIENTATION:
-            long = number(at + 2, 2) in (5, 10, 12)  # 8 bytes, which are elsewhere
-            value, there = (number(at + 8, 4), 26) if long else (0, number(at + 8, 4))
-            packed = (number(at, 2), 2), (number(at + 2, 2), 2), (1, 4), (there, 4), (0, 4)
+            long = number(at + 2, 2) in (5, 10, 12)  # 8 bytes, stored at an offset
+            value, field_value = (number(at + 8, 4), 26) if long else (0, number(at + 8, 4))
+            packed = (number(at, 2), 2), (number(at + 2, 2), 2), (1, 4), (field_value, 4), (0, 4)
             entry = b"".join(part.to_bytes(size, order) for part, size in packed)
             return b"".join(
                 (_EXIF, exif[:4], (8).to_bytes(4, order), (1).to_bytes(2, order), entry, exif[value : value + 8])
@@ -231,14 +235,14 @@ def _only_orientation(exif: bytes) -> bytes:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise PhotoError("too_large", f"{width} x {height} pixels are more than {max_pixels:,}")
+        raise PhotoError("too_large", f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
     if min(width, height) < MIN_SIDE:
-        raise PhotoError("too_small", f"{width} x {height} pixels; the shorter side needs {MIN_SIDE}")
+        raise PhotoError("too_small", f"{width} x {height} pixels; the shorter side needs at least {MIN_SIDE}")
 
 
-def _is_turned(image: Image.Image) -> bool:
-    # Some files give the number as a fraction, and exif_transpose heeds that too.
-    return image.getexif().get(0x0112) in range(2, 9)
+def _is_rotated(image: Image.Image) -> bool:
+    # A comparison by value: some files store the number as a fraction, which exif_transpose applies, too.
+    return image.getexif().get(_ORIENTATION) in range(2, 9)
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -246,9 +250,9 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _resizable(image: Image.Image) -> Image.Image:
-    """The image in a mode whose pixels can be averaged."""
+    """Convert the image to a mode whose pixels can be averaged."""
     if image.mode.startswith("I"):
-        # Pillow saturates 16-bit grey when it converts; the high byte is the picture.
+        # Pillow saturates 16-bit grey when converting it; the high byte has the 8-bit value.
         return image.convert("I").point(lambda value: value / 256).convert("L")
     if _is_transparent(image):
         return image.convert("RGBA")
@@ -256,32 +260,45 @@ def _resizable(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """RGB, with white where it was transparent."""
+    """Convert the image to RGB, with white in place of transparency."""
     if "A" in image.mode:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _is_whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether segment follows segment without a gap, up to the end mark."""
+def _is_intact(image: Image.Image, data: bytes) -> bool:
+    """Return whether the model can decode the file as it is: TensorFlow rejects some damaged files that Pillow reads.
+
+    TensorFlow decodes only JPEG and PNG.
+    """
+    match image.format:
+        case "JPEG":
+            return _is_intact_jpeg(data)
+        case "PNG":
+            return _is_intact_png(data, image.size)
+    return False
+
+
+def _is_intact_jpeg(data: bytes) -> bool:
+    """Return whether the segments follow each other without gaps up to the end marker."""
     at = 2
-    for _ in range(_MOST_READS):
+    for _ in range(_MAX_READS):
         if data.startswith(b"\xff\xd9", at):
             return True
         segment = _JPEG_SEGMENT.match(data, at)
         if segment is None:
             return False
-        kind, length = segment.groups()
+        marker, length = segment.groups()
         at += 2 + int.from_bytes(length)
-        if kind == b"\xda":  # coded pixels follow
-            marker = _JPEG_MARKER.search(data, at)
-            at = marker.start() if marker else len(data)
+        if marker == b"\xda":  # start of scan: coded pixels follow
+            next_marker = _JPEG_MARKER.search(data, at)
+            at = next_marker.start() if next_marker else len(data)
     return False
 
 
-def _is_whole_png(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether it is plain 8-bit RGB with right checksums, and its data are exactly the rows of the picture."""
+def _is_intact_png(data: bytes, size: tuple[int, int]) -> bool:
+    """Return whether the file is 8-bit RGB with correct checksums and exactly the expected amount of pixel data."""
     if data[8:29] != struct.pack(">I4sIIBBBBB", 13, b"IHDR", *size, 8, 2, 0, 0, 0):
         return False
     at, kinds, parts = 8, [], []
@@ -295,12 +312,8 @@ def _is_whole_png(data: bytes, size: tuple[int, int]) -> bool:
         at = end + 4
     if not _PNG_CHUNKS.fullmatch(b"".join(kinds)):
         return False
-    stream, wanted = zlib.decompressobj(), size[1] * (1 + 3 * size[0])
-    return len(stream.decompress(b"".join(parts), wanted + 1)) == wanted and stream.eof
-
-
-# What TensorFlow decodes in the model, and whether it will: it refuses some damaged files that Pillow takes.
-_KEPT_IF_WHOLE = {"JPEG": _is_whole_jpeg, "PNG": _is_whole_png}
+    stream, expected = zlib.decompressobj(), size[1] * (1 + 3 * size[0])
+    return len(stream.decompress(b"".join(parts), expected + 1)) == expected and stream.eof
 
 
 def _encode(image: Image.Image) -> bytes:

@@ -1,7 +1,7 @@
-"""Which proxy a connection goes through: none to this machine; to others as the environment says.
+"""Selects the proxy for a connection from the environment. Connections to this machine never use a proxy.
 
-The environment variables are http_proxy, https_proxy, all_proxy and no_proxy; gRPC takes grpc_proxy and no_grpc_proxy
-first. Each may also be written in capital letters; small letters take precedence. no_proxy lists hosts, domains
+The environment variables are http_proxy, https_proxy, all_proxy and no_proxy; for gRPC, grpc_proxy and no_grpc_proxy
+take precedence. The names may be in upper case; lower case takes precedence. no_proxy lists hosts, domains
 (example.org, .example.org or *.example.org), addresses and networks such as 10.0.0.0/8, or is *.
 """
 
@@ -19,48 +19,48 @@ from urllib.parse import unquote, urlsplit
 _THIS_MACHINE = ("localhost", "127.0.0.0/8", "127.0.0.1", "::1")
 _PORTS = {"http": 80, "https": 443}
 _GRPC = "grpc"
-_HOST = re.compile(r"[\w.:%-]+")  # of a URL: a name or an IP address
-# Of gRPC's targets: a resolver, and perhaps an authority.
+_HOST = re.compile(r"[\w.:%-]+")  # host of a URL: a name or an IP address
+# Prefix of a gRPC target: a resolver and an optional authority.
 _RESOLVER = re.compile(r"(?P<name>[a-z][a-z0-9+.-]*):(?://[^/]*/)?(?![0-9]+$)")
 
 
 class ProxyError(ValueError):
-    """A variable of the environment names a proxy that cannot be used; the message names the variable."""
+    """An environment variable is set to an unusable proxy; the message names the variable."""
 
 
 class Proxy(NamedTuple):
     """A proxy.
 
     Attributes:
-        variable: of the environment, which names it.
-        url: its address, perhaps with a user and a password.
+        variable: Environment variable that sets it.
+        url: URL, optionally with a user and a password.
     """
 
     variable: str
     url: str
 
     def __str__(self) -> str:
-        """The variable and the address, without the password."""
+        """Return the variable and the URL without user and password."""
         parts = urlsplit(self.url)
         return f"{self.variable}={parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header by which a client signs in at the proxy; none without a user."""
+        """Authentication header for the proxy; empty without a user."""
         parts = urlsplit(self.url)
         if parts.username is None:
             return {}
-        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        return {"Proxy-Authorization": f"Basic {base64.b64encode(secret).decode()}"}
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
 
 
 def find(address: str) -> Proxy | None:
-    """The proxy for a URL that begins with http:// or https://, or for a target of gRPC; None: there is no proxy.
+    """Return the proxy for an HTTP(S) URL or a gRPC target; None for a direct connection.
 
     Raises:
-        ProxyError: it is no HTTP proxy.
+        ProxyError: If the environment variable is not set to a usable HTTP proxy.
     """
-    scheme, host, port = _parts(address)
+    scheme, host, port = _split(address)
     if not host or _is_this_machine(host):
         return None
     names = (f"{scheme}_proxy", "all_proxy")
@@ -71,12 +71,12 @@ def find(address: str) -> Proxy | None:
     if not value or _is_bypassed(host, port, _first(no_proxy)[1]):
         return None
     proxy = Proxy(variable, value if "://" in value else f"http://{value}")
-    _refuse_unsupported(proxy, scheme, host)
+    _require_supported(proxy, scheme, host)
     return proxy
 
 
 def through(address: str) -> str:
-    """For messages: "" or the proxy by which `address` is reached, in parentheses, with a blank before."""
+    """Return " (through the proxy ...)" for messages; an empty string if `address` is reached directly."""
     try:
         proxy = find(address)
     except ProxyError as error:
@@ -85,17 +85,17 @@ def through(address: str) -> str:
 
 
 def grpc_options(target: str) -> list[tuple[str, str | int]]:
-    """Options of a gRPC channel to `target`; without them gRPC asks a proxy for this machine, too.
+    """Return the options of a gRPC channel to `target`; by default, gRPC would use a proxy even for this machine.
 
     Raises:
-        ProxyError: see `find`.
+        ProxyError: See `find`.
     """
     proxy = find(target)
     return [("grpc.http_proxy", proxy.url)] if proxy else [("grpc.enable_http_proxy", 0)]
 
 
 def apply_to_libraries() -> None:
-    """Changes this process's environment so that libraries which read it by themselves find the same proxies."""
+    """Change the environment so that libraries that read it themselves select the same proxies."""
     value = ",".join(_hosts(_first(("no_proxy",))[1]))
     if value != "*":
         value = ",".join(filter(None, [value, *_THIS_MACHINE]))
@@ -107,18 +107,18 @@ def apply_to_libraries() -> None:
 
 
 def _first(names: Iterable[str]) -> tuple[str, str]:
-    """The first of the variables that has a value, and its value; empty if none has."""
+    """Return the first of the variables that is set, and its value; empty strings if none is set."""
     for name in names:
-        # A web server puts the header Proxy of a request there.
-        capital = "" if name == "http_proxy" and "REQUEST_METHOD" in os.environ else name.upper()
-        variable = name if name in os.environ else capital
+        # CGI servers store the request header "Proxy" in HTTP_PROXY.
+        upper = "" if name == "http_proxy" and "REQUEST_METHOD" in os.environ else name.upper()
+        variable = name if name in os.environ else upper
         if value := os.environ.get(variable, "").strip():
             return variable, value
     return "", ""
 
 
-def _parts(address: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port; no host where there is none, or where `address` is wrong, which others say."""
+def _split(address: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port; an empty host if there is none or `address` is invalid (checked elsewhere)."""
     scheme = address.partition("://")[0].lower()
     rest = address
     if scheme not in _PORTS:
@@ -144,14 +144,14 @@ def _is_this_machine(host: str) -> bool:
         return ip is not None
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     with suppress(OSError), closing(socket.socket(family)) as probe:
-        probe.bind((str(ip), 0))  # only an address of this machine can be had
+        probe.bind((str(ip), 0))  # succeeds only for an address of this machine
         return not ip.is_multicast
     return False
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with suppress(OSError):
-        return ipaddress.IPv4Address(socket.inet_aton(host))  # knows short forms, such as 127.1
+        return ipaddress.IPv4Address(socket.inet_aton(host))  # accepts short forms such as 127.1
     with suppress(ValueError):
         ip = ipaddress.IPv6Address(host)
         return ip.ipv4_mapped or ip
@@ -171,21 +171,21 @@ def _is_bypassed(host: str, port: int | None, no_proxy: str) -> bool:
 
 
 def _hosts(no_proxy: str) -> list[str]:
-    """The items of no_proxy, with commas or blanks between; *.example.org is what others write as .example.org."""
+    """Split no_proxy at commas and white space, and convert *.example.org to .example.org."""
     return [f".{name[2:]}" if name.startswith("*.") else name for name in re.split(r"[,\s]+", no_proxy) if name]
 
 
-def _refuse_unsupported(proxy: Proxy, scheme: str, host: str) -> None:
-    kinds = ("http",) if scheme == _GRPC else ("http", "https")
+def _require_supported(proxy: Proxy, scheme: str, host: str) -> None:
+    schemes = ("http",) if scheme == _GRPC else ("http", "https")
     try:
         parts = urlsplit(proxy.url)
         has_host = _HOST.fullmatch(parts.hostname or "") is not None
-        usable = parts.scheme.lower() in kinds and has_host and (parts.port is None or parts.port > 0)
+        usable = parts.scheme.lower() in schemes and has_host and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
         proxy = proxy._replace(url="...")
     if not usable:
         raise ProxyError(
-            f"{proxy}: no such proxy can be used. Set {proxy.variable} to the address of an HTTP proxy, "
+            f"{proxy}: this proxy cannot be used; set {proxy.variable} to the address of an HTTP proxy, "
             f"http://HOST:PORT, or add {host} to no_proxy"
         )

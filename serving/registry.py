@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from serving.labels import STABLE
 from serving.model_files import ADMISSION_FILE, MODEL_RECORD_FILE, with_current_keys
-from serving.names import distinguishable, respelled, spelling
+from serving.names import distinguishable, spelling, spelling_variants
 
 NO_OBJECT_STORE = (
     "{}: the registry of pushed models must be a folder, because object stores have no locks and no renames; "
@@ -186,7 +186,7 @@ class Registry:
         self.require_servable(version)
         with self._locked():
             state, previous = self._read_labels(), self.labels().get(label)
-            if group := respelled([label, STABLE, *state["labels"]]):
+            if group := spelling_variants([label, STABLE, *state["labels"]]):
                 raise RegistryError(
                     f"labels {distinguishable(group[0])} are the same name in two spellings; use one of them"
                 )
@@ -401,7 +401,7 @@ class Registry:
             numbers += state["origins"].values()
             if not all(isinstance(number, int) for number in numbers):
                 raise TypeError("a version is not a number")
-            if group := respelled([STABLE, *state["labels"]]):
+            if group := spelling_variants([STABLE, *state["labels"]]):
                 raise ValueError(f"labels {distinguishable(group[0])} are the same name in two spellings")
             return state
         except FileNotFoundError:

@@ -20,7 +20,7 @@ from components.ingestion.data_drift import describe_drift, load_statistics, loa
 from components.ingestion.near_duplicates import KINDS as DUPLICATE_KINDS
 from components.json_files import read_json, read_json_lines, write_json
 from components.release.champion_model import stable_version
-from serving.names import counted, distinguishable, respelled, spelling
+from serving.names import counted, distinguishable, spelling, spelling_variants
 from serving.registry import Registry, RegistryError
 
 _MAX_LISTED = 10
@@ -102,7 +102,7 @@ def _check_breeds_in_schema(breeds: dict[str, Any], schema: schema_pb2.Schema, s
     command = f"catbreeds schema update --data PHOTOS --schema {shlex.quote(str(Path(schema_file).parent))}"
     repeated = [
         f"{schema_file}: {distinguishable(group)} are spellings of the same breed; keep one"
-        for group in respelled(known.value)
+        for group in spelling_variants(known.value)
     ]
     spelled = {spelling(breed): breed for breed in known.value}
     respelled_breeds = [

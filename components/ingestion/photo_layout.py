@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from components.errors import DataError
-from serving.names import counted, distinguishable, is_one_line, printable, respelled, spelling
+from serving.names import counted, distinguishable, is_one_line, printable, spelling, spelling_variants
 
 BROKEN_LINK = "a broken link"
 REPEATED_LINK = "a link to a folder that has already been read"
@@ -425,7 +425,7 @@ def _check_breed_names(data: str, breeds: set[str]) -> None:
         raise DataError(f"{data}: {names} are splits of a data set but have no breed folders; {EXPECTED_LAYOUT}")
     printed = {breed: printable(breed) for breed in breeds}
     same = [[breed for breed in sorted(breeds) if printed[breed] == name] for name in sorted(set(printed.values()))]
-    if groups := [*respelled(printed.values()), *(group for group in same if len(group) > 1)]:
+    if groups := [*spelling_variants(printed.values()), *(group for group in same if len(group) > 1)]:
         raise DataError(
             f"{data}: names of breed folders differ only in spelling:\n"
             f"{_indented_lines([distinguishable(group) for group in groups])}\n"

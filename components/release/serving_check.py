@@ -1,17 +1,15 @@
-"""ServingCheck: loads the admitted model in a model server and calls it, before it is pushed."""
+"""ServingCheck: loads the model that passed the gate in a model server and checks its predictions before the push."""
 
 import base64
 import contextlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 from tfx.components.evaluator import constants
@@ -27,18 +25,21 @@ from components.json_files import write_json
 from components.local_copies import local_copy
 from components.photo_examples import read_images
 from serving import http_client
+from serving.addresses import LOOPBACK, free_ports
+from serving.local import processes, stack
+from serving.local.child_process import bound_command
+from serving.local.processes import Program, ProgramError
+from serving.local.stack import MODEL_SERVER_SECONDS, TENSORFLOW_MODEL_SERVER
 from serving.photo import PhotoError, normalise
 from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
 
-MODEL_SERVER = "tensorflow_model_server"
 _TOLERANCE = 1e-3
-_GOLDEN_BYTES = 500_000  # the photos travel with the model
-_GOLDEN_SIDES = (1024, 512, 256)  # pixels, for larger ones; at 256 no JPEG has more bytes than that
-_DEADLINE_SECONDS = 300
+_GOLDEN_BYTES = 500_000  # golden photos are stored with the model
+_GOLDEN_SIDES = (1024, 512, 256)  # pixels, tried for larger photos; at 256 every JPEG has fewer bytes than that
 
 
 class ServingError(RuntimeError):
-    """A model server cannot load the model, or answers something else than was measured."""
+    """The model server cannot load the model, or its predictions differ from those that the Evaluator measured."""
 
 
 @component
@@ -51,144 +52,131 @@ def ServingCheck(
     photos: Parameter[int],
     code_digest: Parameter[str],
 ):
-    """Asks for test photos and expects what the Evaluator measured for them; a model that was refused is not asked.
+    """Predicts test photos with a model server and compares the results with those that the Evaluator measured.
 
-    The photos, of as many breeds as possible, and their answers are kept: rollout asks every server for them before
-    users do. A photo of many bytes is kept smaller, with the answer that the server gave for it.
+    The photos are of as many breeds as possible. They are stored with their predictions as golden requests, which
+    rollout sends to every server before users do. A large photo is stored at a smaller size, with the prediction for
+    that size. A model that was rejected by the gate is not checked.
 
-    The server is `tensorflow_model_server` where it is on PATH, else TensorFlow in a process of its own.
+    The server is `tensorflow_model_server` if it is on PATH, else TensorFlow in a separate process.
 
     Args:
-        photos: how many to ask for.
-        code_digest: of the modules that it runs.
+        photos: Number of photos.
+        code_digest: Digest of the modules that this component runs.
 
     Raises:
-        ServingError: the model does not load, or answers differ.
+        ServingError: If the model does not load or predictions differ.
     """
     if blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) != constants.BLESSED_VALUE:
         write_json(report.uri, SERVING_CHECK_FILE, {"checked": False})
         return
-    path = path_utils.serving_model_path(model.uri)
-    server = MODEL_SERVER if shutil.which(MODEL_SERVER) else "tensorflow"
+    binary = stack.official_model_server()
     expected = {row["content_hash"]: row for row in _sample(read_outcomes(evaluation.uri), photos)}
     sample = read_images(examples.uri, "test", list(expected))
-    kept = [small for photo in sample.values() if (small := _small(photo)) is not None]
-    asked = list(dict.fromkeys([*sample.values(), *kept]))
-    ask = _ask_model_server if server == MODEL_SERVER else _ask_tensorflow
-    with local_copy(path) as local:
-        given = ask(
-            local, {"instances": [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in asked]}
-        )
-    if len(given) != len(asked):
-        raise ServingError(f"the model server answers {len(given)} photos, it was asked for {len(asked)}")
-    answers = dict(zip(asked, given, strict=True))
+    golden_photos = [golden for photo in sample.values() if (golden := _golden_photo(photo)) is not None]
+    all_photos = list(dict.fromkeys([*sample.values(), *golden_photos]))
+    request = {"instances": [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in all_photos]}
+    with local_copy(path_utils.serving_model_path(model.uri)) as path:
+        rows = _predict_with_model_server(binary, path, request) if binary else _predict_with_tensorflow(path, request)
+    if len(rows) != len(all_photos):
+        raise ServingError(f"the model server returned {len(rows)} predictions for {len(all_photos)} photos")
+    predictions = dict(zip(all_photos, rows, strict=True))
     for content_hash, photo in sample.items():
-        _compare(expected[content_hash], answers[photo])
-    golden = [GoldenRequest(photo, *_best(answers[photo])) for photo in kept]
+        _compare(expected[content_hash], predictions[photo])
+    golden = [GoldenRequest(photo, *_best(predictions[photo])) for photo in golden_photos]
     write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_requests_document(golden))
+    server = TENSORFLOW_MODEL_SERVER if binary else "tensorflow"
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 
 def _sample(outcomes: list[dict], count: int) -> list[dict]:
-    """`count` of the outcomes, of as many breeds as possible."""
-    of_breed = Counter()
+    """Return `count` of the outcomes, of as many breeds as possible."""
+    photos_of_breed = Counter()
     ranked = []
     for row in sorted(outcomes, key=lambda row: row["content_hash"]):
-        ranked.append((of_breed[row["breed"]], row["breed"], row))
-        of_breed[row["breed"]] += 1
-    return [row for *_, row in sorted(ranked, key=lambda found: found[:2])[:count]]
+        ranked.append((photos_of_breed[row["breed"]], row["breed"], row))
+        photos_of_breed[row["breed"]] += 1
+    return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
-def _small(photo: bytes) -> bytes | None:
-    """A photo in few enough bytes to travel with the model; None where it is too narrow to be made smaller."""
+def _golden_photo(photo: bytes) -> bytes | None:
+    """Return the photo, reduced if it has too many bytes; None if it is too narrow to be reduced."""
     for side in _GOLDEN_SIDES:
         if len(photo) <= _GOLDEN_BYTES:
             break
         try:
             photo = normalise(photo, side).data
-        except PhotoError:  # no client could send it, either
+        except PhotoError:  # no client could send it either
             return None
     return photo
 
 
-def _best(answer: dict) -> tuple[str, float]:
-    """The most probable breed of an answer and its probability."""
-    return max(zip(answer["breeds"], answer["probabilities"], strict=True), key=lambda pair: pair[1])
+def _best(prediction: dict) -> tuple[str, float]:
+    """Return the most probable breed of a prediction and its probability."""
+    return max(zip(prediction["breeds"], prediction["probabilities"], strict=True), key=lambda pair: pair[1])
 
 
-def _compare(expected: dict, answer: dict) -> None:
-    probabilities = dict(zip(answer["breeds"], answer["probabilities"], strict=True))
-    breed, confidence = _best(answer)
-    measured = probabilities.get(expected["predicted"], 0)
-    if abs(measured - expected["confidence"]) > _TOLERANCE or abs(sum(probabilities.values()) - 1) > _TOLERANCE:
+def _compare(expected: dict, prediction: dict) -> None:
+    probabilities = dict(zip(prediction["breeds"], prediction["probabilities"], strict=True))
+    breed, confidence = _best(prediction)
+    served = probabilities.get(expected["predicted"], 0)
+    if abs(served - expected["confidence"]) > _TOLERANCE or abs(sum(probabilities.values()) - 1) > _TOLERANCE:
         raise ServingError(
-            f"{expected['path']}: the model server says {breed} with {confidence:.4f}, the Evaluator measured "
+            f"{expected['path']}: the model server predicts {breed} with {confidence:.4f}, the Evaluator measured "
             f"{expected['predicted']} with {expected['confidence']:.4f}"
         )
 
 
-def _ask_tensorflow(path: str, request: dict) -> list[dict]:
-    command = [sys.executable, "-m", "serving.local.saved_model_process", path]
-    done = subprocess.run(
-        command, input=json.dumps(request), capture_output=True, text=True, timeout=_DEADLINE_SECONDS, check=False
+def _predict_with_tensorflow(path: str, request: dict) -> list[dict]:
+    completed = subprocess.run(
+        bound_command([sys.executable, "-m", "serving.local.saved_model_process", path]),
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=MODEL_SERVER_SECONDS,
+        check=False,
     )
-    if done.returncode:
-        raise ServingError(f"TensorFlow in a fresh process cannot serve {path}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout)["predictions"]
+    if completed.returncode:
+        raise ServingError(f"TensorFlow cannot serve {path} in a separate process:\n{completed.stderr[-2000:]}")
+    return json.loads(completed.stdout)["predictions"]
 
 
-def _ask_model_server(path: str, request: dict) -> list[dict]:
-    with _model_server(path) as url:
+def _predict_with_model_server(binary: str, path: str, request: dict) -> list[dict]:
+    with _model_server(binary, path) as url:
         try:
-            with http_client.client(timeout=_DEADLINE_SECONDS) as client:
+            with http_client.client(timeout=MODEL_SERVER_SECONDS) as client:
                 response = client.post(f"{url}:predict", json=request)
             if response.is_error:
-                raise ServingError(f"{MODEL_SERVER} answers {response.status_code}: {response.text[:2000]}")
+                raise ServingError(f"{TENSORFLOW_MODEL_SERVER} returned {response.status_code}: {response.text[:2000]}")
             return response.json()["predictions"]
         except (httpx.HTTPError, ValueError) as error:
-            raise ServingError(f"{MODEL_SERVER} does not answer: {error}") from None
+            raise ServingError(f"{TENSORFLOW_MODEL_SERVER} did not respond: {error}") from None
 
 
 @contextlib.contextmanager
-def _model_server(path: str) -> Iterator[str]:
-    """Runs the real server on the model as version 1; gives the model's REST address when it is available."""
-    with tempfile.TemporaryDirectory() as base, tempfile.TemporaryFile("w+") as log:
-        shutil.copytree(path, os.path.join(base, "1"))
-        port, rest_port = _free_port(), _free_port()
-        server = subprocess.Popen(
-            [
-                MODEL_SERVER,
-                f"--port={port}",
-                f"--rest_api_port={rest_port}",
-                "--model_name=candidate",
-                f"--model_base_path={base}",
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
+def _model_server(binary: str, path: str) -> Iterator[str]:
+    """Run TensorFlow Serving with the model as version 1, and yield the model's REST URL when it is available."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder, "candidate")
+        shutil.copytree(path, base / "1")
+        grpc_port, rest_port = free_ports(2)
+        flags = {
+            "port": grpc_port,
+            "rest_api_port": rest_port,
+            "model_name": base.name,
+            "model_base_path": base,
+        }
+        url = f"{stack.local_url(LOOPBACK, rest_port)}/v1/models/{base.name}"
+        # Not the model's status: its URL returns 200 even while the model is loading.
+        ready_url = f"{url}/metadata"
+        program = Program(
+            TENSORFLOW_MODEL_SERVER, stack.model_server_command(binary, flags), ready_url, log=Path(folder, "log")
         )
         try:
-            url = f"http://127.0.0.1:{rest_port}/v1/models/candidate"
-            _wait_until_available(server, f"{url}/metadata", log)
+            server = processes.start(program, MODEL_SERVER_SECONDS)
+        except ProgramError as error:
+            raise ServingError(f"the model cannot be served: {error}") from None
+        try:
             yield url
         finally:
-            server.kill()  # it ignores SIGTERM
-            server.wait()
-
-
-def _wait_until_available(server: subprocess.Popen, url: str, log) -> None:
-    """Waits for the metadata: the model's status answers 200 even while it is loading."""
-    deadline = time.monotonic() + _DEADLINE_SECONDS
-    with http_client.client(timeout=5) as client:
-        while time.monotonic() < deadline and server.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if client.get(url).is_success:
-                    return
-            time.sleep(0.2)
-    log.seek(0)
-    raise ServingError(f"{MODEL_SERVER} does not serve the model:\n{log.read()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+            server.stop(grace=0)  # it ignores SIGTERM

@@ -142,9 +142,9 @@ def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Res
     with noise_to(Path(config.workdir) / "logs" / "predict.log"):
         from serving.client import Answer, Model
         from serving.client.answers import rank
-        from serving.local.saved_model_process import answer
+        from serving.local.saved_model_process import predict
 
-        rows = iter(answer(str(registry.path(version)), [c for c in contents if isinstance(c, bytes)]))
+        rows = iter(predict(str(registry.path(version)), [c for c in contents if isinstance(c, bytes)]))
     model = Model(config.model_name, version)
 
     def to_answer(row: dict[str, list]) -> Answer:

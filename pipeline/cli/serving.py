@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,15 @@ from pipeline.cli.common import (
     os_error_message,
     read_settings,
 )
-from serving.registry import RegistryError
+from pipeline.settings import Settings
+from serving.addresses import GATEWAY_PORT, GRPC_PORT, PAGE_PORT, REST_PORT
+from serving.registry import Registry, RegistryError
+
+if TYPE_CHECKING:
+    from serving.local.up import Deployment
+
+# Number of the first generated sample photo; training photos have smaller numbers.
+_FIRST_SAMPLE = 1_000_000
 
 
 def _port(help: str) -> typer.models.OptionInfo:
@@ -49,8 +57,8 @@ app = typer.Typer()
 @app.command(cls=command_with_renamed_options({"--no-server": "--config-only"}))
 def serve(
     workdir: WorkdirOption = None,
-    grpc_port: GrpcPortOption = 8500,
-    rest_port: RestPortOption = 8501,
+    grpc_port: GrpcPortOption = GRPC_PORT,
+    rest_port: RestPortOption = REST_PORT,
     host: Annotated[
         str,
         typer.Option(
@@ -77,21 +85,21 @@ def serve(
     from serving.local import up
 
     config = read_settings(profile, settings, workdir=workdir)
-    ports = up.Ports(grpc_port, rest_port, host)
+    deployment, ports = _deployment(config), up.Ports(grpc_port, rest_port, host)
     if config_only:
-        _run_until_stopped(lambda: up.configure(config, ports), {})
+        _run_until_stopped(lambda: up.configure(deployment, ports), {})
     else:
         addresses = {"--grpc-port": (host, grpc_port), "--rest-port": (host, rest_port)}
-        _run_until_stopped(lambda: up.serve(config, ports), addresses)
+        _run_until_stopped(lambda: up.serve(deployment, ports), addresses)
 
 
 @app.command()
 def up(
     workdir: WorkdirOption = None,
-    page_port: Annotated[int, _port("Port of the web page.")] = 8080,
-    gateway_port: Annotated[int, _port("Port of the gateway.")] = 8000,
-    grpc_port: GrpcPortOption = 8500,
-    rest_port: RestPortOption = 8501,
+    page_port: Annotated[int, _port("Port of the web page.")] = PAGE_PORT,
+    gateway_port: Annotated[int, _port("Port of the gateway.")] = GATEWAY_PORT,
+    grpc_port: GrpcPortOption = GRPC_PORT,
+    rest_port: RestPortOption = REST_PORT,
     host: Annotated[
         str,
         typer.Option(
@@ -127,7 +135,32 @@ def up(
         "--grpc-port": (ports.host, grpc_port),
         "--rest-port": (ports.host, rest_port),
     }
-    _run_until_stopped(lambda: up.up(config, ports, host, gateway_port, page_port, samples), addresses)
+
+    def find_samples(version: int) -> Path | None:
+        return samples or _generate_samples(config, version)
+
+    deployment = _deployment(config)
+    _run_until_stopped(lambda: up.up(deployment, ports, host, gateway_port, page_port, find_samples), addresses)
+
+
+def _deployment(config: Settings) -> "Deployment":
+    """Registry, workdir and rollout limits of the settings."""
+    from serving.local.up import Deployment
+    from serving.rollout.limits import RolloutLimits
+
+    return Deployment(config.registry, config.workdir, RolloutLimits(**config.rollout.limits()))
+
+
+def _generate_samples(config: Settings, version: int) -> Path | None:
+    """Generate sample photos for the page; return their folder, or None if the model's breeds are not synthetic."""
+    from pipeline.datasets.sample_data import BREEDS, write_sample_data
+
+    breeds = Registry(config.registry).record(version)["breeds"]
+    if not 2 <= len(breeds) <= len(BREEDS) or set(breeds) != {breed.name for breed in BREEDS[: len(breeds)]}:
+        return None
+    folder = Path(config.workdir).resolve() / "serve" / "samples" / str(len(breeds))
+    write_sample_data(folder, breeds=len(breeds), photos=1, offset=_FIRST_SAMPLE)
+    return folder
 
 
 def _run_until_stopped(run: Callable[[], None], addresses: dict[str, tuple[str, int]]) -> None:
@@ -138,12 +171,12 @@ def _run_until_stopped(run: Callable[[], None], addresses: dict[str, tuple[str, 
         addresses: Option that sets the port -> IP address and port to listen on.
     """
     from serving.local.processes import ProgramError
-    from serving.local.up import PortError, refuse_busy
+    from serving.local.up import PortError, require_free_ports
     from serving.rollout.errors import RolloutError
     from serving.rollout.fleet import FleetError
 
     try:
-        refuse_busy(addresses)
+        require_free_ports(addresses)
         run()
     except (PortError, RegistryError) as error:
         raise fail(error) from None

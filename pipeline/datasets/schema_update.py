@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from components.errors import DataError
 from components.ingestion.data_gate import breed_domain
 from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
-from serving.names import distinguishable, respelled
+from serving.names import distinguishable, spelling_variants
 
 
 class SchemaUpdate(NamedTuple):
@@ -43,7 +43,7 @@ def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> Schem
         feature = next(feature for feature in schema.feature if feature.name == "breed")
         domain = feature.string_domain
         domain.name = "breeds"
-    if groups := respelled([*domain.value, *breeds]):
+    if groups := spelling_variants([*domain.value, *breeds]):
         names = "; ".join(map(distinguishable, groups))
         raise DataError(f"{path}: the same breed in two spellings: {names}; rename the folder, or edit this file")
     added = sorted(set(breeds) - set(domain.value))

@@ -28,7 +28,7 @@ from tfx.proto.orchestration.executable_spec_pb2 import BeamExecutableSpec, Pyth
 from tfx.proto.orchestration.execution_result_pb2 import ExecutorOutput
 
 from components import progress
-from serving.local.child_process import die_with
+from serving.local.child_process import die_with_parent
 
 _OPERATORS = {PythonClassExecutableSpec: PythonExecutorOperator, BeamExecutableSpec: BeamExecutorOperator}
 
@@ -110,7 +110,7 @@ def _fork(target: Callable[[], None]) -> int:
     if pid := os.fork():
         return pid
     try:
-        die_with(parent)
+        die_with_parent(parent)
         target()
     except BaseException:
         traceback.print_exc()

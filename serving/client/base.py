@@ -61,7 +61,7 @@ def _read_file(path: str | os.PathLike) -> bytes:
     with Path(path).open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise PhotoError("too_large", f"{printable(str(path))}: the file has more than {MAX_BYTES // 2**20} MB")
+        raise PhotoError("too_large", f"{printable(str(path))}: the file is larger than {MAX_BYTES // 2**20} MB")
     return content
 
 

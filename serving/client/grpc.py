@@ -14,7 +14,7 @@ from typing import Self
 import grpc
 
 from serving import protos, proxies
-from serving.addresses import wrong_grpc_target
+from serving.addresses import grpc_target_error
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
 from serving.client.base import Client, PhotoLike, normalise_photos
 from serving.client.errors import (
@@ -162,7 +162,7 @@ def _channel_options(target: str) -> list[tuple[str, str | int]]:
 
 
 def _check_target(target: str) -> str:
-    if problem := wrong_grpc_target(target):
+    if problem := grpc_target_error(target):
         raise WrongAddress(f"{target}: not a gRPC address: {problem}; write HOST:PORT")
     return target
 

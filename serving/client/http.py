@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from serving import proxies
-from serving.addresses import has_possible_port
+from serving.addresses import has_valid_port
 from serving.client.errors import BadResponse, RequestRejected, TimedOut, Unreachable, WrongAddress
 
 TIMEOUT = 30.0  # seconds
@@ -21,7 +21,7 @@ def check_url(url: str) -> str:
     Raises:
         WrongAddress: If the port is out of range.
     """
-    if not has_possible_port(url):
+    if not has_valid_port(url):
         raise WrongAddress(f"{url}: not the address of a server: a port is 1 to 65535; write http://HOST:PORT")
     return url.rstrip("/")
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from serving import photo
-from serving.addresses import without_brackets, wrong_grpc_target
+from serving.addresses import GATEWAY_PORT, GRPC_PORT, grpc_target_error, without_brackets
 from serving.environment import is_service_link
 
 PREFIX = "CATBREEDS_GATEWAY_"
@@ -40,7 +40,7 @@ def _normalise_origin(text: str) -> str:
 
 
 def _check_grpc_target(text: str) -> str:
-    if problem := wrong_grpc_target(text):
+    if problem := grpc_target_error(text):
         raise ValueError(f"{problem}; write HOST:PORT")
     return text
 
@@ -64,9 +64,9 @@ class Settings(BaseModel):
     host: Annotated[str, AfterValidator(without_brackets)] = Field(
         "0.0.0.0", min_length=1, description="address to listen on"
     )
-    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    port: int = Field(GATEWAY_PORT, ge=1, le=65535, description="port to listen on")
     model_server: Annotated[str, AfterValidator(_check_grpc_target)] = Field(
-        "localhost:8500", min_length=1, description="gRPC address of the model server"
+        f"localhost:{GRPC_PORT}", min_length=1, description="gRPC address of the model server"
     )
     model_name: str = Field("catbreeds", min_length=1, description="name of the model to query")
     model_label: str | None = Field(

@@ -1,13 +1,14 @@
-"""Programs that serve together: started one after the other, watched, and stopped together.
+"""Starts programs on this machine, waits until they are ready, and stops them.
 
-None of them outlives this process, however it ends: the kernel kills them when it is gone (Linux).
+`start` runs a single program. A `Supervisor` runs several and stops them together. In both cases, the kernel kills the
+programs when this process ends (Linux).
 """
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,161 +17,224 @@ from typing import Self
 import httpx
 
 from serving import http_client
-from serving.local.child_process import die_with
+from serving.local.child_process import STOP_SIGNALS, bound_command
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOG_LINES = 20
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _READY_SECONDS = 600  # a large model on a slow disk
-_TELL_SECONDS = 15
+_PROGRESS_SECONDS = 15
 _GRACE_SECONDS = 40  # the servers give requests in flight 30 s
 
 
 class ProgramError(RuntimeError):
-    """A program ended, or could not be used in time; the message has the end of its log."""
+    """A program ended or was not ready in time; the message contains the end of its log."""
 
 
-class Stopped(Exception):
-    """Somebody told this process to stop; `Programs` catches it."""
+class StopRequested(Exception):
+    """SIGTERM or SIGINT was received; `Supervisor` handles this exception."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is run.
+    """A program to run.
 
     Attributes:
-        name: for people.
-        command: of the process; it is killed alone, so it should have no children.
-        ready: URL that answers 2xx as soon as the program can be used.
-        environment: variables beside those of this process.
-        log: file for what it prints, written anew; None: it prints where this process does.
-        never: HTTP status codes of `ready` by which it will never be ready, such as 404 where nothing has to load.
+        name: Name for messages.
+        command: Command line. Only this process is stopped, so it should not start others.
+        ready_url: URL that returns a 2xx status once the program is ready.
+        environment: Environment variables in addition to those of this process.
+        log: File for standard output and error, which is overwritten; None to share those of this process.
+        fatal_statuses: HTTP statuses of `ready_url` that mean the program will never be ready, such as 404 where
+            nothing has to load first.
     """
 
     name: str
     command: Sequence[str]
-    ready: str
+    ready_url: str
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None
-    never: Collection[int] = ()
+    fatal_statuses: Collection[int] = ()
 
 
-class Programs:
-    """Runs programs inside its `with` block, in the main thread; SIGTERM and SIGINT end the block in good order.
+class Process:
+    """A running program. The kernel kills it when the thread that started it ends (Linux)."""
 
-    At the end the programs are stopped, the last one first; another signal meanwhile kills those that are left.
-    """
-
-    def __init__(self):
-        self._running: list[tuple[Program, subprocess.Popen]] = []
-
-    def __enter__(self) -> Self:
-        # Blocked, they wait until they are looked for: none can come in the middle of a start or of the end.
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
-        try:
-            patient = True
-            for _, process in reversed(self._running):
-                patient = _stop(process, patient)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        return kind is Stopped
-
-    def start(self, program: Program) -> float:
-        """Starts a program and waits until it can be used.
-
-        Returns:
-            The seconds that it took.
-
-        Raises:
-            ProgramError: this or another one has ended, it cannot be used in time, or it answers wrongly.
-            Stopped: not to be caught inside the block.
-        """
-        started = time.monotonic()
-        self._running.append((program, self._spawn(program)))
-        told = started
-        while answer := missing(program):
-            self._look(_LOOK_SECONDS)
-            now = time.monotonic()
-            if now - started > _READY_SECONDS:
-                raise ProgramError(
-                    f"{program.name} cannot be used after {_READY_SECONDS} s: {answer}{_end_of_log(program)}"
-                )
-            if now - told >= _TELL_SECONDS:
-                told = now
-                print(f"  {program.name:<12} not ready after {now - started:.0f} s: {answer}", flush=True)
-        return time.monotonic() - started
-
-    def watch(self) -> None:
-        """Returns never; see `start` for what it raises."""
-        while True:
-            self._look(1)
-
-    def _look(self, seconds: float) -> None:
-        """Waits, then looks whether anything has ended or shall end."""
-        if signal.sigtimedwait(_STOP_SIGNALS, seconds):
-            raise Stopped
-        for program, process in self._running:
-            if (code := process.poll()) is not None:
-                how = f"with code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-                raise ProgramError(f"{program.name} has ended {how}{_end_of_log(program)}")
-
-    def _spawn(self, program: Program) -> subprocess.Popen:
-        parent, mask = os.getpid(), self._mask
-
-        def bind() -> None:
-            die_with(parent)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
+    def __init__(self, program: Program):
+        self.program = program
         if program.log:
             program.log.parent.mkdir(parents=True, exist_ok=True)
         with open(program.log or os.devnull, "wb") as log:
             output = {"stdout": log, "stderr": log} if program.log else {}
-            return subprocess.Popen(
-                program.command,
+            self._process = subprocess.Popen(
+                bound_command(program.command),
                 env={**os.environ, **program.environment},
                 stdin=subprocess.DEVNULL,
-                # Ctrl-C in a terminal is for this process, which stops the others.
+                # Ctrl-C in a terminal reaches only this process, which stops the program.
                 process_group=0,
-                preexec_fn=bind,  # safe: there are no threads
                 **output,
             )
 
+    def require_running(self) -> None:
+        """Check that the program is still running.
 
-def missing(program: Program) -> str:
-    """What `program` answers instead of being ready; "" if it is.
+        Raises:
+            ProgramError: If the program has ended.
+        """
+        if (code := self._process.poll()) is not None:
+            reason = f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+            raise ProgramError(f"{self.program.name} {reason}{_log_tail(self.program)}")
+
+    def wait_until_ready(
+        self, timeout: float, wait: Callable[[float], None] | None = None, show_progress: bool = False
+    ) -> float:
+        """Wait until the program is ready.
+
+        Args:
+            timeout: Time limit in seconds.
+            wait: Function that sleeps for a number of seconds and raises an exception to stop waiting.
+            show_progress: Print the reason every few seconds while the program is not ready.
+
+        Returns:
+            The number of seconds waited.
+
+        Raises:
+            ProgramError: If the program ends, is not ready in time, or returns a status that is fatal.
+        """
+        started = reported = time.monotonic()
+        while reason := unready_reason(self.program):
+            if wait:
+                wait(_POLL_SECONDS)
+            else:
+                time.sleep(_POLL_SECONDS)
+            self.require_running()
+            now = time.monotonic()
+            if now - started > timeout:
+                raise ProgramError(
+                    f"{self.program.name} is not ready after {timeout} s: {reason}{_log_tail(self.program)}"
+                )
+            if show_progress and now - reported >= _PROGRESS_SECONDS:
+                reported = now
+                print(f"  {self.program.name:<12} not ready after {now - started:.0f} s: {reason}", flush=True)
+        return time.monotonic() - started
+
+    def stop(self, grace: float = _GRACE_SECONDS, wait: Callable[[float], None] = time.sleep) -> None:
+        """Terminate the program, and kill it if it is still running after the grace period.
+
+        Args:
+            grace: Grace period in seconds.
+            wait: Function that sleeps for a number of seconds; if it raises an exception, the program is killed at
+                once.
+        """
+        self._process.terminate()
+        deadline = time.monotonic() + grace
+        try:
+            while self._process.poll() is None and time.monotonic() < deadline:
+                wait(min(_POLL_SECONDS, grace))
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+
+def start(program: Program, timeout: float) -> Process:
+    """Start a program and wait until it is ready.
+
+    Args:
+        program: Program to start.
+        timeout: Time limit in seconds.
 
     Raises:
-        ProgramError: it never will be.
+        ProgramError: If the program ends, is not ready in time, or returns a status that is fatal.
+    """
+    process = Process(program)
+    try:
+        process.wait_until_ready(timeout)
+    except BaseException:
+        process.stop(grace=0)
+        raise
+    return process
+
+
+class Supervisor:
+    """Runs programs inside its `with` block, in the main thread; SIGTERM and SIGINT end the block normally.
+
+    At the end of the block, it stops the programs in reverse order. Another signal during that time kills the remaining
+    programs.
+    """
+
+    def __init__(self):
+        self._processes: list[Process] = []
+
+    def __enter__(self) -> Self:
+        # The signals are blocked and polled, so that none interrupts the start or the stop of a program.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        grace = _GRACE_SECONDS
+        try:
+            for process in reversed(self._processes):
+                try:
+                    process.stop(grace, _wait_for_signal)
+                except StopRequested:
+                    grace = 0
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        return kind is StopRequested
+
+    def start(self, program: Program) -> float:
+        """Start a program and wait until it is ready.
+
+        Returns:
+            The number of seconds waited.
+
+        Raises:
+            ProgramError: If this or another program ends, or if this one is not ready in time or returns a status that
+                is fatal.
+            StopRequested: If a stop signal arrives. Do not catch it inside the block.
+        """
+        process = Process(program)
+        self._processes.append(process)
+        return process.wait_until_ready(_READY_SECONDS, self._wait, show_progress=True)
+
+    def watch(self) -> None:
+        """Wait until a program ends or a stop signal arrives, and raise the exception that `start` documents."""
+        while True:
+            self._wait(1)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, then raise an exception if a signal has arrived or a program has ended."""
+        _wait_for_signal(seconds)
+        for process in self._processes:
+            process.require_running()
+
+
+def unready_reason(program: Program) -> str:
+    """Return why `program` is not ready yet; an empty string if it is ready.
+
+    Raises:
+        ProgramError: If it returns a status that is fatal.
     """
     try:
         with http_client.client(timeout=5) as client:
-            response = client.get(program.ready)
+            response = client.get(program.ready_url)
     except httpx.HTTPError as error:
-        return f"{program.ready}: {error}"
+        return f"{program.ready_url}: {error}"
     if response.is_success:
         return ""
-    answer = f"{program.ready} answers {response.status_code} {response.reason_phrase}"
-    if response.status_code in program.never:
-        raise ProgramError(f"{program.name} answers wrongly: {answer}{_end_of_log(program)}")
-    return answer
+    reason = f"{program.ready_url} returned {response.status_code} {response.reason_phrase}"
+    if response.status_code in program.fatal_statuses:
+        raise ProgramError(f"{program.name} cannot become ready: {reason}{_log_tail(program)}")
+    return reason
 
 
-def _stop(process: subprocess.Popen, patient: bool) -> bool:
-    """Ends a process; returns whether the next one may take its time, too."""
-    process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while patient and process.poll() is None and time.monotonic() < deadline:
-        patient = signal.sigtimedwait(_STOP_SIGNALS, _LOOK_SECONDS) is None
-    process.kill()
-    process.wait()
-    return patient
+def _wait_for_signal(seconds: float) -> None:
+    """Sleep; raise StopRequested if a stop signal arrives."""
+    if signal.sigtimedwait(STOP_SIGNALS, seconds):
+        raise StopRequested
 
 
-def _end_of_log(program: Program) -> str:
+def _log_tail(program: Program) -> str:
     if not program.log:
         return ""
     lines = program.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    return "\n".join([f"; the end of {program.log}:", *(f"  {line}" for line in lines)])
+    return "\n".join([f"; end of {program.log}:", *(f"  {line}" for line in lines)])

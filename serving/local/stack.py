@@ -1,91 +1,121 @@
-"""Model server, gateway and page as programs of one machine, each told where the one before it listens."""
+"""Programs of the local serving stack: model server, gateway and page, each configured with the previous address."""
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from serving.addresses import LOOPBACK, address, local_address
 from serving.labels import STABLE
 from serving.local.processes import Program
 
-MODEL_SERVER = "tensorflow_model_server"
-# Gateway and page answer 503 until they are ready: these mean another program, or settings of another one.
-_NEVER = (301, 302, 307, 308, 400, 401, 403, 404, 405)
+TENSORFLOW_MODEL_SERVER = "tensorflow_model_server"
+# Time limit for a model server that runs for a single client to load a model.
+MODEL_SERVER_SECONDS = 300
+# Gateway and page return 503 until they are ready. These statuses mean that another program uses the port or that the
+# settings are wrong.
+_FATAL_STATUSES = (301, 302, 307, 308, 400, 401, 403, 404, 405)
 
 
 def official_model_server() -> str | None:
-    """Path of TensorFlow Serving's binary, if it is on PATH. It listens on all addresses: no flag limits that."""
-    return shutil.which(MODEL_SERVER)
+    """Return the path of TensorFlow Serving's binary if it is on PATH.
+
+    It listens on all addresses of the machine; no flag restricts that.
+    """
+    return shutil.which(TENSORFLOW_MODEL_SERVER)
 
 
 def model_server(
-    config: Path, ready: str, grpc_port: int, rest_port: int, log: Path | None = None, host: str = LOOPBACK
+    config_file: Path,
+    model_name: str,
+    grpc_port: int,
+    rest_port: int,
+    log: Path | None = None,
+    host: str = LOOPBACK,
+    embedded: bool = False,
+    load_retries: int = 2,
 ) -> Program:
-    """TensorFlow Serving where it is on PATH, else the embedded server; both take these flags.
+    """Return the model server: TensorFlow Serving if it is on PATH, else the embedded server, with the same flags.
+
+    The program is ready once the version with the label `stable` is available. A file that enables metrics is written
+    next to `config_file`.
 
     Args:
-        config: file of the models, which is read once: rollout tells the server what changes. Beside it the file that
-            switches metrics on is written.
-        ready: see Program.
-        grpc_port: to listen on.
-        rest_port: to listen on.
-        log: see Program.
+        config_file: Model configuration. The server reads it once; rollout sends it later changes.
+        model_name: Name of the model.
+        grpc_port: Port of the gRPC API.
+        rest_port: Port of the REST API.
+        log: Log file; see Program.
         host: IP address to listen on; TensorFlow Serving listens on all.
+        embedded: Use the embedded server even if TensorFlow Serving is on PATH.
+        load_retries: Maximum number of retries of a failed load.
     """
-    monitoring = config.with_name("monitoring.config")
+    monitoring = config_file.with_name("monitoring.config")
     monitoring.write_text("prometheus_config { enable: true }\n", encoding="utf-8")
-    official = official_model_server()
+    binary = None if embedded else official_model_server()
     flags = {
         "port": grpc_port,
         "rest_api_port": rest_port,
-        "model_config_file": config,
+        "model_config_file": config_file,
         "model_config_file_poll_wait_seconds": 0,
-        # Of the file that it starts with: nothing is loaded then.
+        # Required for the labels of the initial configuration: no version is loaded yet.
         "allow_version_labels_for_unavailable_models": "true",
-        # The defaults, five more tries a minute apart, hold up what is broken for good.
-        "max_num_load_retries": 2,
+        # The defaults, five retries one minute apart, delay the report of a permanent failure.
+        "max_num_load_retries": load_retries,
         "load_retry_interval_micros": 5_000_000,
         "monitoring_config_file": monitoring,
         "enable_grpc_healthcheck_service": "true",
     }
-    command = [official] if official else [sys.executable, "-m", "serving.model_server"]
-    if not official and host != LOOPBACK:
+    if not binary and host != LOOPBACK:
         flags["host"] = host
-    return Program("model server", [*command, *(f"--{name}={value}" for name, value in flags.items())], ready, {}, log)
+    # The URL of the model itself would return 200 while the model is still loading.
+    ready_url = f"{local_url(host, rest_port)}/v1/models/{model_name}/labels/{STABLE}/metadata"
+    return Program("model server", model_server_command(binary, flags), ready_url, log=log)
 
 
-def gateway(host: str, port: int, grpc_port: int, model: str, traffic_file: Path, log: Path) -> Program:
-    """The gateway, asking for what is stable; other settings come from this process's environment.
+def model_server_command(binary: str | None, flags: Mapping[str, object]) -> list[str]:
+    """Return the command line of a model server.
 
     Args:
-        host: address to listen on.
-        port: to listen on.
-        grpc_port: of the model server.
-        model: its name.
-        traffic_file: says what share of the requests the canary gets.
-        log: see Program.
+        binary: Path of TensorFlow Serving's binary; None for the embedded server.
+        flags: Values by flag name.
+    """
+    program = [binary] if binary else [sys.executable, "-m", "serving.model_server"]
+    return [*program, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def gateway(host: str, port: int, grpc_port: int, model_name: str, traffic_file: Path, log: Path) -> Program:
+    """Return the gateway, which queries the stable version; other settings come from this process's environment.
+
+    Args:
+        host: IP address to listen on.
+        port: Port to listen on.
+        grpc_port: gRPC port of the model server.
+        model_name: Name of the model.
+        traffic_file: File with the canary's share of the requests.
+        log: Log file; see Program.
     """
     settings = {
         "CATBREEDS_GATEWAY_TRAFFIC_FILE": str(traffic_file),
         "CATBREEDS_GATEWAY_HOST": host,
         "CATBREEDS_GATEWAY_PORT": str(port),
         "CATBREEDS_GATEWAY_MODEL_SERVER": address(LOOPBACK, grpc_port),
-        "CATBREEDS_GATEWAY_MODEL_NAME": model,
+        "CATBREEDS_GATEWAY_MODEL_NAME": model_name,
         "CATBREEDS_GATEWAY_MODEL_LABEL": STABLE,
     }
     command = [sys.executable, "-m", "serving.gateway"]
-    return Program("gateway", command, f"{local_url(host, port)}/readyz", settings, log, _NEVER)
+    return Program("gateway", command, f"{local_url(host, port)}/readyz", settings, log, _FATAL_STATUSES)
 
 
 def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path) -> Program:
-    """The page.
+    """Return the web page.
 
     Args:
-        host: address to listen on.
-        port: to listen on.
-        gateway_url: whom it asks.
-        samples: folder of photos to try.
-        log: see Program.
+        host: IP address to listen on.
+        port: Port to listen on.
+        gateway_url: URL of the gateway.
+        samples: Folder of sample photos; None for no samples.
+        log: Log file; see Program.
     """
     settings = {
         "CATBREEDS_PAGE_HOST": host,
@@ -94,9 +124,9 @@ def page(host: str, port: int, gateway_url: str, samples: Path | None, log: Path
         "CATBREEDS_PAGE_SAMPLES": str(samples or ""),
     }
     command = [sys.executable, "-m", "serving.page"]
-    return Program("page", command, f"{local_url(host, port)}/_stcore/health", settings, log, _NEVER)
+    return Program("page", command, f"{local_url(host, port)}/_stcore/health", settings, log, _FATAL_STATUSES)
 
 
 def local_url(host: str, port: int) -> str:
-    """Where this machine reaches what listens on `host`."""
+    """Return the URL by which this machine reaches a server that listens on `host`."""
     return f"http://{local_address(host, port)}"

@@ -1,33 +1,44 @@
-"""Serves the registry of a workdir on this machine: what `catbreeds serve` and `catbreeds up` do."""
+"""Runs the servers of `catbreeds serve` and `catbreeds up` for the registry of a workdir."""
 
 import errno
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.settings import Settings
 from serving.addresses import LOOPBACK, listen, local_address
 from serving.labels import STABLE
 from serving.local import stack
-from serving.local.processes import Programs
+from serving.local.processes import Supervisor
 from serving.registry import Registry, RegistryError
 from serving.rollout.controller import RolloutController
 from serving.rollout.errors import RolloutError
 from serving.rollout.limits import RolloutLimits
 from serving.rollout.local_fleet import GATEWAY, MODEL_SERVER, LocalFleet
 
-# Numbers of drawn photos that no run has seen: nobody draws as many to learn from.
-_UNSEEN = 1_000_000
-
 
 class PortError(ValueError):
-    """A server cannot listen there; the message has the port or the address, and its flag."""
+    """A server cannot listen on an address; the message names the address and the option that sets it."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A registry and the workdir whose servers serve it.
+
+    Attributes:
+        registry: Directory of the registry, with the name of the model.
+        workdir: Folder of the serving configuration and the logs.
+        limits: RolloutLimits of the rollout.
+    """
+
+    registry: Path
+    workdir: str | Path
+    limits: RolloutLimits
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Of the model server, and the IP address that it listens on."""
+    """Ports of the model server, and the IP address that it listens on."""
 
     grpc: int
     rest: int
@@ -35,165 +46,148 @@ class Ports:
 
     @property
     def grpc_address(self) -> str:
-        """host:port by which this machine reaches gRPC."""
+        """host:port by which this machine reaches the gRPC API."""
         return local_address(self.host, self.grpc)
 
     @property
-    def rest_url(self) -> str:
-        """By which this machine reaches REST."""
-        return stack.local_url(self.host, self.rest)
-
-    @property
-    def addresses(self) -> str:
-        """For people."""
-        text = f"gRPC {self.grpc_address}, REST {self.rest_url}"
+    def description(self) -> str:
+        """Addresses of the model server, for display."""
+        text = f"gRPC {self.grpc_address}, REST {stack.local_url(self.host, self.rest)}"
         if stack.official_model_server():
-            return f"{text} ({stack.MODEL_SERVER} listens on all addresses of this machine: use a firewall)"
+            return (
+                f"{text} ({stack.TENSORFLOW_MODEL_SERVER} listens on all addresses of this machine; use a firewall "
+                "to restrict access)"
+            )
         return text
 
 
-def serve(config: Settings, ports: Ports) -> None:
-    """Runs a model server until this process is told to stop.
+def serve(deployment: Deployment, ports: Ports) -> None:
+    """Run a model server until this process is stopped.
 
     Raises:
-        RegistryError: nothing can be served.
-        FleetError: what another server of the workdir serves cannot be read.
-        ProgramError: it ended.
+        RegistryError: If no version can be served.
+        FleetError: If the current serving configuration of the workdir cannot be read.
+        ProgramError: If the model server ends.
     """
-    with Programs() as programs:
-        laptop, rollout, labels = _write_config(config)
-        ready = _ready(config, ports)
-        programs.start(stack.model_server(laptop.config_file, ready, ports.grpc, ports.rest, host=ports.host))
-        _say(f"{_named(config, labels)}: {ports.addresses}")
-        with laptop.announced(MODEL_SERVER, ports.grpc_address):
-            _catch_up(rollout)
-            programs.watch()
+    with Supervisor() as supervisor:
+        fleet, rollout, labels = _write_config(deployment)
+        supervisor.start(stack.model_server(fleet.config_file, fleet.model, ports.grpc, ports.rest, host=ports.host))
+        _print(f"{_describe(fleet.model, labels)}: {ports.description}")
+        with fleet.announced(MODEL_SERVER, ports.grpc_address):
+            _sync_in_background(rollout)
+            supervisor.watch()
 
 
-def configure(config: Settings, ports: Ports) -> None:
-    """Does for a server that somebody else runs on these ports what `serve` does besides running one.
+def configure(deployment: Deployment, ports: Ports) -> None:
+    """Write and maintain the serving configuration for a model server that runs elsewhere on these ports.
 
     Raises:
-        RegistryError: nothing can be served.
-        FleetError: what another server of the workdir serves cannot be read.
+        RegistryError: If no version can be served.
+        FleetError: If the current serving configuration of the workdir cannot be read.
     """
-    with Programs() as programs:
-        laptop, _, labels = _write_config(config)
-        _say(f"{_named(config, labels)}: {laptop.config_file}")
-        with laptop.announced(MODEL_SERVER, ports.grpc_address):
-            programs.watch()
+    with Supervisor() as supervisor:
+        fleet, _, labels = _write_config(deployment)
+        _print(f"{_describe(fleet.model, labels)}: {fleet.config_file}")
+        with fleet.announced(MODEL_SERVER, ports.grpc_address):
+            supervisor.watch()
 
 
-def up(config: Settings, ports: Ports, host: str, gateway_port: int, page_port: int, samples: Path | None) -> None:
-    """Runs model server, gateway and page until this process is told to stop.
+def up(
+    deployment: Deployment,
+    ports: Ports,
+    host: str,
+    gateway_port: int,
+    page_port: int,
+    find_samples: Callable[[int], Path | None],
+) -> None:
+    """Run model server, gateway and page until this process is stopped.
 
     Args:
-        config: whose workdir is served and gets the logs.
-        ports: of the model server.
+        deployment: Registry and workdir to serve.
+        ports: Ports of the model server.
         host: IP address that gateway and page listen on.
-        gateway_port: port of the gateway.
-        page_port: port of the page.
-        samples: photos to try; None: they are drawn, if the model knows the imaginary breeds.
+        gateway_port: Port of the gateway.
+        page_port: Port of the page.
+        find_samples: Function that returns a folder of sample photos for the stable version, or None.
 
     Raises:
-        RegistryError: nothing can be served.
-        FleetError: what another server of the workdir serves cannot be read.
-        ProgramError: one of the three ended; the others were stopped.
+        RegistryError: If no version can be served.
+        FleetError: If the current serving configuration of the workdir cannot be read.
+        ProgramError: If one of the programs ends; the others are stopped.
     """
-    logs = Path(config.workdir) / "logs"
+    logs = Path(deployment.workdir) / "logs"
     gateway_url, page_url = stack.local_url(host, gateway_port), stack.local_url(host, page_port)
-    with Programs() as programs:
-        laptop, rollout, labels = _write_config(config)
-        _say(f"{_named(config, labels)}; logs: {logs}")
-        samples = samples or _draw_samples(config, labels[STABLE])
+    with Supervisor() as supervisor:
+        fleet, rollout, labels = _write_config(deployment)
+        _print(f"{_describe(fleet.model, labels)}; logs: {logs}")
+        samples = find_samples(labels[STABLE])
         server_log, gateway_log, page_log = logs / "model_server.log", logs / "gateway.log", logs / "page.log"
-        config_file, traffic_file = laptop.config_file, laptop.traffic_file
-        ready, name = _ready(config, ports), config.model_name
+        config_file, traffic_file, model = fleet.config_file, fleet.traffic_file, fleet.model
         for program, addresses in (
-            (stack.model_server(config_file, ready, ports.grpc, ports.rest, server_log), ports.addresses),
-            (stack.gateway(host, gateway_port, ports.grpc, name, traffic_file, gateway_log), f"{gateway_url}/docs"),
+            (stack.model_server(config_file, model, ports.grpc, ports.rest, server_log), ports.description),
+            (stack.gateway(host, gateway_port, ports.grpc, model, traffic_file, gateway_log), f"{gateway_url}/docs"),
             (stack.page(host, page_port, gateway_url, samples, page_log), page_url),
         ):
-            _say(f"  {program.name:<12} ready after {programs.start(program):>5.1f} s   {addresses}")
-        _say(f"Open {page_url} and show it a cat. Ctrl-C stops all three.")
+            _print(f"  {program.name:<12} ready after {supervisor.start(program):>5.1f} s   {addresses}")
+        _print(f"Open {page_url} and upload a photo of a cat. Press Ctrl-C to stop all three.")
         gateway_address = gateway_url.removeprefix("http://")
-        with laptop.announced(MODEL_SERVER, ports.grpc_address), laptop.announced(GATEWAY, gateway_address):
-            _catch_up(rollout)
-            programs.watch()
+        with fleet.announced(MODEL_SERVER, ports.grpc_address), fleet.announced(GATEWAY, gateway_address):
+            _sync_in_background(rollout)
+            supervisor.watch()
 
 
-def refuse_busy(places: Mapping[str, tuple[str, int]]) -> None:
-    """Looks, before anything is started, whether servers can listen there.
+def require_free_ports(addresses: Mapping[str, tuple[str, int]]) -> None:
+    """Check that servers can listen on these addresses.
 
     Args:
-        places: IP address and port, by the flag that says another port.
+        addresses: IP address and port, by the option that sets the port.
 
     Raises:
-        PortError: one cannot.
+        PortError: If a server cannot listen on an address.
     """
-    flags: dict[int, str] = {}
-    for flag, (host, port) in places.items():
-        if port in flags:
-            raise PortError(f"{flags[port]} and {flag} are both {port}; each needs a port of its own")
-        flags[port] = flag
+    options: dict[int, str] = {}
+    for option, (host, port) in addresses.items():
+        if port in options:
+            raise PortError(f"{options[port]} and {option} are both {port}; set different ports")
+        options[port] = option
         try:
             listen(host, port).close()
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise PortError(
-                    f"--host {host}: {error.strerror}; say an address of this machine, or 0.0.0.0 for all"
+                    f"--host {host}: {error.strerror}; set an address of this machine, or 0.0.0.0 for all addresses"
                 ) from None
-            raise PortError(f"port {port}: {error.strerror}; say another one with {flag}") from None
+            raise PortError(f"port {port}: {error.strerror}; set another port with {option}") from None
 
 
-def _write_config(config: Settings) -> tuple[LocalFleet, RolloutController, dict[str, int]]:
-    """Writes what the model server reads when it starts; returns label -> version beside those who change it later."""
-    registry = Registry(config.registry)
+def _write_config(deployment: Deployment) -> tuple[LocalFleet, RolloutController, dict[str, int]]:
+    """Write the initial configuration of the model server; return the fleet, its controller and versions by label."""
+    registry = Registry(deployment.registry)
     stable = registry.stable()
     if stable is None:
-        raise RegistryError(f"{registry.base}: no model is in service there; `catbreeds run` trains and pushes one")
+        raise RegistryError(f"{registry.base}: no version is stable; `catbreeds run` trains and pushes one")
     registry.require_servable(stable)
-    laptop = LocalFleet(config.workdir, config.registry)
-    rollout = RolloutController(registry, laptop, RolloutLimits(**config.rollout.limits()))
+    fleet = LocalFleet(deployment.workdir, deployment.registry)
+    rollout = RolloutController(registry, fleet, deployment.limits)
     rollout.sync()
-    return laptop, rollout, registry.labels()
+    return fleet, rollout, registry.labels()
 
 
-def _catch_up(rollout: RolloutController) -> None:
-    """Tells the server what was promoted while it started, in the background: it may take a minute."""
+def _sync_in_background(rollout: RolloutController) -> None:
+    """Apply, in a thread, the promotions that were made while the servers started; loading can take a minute."""
 
-    def work() -> None:
+    def sync() -> None:
         try:
             rollout.sync()
-        except RolloutError as error:  # a canary, perhaps; stable serves
-            _say(str(error))
+        except RolloutError as error:  # for example a canary that does not load; the stable version is served
+            _print(str(error))
 
-    threading.Thread(target=work, daemon=True).start()
-
-
-def _ready(config: Settings, ports: Ports) -> str:
-    """URL that answers 200 while stable serves. That of the model would do so while it is loading."""
-    return f"{ports.rest_url}/v1/models/{config.model_name}/labels/{STABLE}/metadata"
+    threading.Thread(target=sync, daemon=True).start()
 
 
-def _draw_samples(config: Settings, version: int) -> Path | None:
-    from pipeline.datasets.sample_data import BREEDS, write_sample_data
-
-    known = Registry(config.registry).record(version)["breeds"]
-    if not 2 <= len(known) <= len(BREEDS) or set(known) != {breed.name for breed in BREEDS[: len(known)]}:
-        return None
-    folder = _folder(config) / "samples" / str(len(known))
-    write_sample_data(folder, breeds=len(known), photos=1, offset=_UNSEEN)
-    return folder
+def _describe(model: str, labels: Mapping[str, int]) -> str:
+    return ", ".join(f"{model} version {version} is {label}" for label, version in sorted(labels.items()))
 
 
-def _folder(config: Settings) -> Path:
-    return Path(config.workdir).resolve() / "serve"
-
-
-def _named(config: Settings, labels: Mapping[str, int]) -> str:
-    return ", ".join(f"{config.model_name} version {version} is {label}" for label, version in sorted(labels.items()))
-
-
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

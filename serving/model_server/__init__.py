@@ -1,5 +1,5 @@
-"""TensorFlow Serving's API from Python, where its image cannot run: demo, tests, notebooks.
+"""Embedded model server: TensorFlow Serving's API in Python, for the demo, tests and notebooks.
 
-`python -m serving.model_server` takes the flags of `tensorflow_model_server`. TensorFlow runs the graphs, so what it
-says of bad input is what TensorFlow Serving would say. The rest of the project talks to the process only.
+`python -m serving.model_server` accepts the flags of `tensorflow_model_server`. TensorFlow runs the graphs, so errors
+about invalid inputs have the same text as TensorFlow Serving's. Other packages use this server only as a process.
 """

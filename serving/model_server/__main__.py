@@ -1,4 +1,4 @@
-"""Starts the server: `python -m serving.model_server --model_base_path=...`; `--help` lists the flags."""
+"""Entry point of the model server: `python -m serving.model_server --model_base_path=...`; see `--help`."""
 
 import logging
 import os
@@ -9,14 +9,14 @@ from serving.model_server import flags
 
 
 def main() -> int:
-    """Returns the exit code of the process."""
+    """Parse the flags and serve until a stop signal; return the exit code."""
     values = flags.parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it tells of its own deprecations
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # hides warnings about TensorFlow's own deprecations
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Before TensorFlow starts threads, which inherit it. `serve` waits for these two.
+    # Block the signals before TensorFlow starts threads, which inherit the mask. `serve` waits for both.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    # After the flags: TensorFlow takes seconds to import.
+    # Imported after the flags are parsed: importing TensorFlow takes seconds.
     from serving.model_server.server import serve
 
     return serve(values)
@@ -26,5 +26,5 @@ if __name__ == "__main__":
     code = main()
     logging.shutdown()
     sys.stderr.flush()
-    # A version that is still loading would crash in an orderly end, under TensorFlow's destructors.
+    # Skip destructors: TensorFlow's would crash a thread that is still loading a version.
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Concurrent requests of one signature run as one, by the rules of TensorFlow Serving's BatchingParameters."""
+"""Request batching with the semantics of TensorFlow Serving's BatchingParameters."""
 
 import os
 import threading
@@ -9,25 +9,25 @@ from concurrent import futures
 
 import numpy as np
 
-from serving.model_server.messages import BatchingParameters
 from serving.model_server.monitoring import Metrics
 from serving.model_server.status import Code, ServingError, as_serving_error, invalid
+from serving.protos.model_server_options_pb2 import BatchingParameters
 
 Step = Callable[..., Sequence[np.ndarray]]
 
 
 class _Task:
-    """One request in a batch: its inputs, the number of its rows, and its future answer."""
+    """A request in a batch: its inputs, its number of rows and the future of its outputs."""
 
     def __init__(self, inputs: Sequence[np.ndarray]):
         self.inputs = inputs
         self.size = len(inputs[0])
-        self.answer: futures.Future[list[np.ndarray]] = futures.Future()
+        self.outputs: futures.Future[list[np.ndarray]] = futures.Future()
         self.queued = time.perf_counter()
 
 
 class _Batch:
-    """Requests that will be run together, at `due` (seconds of the monotonic clock) at the latest."""
+    """Requests that run together, no later than `due` (seconds of the monotonic clock)."""
 
     def __init__(self, due: float):
         self.due = due
@@ -39,92 +39,95 @@ class _Batch:
 
 
 class BatchScheduler:
-    """Threads that run batches. It is shared by all models and is never stopped: the process ends.
+    """Threads that run batches. All models share one scheduler; its threads run until the process ends.
 
     Args:
-        parameters: what is not set is as in TensorFlow Serving.
-        metrics: gets the sizes of batches and the times in the queue.
+        parameters: Batching parameters; unset fields have TensorFlow Serving's defaults.
+        metrics: Metrics that record batch sizes and queuing times.
 
     Raises:
-        ValueError: the parameters contradict each other.
+        ValueError: If the parameters contradict each other or are not supported.
     """
 
     def __init__(self, parameters: BatchingParameters, metrics: Metrics):
-        self._most = parameters.max_batch_size.value if parameters.HasField("max_batch_size") else 1000
-        self._wait = parameters.batch_timeout_micros.value / 1e6
-        self._most_waiting = (
+        self._max_size = parameters.max_batch_size.value if parameters.HasField("max_batch_size") else 1000
+        self._timeout = parameters.batch_timeout_micros.value / 1e6
+        self._max_enqueued = (
             parameters.max_enqueued_batches.value if parameters.HasField("max_enqueued_batches") else 10
         )
-        self._sizes = list(parameters.allowed_batch_sizes)
+        self._allowed_sizes = list(parameters.allowed_batch_sizes)
         self._metrics = metrics
         threads = parameters.num_batch_threads.value if parameters.HasField("num_batch_threads") else os.cpu_count()
-        if min(self._most, self._most_waiting, threads) < 1 or self._wait < 0:
+        if min(self._max_size, self._max_enqueued, threads) < 1 or self._timeout < 0:
             raise ValueError("batching parameters must be positive")
         if parameters.pad_variable_length_inputs:
             raise ValueError("pad_variable_length_inputs is not supported")
-        if self._sizes and (self._sizes != sorted(set(self._sizes)) or self._sizes[-1] != self._most):
+        if self._allowed_sizes and (
+            self._allowed_sizes != sorted(set(self._allowed_sizes)) or self._allowed_sizes[-1] != self._max_size
+        ):
             raise ValueError("allowed_batch_sizes must increase, and the last must equal max_batch_size")
         self._changed = threading.Condition()
-        self._waiting: dict[Step, deque[_Batch]] = {}
+        self._queues: dict[Step, deque[_Batch]] = {}
         for number in range(threads):
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
 
     def run(self, step: Step, inputs: Sequence[np.ndarray], timeout: float | None = None) -> list[np.ndarray]:
-        """What `step` answers to `inputs`, from a run that others may share. Blocks.
+        """Run `step` on `inputs`, possibly together with other requests, and return its outputs. Blocks.
 
         Args:
-            step: takes and returns arrays of the same first dimension; requests of one `step` share runs.
-            inputs: of one first dimension.
-            timeout: seconds.
+            step: Function that takes and returns arrays with the same first dimension. Requests with the same `step`
+                can share a batch.
+            inputs: Arrays with the same first dimension.
+            timeout: Time limit in seconds.
 
         Raises:
-            ServingError: the request does not fit into a batch, the queue is full, time is up, or the run failed:
-                then it fails for everyone in it.
+            ServingError: If the request is larger than a batch, the queue is full, the time limit has passed, or the
+                batch failed. A failed batch fails all requests in it.
         """
         if any(array.ndim == 0 for array in inputs):
             raise invalid("Batching session Run() input tensors must have at least one dimension")
         if len({len(array) for array in inputs}) > 1:
             raise invalid("Batching session Run() input tensors must have equal 0th-dimension size")
         task = _Task(inputs)
-        if task.size > self._most:
-            raise invalid(f"Task size {task.size} is larger than maximum input batch size {self._most}")
+        if task.size > self._max_size:
+            raise invalid(f"Task size {task.size} is larger than maximum input batch size {self._max_size}")
         with self._changed:
-            batches = self._waiting.setdefault(step, deque())
-            if not batches or batches[-1].size + task.size > self._most:
-                if len(batches) >= self._most_waiting:
+            batches = self._queues.setdefault(step, deque())
+            if not batches or batches[-1].size + task.size > self._max_size:
+                if len(batches) >= self._max_enqueued:
                     raise ServingError(
                         Code.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full"
                     )
-                batches.append(_Batch(time.monotonic() + self._wait))
+                batches.append(_Batch(time.monotonic() + self._timeout))
             batches[-1].tasks.append(task)
             self._changed.notify()
         try:
-            return task.answer.result(timeout)
+            return task.outputs.result(timeout)
         except futures.TimeoutError:
             raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification") from None
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (found := self._take()) is None:
-                    due = min((batches[0].due for batches in self._waiting.values()), default=None)
+                while (batch := self._take()) is None:
+                    due = min((batches[0].due for batches in self._queues.values()), default=None)
                     self._changed.wait(None if due is None else max(0.0, due - time.monotonic()))
-            self._run(*found)
+            self._run(*batch)
 
     def _take(self) -> tuple[Step, _Batch] | None:
-        """The batch that waits longest of those that are full or due."""
+        """Remove and return the full or due batch that has waited longest."""
         now = time.monotonic()
         ready = [
             (batches[0].due, step)
-            for step, batches in self._waiting.items()
-            if len(batches) > 1 or batches[0].size >= self._most or batches[0].due <= now
+            for step, batches in self._queues.items()
+            if len(batches) > 1 or batches[0].size >= self._max_size or batches[0].due <= now
         ]
         if not ready:
             return None
         step = min(ready, key=lambda pair: pair[0])[1]
-        batch = self._waiting[step].popleft()
-        if not self._waiting[step]:
-            del self._waiting[step]
+        batch = self._queues[step].popleft()
+        if not self._queues[step]:
+            del self._queues[step]
         return step, batch
 
     def _run(self, step: Step, batch: _Batch) -> None:
@@ -132,17 +135,17 @@ class BatchScheduler:
         for task in batch.tasks:
             self._metrics.queued(now - task.queued)
         try:
-            answers = self._answers(step, batch)
+            outputs = self._outputs(step, batch)
         except Exception as error:
             failure = as_serving_error(error)
             for task in batch.tasks:
-                task.answer.set_exception(failure)
+                task.outputs.set_exception(failure)
         else:
-            for task, answer in zip(batch.tasks, answers, strict=True):
-                task.answer.set_result(answer)
+            for task, task_outputs in zip(batch.tasks, outputs, strict=True):
+                task.outputs.set_result(task_outputs)
 
-    def _answers(self, step: Step, batch: _Batch) -> list[list[np.ndarray]]:
-        size = next((allowed for allowed in self._sizes if allowed >= batch.size), batch.size)
+    def _outputs(self, step: Step, batch: _Batch) -> list[list[np.ndarray]]:
+        size = next((allowed for allowed in self._allowed_sizes if allowed >= batch.size), batch.size)
         self._metrics.batched(size, padding=size - batch.size)
         outputs = step(
             *(self._merge(arrays, size) for arrays in zip(*(task.inputs for task in batch.tasks), strict=True))
@@ -158,10 +161,10 @@ class BatchScheduler:
                 )
         ends = np.cumsum([task.size for task in batch.tasks])
         split = [np.split(output, ends)[:-1] for output in outputs]
-        return [list(answer) for answer in zip(*split, strict=True)]
+        return [list(task_outputs) for task_outputs in zip(*split, strict=True)]
 
     def _merge(self, arrays: Sequence[np.ndarray], size: int) -> np.ndarray:
-        """One array of `size` rows; if there are fewer, the first is repeated."""
+        """Concatenate `arrays` and pad the result to `size` rows by repeating the first row."""
         if len({array.shape[1:] for array in arrays}) > 1:
             raise invalid(
                 "Tensors from different tasks have different shapes and padding is turned off. Set "

@@ -1,4 +1,4 @@
-"""The gRPC side: PredictionService, ModelService and health."""
+"""The gRPC API: PredictionService, ModelService and the health service."""
 
 import argparse
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent import futures
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
@@ -16,26 +17,24 @@ from tensorflow_serving.apis import (
 
 from serving.addresses import address
 from serving.model_server.manager import Manager
-from serving.model_server.messages import HealthCheckRequest, HealthCheckResponse
 from serving.model_server.service import Service
-from serving.model_server.status import Code, ServingError, as_serving_error, invalid
+from serving.model_server.status import ServingError, as_serving_error, invalid
 
 _LOG = logging.getLogger(__name__)
-_SERVING = 1
-_SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
+_HEALTHY_SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the others are UNIMPLEMENTED."""
+    """Predict and GetModelMetadata; the other methods are UNIMPLEMENTED."""
 
     def __init__(self, service: Service):
         self._service = service
 
     def Predict(self, request, context):
-        return _answer(context, self._service.predict, request)
+        return _respond(context, self._service.predict, request)
 
     def GetModelMetadata(self, request, context):
-        return _answer(context, self._service.metadata, request)
+        return _respond(context, self._service.metadata, request)
 
 
 class _Models(model_service_pb2_grpc.ModelServiceServicer):
@@ -46,7 +45,7 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         self._manager = manager
 
     def GetModelStatus(self, request, context):
-        return _answer(context, self._service.status, request)
+        return _respond(context, self._service.status, request)
 
     def HandleReloadConfigRequest(self, request, context):
         def reload(request):
@@ -60,30 +59,30 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
             response.status.SetInParent()
             return response
 
-        return _answer(context, reload, request)
+        return _respond(context, reload, request)
 
 
-def _answer(context: grpc.ServicerContext, method: Callable, request):
+def _respond(context: grpc.ServicerContext, method: Callable, request):
     try:
         return method(request)
     except Exception as error:
         if not isinstance(error, ServingError):
-            _LOG.exception("unexpected")
+            _LOG.exception("unexpected error")
         failure = as_serving_error(error)
         context.abort(failure.code, failure.message)
 
 
 class GrpcServer:
-    """Listens from the start; `stop` lets requests in flight finish.
+    """gRPC server that listens once it is created; `stop` lets requests in flight finish.
 
     Args:
-        service: answers.
-        manager: takes configurations.
-        flags: `host`, `port`, `grpc_socket_path`, `grpc_channel_arguments`, `grpc_max_threads`,
+        service: Implementation of the requests.
+        manager: Model manager that applies new configurations.
+        flags: Parsed flags: `host`, `port`, `grpc_socket_path`, `grpc_channel_arguments`, `grpc_max_threads`,
             `enable_grpc_healthcheck_service`.
 
     Raises:
-        RuntimeError: it cannot listen there.
+        RuntimeError: If the server cannot listen on the port or the socket.
     """
 
     def __init__(self, service: Service, manager: Manager, flags: argparse.Namespace):
@@ -99,11 +98,7 @@ class GrpcServer:
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(service), self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(service, manager), self._server)
         if flags.enable_grpc_healthcheck_service:
-            check = grpc.unary_unary_rpc_method_handler(
-                _check_health, HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
-            )
-            handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check})
-            self._server.add_generic_rpc_handlers((handler,))
+            health_pb2_grpc.add_HealthServicer_to_server(_health_servicer(), self._server)
         if flags.port:
             self._server.add_insecure_port(address(flags.host, flags.port))
         if flags.grpc_socket_path:
@@ -111,25 +106,27 @@ class GrpcServer:
         self._server.start()
 
     def stop(self, grace: float) -> threading.Event:
-        """Takes no more requests, those for health included.
+        """Stop accepting requests, including health checks.
 
         Args:
-            grace: seconds after which requests in flight are broken off.
+            grace: Seconds after which requests in flight are cancelled.
 
         Returns:
-            Set when none is in flight any more.
+            Event that is set when no request is in flight.
         """
         return self._server.stop(grace)
 
 
-def _check_health(request: HealthCheckRequest, context: grpc.ServicerContext) -> HealthCheckResponse:
-    if request.service not in _SERVICES:
-        context.abort(Code.NOT_FOUND, "")
-    return HealthCheckResponse(status=_SERVING)
+def _health_servicer() -> health.HealthServicer:
+    """Health service that reports SERVING: the gRPC server starts only after the models are loaded."""
+    servicer = health.HealthServicer()
+    for service in _HEALTHY_SERVICES:
+        servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+    return servicer
 
 
 def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
-    """`name=value,name=value`; whole numbers are numbers."""
+    """Parse `name=value,name=value`; integer values become int."""
     arguments = []
     for argument in filter(None, text.split(",")):
         name, _, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""REST's JSON to numpy and back, in the row and the column format of TensorFlow Serving."""
+"""Conversion between the REST API's JSON and NumPy, in TensorFlow Serving's row and column formats."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from serving.model_server.status import ServingError, invalid
 from serving.model_server.tensors import type_name
 
-_KINDS = {
+_JSON_TYPES = {
     dict: "Object",
     list: "Array",
     str: "String",
@@ -22,23 +22,21 @@ _KINDS = {
     bool: "Bool",
     type(None): "Null",
 }
-
-
-_MOST_DIMENSIONS = 64  # of numpy
-# What Abseil's Base64Unescape accepts, by which TensorFlow Serving decodes: white space anywhere, padding or none, and
-# dots as padding.
+_MAX_DIMENSIONS = 64  # limit of NumPy
+# TensorFlow Serving decodes with Abseil's Base64Unescape, which accepts white space anywhere, missing padding, and dots
+# as padding.
 _BASE64_SPACE = re.compile(r"[ \t\n\v\f\r]+")
 _BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}([=.]{2})?|[A-Za-z0-9+/]{3}[=.]?)?")
 
 
 @dataclass(frozen=True)
 class JsonRequest:
-    """A request to predict.
+    """Body of a Predict request.
 
     Attributes:
-        signature_name: empty for `serving_default`.
-        instances: row format: a value, or an object by input, for each row; None in the column format.
-        inputs: column format: a tensor, or an object of them by input.
+        signature_name: Name of the signature; empty for `serving_default`.
+        instances: Rows of the row format, each a value or an object of values by input; None in the column format.
+        inputs: Value of the column format: a tensor or an object of tensors by input.
     """
 
     signature_name: str
@@ -47,10 +45,10 @@ class JsonRequest:
 
     @classmethod
     def parse(cls, body: bytes) -> "JsonRequest":
-        """Reads a body.
+        """Parse a body.
 
         Raises:
-            ServingError: INVALID_ARGUMENT, it is no request.
+            ServingError: With INVALID_ARGUMENT, if the body is not a valid Predict request.
         """
         if not body:
             raise invalid("JSON Parse error: The document is empty")
@@ -61,9 +59,8 @@ class JsonRequest:
         except (ValueError, RecursionError) as error:
             raise invalid(f"JSON Parse error: {error}") from None
         if not isinstance(request, dict):
-            raise invalid(
-                f"JSON Value: {_shown(request)} Type: {_KINDS[type(request)]} is not of expected type: object"
-            )
+            json_type = _JSON_TYPES[type(request)]
+            raise invalid(f"JSON Value: {_abbreviated(request)} Type: {json_type} is not of expected type: object")
         signature_name = request.get("signature_name", "")
         if not isinstance(signature_name, str):
             raise invalid("'signature_name' key must be a string value.")
@@ -79,10 +76,10 @@ class JsonRequest:
         return cls(signature_name, instances, request.get("inputs"))
 
     def arrays(self, signature: meta_graph_pb2.SignatureDef) -> dict[str, np.ndarray]:
-        """The inputs of `signature` in this request; strings as objects of type bytes.
+        """Return the inputs of `signature` by name; string tensors are object arrays of bytes.
 
         Raises:
-            ServingError: INVALID_ARGUMENT, they do not fit.
+            ServingError: With INVALID_ARGUMENT, if the request does not match the signature.
         """
         types = {alias: tf.dtypes.as_dtype(info.dtype) for alias, info in signature.inputs.items()}
         try:
@@ -90,11 +87,11 @@ class JsonRequest:
         except RecursionError:
             raise invalid("JSON Value is nested too deeply") from None
 
-    def answer(self, outputs: Mapping[str, np.ndarray]) -> dict:
-        """`outputs` in the format of the request.
+    def response(self, outputs: Mapping[str, np.ndarray]) -> dict:
+        """Return `outputs` as a response body in the format of the request.
 
         Raises:
-            ServingError: INVALID_ARGUMENT, they have no rows and the request is in the row format.
+            ServingError: With INVALID_ARGUMENT, if the request has the row format but the outputs have no rows.
         """
         columns = {alias: _json(alias, values) for alias, values in outputs.items()}
         if self.instances is None:
@@ -134,7 +131,7 @@ def _rows(instances: list, types: Mapping[str, tf.DType]) -> dict[str, np.ndarra
     for index, instance in enumerate(instances):
         try:
             if _is_named(instance) != named:
-                raise invalid(f"Expecting {'object' if named else 'value/list'} but got {_KINDS[type(instance)]}")
+                raise invalid(f"Expecting {'object' if named else 'value/list'} but got {_JSON_TYPES[type(instance)]}")
             for alias, type_ in types.items():
                 if named and alias not in instance:
                     raise invalid(f"JSON object: does not have named input: {alias}")
@@ -158,12 +155,12 @@ def _is_base64(value: object) -> bool:
 
 
 def _array(value: object, type_: tf.DType) -> np.ndarray:
-    """Nested lists of one shape as an array."""
+    """Convert nested lists of equal shape to an array."""
     shape, first = [], value
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
-    if len(shape) > _MOST_DIMENSIONS:
+    if len(shape) > _MAX_DIMENSIONS:
         raise invalid("JSON Value is nested too deeply")
     flat: list = []
     _collect(value, tuple(shape), _converter(type_), flat)
@@ -171,7 +168,9 @@ def _array(value: object, type_: tf.DType) -> np.ndarray:
     try:
         array[:] = flat
     except (OverflowError, ValueError):
-        raise invalid(f"JSON Value: {_shown(value)} Type: Number is not of expected type: {type_name(type_)}") from None
+        raise invalid(
+            f"JSON Value: {_abbreviated(value)} Type: Number is not of expected type: {type_name(type_)}"
+        ) from None
     return array.reshape(shape)
 
 
@@ -179,8 +178,8 @@ def _collect(value: object, shape: tuple[int, ...], convert: Callable[[object], 
     if not shape:
         flat.append(convert(value))
     elif not isinstance(value, list) or len(value) != shape[0]:
-        given = len(value) if isinstance(value, list) else _KINDS[type(value)]
-        raise invalid(f"Expecting tensor size: {shape[0]} but got: {given}")
+        actual = len(value) if isinstance(value, list) else _JSON_TYPES[type(value)]
+        raise invalid(f"Expecting tensor size: {shape[0]} but got: {actual}")
     elif len(shape) > 1:
         for inner in value:
             _collect(inner, shape[1:], convert, flat)
@@ -189,7 +188,7 @@ def _collect(value: object, shape: tuple[int, ...], convert: Callable[[object], 
 
 
 def _converter(type_: tf.DType) -> Callable[[object], object]:
-    """What makes a value of that type from a JSON value, or refuses it."""
+    """Return a function that converts a JSON value to that type or raises ServingError."""
     if type_ == tf.string:
         accepted: tuple[type, ...] = (str,)
     elif type_ == tf.bool:
@@ -201,28 +200,31 @@ def _converter(type_: tf.DType) -> Callable[[object], object]:
         if type_ == tf.string and _is_base64(value):
             return _decode_base64(value["b64"])
         if type(value) not in accepted:
-            kind = _KINDS[type(value)]
-            raise invalid(f"JSON Value: {_shown(value)} Type: {kind} is not of expected type: {type_name(type_)}")
+            kind = _JSON_TYPES[type(value)]
+            raise invalid(f"JSON Value: {_abbreviated(value)} Type: {kind} is not of expected type: {type_name(type_)}")
         return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
     return convert
 
 
 def _decode_base64(text: object) -> bytes:
-    """The bytes of a text in base64.
+    """Decode base64 as TensorFlow Serving does.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, TensorFlow Serving does not decode it either.
+        ServingError: With INVALID_ARGUMENT, if TensorFlow Serving cannot decode the text either.
     """
-    plain = _BASE64_SPACE.sub("", text) if isinstance(text, str) else ""
-    if not isinstance(text, str) or not _BASE64.fullmatch(plain):
+    compact = _BASE64_SPACE.sub("", text) if isinstance(text, str) else ""
+    if not isinstance(text, str) or not _BASE64.fullmatch(compact):
         raise invalid("Unable to base64 decode")
-    data = plain.rstrip("=.")
+    data = compact.rstrip("=.")
     return base64.b64decode(data + "=" * (-len(data) % 4))
 
 
 def _json(alias: str, values: np.ndarray) -> object:
-    """Nested lists. Bytes of an output whose name ends in `_bytes` are base64; floats are as short as they can be."""
+    """Convert an output to nested lists.
+
+    Outputs whose name ends in `_bytes` are base64-encoded. Floats get the shortest decimal form that identifies them.
+    """
     if values.dtype == object:
         texts = np.empty(values.shape, object)
         for index, value in np.ndenumerate(values):
@@ -234,6 +236,6 @@ def _json(alias: str, values: np.ndarray) -> object:
     return values.tolist()
 
 
-def _shown(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else f"{text[:100]}..."

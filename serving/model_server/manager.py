@@ -1,4 +1,4 @@
-"""Which versions of which models serve: policies, polling, loading before unloading, labels."""
+"""Loads and unloads versions of models: version policies, directory polling and labels."""
 
 import argparse
 import logging
@@ -16,23 +16,23 @@ from serving.model_server.status import Code, ServingError, as_serving_error, in
 
 State = get_model_status_pb2.ModelVersionStatus.State
 ModelConfig = model_server_config_pb2.ModelConfig
-Load = Callable[[str, int, str], Model]  # name, version, path
+LoadModel = Callable[[str, int, str], Model]  # name, version, path
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Version:
-    """A version that the server has seen.
+    """A version of a model that the server has found.
 
     Attributes:
-        number: the name of its directory.
-        path: its directory.
-        wanted: the policy of its model asks for it.
-        state: as GetModelStatus tells.
-        error: why it could not be loaded.
-        model: what serves, while AVAILABLE or UNLOADING.
-        users: requests that run on it.
+        number: Version number, which is the name of its directory.
+        path: Path of its directory.
+        wanted: Whether the version policy of the model selects it.
+        state: State that GetModelStatus reports.
+        error: Error of the failed load.
+        model: Loaded model while the state is AVAILABLE or UNLOADING.
+        users: Number of requests that use the model.
     """
 
     number: int
@@ -45,22 +45,22 @@ class Version:
 
 
 class Manager:
-    """Keeps versions loaded as the configuration and the directories ask, and lends them to requests.
+    """Keeps the versions loaded that the configuration selects, and provides them to requests.
 
-    A version is unloaded when another one of its model serves, or none is wanted any more, and nobody uses it.
+    A version that is no longer selected is unloaded once no request uses it. If other versions of the model are
+    selected, it stays loaded until one of them is available.
 
     Args:
-        load: makes a Model.
-        flags: `file_system_poll_wait_seconds`, `max_num_load_retries`, `load_retry_interval_micros`,
+        load_model: Function that loads a version: name, version number and path to Model.
+        flags: Parsed flags: `file_system_poll_wait_seconds`, `max_num_load_retries`, `load_retry_interval_micros`,
             `allow_version_labels_for_unavailable_models`, `force_allow_any_version_labels_for_unavailable_models`.
     """
 
-    def __init__(self, load: Load, flags: argparse.Namespace):
-        self._load_model = load
+    def __init__(self, load_model: LoadModel, flags: argparse.Namespace):
+        self._load_model = load_model
         self._flags = flags
-        self._changed = (
-            threading.Condition()
-        )  # guards what follows; notified when a version or the configuration changes
+        # Guards the attributes below; notified when a version or the configuration changes.
+        self._changed = threading.Condition()
         self._configs: dict[str, ModelConfig] = {}
         self._versions: dict[str, dict[int, Version]] = {}
         self._labels: dict[str, dict[str, int]] = {}
@@ -69,22 +69,22 @@ class Manager:
         self._reloading = threading.Lock()
 
     def start(self) -> None:
-        """Looks at the directories from now on."""
+        """Start polling the model directories."""
         if self._flags.file_system_poll_wait_seconds > 0:
             threading.Thread(target=self._poll_forever, name="poll", daemon=True).start()
 
     def stop(self) -> None:
-        """Loads nothing more, and ends waiting for what is not loaded. What serves goes on."""
+        """Stop loading versions and waiting for loads. Loaded versions stay available."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     @contextmanager
     def use(self, spec: model_pb2.ModelSpec) -> Iterator[Model]:
-        """The version that `spec` means: by label, by number, or the newest. It stays loaded inside the `with`.
+        """Yield the model that `spec` selects by label, by number, or as the newest; it stays loaded in the block.
 
         Raises:
-            ServingError: it does not serve.
+            ServingError: If the version is not available.
         """
         with self._changed:
             version = self._find(spec)
@@ -98,33 +98,33 @@ class Manager:
                     self._changed.notify_all()
 
     def statuses(self, name: str) -> list[Version]:
-        """All versions of a model that were ever seen, the newest first."""
+        """Return all versions of a model that the server has ever found, newest first."""
         with self._changed:
             return sorted(self._versions.get(name, {}).values(), key=lambda version: -version.number)
 
     def reload(
-        self, config: model_server_config_pb2.ModelServerConfig, awaited: Callable[[], bool] = lambda: True
+        self, config: model_server_config_pb2.ModelServerConfig, is_active: Callable[[], bool] = lambda: True
     ) -> None:
-        """Serves what `config` lists, and nothing else. Returns when each model that is new has a version that serves.
+        """Replace the configuration, and wait until every new model has an available version.
 
         Args:
-            config: a list of models.
-            awaited: becomes false when nobody waits for the outcome any more.
+            config: Configuration with a list of models.
+            is_active: Function that returns False once the caller has stopped waiting.
 
         Raises:
-            ServingError: INVALID_ARGUMENT, it is no sensible configuration and nothing has changed;
-                FAILED_PRECONDITION, a label would move to a version that does not serve: nothing has changed either,
-                    the version is not even loaded;
-                UNKNOWN, a new model has no version that can be loaded.
+            ServingError: With INVALID_ARGUMENT, if the configuration is invalid; nothing changes.
+                With FAILED_PRECONDITION, if a label would move to a version that is not available; nothing changes and
+                the version is not loaded.
+                With UNKNOWN, if no version of a new model can be loaded.
         """
-        configs = _checked(config)
+        configs = _validated(config)
         with self._reloading:
             with self._changed:
                 self._set_labels(configs)
                 new = configs.keys() - self._configs.keys()
                 self._configs = configs
             self._poll()
-            self._wait_for(new, awaited)
+            self._wait_for(new, is_active)
 
     def _find(self, spec: model_pb2.ModelSpec) -> Version:
         if not spec.name:
@@ -153,7 +153,7 @@ class Manager:
                 self._changed.wait_for(lambda: self._stopped, self._flags.file_system_poll_wait_seconds)
 
     def _poll(self) -> None:
-        """Compares the directories with what there is, and starts to load and unload."""
+        """Scan the model directories, and start loading and unloading versions accordingly."""
         with self._polling:
             with self._changed:
                 configs = self._configs
@@ -162,17 +162,17 @@ class Manager:
             wanted = {}
             for name, config in configs.items():
                 try:
-                    wanted[name] = _choose(config)
+                    wanted[name] = _select_versions(config)
                 except OSError as error:
                     _LOG.warning("Could not find base path %s for servable %s: %s", config.base_path, name, error)
             with self._changed:
                 for name in self._versions.keys() | configs.keys():
                     versions = self._versions.setdefault(name, {})
                     if name in wanted or name not in configs:
-                        self._want(versions, wanted.get(name, {}))
+                        self._mark_wanted(versions, wanted.get(name, {}))
                     self._converge(name)
 
-    def _want(self, versions: dict[int, Version], wanted: dict[int, str]) -> None:
+    def _mark_wanted(self, versions: dict[int, Version], wanted: dict[int, str]) -> None:
         for number, path in wanted.items():
             known = versions.get(number)
             if known is None or (known.state == State.END and not known.wanted):
@@ -185,7 +185,7 @@ class Manager:
                 self._changed.notify_all()
 
     def _converge(self, name: str) -> None:
-        """Starts what must happen next to the versions of a model; each end of it calls again."""
+        """Start the next load or unload of the versions of a model; called again when a load ends."""
         versions = self._versions[name].values()
         wanted = [version for version in versions if version.wanted]
         replaced = not wanted or any(version.state == State.AVAILABLE for version in wanted)
@@ -202,18 +202,18 @@ class Manager:
             threading.Thread(target=self._load, args=(name, version), daemon=True).start()
 
     def _load(self, name: str, version: Version) -> None:
-        model, error = self._try_to_load(name, version)
+        model, error = self._load_once(name, version)
         for _ in range(self._flags.max_num_load_retries):
-            if not error or not self._worth_a_retry(version):
+            if not error or not self._wait_before_retry(version):
                 break
-            model, error = self._try_to_load(name, version)
+            model, error = self._load_once(name, version)
         with self._changed:
             version.model, version.error = model, error
             version.state = State.END if error else State.AVAILABLE
             self._converge(name)
             self._changed.notify_all()
 
-    def _try_to_load(self, name: str, version: Version) -> tuple[Model | None, ServingError | None]:
+    def _load_once(self, name: str, version: Version) -> tuple[Model | None, ServingError | None]:
         try:
             model = self._load_model(name, version.number, version.path)
         except Exception as raised:
@@ -223,8 +223,8 @@ class Manager:
         _LOG.info("Successfully loaded servable version %s", _id(name, version))
         return model, None
 
-    def _worth_a_retry(self, version: Version) -> bool:
-        """Waits until the next try; true if it still makes sense then."""
+    def _wait_before_retry(self, version: Version) -> bool:
+        """Wait for the retry interval; return whether the version is still wanted and the manager still runs."""
         with self._changed:
             return not self._changed.wait_for(
                 lambda: self._stopped or not version.wanted, self._flags.load_retry_interval_micros / 1e6
@@ -240,32 +240,32 @@ class Manager:
             version.state = State.END
             self._changed.notify_all()
 
-    def _wait_for(self, names: set[str], awaited: Callable[[], bool]) -> None:
+    def _wait_for(self, names: set[str], is_active: Callable[[], bool]) -> None:
         with self._changed:
-            while not self._settled(names):
-                if self._stopped or not awaited():
-                    raise ServingError(Code.CANCELLED, "nobody waits for the models any more")
+            while not self._is_loaded_or_failed(names):
+                if self._stopped or not is_active():
+                    raise ServingError(Code.CANCELLED, "the caller has stopped waiting for the models")
                 self._changed.wait(1)
-            failed = {name: versions for name in names if (versions := self._failed(name))}
+            failed = {name: versions for name in names if (versions := self._failed_versions(name))}
         if failed:
-            texts = [
+            errors = [
                 f"{{{_id(name, version)} due to error: {version.error.name}: {version.error.message}}}, "
                 for name, versions in sorted(failed.items())
                 for version in versions
             ]
             raise ServingError(
-                Code.UNKNOWN, f"{len(failed)} servable(s) did not become available: {{{''.join(texts)}}}"
+                Code.UNKNOWN, f"{len(failed)} servable(s) did not become available: {{{''.join(errors)}}}"
             )
 
-    def _settled(self, names: set[str]) -> bool:
+    def _is_loaded_or_failed(self, names: set[str]) -> bool:
         return all(
-            self._failed(name)
+            self._failed_versions(name)
             or any(version.state == State.AVAILABLE for version in self._versions.get(name, {}).values())
             for name in names
         )
 
-    def _failed(self, name: str) -> list[Version]:
-        """The versions of a model, if it has some and none of them could be loaded."""
+    def _failed_versions(self, name: str) -> list[Version]:
+        """Return the wanted versions of a model if loading failed for all of them, else an empty list."""
         wanted = [version for version in self._versions.get(name, {}).values() if version.wanted]
         return wanted if all(version.error for version in wanted) else []
 
@@ -290,7 +290,7 @@ def _id(name: str, version: Version) -> str:
     return f"{{name: {name} version: {version.number}}}"
 
 
-def _checked(config: model_server_config_pb2.ModelServerConfig) -> dict[str, ModelConfig]:
+def _validated(config: model_server_config_pb2.ModelServerConfig) -> dict[str, ModelConfig]:
     if config.WhichOneof("config") == "custom_model_config":
         raise invalid("ModelServerConfig of custom models is not supported, only ModelConfigList is")
     configs: dict[str, ModelConfig] = {}
@@ -311,21 +311,21 @@ def _checked(config: model_server_config_pb2.ModelServerConfig) -> dict[str, Mod
     return configs
 
 
-def _choose(config: ModelConfig) -> dict[int, str]:
-    """Path by version of what the policy of a model wants of its directory; the default is the newest."""
-    found = {
+def _select_versions(config: ModelConfig) -> dict[int, str]:
+    """Return the versions that the version policy of a model selects, as paths by number. Default: the newest."""
+    versions = {
         int(path.name): str(path)
         for path in Path(config.base_path).iterdir()
         if path.name.isascii() and path.name.isdigit() and int(path.name) < 2**63
     }
-    if not found:
+    if not versions:
         _LOG.warning("No versions of servable %s found under base path %s", config.name, config.base_path)
     policy = config.model_version_policy
     match policy.WhichOneof("policy_choice"):
         case "all":
-            return found
+            return versions
         case "specific":
-            return {number: found[number] for number in policy.specific.versions if number in found}
+            return {number: versions[number] for number in policy.specific.versions if number in versions}
         case _:
-            newest = sorted(found)[-max(1, policy.latest.num_versions) :]
-            return {number: found[number] for number in newest}
+            newest = sorted(versions)[-max(1, policy.latest.num_versions) :]
+            return {number: versions[number] for number in newest}

@@ -1,4 +1,4 @@
-"""One version of a model: a SavedModel in a session of its own, as TensorFlow Serving runs it."""
+"""A loaded version of a model: a SavedModel with its own session, as in TensorFlow Serving."""
 
 import argparse
 import time
@@ -17,27 +17,28 @@ from serving.model_server.monitoring import Metrics
 from serving.model_server.status import Code, ServingError, as_serving_error, invalid
 
 DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-_MOST_WARMUP_RECORDS = 1000
+_MAX_WARMUP_RECORDS = 1000
 
 Arrays = Mapping[str, np.ndarray]
 
 
 class Model:
-    """A loaded and warmed SavedModel. It may be run from many threads; `close` it when none does any more.
+    """A loaded and warmed-up SavedModel. `predict` is thread-safe; call `close` when no thread uses the model.
 
     Args:
-        name: of the model.
-        version: number of the version.
-        path: directory of the SavedModel.
-        flags: `saved_model_tags`, `enable_model_warmup`, `num_request_iterations_for_warmup`, `tensorflow_*`.
-        scheduler: batches concurrent requests; None: each is run alone.
-        metrics: counts runs and loads.
+        name: Name of the model.
+        version: Version number.
+        path: Directory of the SavedModel.
+        flags: Parsed flags: `saved_model_tags`, `enable_model_warmup`, `num_request_iterations_for_warmup`,
+            `tensorflow_*`.
+        scheduler: Scheduler that batches concurrent requests; None disables batching.
+        metrics: Metrics that record runs and loads.
 
     Attributes:
         signatures: SignatureDef by name.
 
     Raises:
-        ServingError: it cannot be loaded, or a warmup request failed.
+        ServingError: If the model cannot be loaded or a warmup request fails.
     """
 
     def __init__(
@@ -75,15 +76,15 @@ class Model:
             raise _load_error(error) from error
 
     def close(self) -> None:
-        """Frees the memory."""
+        """Free the memory."""
         self._steps.clear()
         self._session.close()
 
     def signature(self, name: str) -> meta_graph_pb2.SignatureDef:
-        """The signature of that name; no name is `serving_default`.
+        """Return the signature with this name; an empty name means `serving_default`.
 
         Raises:
-            ServingError: FAILED_PRECONDITION, there is none.
+            ServingError: With FAILED_PRECONDITION, if the model has no such signature.
         """
         name = name or DEFAULT_SIGNATURE
         if name not in self.signatures:
@@ -93,19 +94,19 @@ class Model:
     def predict(
         self, signature_name: str, inputs: Arrays, output_filter: Sequence[str] = (), timeout: float | None = None
     ) -> dict[str, np.ndarray]:
-        """Runs a signature.
+        """Run a signature.
 
         Args:
-            signature_name: empty for `serving_default`.
-            inputs: a value for each input of the signature, strings as objects of type bytes.
-            output_filter: outputs that are wanted; empty: all.
-            timeout: seconds.
+            signature_name: Name of the signature; empty for `serving_default`.
+            inputs: Values by input name; string tensors are object arrays of bytes.
+            output_filter: Names of the outputs to return; empty for all.
+            timeout: Time limit in seconds.
 
         Returns:
-            Values by the names of the outputs.
+            Values by output name.
 
         Raises:
-            ServingError: what TensorFlow Serving says of such a request, or TensorFlow of such values.
+            ServingError: If the request is invalid or fails. The message is that of TensorFlow Serving or TensorFlow.
         """
         signature = self.signature(signature_name)
         _check_inputs(signature, inputs)
@@ -115,23 +116,23 @@ class Model:
         started = time.perf_counter()
         try:
             if self._scheduler and not output_filter:
-                answer = self._scheduler.run(self._step(signature, outputs, None), values, timeout)
+                results = self._scheduler.run(self._step(signature, outputs, None), values, timeout)
             else:
-                answer = self._step(signature, outputs, timeout)(*values)
+                results = self._step(signature, outputs, timeout)(*values)
         except Exception as error:
             raise as_serving_error(error) from error
         self._metrics.ran(self.name, time.perf_counter() - started)
-        return dict(zip(outputs, answer, strict=True))
+        return dict(zip(outputs, results, strict=True))
 
     def _step(self, signature: meta_graph_pb2.SignatureDef, outputs: list[str], timeout: float | None) -> Step:
-        """What runs these outputs. TensorFlow prepares the graph for each once, so they are kept."""
+        """Return a function that computes these outputs. It is cached: TensorFlow prepares the graph for each once."""
         feeds = [signature.inputs[alias].name for alias in sorted(signature.inputs)]
         fetches = [signature.outputs[alias].name for alias in outputs]
         key = (*feeds, None, *fetches, timeout)
         if key not in self._steps:
             options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
             options.run_options.timeout_in_ms = round(1000 * timeout) if timeout else 0
-            # `Session.run` would check values in Python first, with texts of its own.
+            # Not `Session.run`: its checks in Python raise errors with other messages than TensorFlow Serving.
             self._steps.setdefault(key, self._session._make_callable_from_options(options))
         return self._steps[key]
 
@@ -140,9 +141,9 @@ class Model:
             return
         started = time.perf_counter()
         for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
-            if number >= _MOST_WARMUP_RECORDS:
+            if number >= _MAX_WARMUP_RECORDS:
                 raise invalid(
-                    f"Number of warmup records exceeds the maximum ({_MOST_WARMUP_RECORDS}) at {path}",
+                    f"Number of warmup records exceeds the maximum ({_MAX_WARMUP_RECORDS}) at {path}",
                 )
             log = prediction_log_pb2.PredictionLog.FromString(record)
             if log.WhichOneof("log_type") != "predict_log":
@@ -155,7 +156,7 @@ class Model:
 
 
 def _load_error(error: Exception) -> ServingError:
-    if isinstance(error, OSError | RuntimeError):  # no SavedModel there, or none with these tags
+    if isinstance(error, OSError | RuntimeError):  # not a SavedModel, or no graph with these tags
         return ServingError(Code.NOT_FOUND, str(error))
     return as_serving_error(error)
 
@@ -165,20 +166,20 @@ def _check_inputs(signature: meta_graph_pb2.SignatureDef, inputs: Arrays) -> Non
     if len(inputs) != len(signature.inputs):
         raise invalid(
             f"input size does not match signature: {len(inputs)}!={len(signature.inputs)}"
-            f" len({{{_list(inputs)}}}) != len({{{_list(signature.inputs)}}})."
-            f" Sent extra: {{{_list(extra)}}}. Missing but required: {{{_list(missing)}}}."
+            f" len({{{_joined(inputs)}}}) != len({{{_joined(signature.inputs)}}})."
+            f" Sent extra: {{{_joined(extra)}}}. Missing but required: {{{_joined(missing)}}}."
         )
     if extra:
         raise invalid(
             f"input tensor alias not found in signature: {min(extra)}."
-            f" Inputs expected to be in the set {{{_list(signature.inputs)}}}."
+            f" Inputs expected to be in the set {{{_joined(signature.inputs)}}}."
         )
     for index, alias in enumerate(sorted(signature.inputs)):
         expected = tf.dtypes.as_dtype(signature.inputs[alias].dtype)
         if inputs[alias].dtype != expected.as_numpy_dtype:
-            given = tf.dtypes.as_dtype(inputs[alias].dtype)
+            actual = tf.dtypes.as_dtype(inputs[alias].dtype)
             raise invalid(
-                f"Expects arg[{index}] to be {tensors.type_name(expected)} but {tensors.type_name(given)} is provided"
+                f"Expects arg[{index}] to be {tensors.type_name(expected)} but {tensors.type_name(actual)} is provided"
             )
 
 
@@ -190,11 +191,11 @@ def _check_outputs(signature: meta_graph_pb2.SignatureDef, output_filter: Sequen
         if alias not in signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {alias}"
-                f" Outputs expected to be in the set {{{_list(signature.outputs)}}}."
+                f" Outputs expected to be in the set {{{_joined(signature.outputs)}}}."
             )
         if alias in output_filter[:index]:
             raise invalid(f"duplicate output tensor alias: {alias}")
 
 
-def _list(names) -> str:
+def _joined(names) -> str:
     return ",".join(sorted(names))

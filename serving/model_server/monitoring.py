@@ -1,4 +1,4 @@
-"""Metrics under the names of TensorFlow Serving, in Prometheus's text format."""
+"""Metrics with TensorFlow Serving's names, in the Prometheus text format."""
 
 import bisect
 import threading
@@ -23,7 +23,7 @@ class _Histogram:
 
 
 class Metrics:
-    """Counters and histograms; times go in as seconds and come out as microseconds. Any thread may call."""
+    """Thread-safe counters and histograms. Methods take seconds; metrics are in microseconds."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -31,38 +31,38 @@ class Metrics:
         self._histograms: dict[str, dict[_Labels, _Histogram]] = defaultdict(dict)
 
     def requested(self, model: str, status: str) -> None:
-        """A Predict request has ended with that canonical code."""
+        """Count a Predict request that ended with this canonical status code."""
         self._count("serving:request_count", 1, model_name=model, status=status)
 
-    def answered(self, model: str, api: str, entrypoint: str, seconds: float) -> None:
-        """A request succeeded; `entrypoint` is GRPC or REST."""
+    def succeeded(self, model: str, api: str, entrypoint: str, seconds: float) -> None:
+        """Record the latency of a successful request; `entrypoint` is GRPC or REST."""
         self._observe("serving:request_latency", 1e6 * seconds, model_name=model, API=api, entrypoint=entrypoint)
 
     def ran(self, model: str, seconds: float) -> None:
-        """A signature was run for a request."""
+        """Record the time that a signature took to run for a request."""
         self._observe("serving:runtime_latency", 1e6 * seconds, model_name=model, API="Predict", runtime="TF1")
 
     def loaded(self, path: str, status: str, seconds: float) -> None:
-        """A load of a SavedModel has ended: success or fail."""
+        """Count a load of a SavedModel and its time; `status` is success or fail."""
         self._count("cc:saved_model:load_attempt_count", 1, model_path=path, status=status)
         self._count("cc:saved_model:load_latency", round(1e6 * seconds), model_path=path)
 
     def warmed_up(self, path: str, seconds: float) -> None:
-        """Warmup requests of a SavedModel were replayed."""
+        """Record the time that the warmup requests of a SavedModel took."""
         self._observe("serving:model_warmup_latency", 1e6 * seconds, model_path=path, status="OK")
 
     def queued(self, seconds: float) -> None:
-        """A request waited that long for its batch."""
+        """Record the time that a request waited for its batch."""
         self._observe("serving:batching_session:queuing_latency", 1e6 * seconds)
 
     def batched(self, size: int, padding: int) -> None:
-        """A batch of `size` rows was run, `padding` of which are nobody's."""
+        """Record a batch of `size` rows, `padding` of which are padding."""
         self._count("serving:batching_session:wrapped_run_count", 1)
         self._observe("serving:batching:processed_batch_size", size, _SIZE_BUCKETS)
         self._observe("serving:batching:padding_size", padding, _SIZE_BUCKETS)
 
     def text(self) -> str:
-        """All of them, for Prometheus."""
+        """Return all metrics in the Prometheus text format."""
         lines = []
         with self._lock:
             for name, counters in sorted(self._counters.items()):

@@ -1,4 +1,4 @@
-"""The REST side: HTTP/1.1 over the same answers."""
+"""The REST API, over HTTP/1.1."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ _VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.I)
 _MODEL = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/metadata)?", re.I)
 _BACKLOG = 128
-_MOST_BYTES = 2**31 - 1
+_MAX_BYTES = 2**31 - 1
 _IDLE_SECONDS = 60
 _HTTP_CODES = {
     Code.CANCELLED: 499,
@@ -45,16 +45,18 @@ _HTTP_CODES = {
 
 
 class RestServer(ThreadingHTTPServer):
-    """Listens from the start; `serve_forever` answers, `stop` lets requests in flight finish.
+    """HTTP server that listens once it is created.
+
+    `serve_forever` handles requests; `stop` lets requests in flight finish.
 
     Args:
-        service: answers.
-        metrics: served at `metrics_path`.
-        metrics_path: None: nowhere.
-        flags: `host`, `rest_api_port`, `rest_api_num_threads`, `rest_api_timeout_in_ms`.
+        service: Implementation of the requests.
+        metrics: Metrics that are served at `metrics_path`.
+        metrics_path: URL path of the metrics; None disables them.
+        flags: Parsed flags: `host`, `rest_api_port`, `rest_api_num_threads`, `rest_api_timeout_in_ms`.
 
     Raises:
-        OSError: it cannot listen there.
+        OSError: If the server cannot listen on the address.
     """
 
     daemon_threads = False
@@ -64,39 +66,39 @@ class RestServer(ThreadingHTTPServer):
         self.metrics = metrics
         self.metrics_path = metrics_path
         self.timeout_seconds = flags.rest_api_timeout_in_ms / 1000
-        self.working = threading.BoundedSemaphore(flags.rest_api_num_threads)
+        self.request_slots = threading.BoundedSemaphore(flags.rest_api_num_threads)
         self.stopping = False
         self._connections: set[socket.socket] = set()
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         super().__init__((flags.host, flags.rest_api_port), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listen(flags.host, flags.rest_api_port, _BACKLOG)
 
     def stop(self) -> None:
-        """Takes no more requests; waits for those in flight."""
+        """Stop accepting requests, and wait for those in flight."""
         self.shutdown()
-        with self._guard:
+        with self._lock:
             self.stopping = True
             for connection in self._connections:
-                _expect_no_more(connection)
+                _stop_reading(connection)
         self.server_close()
 
     def finish_request(self, request, client_address) -> None:
-        """Handles a connection; http.server calls it in a thread of its own."""
-        with self._guard:
+        """Handle a connection; http.server calls this method in a separate thread."""
+        with self._lock:
             self._connections.add(request)
             if self.stopping:
-                _expect_no_more(request)
+                _stop_reading(request)
         try:
             super().finish_request(request, client_address)
         finally:
-            with self._guard:
+            with self._lock:
                 self._connections.discard(request)
 
     def handle_error(self, request, client_address) -> None:
-        """Clients that went away are no error of the server."""
+        """Log the exception; connections that clients closed are logged as debug messages only."""
         level = logging.DEBUG if isinstance(sys.exception(), ConnectionError) else logging.ERROR
-        _LOG.log(level, "connection of %s broke", client_address, exc_info=True)
+        _LOG.log(level, "connection from %s failed", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,37 +112,37 @@ class _Handler(BaseHTTPRequestHandler):
         if path == self.server.metrics_path:
             self._send(200, "text/plain", self.server.metrics.text())
         else:
-            self._answer(path, b"")
+            self._respond(path, b"")
 
     def do_POST(self) -> None:
         try:
-            body = self._body()
+            body = self._read_body()
             if body and "gzip" in self.headers.get("Content-Encoding", "").lower():
-                body = _uncompressed(body)
+                body = _decompress(body)
         except ValueError:
-            self.close_connection = True  # the next request cannot be found in what follows
-            self._send_json(400, {"error": "Malformed request: its length, its chunks or its gzip are not valid"})
+            self.close_connection = True  # the start of the next request is unknown
+            self._send_json(400, {"error": "Malformed request: invalid Content-Length, chunked encoding or gzip data"})
             return
         if body is None:
             self.close_connection = True
-            self._send_json(413, {"error": f"Request is larger than {_MOST_BYTES} bytes"})
+            self._send_json(413, {"error": f"Request is larger than {_MAX_BYTES} bytes"})
             return
-        self._answer(self.path.partition("?")[0], body)
+        self._respond(self.path.partition("?")[0], body)
 
-    def _answer(self, path: str, body: bytes) -> None:
+    def _respond(self, path: str, body: bytes) -> None:
         if not path.lower().startswith("/v1/"):
             self._send_json(404, {"error": "Not Found"})
             return
         try:
-            with self.server.working:
-                answer = self._route(path, body)
+            with self.server.request_slots:
+                response = self._route(path, body)
         except Exception as error:
             if not isinstance(error, ServingError):
-                _LOG.exception("unexpected")
+                _LOG.exception("unexpected error")
             failure = as_serving_error(error)
             self._send_json(_HTTP_CODES.get(failure.code, 500), {"error": failure.message})
         else:
-            self._send_json(200, answer)
+            self._send_json(200, response)
 
     def _route(self, path: str, body: bytes) -> dict:
         predict, model = _PREDICT.fullmatch(path), _MODEL.fullmatch(path)
@@ -163,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise invalid(f'Serving signature name: "{name}" not found in signature def') from None
             inputs = request.arrays(signature)
             outputs = model.predict(request.signature_name, inputs, timeout=self.server.timeout_seconds)
-            return request.answer(outputs)
+            return request.response(outputs)
 
     def _metadata(self, spec: model_pb2.ModelSpec) -> dict:
         request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
@@ -177,28 +179,28 @@ class _Handler(BaseHTTPRequestHandler):
             raise invalid("Missing model name in request.")
         return _dict(self.server.service.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
 
-    def _body(self) -> bytes | None:
-        """The body; None if it is too large to be read.
+    def _read_body(self) -> bytes | None:
+        """Read the body; return None if it is too large.
 
         Raises:
-            ValueError: its length or its chunks are no such.
+            ValueError: If the length or the chunked encoding is invalid.
         """
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            return self._chunks()
+            return self._read_chunks()
         length = int(self.headers.get("Content-Length", 0))
         if length < 0:
             raise ValueError(length)
-        if length > _MOST_BYTES:
+        if length > _MAX_BYTES:
             return None
         body = self.rfile.read(length)
         if len(body) < length:
-            raise ValueError("the client went away")
+            raise ValueError("the client closed the connection")
         return body
 
-    def _chunks(self) -> bytes | None:
+    def _read_chunks(self) -> bytes | None:
         body = bytearray()
         while size := int(self.rfile.readline(1024).partition(b";")[0], 16):
-            if size < 0 or len(body) + size > _MOST_BYTES:
+            if size < 0 or len(body) + size > _MAX_BYTES:
                 return None
             body += self.rfile.read(size)
             self.rfile.readline(3)
@@ -206,16 +208,16 @@ class _Handler(BaseHTTPRequestHandler):
             pass
         return bytes(body)
 
-    def _send_json(self, code: int, answer: dict) -> None:
-        self._send(code, "application/json", json.dumps(answer, indent=4))
+    def _send_json(self, code: int, document: dict) -> None:
+        self._send(code, "application/json", json.dumps(document, indent=4))
 
-    def _send(self, code: int, kind: str, text: str) -> None:
+    def _send(self, code: int, content_type: str, text: str) -> None:
         content = text.encode()
         self.send_response(code)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         if self.server.stopping:
-            self.send_header("Connection", "close")  # http.server closes then
+            self.send_header("Connection", "close")  # makes http.server close the connection
         self._headers_buffer.append(b"\r\n")
         content, self._headers_buffer = b"".join([*self._headers_buffer, content]), []
         self.wfile.write(content)
@@ -224,26 +226,26 @@ class _Handler(BaseHTTPRequestHandler):
         _LOG.debug(format, *arguments)
 
 
-def _uncompressed(body: bytes) -> bytes | None:
-    """The content of a body in gzip, as TensorFlow Serving reads it; None if it is too large.
+def _decompress(body: bytes) -> bytes | None:
+    """Decompress a gzip body as TensorFlow Serving does; return None if the content is too large.
 
     Raises:
-        ValueError: it is damaged or cut off.
+        ValueError: If the data is corrupt or truncated.
     """
     stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
-        content = stream.decompress(body, _MOST_BYTES + 1)
+        content = stream.decompress(body, _MAX_BYTES + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from None
-    if len(content) > _MOST_BYTES:
+    if len(content) > _MAX_BYTES:
         return None
     if not stream.eof:
-        raise ValueError("cut off")
+        raise ValueError("truncated")
     return content
 
 
-def _expect_no_more(connection: socket.socket) -> None:
-    """Ends the wait for another request. One that has arrived is still read, and answered."""
+def _stop_reading(connection: socket.socket) -> None:
+    """Stop waiting for the next request of a connection. A request that has already arrived is still handled."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RD)
 

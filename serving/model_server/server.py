@@ -1,4 +1,4 @@
-"""The process: from flags to servers, and their end."""
+"""Starts and stops the gRPC and REST servers of the process."""
 
 import argparse
 import functools
@@ -6,38 +6,42 @@ import logging
 import signal
 import sys
 import threading
+from pathlib import Path
+from typing import TypeVar
 
+from google.protobuf import message, text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.addresses import address
 from serving.model_server.batching import BatchScheduler
 from serving.model_server.grpc_service import GrpcServer
 from serving.model_server.manager import Manager
-from serving.model_server.messages import BatchingParameters, MonitoringConfig, read_text
 from serving.model_server.model import Model
 from serving.model_server.monitoring import Metrics
 from serving.model_server.rest import RestServer
 from serving.model_server.service import Service
 from serving.model_server.status import ServingError
+from serving.protos.model_server_options_pb2 import BatchingParameters, MonitoringConfig
 
-_METRICS_PATH = "/monitoring/prometheus/metrics"
+_DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 _GRACE_SECONDS = 30
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _LOG = logging.getLogger(__name__)
+_Message = TypeVar("_Message", bound=message.Message)
 
 
 def serve(flags: argparse.Namespace) -> int:
-    """Serves until SIGTERM or SIGINT. It listens when every model has a version that serves.
+    """Serve until SIGTERM or SIGINT. The servers listen once every model has an available version.
+
+    Block both signals before starting any thread: a signal handler that sets an event could deadlock on the event's
+    lock, so a thread waits for the signals instead.
 
     Args:
-        flags: see `serving.model_server.flags`.
-
-    The signals must be blocked in the calling thread, before there are others: a handler that sets an event can
-    meet the event's lock taken.
+        flags: Parsed flags; see `serving.model_server.flags`.
 
     Returns:
-        Exit code: 0, or 1 if it could not start.
+        Exit code: 0, or 1 if the server could not start.
     """
     stopping = threading.Event()
     threading.Thread(target=_await_signal, args=(stopping,), daemon=True).start()
@@ -48,7 +52,9 @@ def serve(flags: argparse.Namespace) -> int:
         scheduler = None
         if flags.enable_batching:
             file = flags.batching_parameters_file
-            scheduler = BatchScheduler(read_text(file, BatchingParameters) if file else BatchingParameters(), metrics)
+            scheduler = BatchScheduler(
+                _read_text_proto(file, BatchingParameters) if file else BatchingParameters(), metrics
+            )
         load = functools.partial(Model, flags=flags, scheduler=scheduler, metrics=metrics)
         manager = Manager(load, flags)
         manager.start()
@@ -69,7 +75,7 @@ def serve(flags: argparse.Namespace) -> int:
     if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
         threading.Thread(target=_poll_config, args=(manager, flags, stopping), daemon=True).start()
     stopping.wait()
-    _LOG.info("Stopping: requests in flight finish")
+    _LOG.info("Stopping; waiting for requests in flight")
     manager.stop()
     drained = grpc_server and grpc_server.stop(_GRACE_SECONDS)
     if rest_server:
@@ -86,7 +92,7 @@ def _await_signal(stopping: threading.Event) -> None:
 
 def _config(flags: argparse.Namespace) -> model_server_config_pb2.ModelServerConfig:
     if flags.model_config_file:
-        return read_text(flags.model_config_file, model_server_config_pb2.ModelServerConfig)
+        return _read_text_proto(flags.model_config_file, model_server_config_pb2.ModelServerConfig)
     config = model_server_config_pb2.ModelServerConfig()
     config.model_config_list.config.add(
         name=flags.model_name, base_path=flags.model_base_path, model_platform="tensorflow"
@@ -95,7 +101,7 @@ def _config(flags: argparse.Namespace) -> model_server_config_pb2.ModelServerCon
 
 
 def _poll_config(manager: Manager, flags: argparse.Namespace, stopping: threading.Event) -> None:
-    """Applies the file again and again: a label that was refused is moved when its version serves."""
+    """Reapply the file periodically, even if unchanged: a rejected label moves once its version is available."""
     while not stopping.wait(flags.model_config_file_poll_wait_seconds):
         try:
             manager.reload(_config(flags))
@@ -106,5 +112,17 @@ def _poll_config(manager: Manager, flags: argparse.Namespace, stopping: threadin
 def _metrics_path(flags: argparse.Namespace) -> str | None:
     if not flags.monitoring_config_file:
         return None
-    config = read_text(flags.monitoring_config_file, MonitoringConfig).prometheus_config
-    return (config.path or _METRICS_PATH) if config.enable else None
+    config = _read_text_proto(flags.monitoring_config_file, MonitoringConfig).prometheus_config
+    return (config.path or _DEFAULT_METRICS_PATH) if config.enable else None
+
+
+def _read_text_proto(path: str, message_class: type[_Message]) -> _Message:
+    """Read a message in protobuf text format.
+
+    Raises:
+        ValueError: If the file cannot be read or is not such a message.
+    """
+    try:
+        return text_format.Parse(Path(path).read_text(encoding="utf-8"), message_class())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ValueError(f"{path}: {error}") from None

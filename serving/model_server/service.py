@@ -1,4 +1,4 @@
-"""What gRPC and REST share: the answers to requests, from versions that the manager lends."""
+"""Implementation of the requests, shared by the gRPC and REST APIs."""
 
 import time
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from serving.model_server.status import Code, ServingError, as_serving_error, in
 
 
 class Service:
-    """Answers requests. All methods raise ServingError alone for what a client can cause.
+    """Handles requests. Errors that a client can cause are always raised as ServingError.
 
     Args:
-        manager: has the models.
-        metrics: counts the requests.
+        manager: Manager of the loaded models.
+        metrics: Metrics that record the requests.
     """
 
     def __init__(self, manager: Manager, metrics: Metrics):
@@ -27,7 +27,7 @@ class Service:
 
     @contextmanager
     def predicting(self, spec: model_pb2.ModelSpec, entrypoint: str) -> Iterator[Model]:
-        """Lends the model of a Predict request and counts it; `entrypoint` is GRPC or REST."""
+        """Yield the model for a Predict request and record the request; `entrypoint` is GRPC or REST."""
         started, status = time.perf_counter(), "OK"
         try:
             with self._manager.use(spec) as model:
@@ -36,12 +36,12 @@ class Service:
             status = as_serving_error(error).name
             raise
         else:
-            self._metrics.answered(spec.name, "predict", entrypoint, time.perf_counter() - started)
+            self._metrics.succeeded(spec.name, "predict", entrypoint, time.perf_counter() - started)
         finally:
             self._metrics.requested(spec.name, status)
 
     def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
-        """Runs a signature of a model."""
+        """Run a signature of a model."""
         _require_spec(request)
         signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         with self.predicting(request.model_spec, "GRPC") as model:
@@ -59,7 +59,7 @@ class Service:
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """The signatures of a model."""
+        """Return the signatures of a model."""
         _require_spec(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -79,7 +79,7 @@ class Service:
     def status(
         self, request: get_model_status_pb2.GetModelStatusRequest
     ) -> get_model_status_pb2.GetModelStatusResponse:
-        """States of the versions of a model; a label is ignored."""
+        """Return the states of the versions of a model; a label in the request is ignored."""
         _require_spec(request)
         spec = request.model_spec
         versions = self._manager.statuses(spec.name)
@@ -91,11 +91,11 @@ class Service:
             raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in versions:
-            told = response.model_version_status.add(version=version.number, state=State.Name(version.state))
-            told.status.SetInParent()
+            version_status = response.model_version_status.add(version=version.number, state=State.Name(version.state))
+            version_status.status.SetInParent()
             if version.error:
-                told.status.error_code = version.error.number
-                told.status.error_message = version.error.message
+                version_status.status.error_code = version.error.number
+                version_status.status.error_message = version.error.message
         return response
 
 

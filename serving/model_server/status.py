@@ -1,4 +1,4 @@
-"""Errors as TensorFlow Serving reports them: a canonical code and a text."""
+"""Errors with the canonical codes and messages of TensorFlow Serving."""
 
 import grpc
 import tensorflow as tf
@@ -8,11 +8,11 @@ _BY_NUMBER = {code.value[0]: code for code in Code}
 
 
 class ServingError(Exception):
-    """What a client gets instead of an answer.
+    """Error that is returned to the client.
 
     Attributes:
-        code: canonical code.
-        message: text for the client.
+        code: Canonical status code.
+        message: Message for the client.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str):
@@ -22,17 +22,17 @@ class ServingError(Exception):
 
     @property
     def number(self) -> int:
-        """The code on the wire, also that of `tensorflow.error.Code`."""
+        """Number of the code, in gRPC and in `tensorflow.error.Code`."""
         return self.code.value[0]
 
     @property
     def name(self) -> str:
-        """As in `tensorflow.error.Code`."""
+        """Name of the code in `tensorflow.error.Code`."""
         return self.code.name
 
 
 def as_serving_error(error: Exception) -> ServingError:
-    """`error` with the code it deserves; TensorFlow's own errors have one."""
+    """Convert an exception to a ServingError; TensorFlow's errors keep their code."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, tf.errors.OpError):
@@ -43,5 +43,5 @@ def as_serving_error(error: Exception) -> ServingError:
 
 
 def invalid(message: str) -> ServingError:
-    """INVALID_ARGUMENT with a text."""
+    """Return a ServingError with INVALID_ARGUMENT."""
     return ServingError(Code.INVALID_ARGUMENT, message)

@@ -1,4 +1,4 @@
-"""TensorProto to numpy and back."""
+"""Conversion between TensorProto and NumPy arrays."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from tensorflow.core.framework import tensor_pb2
 
 from serving.model_server.status import invalid
 
-_MOST_BYTES = 2**31 - 1
-_STRING_BYTES = 24  # of an empty one, in TensorFlow
+_MAX_BYTES = 2**31 - 1
+_STRING_BYTES = 24  # size of an empty string in TensorFlow
 
-# The field of TensorProto that holds values of a type, and how numpy's become the field's.
+# For each type, the field of TensorProto that holds its values and the conversion from NumPy to the field.
 _FIELDS: dict[tf.DType, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     tf.float32: ("float_val", lambda values: values),
     tf.float64: ("double_val", lambda values: values),
@@ -29,25 +29,25 @@ _FIELDS: dict[tf.DType, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def type_name(type_: tf.DType) -> str:
-    """The name of a type in TensorFlow's C++, whose texts clients see."""
+    """Return the name of a type in TensorFlow's C++ code, which error messages contain."""
     return {tf.float16: "half", tf.float32: "float", tf.float64: "double"}.get(type_, type_.name)
 
 
 def decode(alias: str, tensor: tensor_pb2.TensorProto) -> np.ndarray:
-    """Values of a tensor from a request; strings as objects of type bytes.
+    """Decode a tensor of a request; string tensors become object arrays of bytes.
 
     Args:
-        alias: its name in the request.
-        tensor: as TensorFlow reads it: a list of values that is too short is filled with its last one.
+        alias: Name of the input in the request.
+        tensor: Tensor. As in TensorFlow, the last value is repeated if there are fewer values than elements.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, it is no tensor.
+        ServingError: With INVALID_ARGUMENT, if the message is not a valid tensor.
     """
     try:
         type_ = tf.dtypes.as_dtype(tensor.dtype)
-        # A few bytes can stand for a tensor that fills the memory.
-        each = _STRING_BYTES if type_ == tf.string else type_.size
-        if math.prod(dim.size for dim in tensor.tensor_shape.dim) * each > _MOST_BYTES:
+        # Repeated values let a message of a few bytes describe a tensor that does not fit into memory.
+        element_bytes = _STRING_BYTES if type_ == tf.string else type_.size
+        if math.prod(dim.size for dim in tensor.tensor_shape.dim) * element_bytes > _MAX_BYTES:
             raise ValueError("larger than any request")
         return np.asarray(tf.io.parse_tensor(tensor.SerializeToString(), type_).numpy(), type_.as_numpy_dtype)
     except (TypeError, ValueError, AttributeError, NotImplementedError, tf.errors.OpError):
@@ -55,7 +55,7 @@ def decode(alias: str, tensor: tensor_pb2.TensorProto) -> np.ndarray:
 
 
 def encode(values: np.ndarray) -> tensor_pb2.TensorProto:
-    """A tensor for a response, values in typed fields as TensorFlow Serving's."""
+    """Encode a tensor of a response, with values in typed fields as TensorFlow Serving does."""
     type_ = tf.dtypes.as_dtype(values.dtype)
     if type_ not in _FIELDS:
         return tf.make_tensor_proto(values)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from serving.addresses import without_brackets
+from serving.addresses import GATEWAY_PORT, PAGE_PORT, without_brackets
 from serving.environment import is_service_link
 from serving.names import is_header_value
 
@@ -21,11 +21,11 @@ class SettingsError(ValueError):
 class Settings:
     """Settings of the page; `--help` shows their descriptions."""
 
-    gateway: Annotated[str, "address of the gateway, http://HOST:PORT"] = "http://localhost:8000"
+    gateway: Annotated[str, "address of the gateway, http://HOST:PORT"] = f"http://localhost:{GATEWAY_PORT}"
     api_key: Annotated[str | None, "API key, if the gateway requires one"] = None
     samples: Annotated[Path | None, "folder of sample photos, with one folder per breed; unset: no samples"] = None
     host: Annotated[str, "address to listen on"] = "0.0.0.0"
-    port: Annotated[int, "port to listen on"] = 8080
+    port: Annotated[int, "port to listen on"] = PAGE_PORT
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's Predict on the wire, without TensorFlow: `predict.proto` and what protoc makes of it."""
+"""Protocol buffer messages of TensorFlow Serving's gRPC API, compiled so that they do not require TensorFlow."""
 
 from serving.protos.predict_pb2 import DataType, ModelSpec, PredictRequest, PredictResponse, TensorProto
 

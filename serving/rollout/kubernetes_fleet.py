@@ -21,7 +21,7 @@ from kubernetes.client import ApiException
 
 from serving import kubectl_configuration, proxies
 from serving.kubectl_configuration import ANONYMOUS, ConfigurationError
-from serving.local.child_process import bound
+from serving.local.child_process import bound_command
 from serving.rollout.fleet import Conflict, FleetError, Server, Unreachable
 from serving.rollout.serving_config import ServingConfig, ServingConfigError, read_serving_config
 
@@ -203,7 +203,11 @@ class _PortForward:
 
     def __init__(self, command: list[str]):
         self._process = subprocess.Popen(
-            bound(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            bound_command(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self._address: Future[str] = Future()
         # kubectl writes a line per connection and would block if nobody read them.

@@ -1,4 +1,4 @@
-"""`catbreeds up` with a pushed model. tests/serving/rollout tests promotions while it runs."""
+"""`catbreeds up` with a pushed model. tests/serving/rollout tests how it follows `promote`."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(small, tmp_path_factory) -> Iterator[Up]:
-    """A running `catbreeds up` that serves version 1; the registry also has version 2, the same model."""
+    """A running `catbreeds up` with version 1 stable; version 2 is a copy of it."""
     workdir = tmp_path_factory.mktemp("up")
     shutil.copytree(small.workdir / "serving", workdir / "serving")
     registry = Registry(workdir / "serving" / "catbreeds")
@@ -74,7 +74,7 @@ def photo(tmp_path_factory) -> Path:
     return path
 
 
-def test_up_prints_addresses_and_writes_logs(up):
+def test_up_prints_addresses_and_writes_a_log_per_program(up):
     printed = up.log.read_text()
     for address in (up.page, f"{up.gateway}/docs", f"REST {up.rest}", f"gRPC {up.grpc}"):
         assert address in printed
@@ -82,11 +82,12 @@ def test_up_prints_addresses_and_writes_logs(up):
         assert (up.workdir / "logs" / f"{name}.log").is_file()
 
 
-def test_page_shows_the_same_prediction_as_gateway_and_grpc(up, photo):
-    url, files = f"{up.gateway}/v1/breeds:predict", {"file": photo.read_bytes()}
-    response = httpx.post(url, files=files, timeout=DEADLINE).json()
+def test_page_shows_the_prediction_that_curl_and_a_plain_grpc_client_get(up, photo):
+    response = httpx.post(
+        f"{up.gateway}/v1/breeds:predict", files={"file": photo.read_bytes()}, timeout=DEADLINE
+    ).json()
     breeds = {row["breed"]: row["probability"] for row in response["predictions"]}
-    assert predict_with_tensorflow_serving_apis(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
+    assert predict_with_official_client(up.grpc, photo.read_bytes()) == pytest.approx(breeds, abs=1e-4)
     best = response["predictions"][0]
     with browser() as chromium:
         for width in (390, 1280):
@@ -104,8 +105,8 @@ def test_page_shows_the_same_prediction_as_gateway_and_grpc(up, photo):
             page.close()
 
 
-def predict_with_tensorflow_serving_apis(address: str, photo: bytes) -> dict[str, float]:
-    """Predict with the API of TensorFlow Serving only; breed -> probability."""
+def predict_with_official_client(address: str, photo: bytes) -> dict[str, float]:
+    """Return the probabilities by breed that a client of TensorFlow Serving gets."""
     import grpc
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -124,42 +125,43 @@ def test_page_offers_sample_photos(up):
     assert folders == sorted(breed.name for breed in BREEDS[:3])
 
 
-def test_predict_gives_equal_results_with_each_protocol(up, photo):
+def test_predict_gets_the_same_prediction_with_every_option(up, photo):
     predictions = []
-    for server_options in (
+    for options in (
         ("--gateway", up.gateway),
         ("--grpc", up.grpc, "--label", "stable"),
         ("--rest", up.rest),
         ("--workdir", up.workdir),
     ):
-        done = catbreeds("predict", photo, *server_options, "--json")
+        done = catbreeds("predict", photo, *options, "--json")
         assert done.returncode == 0, done.stderr
         (row,) = json.loads(done.stdout)["photos"]
         assert row["photo"] == str(photo)
         assert row["model"] == {"name": "catbreeds", "version": 1}
-        predictions.append({one["breed"]: one["probability"] for one in row["predictions"]})
+        predictions.append({entry["breed"]: entry["probability"] for entry in row["predictions"]})
     assert all(prediction == pytest.approx(predictions[0], abs=1e-4) for prediction in predictions)
 
 
-def test_rotated_and_resized_copies_give_similar_predictions(up):
+def test_rotated_and_resized_copies_of_a_photo_get_the_same_prediction(up):
     original = draw_photo(BREEDS[1], "copies").resize((1600, 1200))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: rotate clockwise
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # rotate 90 degrees clockwise
     copies = [
         encoded(original, quality=90),
-        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=exif.tobytes()),
+        encoded(original.transpose(Image.Transpose.ROTATE_90), quality=90, exif=rotated.tobytes()),
         encoded(original.resize((4000, 3000)), quality=90),
         encoded(original.resize((512, 384)), quality=90),
     ]
     for client in (GatewayClient(up.gateway), GrpcClient(up.grpc), RestClient(up.rest)):
         with client:
-            rows = [client.predict(copy).predictions for copy in copies]
-        predictions = [{one.breed: one.probability for one in row} for row in rows]
+            predictions = [
+                {entry.breed: entry.probability for entry in client.predict(copy).predictions} for copy in copies
+            ]
         for prediction in predictions:
             assert prediction == pytest.approx(predictions[0], abs=0.02)
 
 
-def test_predict_reports_the_cause_of_a_failure(up, photo, tmp_path):
+def test_predict_reports_why_a_prediction_failed(up, photo, tmp_path):
     (tmp_path / "notes.jpg").write_text("no photo")
     for arguments, code, message in (
         ((tmp_path / "notes.jpg", "--gateway", up.gateway), 2, f"{tmp_path}/notes.jpg: not a JPEG"),
@@ -179,7 +181,7 @@ def test_predict_reports_the_cause_of_a_failure(up, photo, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_up_reports_a_used_port_with_its_option(up):
+def test_port_in_use_is_reported_by_number_and_option_before_anything_starts(up):
     for flag, port in up.ports.items():
         done = catbreeds("up", "--workdir", up.workdir, flag, port)
         assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""A small SavedModel with the signature of the pushed ones, and photos that it tells apart."""
+"""A small SavedModel with the signature of pushed models, and photos of its classes."""
 
 import io
 from pathlib import Path
@@ -13,8 +13,8 @@ BREEDS = ["Norwegian Forest", "Münsterkatze", "Rex", "Van, Turkish"]
 class Classifier(tf.Module):
     """image_bytes string [n] -> probabilities float32 [n, 4] and breeds string [n, 4].
 
-    The probabilities follow from the brightness of the picture's quarters: whether it is turned or mirrored matters,
-    its size does not.
+    The probabilities depend on the brightness of the image's quarters: rotation and mirroring change them, resizing
+    does not.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
@@ -32,7 +32,7 @@ class Classifier(tf.Module):
 
 
 def picture(brightest: int = 0, width: int = 96, height: int = 64) -> Image.Image:
-    """A smooth picture whose quarter `brightest` shines; BREEDS[brightest] is its breed."""
+    """Return a smooth image with a bright quarter; BREEDS[brightest] is its breed."""
     y, x = np.mgrid[0:height, 0:width]
     distance = np.hypot(x / width - (brightest % 2), y / height - (brightest // 2))
     grey = np.clip(240 - 180 * distance, 0, 255)

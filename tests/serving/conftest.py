@@ -1,4 +1,4 @@
-"""A model server with two versions of a small classifier, for the tests of what asks it."""
+"""A model server with two versions of a small classifier, for tests of its clients."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.serving.model_server.servers import ModelServer
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory) -> Path:
-    """Base path of versions 1 and 2."""
+    """Base path with versions 1 and 2."""
     base = tmp_path_factory.mktemp("catbreeds")
     for version in ("1", "2"):
         Classifier().save(base / version)
@@ -20,7 +20,7 @@ def classifier(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_server(classifier, tmp_path_factory) -> Iterator[ModelServer]:
-    """Serves both as `catbreeds`; version 1 is `stable`."""
+    """A model server with both versions of `catbreeds`; version 1 is `stable`."""
     folder = tmp_path_factory.mktemp("model server")
     config = folder / "models.config"
     config.write_text(

@@ -1,4 +1,4 @@
-"""A model server that answers as a test says, and remembers how it was asked."""
+"""A model server with scripted responses that records its requests."""
 
 import threading
 from concurrent import futures
@@ -12,12 +12,12 @@ from tests.serving.model_server.servers import DEADLINE
 HANG = "hang"
 
 
-class Asked(NamedTuple):
-    """A request.
+class RecordedRequest(NamedTuple):
+    """A received request.
 
     Attributes:
-        seconds_left: of its deadline.
-        metadata: sent beside it.
+        seconds_left: Seconds until its deadline.
+        metadata: Metadata of the call.
     """
 
     seconds_left: float
@@ -25,18 +25,18 @@ class Asked(NamedTuple):
 
 
 class ScriptedServer:
-    """Answers request by request with what `script` says, then well.
+    """Responds to requests as scripted, then successfully.
 
     Args:
-        script: a gRPC code to fail with, HANG, or an answer.
+        script: Result of each request: a gRPC status code, HANG, or a response.
 
     Attributes:
-        asked: the requests that have arrived.
-        port: of gRPC.
+        requests: Requests received so far.
+        port: gRPC port.
     """
 
     def __init__(self, *script: grpc.StatusCode | str | protos.PredictResponse):
-        self.asked: list[Asked] = []
+        self.requests: list[RecordedRequest] = []
         self._script = list(script)
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         handler = grpc.unary_unary_rpc_method_handler(
@@ -51,19 +51,19 @@ class ScriptedServer:
         self._server.stop(None)
 
     def _predict(self, request: protos.PredictRequest, context: grpc.ServicerContext) -> protos.PredictResponse:
-        self.asked.append(Asked(context.time_remaining(), dict(context.invocation_metadata())))
-        said = self._script.pop(0) if self._script else answer()
-        if said == HANG:
-            given_up = threading.Event()  # by the client's deadline
-            if context.add_callback(given_up.set):
-                given_up.wait(DEADLINE)
-        if isinstance(said, grpc.StatusCode):
-            context.abort(said, "as the script says")
-        return said
+        self.requests.append(RecordedRequest(context.time_remaining(), dict(context.invocation_metadata())))
+        result = self._script.pop(0) if self._script else answer()
+        if result == HANG:
+            ended = threading.Event()  # set at the client's deadline
+            if context.add_callback(ended.set):
+                ended.wait(DEADLINE)
+        if isinstance(result, grpc.StatusCode):
+            context.abort(result, "scripted error")
+        return result
 
 
 def answer(breeds: tuple[str, ...] = ("Rex", "Van"), probability: float = 0.5) -> protos.PredictResponse:
-    """Of one photo; each breed is as probable."""
+    """Return a response for one photo with the same probability for each breed."""
     response = protos.PredictResponse()
     response.model_spec.name = "catbreeds"
     response.model_spec.version.value = 7

@@ -52,14 +52,14 @@ def predict_with(request) -> Callable:
 def test_a_request_is_retried_while_the_server_is_unavailable(predict_with, script):
     server = script(UNAVAILABLE, UNAVAILABLE)
     assert predict_with(f"127.0.0.1:{server.port}", 30).model.version == 7
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_a_request_is_sent_at_most_five_times(predict_with, script):
     server = script(*[UNAVAILABLE] * 9)
     with pytest.raises(Unavailable, match="as the script says"):
         predict_with(f"127.0.0.1:{server.port}", 30)
-    assert len(server.asked) == 5
+    assert len(server.requests) == 5
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_an_error_that_a_retry_cannot_fix_is_not_retried(predict_with, script, c
     server = script(code)
     with pytest.raises(error, match="as the script says"):
         predict_with(f"127.0.0.1:{server.port}", 30)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_the_request_ends_at_the_deadline_which_the_server_receives(predict_with, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
         predict_with(f"127.0.0.1:{server.port}", 2)
-    assert [0 < asked.seconds_left <= 2 for asked in server.asked] == [True]
+    assert [0 < asked.seconds_left <= 2 for asked in server.requests] == [True]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_an_invalid_response_raises_bad_response(predict_with, script, response)
 def test_requests_are_balanced_between_the_addresses_of_a_name(script):
     servers = [script(), script()]
     with GrpcClient("ipv4:" + ",".join(f"127.0.0.1:{server.port}" for server in servers)) as client:
-        while not all(server.asked for server in servers):
+        while not all(server.requests for server in servers):
             client.predict(PHOTO)  # one connection may be ready later than the other
-        before = [len(server.asked) for server in servers]
+        before = [len(server.requests) for server in servers]
         for _ in range(10):
             client.predict(PHOTO)
-    assert [len(server.asked) - n for server, n in zip(servers, before, strict=True)] == [5, 5]
+    assert [len(server.requests) - n for server, n in zip(servers, before, strict=True)] == [5, 5]
 
 
 def test_the_gateway_passes_on_the_trace_and_the_remaining_deadline(script, tmp_path):
@@ -113,9 +113,9 @@ def test_the_gateway_passes_on_the_trace_and_the_remaining_deadline(script, tmp_
     assert gateway.predict(PHOTO, headers=headers).json()["model"]["version"] == 7
     assert problem(gateway.predict(PHOTO)) == (504, "timed_out")
     gateway.stop()
-    first, second, third = server.asked
+    first, second, third = server.requests
     for asked in (first, second):
         assert asked.metadata["traceparent"].startswith(f"00-{trace}-")
         assert asked.metadata["tracestate"] == "vendor=1"
-    assert all(0 < asked.seconds_left <= 5 for asked in server.asked)
+    assert all(0 < asked.seconds_left <= 5 for asked in server.requests)
     assert trace not in third.metadata["traceparent"]

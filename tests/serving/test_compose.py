@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from serving.addresses import GRPC_PORT, REST_PORT
 from serving.gateway.settings import Settings as GatewaySettings
 from serving.local import stack
 from serving.model_server import flags
@@ -22,8 +23,8 @@ def interpolate(text: str) -> str:
 SERVICES = yaml.safe_load(interpolate(FILE.read_text()))["services"]
 
 
-def test_the_model_server_has_the_same_flags_as_in_up(tmp_path):
-    program = stack.model_server(tmp_path / "models.config", "", 8500, 8501)
+def test_the_model_server_has_the_flags_that_up_gives_it(tmp_path):
+    program = stack.model_server(tmp_path / "models.config", "catbreeds", GRPC_PORT, REST_PORT)
     expected = [part for part in program.command if part.startswith("--")]
     paths = {str(tmp_path / "models.config"): "/runs/demo/serve/models.config"}
     paths[str(tmp_path / "monitoring.config")] = SERVICES["model-server"]["configs"][0]["target"]

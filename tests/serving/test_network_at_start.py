@@ -1,4 +1,4 @@
-"""What images start asks no other machine at its start: not every cluster may reach the internet."""
+"""Programs of the images contact no other machine when they start: some clusters have no internet access."""
 
 import json
 import os
@@ -12,26 +12,26 @@ import pytest
 
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
-# Python runs a module of this name at its start. Beside loopback, it notes whom a process asks.
+# Source of a sitecustomize module, which Python imports at startup. It records connections other than to loopback.
 GUARD = """
 import os, sys
 
-def note(event, arguments):
+def record(event, arguments):
     if event == "socket.connect" or event == "socket.sendto":
-        asked = arguments[1]
-        local = not isinstance(asked, tuple) or asked[0] in ("127.0.0.1", "::1")
+        address = arguments[1]
+        local = not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1")
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        asked = arguments[0]
+        address = arguments[0]
         # None and 0.0.0.0 are addresses to listen on.
-        local = asked in (None, "", "localhost", b"localhost", "127.0.0.1", "0.0.0.0", "::1", "::")
+        local = address in (None, "", "localhost", b"localhost", "127.0.0.1", "0.0.0.0", "::1", "::")
     else:
         return
     if not local:
-        with open(os.environ["ASKED"], "a") as file:
-            print(event, asked, file=file)
+        with open(os.environ["GUARD_LOG"], "a") as file:
+            print(event, address, file=file)
 
-sys.addaudithook(note)
-with open(os.environ["ASKED"], "a"):
+sys.addaudithook(record)
+with open(os.environ["GUARD_LOG"], "a"):
     pass
 """
 
@@ -43,27 +43,27 @@ SERVERS = {
 
 
 def guarded(folder: Path) -> dict[str, str]:
-    """The environment of a process under the guard, which notes in the file `asked`."""
+    """Return the environment of a process under the guard, which writes to the file `contacted`."""
     (folder / "sitecustomize.py").write_text(GUARD)
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
-    return os.environ | {"ASKED": str(folder / "asked"), "PYTHONPATH": path, "HOME": str(folder)}
+    return os.environ | {"GUARD_LOG": str(folder / "contacted"), "PYTHONPATH": path, "HOME": str(folder)}
 
 
-def start(folder: Path, module: str) -> None:
-    """Runs a server under the guard until it answers and SIGTERM has ended it."""
-    place, port = SERVERS[module][0], free_port()
+def start_and_stop(folder: Path, module: str) -> None:
+    """Run a server under the guard until it responds, then stop it with SIGTERM."""
+    port_option, port = SERVERS[module][0], free_port()
     environment = guarded(folder)
     flags = []
-    if place.startswith("--"):
+    if port_option.startswith("--"):
         (folder / "none.config").write_text("model_config_list {}")
         (folder / "monitoring.config").write_text("prometheus_config { enable: true }")
-        flags = [f"{place}={port}", f"--port={free_port()}", f"--model_config_file={folder / 'none.config'}"]
+        flags = [f"{port_option}={port}", f"--port={free_port()}", f"--model_config_file={folder / 'none.config'}"]
         flags.append(f"--monitoring_config_file={folder / 'monitoring.config'}")
     else:
-        environment |= {place: str(port)}
+        environment |= {port_option: str(port)}
     process = subprocess.Popen([sys.executable, "-m", module, *flags], env=environment, cwd=folder)
     try:
-        eventually(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}{SERVERS[module][1]}"))
+        eventually(lambda: process.poll() is not None or _responds(f"http://127.0.0.1:{port}{SERVERS[module][1]}"))
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
@@ -72,7 +72,7 @@ def start(folder: Path, module: str) -> None:
         process.wait()
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.get(url, timeout=DEADLINE, trust_env=False).is_success
     except httpx.TransportError:
@@ -80,14 +80,14 @@ def _answers(url: str) -> bool:
 
 
 @pytest.mark.parametrize("module", SERVERS)
-def test_a_server_asks_nobody_beyond_this_machine_when_it_starts(tmp_path, module):
-    start(tmp_path, module)
-    assert (tmp_path / "asked").read_text() == ""
+def test_starting_server_contacts_no_other_machine(tmp_path, module):
+    start_and_stop(tmp_path, module)
+    assert (tmp_path / "contacted").read_text() == ""
 
 
-def test_a_task_of_a_pipeline_asks_nobody_by_itself(tmp_path):
+def test_pipeline_task_contacts_no_other_machine(tmp_path):
     invocation = {
-        "inputs": {"parameterValues": {"marker": str(tmp_path / "told")}},
+        "inputs": {"parameterValues": {"marker": str(tmp_path / "parameters")}},
         "outputs": {"artifacts": {}, "outputFile": str(tmp_path / "output.json")},
     }
     command = [
@@ -98,11 +98,11 @@ def test_a_task_of_a_pipeline_asks_nobody_by_itself(tmp_path):
         "",
     ]
     subprocess.run([sys.executable, *command], env=guarded(tmp_path), check=True, timeout=DEADLINE)
-    assert (tmp_path / "told").read_text() == "marker"
-    assert (tmp_path / "asked").read_text() == ""
+    assert (tmp_path / "parameters").read_text() == "marker"
+    assert (tmp_path / "contacted").read_text() == ""
 
 
-def test_the_guard_notes_who_is_asked(tmp_path):
+def test_guard_records_contacted_addresses(tmp_path):
     script = "import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
     subprocess.run([sys.executable, "-c", script], env=guarded(tmp_path), check=False)
-    assert (tmp_path / "asked").read_text() == "socket.connect ('192.0.2.1', 9)\n"
+    assert (tmp_path / "contacted").read_text() == "socket.connect ('192.0.2.1', 9)\n"

@@ -1,4 +1,4 @@
-"""The messages on the wire are TensorFlow Serving's, and what is generated from them is current."""
+"""The messages are wire-compatible with TensorFlow Serving's, and the generated modules are up to date."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def type_of(message, field: str):
-    """The class of a field, of which the package has no module."""
+    """Return the class of a message field whose module the package does not contain."""
     return GetMessageClass(message.DESCRIPTOR.fields_by_name[field].message_type)
 
 
@@ -25,8 +25,8 @@ POLICY = type_of(model_server_config_pb2.ModelConfig, "model_version_policy")
 STATUS = type_of(model_management_pb2.ReloadConfigResponse, "status")
 
 
-@pytest.mark.parametrize("name", ["predict", "model_management"])
-def test_the_generated_module_is_current(tmp_path, name):
+@pytest.mark.parametrize("name", ["predict", "model_management", "model_server_options"])
+def test_generated_module_is_up_to_date(tmp_path, name):
     command = [
         sys.executable,
         "-m",
@@ -63,8 +63,8 @@ def test_the_generated_module_is_current(tmp_path, name):
         (management.Status, STATUS),
     ],
 )
-def test_every_field_is_the_official_one(message, official):
+def test_every_field_matches_the_official_message(message, official):
     for name, field in message.DESCRIPTOR.fields_by_name.items():
-        theirs = official.DESCRIPTOR.fields_by_name[name]
-        assert (field.number, field.type, field.is_repeated) == (theirs.number, theirs.type, theirs.is_repeated)
+        expected = official.DESCRIPTOR.fields_by_name[name]
+        assert (field.number, field.type, field.is_repeated) == (expected.number, expected.type, expected.is_repeated)
     assert set(ours.DataType.items()) <= set(types_pb2.DataType.items())

@@ -1,4 +1,4 @@
-"""Proxies: this machine is never asked through one, others as the environment says, whichever way a photo goes."""
+"""Proxies: no client uses one for this machine; for other machines, all clients use that of the environment."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serving import http_client, proxies
-from serving.client import BadResponse, Client, ClientError, RequestRejected, Unavailable
+from serving.client import BadResponse, ClientError, RequestRejected, Unavailable
 from serving.client.gateway import GatewayClient
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import RestClient
@@ -24,22 +24,22 @@ from tests.serving.model_server.servers import free_port
 from tests.serving.scripted_server import ScriptedServer
 
 PHOTO = encoded(picture())
-# By the rules of the Internet nobody ever has this name.
-ELSEWHERE = "cats.invalid"
+# RFC 2606 reserves .invalid, so this name never resolves.
+REMOTE_HOST = "cats.invalid"
 
 
 class Proxy(ThreadingHTTPServer):
-    """Refuses all requests, and remembers for whom they were."""
+    """A proxy that rejects all requests and records their targets."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.asked: list[str] = []
+        self.targets: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.targets.append(self.path)
         self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.send_error(502, "blocked by the proxy")
 
@@ -51,21 +51,21 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def environment(monkeypatch) -> Callable[..., None]:
-    """Sets variables; all others that are about proxies are gone."""
+    """Unset all proxy variables; return a function that sets some."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
-    def put(**variables: str) -> None:
+    def set_variables(**variables: str) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
-    return put
+    return set_variables
 
 
 @pytest.fixture
 def proxy(environment) -> Iterator[Proxy]:
-    """A proxy that the environment names for everything."""
+    """A running proxy that the environment sets for all protocols."""
     proxy = Proxy()
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     environment(http_proxy=proxy.url, HTTPS_PROXY=proxy.url)
@@ -74,8 +74,16 @@ def proxy(environment) -> Iterator[Proxy]:
     proxy.server_close()
 
 
-def predict(client: Client) -> None:
-    with client:
+def predict_async(kind: type, address: str) -> None:
+    async def predict() -> None:
+        async with kind(address) as client:
+            await client.predict(PHOTO)
+
+    asyncio.run(predict())
+
+
+def predict(kind: type, address: str) -> None:
+    with kind(address) as client:
         client.predict(PHOTO)
 
 
@@ -88,10 +96,10 @@ def predict_with_asyncio(target: str) -> None:
 
 
 CLIENTS = {
-    "gateway": lambda host: predict(GatewayClient(f"http://{host}")),
-    "REST": lambda host: predict(RestClient(f"http://{host}")),
-    "gRPC": lambda host: predict(GrpcClient(host)),
-    "gRPC, asyncio": predict_with_asyncio,
+    "gateway": lambda host: predict(GatewayClient, f"http://{host}"),
+    "REST": lambda host: predict(RestClient, f"http://{host}"),
+    "gRPC": lambda host: predict(GrpcClient, host),
+    "gRPC, asyncio": lambda host: predict_async(AsyncGrpcClient, host),
 }
 
 
@@ -100,32 +108,32 @@ def client(request) -> Callable[[str], None]:
     return CLIENTS[request.param]
 
 
-def test_others_are_asked_through_the_proxy_which_the_message_names(client, proxy):
+def test_requests_to_other_machines_use_the_proxy_and_errors_name_it(client, proxy):
     with pytest.raises((Unavailable, BadResponse), match=rf"through the proxy (http_proxy|HTTPS_PROXY)={proxy.url}\)"):
-        client(f"{ELSEWHERE}:8500")
-    assert ELSEWHERE in proxy.asked[0]
+        client(f"{REMOTE_HOST}:8500")
+    assert REMOTE_HOST in proxy.targets[0]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_this_machine_is_not_asked_through_a_proxy_nor_does_a_message_blame_one(client, proxy, host):
+def test_requests_to_this_machine_bypass_the_proxy_and_errors_do_not_mention_it(client, proxy, host):
     with pytest.raises(Unavailable) as caught:
         client(f"{host}:{free_port()}")
     assert "proxy" not in str(caught.value)
-    assert proxy.asked == []
+    assert proxy.targets == []
 
 
-def test_a_socks_proxy_is_refused_with_its_variable_and_does_not_concern_this_machine(client, environment):
+def test_socks_proxy_is_rejected_with_its_variable_except_for_this_machine(client, environment):
     environment(ALL_PROXY="socks5://user:secret@127.0.0.1:1080")
     with pytest.raises(
-        RequestRejected, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {ELSEWHERE} to no_proxy"
+        RequestRejected, match=rf"ALL_PROXY=socks5://127.0.0.1:1080: .* or add {REMOTE_HOST} to no_proxy"
     ) as caught:
-        client(f"{ELSEWHERE}:8500")
+        client(f"{REMOTE_HOST}:8500")
     assert "secret" not in str(caught.value)
     with pytest.raises(Unavailable):
         client(f"127.0.0.1:{free_port()}")
 
 
-def test_gateways_and_model_servers_of_this_machine_are_rolled_out_without_a_proxy(proxy):
+def test_rollout_reaches_servers_of_this_machine_without_a_proxy(proxy):
     server = ScriptedServer()
     answers = pytest.raises(Unreachable, match=r"^UNIMPLEMENTED: Method not found!$")
     with ModelServerClient(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, answers:
@@ -134,31 +142,31 @@ def test_gateways_and_model_servers_of_this_machine_are_rolled_out_without_a_pro
     with pytest.raises(OSError, match="http://127") as caught:
         read_request_stats(f"127.0.0.1:{free_port()}")
     assert "proxy" not in str(caught.value)
-    assert proxy.asked == []
-    with ModelServerClient(f"{ELSEWHERE}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
+    assert proxy.targets == []
+    with ModelServerClient(f"{REMOTE_HOST}:1", "catbreeds") as connection, pytest.raises(Unreachable, match=proxy.url):
         connection.version_states()
     with pytest.raises(OSError, match=proxy.url):
-        read_request_stats(f"{ELSEWHERE}:1")
+        read_request_stats(f"{REMOTE_HOST}:1")
 
 
-def test_a_redirect_to_this_machine_leaves_the_proxy(environment):
-    mine, proxy = Proxy(), Proxy()
+def test_redirect_to_this_machine_bypasses_the_proxy(environment):
+    local, proxy = Proxy(), Proxy()
     proxy.RequestHandlerClass = type(
         "Redirecting",
         (Handler,),
         {
             "do_GET": lambda handler: (
-                (handler.send_response(302), handler.send_header("Location", mine.url)) and handler.end_headers()
+                (handler.send_response(302), handler.send_header("Location", local.url)) and handler.end_headers()
             )
         },
     )
-    for server in (mine, proxy):
+    for server in (local, proxy):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     environment(http_proxy=proxy.url)
     with http_client.client(follow_redirects=True) as client:
-        assert client.get(f"http://{ELSEWHERE}").status_code == 502
-    assert mine.asked == ["/"]
-    for server in (mine, proxy):
+        assert client.get(f"http://{REMOTE_HOST}").status_code == 502
+    assert local.targets == ["/"]
+    for server in (local, proxy):
         server.shutdown()
         server.server_close()
 
@@ -178,7 +186,7 @@ THIS_MACHINE = [
 
 @pytest.mark.parametrize("host", THIS_MACHINE)
 @pytest.mark.parametrize("form", ["http://{}", "http://{}:80/path", "https://{}", "{}:8500", "dns:///{}:8500"])
-def test_every_name_of_this_machine_is_known(environment, host, form):
+def test_every_address_of_this_machine_bypasses_the_proxy(environment, host, form):
     environment(http_proxy="http://p:1", https_proxy="http://p:1", grpc_proxy="http://p:1", all_proxy="http://p:1")
     assert proxies.find(form.format(host)) is None
 
@@ -208,13 +216,13 @@ def test_every_name_of_this_machine_is_known(environment, host, form):
     ],
 )
 @pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
-def test_hosts_of_no_proxy_are_asked_directly(environment, variable, no_proxy, address, direct):
+def test_hosts_in_no_proxy_bypass_the_proxy(environment, variable, no_proxy, address, direct):
     environment(**{variable: no_proxy, "http_proxy": "p:1", "HTTPS_PROXY": "p:1"})
     assert (proxies.find(address) is None) == direct
 
 
 @pytest.mark.parametrize(
-    ("variables", "address", "found"),
+    ("variables", "address", "expected"),
     [
         ({"http_proxy": "http://a:1", "HTTP_PROXY": "http://b:2"}, "http://x", "http_proxy=http://a:1"),
         ({"http_proxy": "", "HTTP_PROXY": "http://b:2"}, "http://x", "None"),
@@ -225,9 +233,9 @@ def test_hosts_of_no_proxy_are_asked_directly(environment, variable, no_proxy, a
         ({"http_proxy": "http://me:secret@b:2"}, "http://x", "http_proxy=http://b:2"),
     ],
 )
-def test_the_variable_that_counts_is_found(environment, variables, address, found):
+def test_variables_have_the_documented_precedence(environment, variables, address, expected):
     environment(**variables)
-    assert str(proxies.find(address)) == found
+    assert str(proxies.find(address)) == expected
 
 
 @pytest.mark.parametrize(
@@ -237,52 +245,56 @@ def test_the_variable_that_counts_is_found(environment, variables, address, foun
         *("a b", "http://p<1>:1", "http://p,q:1", "'http://p:1'"),
     ],
 )
-def test_what_is_no_http_proxy_is_refused_with_its_variable(environment, value):
+def test_unusable_proxy_is_rejected_with_its_variable(environment, value):
     environment(HTTPS_PROXY=value)
-    with pytest.raises(proxies.ProxyError, match="Set HTTPS_PROXY to the address of an HTTP proxy"):
+    with pytest.raises(proxies.ProxyError, match="set HTTPS_PROXY to the address of an HTTP proxy"):
         proxies.find("https://a.b")
     assert "HTTPS_PROXY" in proxies.through("https://a.b")
 
 
-def test_libraries_that_read_the_environment_by_themselves_find_the_same(environment):
+def test_libraries_that_read_the_environment_select_the_same_proxies(environment):
     environment(NO_PROXY="a.b", ALL_PROXY="http://p:1", HTTP_PROXY="http://q:2")
     with contextlib.ExitStack() as clients:
         proxies.apply_to_libraries()
         client = clients.enter_context(httpx.Client())
-        # What httpx makes of the environment.
-        taken = {
+        # How httpx interprets the environment.
+        uses_proxy = {
             url: client._transport_for_url(httpx.URL(url)) is not client._transport
             for url in ("http://c.d", "https://c.d", "https://a.b", "http://localhost:1", "http://127.0.0.1:1")
         }
-    assert list(taken.values()) == [True, True, False, False, False]
+    assert list(uses_proxy.values()) == [True, True, False, False, False]
     assert (os.environ["http_proxy"], os.environ["https_proxy"]) == ("http://q:2", "http://p:1")
 
 
-@pytest.mark.parametrize("way", [("--gateway", "http://{}"), ("--rest", "http://{}"), ("--grpc", "{}")])
+@pytest.mark.parametrize("option", [("--gateway", "http://{}"), ("--rest", "http://{}"), ("--grpc", "{}")])
 @pytest.mark.parametrize(
-    ("host", "variables", "said"),
+    ("host", "variables", "expected"),
     [
         ("127.0.0.1:{port}", {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}, None),
-        (f"{ELSEWHERE}:8500", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY=socks5://127.0.0.1:9: no such proxy"),
-        (f"{ELSEWHERE}:8500", {"ALL_PROXY": "http://127.0.0.1:9"}, "(through the proxy ALL_PROXY=http://127.0.0.1:9)"),
+        (f"{REMOTE_HOST}:8500", {"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY=socks5://127.0.0.1:9: this proxy"),
+        (
+            f"{REMOTE_HOST}:8500",
+            {"ALL_PROXY": "http://127.0.0.1:9"},
+            "(through the proxy ALL_PROXY=http://127.0.0.1:9)",
+        ),
     ],
 )
-def test_predict_says_which_proxy_it_took(tmp_path, environment, way, host, variables, said):
+def test_predict_names_the_proxy_in_errors(tmp_path, environment, option, host, variables, expected):
     (tmp_path / "cat.jpg").write_bytes(PHOTO)
-    flag, form = way
+    flag, form = option
     address = form.format(host.format(port=free_port()))
     done = catbreeds("predict", tmp_path / "cat.jpg", flag, address, env=variables)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("catbreeds: ")
     assert "Traceback" not in done.stderr
-    assert (said or "") in done.stderr
-    if said is None:
+    assert (expected or "") in done.stderr
+    if expected is None:
         assert "proxy" not in done.stderr
 
 
-def test_a_client_that_is_refused_by_a_proxy_is_closed_in_good_order(environment):
+def test_client_with_an_unusable_proxy_can_be_closed(environment):
     environment(http_proxy="socks5://p:1")
-    client = GatewayClient(f"http://{ELSEWHERE}")
+    client = GatewayClient(f"http://{REMOTE_HOST}")
     with pytest.raises(ClientError):
         client.ready()
     client.close()

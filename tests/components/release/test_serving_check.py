@@ -1,4 +1,4 @@
-"""ServingCheck against a stand-in for `tensorflow_model_server`: what it lets pass, what it stops, what it leaves."""
+"""ServingCheck with a fake `tensorflow_model_server`: which models pass, which fail, what it leaves behind."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ from serving.rollout.golden_requests import GoldenRequest
 BREEDS = ["Birman", "Manx", "Sphynx"]
 PHOTOS = {f"photo {number}".encode(): [0.1 * number, 0.2, 0.8 - 0.1 * number] for number in range(3)}
 
-# Like TF Serving it takes one version of a model, is not ready at once, ignores SIGTERM and answers in rows.
+# Like TensorFlow Serving, it serves one version of a model, takes time to load, ignores SIGTERM and responds in rows.
 SERVER = """#!{python} -SE
 import argparse, base64, hashlib, http.server, json, os, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -77,7 +77,7 @@ def feature(value: bytes) -> tf.train.Feature:
 
 
 class Workplace:
-    """Artifacts as the components before would have written them, and a model server on PATH."""
+    """Artifacts as written by the upstream components, and a fake model server on PATH."""
 
     def __init__(self, folder: Path):
         self.folder, self.photos = folder, {}
@@ -97,7 +97,7 @@ class Workplace:
         self.write_photos(PHOTOS, BREEDS)
 
     def write_photos(self, photos: dict[bytes, list[float]], breeds: list[str]) -> None:
-        """Photos with the probabilities that were measured, and their true breeds."""
+        """Write photos with their measured probabilities and true breeds."""
         self.photos = photos
         rows = [self._outcome(photo, breed) for photo, breed in zip(photos, breeds, strict=True)]
         (self.folder / "evaluation").mkdir(exist_ok=True)
@@ -126,10 +126,16 @@ class Workplace:
     def install_server(
         self, mode: str = "serves", answers: dict[bytes, dict] | None = None, other: dict | None = None
     ) -> None:
-        """Puts the stand-in on PATH; `answers` replaces what it says of some photos, `other` is for unknown ones."""
-        said = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
-        said = {sha(photo): answer for photo, answer in {**said, **(answers or {})}.items()}
-        plan = {"mode": mode, "answers": said, "other": other, "started": str(self.folder / "started")}
+        """Put the fake server on PATH.
+
+        Args:
+            mode: Behavior of the server.
+            answers: Predictions that differ from the measured ones, by photo.
+            other: Prediction for unknown photos.
+        """
+        predictions = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
+        predictions = {sha(photo): row for photo, row in {**predictions, **(answers or {})}.items()}
+        plan = {"mode": mode, "answers": predictions, "other": other, "started": str(self.folder / "started")}
         (self.folder / "plan.json").write_text(json.dumps(plan))
         program = self.folder / "bin" / "tensorflow_model_server"
         program.parent.mkdir()
@@ -137,12 +143,12 @@ class Workplace:
         program.chmod(0o755)
 
     def started(self) -> list[int]:
-        """Process ids of the servers that were started."""
+        """Return the process IDs of the servers that were started."""
         path = self.folder / "started"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
     def golden(self) -> list[GoldenRequest]:
-        """What was kept of the photos."""
+        """Return the golden requests that were stored."""
         rows = json.loads((self.folder / "report" / "golden.json").read_text())
         return [GoldenRequest(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
 
@@ -154,7 +160,7 @@ class Workplace:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A workplace where, whatever the check finds, no process and no temporary file is left."""
+    """A workplace that checks that no process and no temporary folder is left, whether the check passes or fails."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -164,62 +170,62 @@ def place(tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "temporary").iterdir() if path.is_dir()]
 
 
-def test_a_server_that_answers_what_was_measured_passes(place):
+def test_model_with_the_measured_predictions_passes(place):
     place.install_server()
     assert place.check() == {"checked": True, "server": "tensorflow_model_server", "photos": 3}
     assert len(place.started()) == 1
 
 
-def test_the_server_is_not_asked_through_a_proxy(place, monkeypatch):
-    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 20)  # not to be waited for, should it fail
+def test_requests_to_the_server_bypass_the_proxy(place, monkeypatch):
+    monkeypatch.setattr(serving_check, "MODEL_SERVER_SECONDS", 20)  # limits the wait if the test fails
     for name in ("http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     place.install_server()
     assert place.check()["checked"]
 
 
-def test_only_as_many_photos_are_asked_for_as_wanted(place):
+def test_check_uses_the_given_number_of_photos(place):
     last = list(PHOTOS)[-1]
     place.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
     assert place.check(photos=2)["photos"] == 2
 
 
-def test_the_photos_that_are_kept_are_of_as_many_breeds_as_possible_whatever_their_order(place):
+def test_golden_photos_are_of_as_many_breeds_as_possible_in_any_order(place):
     photos = {f"photo {number}".encode(): [0.01 * number, 0.0, 1 - 0.01 * number] for number in range(9)}
     breeds = ["Birman"] * 6 + ["Sphynx", "Manx", "Sphynx"]
     place.write_photos(photos, breeds)
     place.install_server()
     assert place.check(photos=4)["photos"] == 4
-    of = dict(zip(photos, breeds, strict=True))
-    kept = [of[golden.photo] for golden in place.golden()]
-    assert sorted(kept) == ["Birman", "Birman", "Manx", "Sphynx"]
+    breed_of = dict(zip(photos, breeds, strict=True))
+    golden_breeds = [breed_of[golden.photo] for golden in place.golden()]
+    assert sorted(golden_breeds) == ["Birman", "Birman", "Manx", "Sphynx"]
     for photo, breed, probability in place.golden():
         assert (breed, probability) == ("Sphynx", pytest.approx(photos[photo][2]))
 
 
 def noise(width: int, height: int) -> bytes:
-    """A JPEG that cannot be compressed."""
+    """Return a JPEG of incompressible noise."""
     buffer = io.BytesIO()
     Image.effect_noise((width, height), 200).convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
     return buffer.getvalue()
 
 
-def test_photos_of_many_bytes_are_kept_smaller_with_the_answer_of_the_server(place):
+def test_large_photos_are_stored_smaller_with_the_prediction_for_that_size(place):
     large = [noise(1024, 1024), noise(800, 1024), noise(2000, 1500)]
     assert min(map(len, large)) > 500_000
     place.write_photos(dict(zip(large, PHOTOS.values(), strict=True)), BREEDS)
     place.install_server(other={"breeds": BREEDS, "probabilities": [0.1, 0.7, 0.2]})
     place.check()
-    kept = place.golden()
-    assert len(kept) == 3
-    for photo, breed, probability in kept:
+    golden = place.golden()
+    assert len(golden) == 3
+    for photo, breed, probability in golden:
         assert (breed, probability) == ("Manx", 0.7)
         assert len(photo) <= 500_000
-        assert normalise(photo).data == photo  # clients send it as it is
+        assert normalise(photo).data == photo  # clients send it unchanged
         assert min(Image.open(io.BytesIO(photo)).size) >= 256 * 3 // 4
 
 
-def test_a_large_photo_too_narrow_to_be_smaller_is_checked_and_not_kept(place):
+def test_large_photo_too_narrow_to_be_reduced_is_checked_but_not_stored(place):
     narrow = noise(8192, 64)
     assert len(narrow) > 500_000
     place.write_photos({narrow: [0.0, 0.2, 0.8], b"photo 1": [0.1, 0.2, 0.7]}, BREEDS[:2])
@@ -228,7 +234,7 @@ def test_a_large_photo_too_narrow_to_be_smaller_is_checked_and_not_kept(place):
     assert [golden.photo for golden in place.golden()] == [b"photo 1"]
 
 
-def test_breeds_may_be_numbered_otherwise_and_the_last_digits_differ(place):
+def test_other_order_of_breeds_and_rounding_differences_pass(place):
     answers = {
         photo: {"breeds": BREEDS[::-1], "probabilities": [value + 2e-4 for value in values[::-1]]}
         for photo, values in PHOTOS.items()
@@ -238,67 +244,69 @@ def test_breeds_may_be_numbered_otherwise_and_the_last_digits_differ(place):
 
 
 @pytest.mark.parametrize("photo", PHOTOS)
-def test_another_confidence_stops_the_model_and_names_the_photo(place, photo):
+def test_different_confidence_fails_and_names_the_photo(place, photo):
     place.install_server(answers={photo: {"breeds": BREEDS, "probabilities": [0.05, 0.9, 0.05]}})
-    with pytest.raises(ServingError, match=rf"/{photo.decode()}\.jpg: the model server says Manx with 0.9000"):
+    with pytest.raises(ServingError, match=rf"/{photo.decode()}\.jpg: the model server predicts Manx with 0.9000"):
         place.check()
 
 
-def test_probabilities_that_do_not_add_up_stop_the_model(place):
+def test_probabilities_that_do_not_sum_to_one_fail(place):
     place.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.5, 0.5, 0.8]}})
     with pytest.raises(ServingError, match="photo 0"):
         place.check()
 
 
-def test_another_breed_with_the_same_confidence_stops_the_model(place):
+def test_different_breed_with_the_same_confidence_fails(place):
     place.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
-    with pytest.raises(ServingError, match="says Birman"):
+    with pytest.raises(ServingError, match="predicts Birman"):
         place.check()
 
 
-def test_a_server_that_exits_at_once_stops_the_model_with_its_own_words(place):
+def test_server_that_exits_fails_with_the_end_of_its_log(place):
     place.install_server("exits")
     with pytest.raises(ServingError, match="Failed to start server: no such op in version 1"):
         place.check()
     assert len(place.started()) == 1
 
 
-def test_a_server_that_never_has_the_model_ready_is_not_waited_for_forever(place, monkeypatch):
-    monkeypatch.setattr(serving_check, "_DEADLINE_SECONDS", 3)
+def test_server_that_never_loads_the_model_fails_after_the_timeout(place, monkeypatch):
+    monkeypatch.setattr(serving_check, "MODEL_SERVER_SECONDS", 3)
     place.install_server("never loads")
-    with pytest.raises(ServingError, match="does not serve the model"):
+    with pytest.raises(
+        ServingError, match="the model cannot be served: tensorflow_model_server is not ready after 3 s"
+    ):
         place.check()
     assert len(place.started()) == 1
 
 
-def test_a_server_that_refuses_the_request_stops_the_model_with_its_answer(place):
+def test_server_that_rejects_the_request_fails_with_its_response(place):
     place.install_server("refuses")
-    with pytest.raises(ServingError, match=r"answers 400: .*input is not a JPEG"):
+    with pytest.raises(ServingError, match=r"returned 400: .*input is not a JPEG"):
         place.check()
 
 
 @pytest.mark.parametrize("mode", ["dies", "forgets"])
-def test_a_server_that_dies_or_forgets_a_photo_stops_the_model_as_a_serving_error(place, mode):
+def test_server_that_dies_or_omits_a_photo_raises_serving_error(place, mode):
     place.install_server(mode)
     with pytest.raises(ServingError):
         place.check()
 
 
 @pytest.mark.parametrize("mode", ["dies", "forgets"])
-def test_a_server_that_dies_or_forgets_a_photo_never_passes(place, mode):
+def test_server_that_dies_or_omits_a_photo_never_passes(place, mode):
     place.install_server(mode)
     with pytest.raises(Exception):  # noqa: B017, PT011
         place.check()
     assert not (place.folder / "report").exists()
 
 
-def test_a_model_that_was_refused_is_not_loaded(place):
+def test_model_rejected_by_the_gate_is_not_loaded(place):
     place.install_server("exits")
     assert place.check(blessed=constants.NOT_BLESSED_VALUE) == {"checked": False}
     assert place.started() == []
 
 
-def test_without_a_model_server_tensorflow_answers_in_a_process_of_its_own(place):
+def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(place):
     table = tf.constant(list(PHOTOS.values()), tf.float32)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
@@ -312,7 +320,7 @@ def test_without_a_model_server_tensorflow_answers_in_a_process_of_its_own(place
     assert place.check() == {"checked": True, "server": "tensorflow", "photos": 3}
 
 
-def test_without_a_model_server_a_process_that_fails_stops_the_model(place, monkeypatch):
+def test_without_a_model_server_a_failed_process_fails(place, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(ServingError, match="TensorFlow in a fresh process cannot serve"):
+    with pytest.raises(ServingError, match=r"TensorFlow cannot serve .* in a separate process"):
         place.check()

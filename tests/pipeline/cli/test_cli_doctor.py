@@ -185,7 +185,7 @@ def test_an_unusable_proxy_is_named(tmp_path):
     code, found = doctor("--set", "backbones=[resnet50]", **PROXIES | host | {"ALL_PROXY": "socks5://127.0.0.1:9"})
     assert code == 2
     for name in ("weights", "Kubeflow"):
-        assert "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used" in found[name]["found"]
+        assert "ALL_PROXY=socks5://127.0.0.1:9: this proxy cannot be used" in found[name]["found"]
         assert found[name]["state"] in ("problem", "optional")
 
 

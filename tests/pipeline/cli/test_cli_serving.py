@@ -110,7 +110,7 @@ def test_a_registry_without_a_model_is_rejected(command, tmp_path):
         ports |= {"--gateway-port": free_port(), "--page-port": free_port()}
     done = catbreeds(command, "--workdir", tmp_path, *(part for pair in ports.items() for part in pair))
     assert (done.returncode, done.stdout) == (2, "")
-    assert "no model is in service there; `catbreeds run` trains and pushes one" in done.stderr
+    assert "no version is stable; `catbreeds run` trains and pushes one" in done.stderr
     assert "Traceback" not in done.stderr
 
 

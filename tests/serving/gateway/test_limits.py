@@ -128,7 +128,7 @@ def test_phone_photos_are_predicted_within_bounded_memory(start_gateway, model_s
 def test_other_formats_have_a_lower_limit(gateway, kind, mode):
     response = gateway.http.post(PREDICT, content=white((5000, 4801), kind, mode))
     assert problem(response) == (413, "too_large")
-    assert "5000 x 4801 pixels are more than 24,000,000" in response.json()["detail"]
+    assert "5000 x 4801 pixels are more than the limit of 24,000,000" in response.json()["detail"]
 
 
 def test_a_configured_pixel_limit_applies_to_all_formats(start_gateway, model_server):

@@ -66,7 +66,7 @@ def test_an_endless_file_is_too_large_and_a_pipe_is_read(backends, photos, backe
     writer.start()
     done = catbreeds("predict", "/dev/zero", pipe, *backends[backend])
     writer.join()
-    assert done.stderr == "catbreeds: /dev/zero: the file has more than 64 MB\n"
+    assert done.stderr == "catbreeds: /dev/zero: the file is larger than 64 MB\n"
     assert done.stdout.startswith(f"{pipe}: {BREEDS[0]} ")
 
 

@@ -1,12 +1,14 @@
-"""The local server serves what is stable in a registry, or says why not."""
+"""LocalServer serves the stable version of a registry, or raises an error that explains why it cannot."""
 
 import shutil
+import tempfile
 
 import pytest
 
 from serving.client import ModelChoice, NotServed
 from serving.client.grpc import GrpcClient
-from serving.local.model_server import LocalServer, ServerError
+from serving.local.model_server import LocalServer
+from serving.local.processes import ProgramError
 from serving.registry import Registry, RegistryError
 from tests.serving.classifier import Classifier
 
@@ -16,7 +18,7 @@ def registry(tmp_path):
     return Registry(tmp_path / "my cats" / "catbreeds")
 
 
-def test_what_is_stable_is_served_though_a_newer_version_is_there(registry, tmp_path, generate_photos):
+def test_local_server_serves_the_stable_version_although_a_newer_one_exists(registry, tmp_path, generate_photos):
     Classifier().save(tmp_path / "model")
     for _ in range(2):
         registry.push(tmp_path / "model", {})
@@ -27,18 +29,21 @@ def test_what_is_stable_is_served_though_a_newer_version_is_there(registry, tmp_
     with GrpcClient(server.grpc, ModelChoice(version=2)) as client, pytest.raises(NotServed):
         client.predict(photo)
     server.stop()
-    server.stop()  # as a cell that is run twice
+    server.stop()  # a notebook cell may be run twice
 
 
-def test_without_a_model_it_says_what_makes_one(registry):
-    with pytest.raises(RegistryError, match="no model is in service there; `catbreeds run` trains and pushes one"):
+def test_local_server_without_a_model_names_the_command_that_pushes_one(registry):
+    with pytest.raises(RegistryError, match="no version is stable; `catbreeds run` trains and pushes one"):
         LocalServer(registry, "catbreeds")
 
 
-def test_a_model_that_cannot_be_loaded_is_told_with_the_servers_own_words(registry, tmp_path):
+def test_local_server_reports_a_model_that_does_not_load_with_the_servers_error(registry, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "saved_model.pb").write_bytes(b"no model")
     registry.push(tmp_path / "model", {})
     shutil.rmtree(tmp_path / "model")
-    with pytest.raises(ServerError, match="saved_model"):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(ProgramError, match="saved_model"):
         LocalServer(registry, "catbreeds")
+    assert not list((tmp_path / "temporary").iterdir())

@@ -1,4 +1,4 @@
-"""What programs that run together promise: an order, one end for all, and no orphans."""
+"""Programs start in order, stop together, and never outlive the process that started them."""
 
 import os
 import signal
@@ -13,29 +13,30 @@ import pytest
 from serving.local import processes
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
-# Starts servers; of one whose port is 0, nothing but a complaint.
+# Starts HTTP servers on the given ports; port 0 starts a program that prints an error and exits.
 PARENT = """
 import os, sys
 from pathlib import Path
-from serving.local.processes import Program, ProgramError, Programs
+from serving.local.processes import Program, ProgramError, Supervisor
 
 FAILING = ["-c", "print('cannot load'); raise SystemExit(3)"]
 try:
-    with Programs() as programs:
+    with Supervisor() as supervisor:
         for number, port in enumerate(sys.argv[1:]):
             command = [sys.executable, *(["-m", "http.server", port] if port != "0" else FAILING)]
-            ready = f"http://127.0.0.1:{port}/{os.environ.get('PAGE', '')}"
-            programs.start(Program(f"server {number}", command, ready, log=Path(f"{number}.log"), never=(404,)))
+            ready_url = f"http://127.0.0.1:{port}/{os.environ.get('PAGE', '')}"
+            log = Path(f"{number}.log")
+            supervisor.start(Program(f"server {number}", command, ready_url, log=log, fatal_statuses=(404,)))
         print("all started", flush=True)
-        programs.watch()
+        supervisor.watch()
 except ProgramError as error:
     sys.exit(str(error))
-print("ended in good order")
+print("stopped normally")
 """
 
 
 class Parent:
-    """A process that runs servers on these ports."""
+    """A process that runs HTTP servers on these ports."""
 
     def __init__(self, folder: Path, *ports: int):
         self.output, self.errors = folder / "output", folder / "errors"
@@ -43,13 +44,13 @@ class Parent:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PARENT, *map(str, ports)],
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
                 stdout=output,
                 stderr=errors,
             )
 
     def children(self) -> list[psutil.Process]:
-        """In the order of their start."""
+        """Return the started servers in order."""
         eventually(lambda: "all started" in self.output.read_text() or self.process.poll() is not None)
         return psutil.Process(self.process.pid).children(recursive=True)
 
@@ -73,17 +74,17 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_in_good_order(start, number):
+def test_signal_stops_all_programs_normally(start, number):
     parent = start(free_port(), free_port())
     children = parent.children()
     assert len(children) == 2
     parent.process.send_signal(number)
     assert parent.process.wait(DEADLINE) == 0
-    assert parent.output.read_text().endswith("ended in good order\n")
+    assert parent.output.read_text().endswith("stopped normally\n")
     assert gone(children)
 
 
-def test_none_outlives_a_parent_that_is_killed(start):
+def test_killed_parent_leaves_no_program_running(start):
     parent = start(free_port(), free_port())
     children = parent.children()
     assert len(children) == 2
@@ -91,24 +92,24 @@ def test_none_outlives_a_parent_that_is_killed(start):
     eventually(lambda: gone(children))
 
 
-def test_one_that_dies_ends_all_and_is_named_with_the_end_of_its_log(start):
+def test_program_that_dies_stops_all_and_its_error_names_it_with_the_end_of_its_log(start):
     parent = start(free_port(), free_port())
     children = parent.children()
     children[0].send_signal(signal.SIGKILL)
     assert parent.process.wait(DEADLINE) == 1
     errors = parent.errors.read_text()
-    assert "server 0 has ended by SIGKILL; the end of 0.log:" in errors
+    assert "server 0 was killed by SIGKILL; end of 0.log:" in errors
     assert "GET / HTTP" in errors
     assert gone(children)
 
 
-def test_one_that_answers_wrongly_is_not_waited_for(start, monkeypatch):
+def test_fatal_status_fails_without_waiting_for_the_timeout(start, monkeypatch):
     monkeypatch.setenv("PAGE", "nowhere")
     port = free_port()
     parent = start(port)
     assert parent.process.wait(DEADLINE) == 1
     assert (
-        f"server 0 answers wrongly: http://127.0.0.1:{port}/nowhere answers 404 File not found; the end of 0.log:"
+        f"server 0 cannot become ready: http://127.0.0.1:{port}/nowhere returned 404 File not found; end of 0.log:"
         in parent.errors.read_text()
     )
 
@@ -126,21 +127,59 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def test_while_one_is_waited_for_what_it_answers_is_told(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(processes, "_TELL_SECONDS", 0)
+def test_start_prints_why_a_program_is_not_ready(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(processes, "_PROGRESS_SECONDS", 0)
     url = f"http://127.0.0.1:{(port := free_port())}"
     program = processes.Program(
-        "page", [sys.executable, "-c", SLOW, str(port)], url, log=tmp_path / "log", never=(404,)
+        "page", [sys.executable, "-c", SLOW, str(port)], url, log=tmp_path / "log", fatal_statuses=(404,)
     )
-    with processes.Programs() as programs:
-        programs.start(program)
-    assert f"s: {url} answers 503 Service Unavailable\n" in capsys.readouterr().out
+    with processes.Supervisor() as supervisor:
+        supervisor.start(program)
+    assert f"s: {url} returned 503 Service Unavailable\n" in capsys.readouterr().out
 
 
-def test_one_that_does_not_start_ends_those_before_it_and_the_later_never_start(start, tmp_path):
+def test_program_that_does_not_start_stops_the_earlier_ones_and_prevents_the_later_ones(start, tmp_path):
     ports = free_port(), free_port()
     parent = start(ports[0], 0, ports[1])
     assert parent.process.wait(DEADLINE) == 1
-    assert "server 1 has ended with code 3; the end of 1.log:\n  cannot load" in parent.errors.read_text()
+    assert "server 1 exited with code 3; end of 1.log:\n  cannot load" in parent.errors.read_text()
     assert (tmp_path / "0.log").exists()
     assert not (tmp_path / "2.log").exists()
+
+
+SINGLE = """
+import sys, time
+from serving.local.processes import Program, start
+
+port = sys.argv[1]
+start(Program("server", [sys.executable, "-m", "http.server", port], f"http://127.0.0.1:{port}/"), timeout=60)
+print("all started", flush=True)
+time.sleep(600)
+"""
+
+
+def test_single_program_is_killed_with_its_parent(start, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PARENT", SINGLE)
+    parent = start(free_port())
+    children = parent.children()
+    assert len(children) == 1
+    parent.process.kill()
+    eventually(lambda: gone(children))
+
+
+def test_single_program_that_is_not_ready_in_time_is_killed(tmp_path):
+    pid = tmp_path / "pid"
+    code = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    code += f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    program = processes.Program("server", [sys.executable, "-c", code], f"http://127.0.0.1:{free_port()}/")
+    with pytest.raises(processes.ProgramError, match="server is not ready after 3 s: http"):
+        processes.start(program, timeout=3)
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+def test_stop_signals_are_not_blocked_in_programs(start):
+    parent = start(free_port())
+    (child,) = parent.children()
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    blocked = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
+    assert not blocked & (1 << (signal.SIGTERM - 1) | 1 << (signal.SIGINT - 1))

@@ -1,4 +1,4 @@
-"""One server for the tests that can share it; models are added to it by pushing configurations."""
+"""A shared model server; tests add models by pushing configurations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.serving.model_server.toys import Adder, Toys, push
 
 @pytest.fixture(scope="session")
 def adders(tmp_path_factory) -> Path:
-    """Ten versions of Adder, 1 to 10, not where a server looks."""
+    """Folder of ten versions of Adder, 1 to 10, which no server reads."""
     folder = tmp_path_factory.mktemp("adders")
     for version in range(1, 11):
         Adder(version).save(folder / str(version))
@@ -28,7 +28,7 @@ def toys(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def monitoring(tmp_path_factory) -> str:
-    """The flag that switches the metrics on."""
+    """Flag that enables the metrics."""
     file = tmp_path_factory.mktemp("monitoring") / "monitoring.config"
     file.write_text("prometheus_config { enable: true }")
     return f"--monitoring_config_file={file}"
@@ -36,7 +36,7 @@ def monitoring(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def server(toys, monitoring, tmp_path_factory) -> Iterator[ModelServer]:
-    """Serves `toys`."""
+    """A model server that serves `toys`."""
     folder = tmp_path_factory.mktemp("server")
     config = folder / "models.config"
     config.write_text(
@@ -58,6 +58,6 @@ def server(toys, monitoring, tmp_path_factory) -> Iterator[ModelServer]:
 
 @pytest.fixture
 def base(tmp_path, adders) -> Path:
-    """An own base path with version 1 of Adder."""
+    """Base path for one test, with version 1 of Adder."""
     push(adders / "1", tmp_path / "model", 1)
     return tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Model servers as processes, and their clients: the official stubs, and HTTP."""
+"""Model server processes, and clients for them: the official gRPC stubs and HTTP."""
 
 import contextlib
 import http.client
@@ -29,20 +29,20 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tests import fork_server
 
-# Path of a tensorflow_model_server that is tested instead of ours.
+# Path of a tensorflow_model_server to test instead of the embedded server.
 REAL = os.environ.get("CATBREEDS_TEST_MODEL_SERVER")
 COMMAND = [REAL] if REAL else [sys.executable, "-m", "serving.model_server"]
 Popen = subprocess.Popen if REAL else fork_server.Popen
-DEADLINE = 120  # seconds; generous, for it decides no test
+DEADLINE = 120  # seconds; generous, because no test result depends on it
 
-only_ours = pytest.mark.skipif(REAL is not None, reason="a promise of the embedded server alone")
+embedded_server_only = pytest.mark.skipif(REAL is not None, reason="applies only to the embedded server")
 
 
 def eventually(condition: Callable[[], object]) -> object:
-    """What `condition` returns as soon as it is true."""
+    """Wait until `condition` returns a true value, and return it."""
     end = time.monotonic() + DEADLINE
     while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "timed out waiting for the condition"
         time.sleep(0.05)
     return value
 
@@ -54,8 +54,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
-    """The call inside ends with that code, and a text that contains `text`."""
+def grpc_error(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
+    """Check that the call in the block fails with that code and a message that contains `text`."""
     with pytest.raises(grpc.RpcError) as caught:
         yield
     assert caught.value.code() == code, caught.value.details()
@@ -63,7 +63,7 @@ def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
 
 
 def listening(pid: int) -> dict[int, str]:
-    """Port -> IP address, of what a process listens on. gRPC has IPv4 addresses within IPv6, and both for "all"."""
+    """Return the IP addresses that a process listens on, by port; gRPC listens on IPv4-mapped IPv6 addresses."""
     found = psutil.Process(pid).net_connections("tcp")
     return {
         entry.laddr.port: entry.laddr.ip.removeprefix("::ffff:")
@@ -73,7 +73,7 @@ def listening(pid: int) -> dict[int, str]:
 
 
 class ModelServer:
-    """A running server on ports of its own, or for gRPC on `port`."""
+    """A running model server on free ports, or with gRPC on `port`."""
 
     def __init__(self, folder: Path, *flags: str, port: int | None = None):
         self.port, self.rest_port = port or free_port(), free_port()
@@ -90,7 +90,7 @@ class ModelServer:
         self._configs: dict[str, model_server_config_pb2.ModelConfig] = {}
 
     def listens(self) -> bool:
-        """Whether both ports take connections."""
+        """Return whether both ports accept connections."""
         assert self.process.poll() is None, self.log.read_text()
         with socket.socket() as grpc_side, socket.socket() as rest_side:
             return not (
@@ -98,24 +98,24 @@ class ModelServer:
             )
 
     def stop(self) -> int:
-        """Ends the process; returns its exit code."""
+        """Stop the process; return its exit code."""
         self.channel.close()
         self.process.send_signal(signal.SIGKILL if REAL else signal.SIGTERM)
         return self.process.wait(DEADLINE)
 
     def predict(self, name: str, _version: int | str | None = None, _signature: str = "", **inputs: object):
-        """Sends a PredictRequest; returns the future of its response.
+        """Send a PredictRequest; return the future of its response.
 
         Args:
-            name: of the model.
-            _version: number or label; None: the newest.
-            _signature: empty: serving_default.
-            inputs: values of inputs.
+            name: Name of the model.
+            _version: Version number or label; None for the newest.
+            _signature: Name of the signature; empty for serving_default.
+            inputs: Values by input name.
         """
         return self.prediction.Predict.future(predict_request(name, _version, _signature, **inputs), timeout=DEADLINE)
 
     def added(self, name: str, version: int | str | None = None) -> float:
-        """What an Adder adds."""
+        """Return the number that an Adder adds."""
         response = self.predict(name, version, x=[0.0]).result()
         return response.outputs["y"].float_val[0]
 
@@ -125,7 +125,7 @@ class ModelServer:
         return self.prediction.GetModelMetadata(request, timeout=DEADLINE)
 
     def status(self, name: str, version: int | None = None) -> dict[int, tuple[str, int, str]]:
-        """State, error code and error message by version."""
+        """Return state, error code and error message by version."""
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = name
         if version is not None:
@@ -133,21 +133,21 @@ class ModelServer:
         response = self.models.GetModelStatus(request, timeout=DEADLINE)
         name_of = get_model_status_pb2.ModelVersionStatus.State.Name
         return {
-            told.version: (name_of(told.state), told.status.error_code, told.status.error_message)
-            for told in response.model_version_status
+            entry.version: (name_of(entry.state), entry.status.error_code, entry.status.error_message)
+            for entry in response.model_version_status
         }
 
     def states(self, name: str) -> dict[int, str]:
-        return {version: told[0] for version, told in self.status(name).items()}
+        return {version: status[0] for version, status in self.status(name).items()}
 
     def configure(self, name: str, base: Path, policy: str = "", labels: dict[str, int] | None = None) -> None:
-        """Pushes a configuration that has this model changed and the others as they were.
+        """Push a configuration with this model changed and the others unchanged.
 
         Args:
-            name: of the model.
-            base: its base path.
-            policy: a ServableVersionPolicy in text format.
-            labels: version by label.
+            name: Name of the model.
+            base: Base path of the model.
+            policy: ServableVersionPolicy in text format.
+            labels: Versions by label.
         """
         config = model_server_config_pb2.ModelConfig(
             name=name, base_path=str(base), model_platform="tensorflow", version_labels=labels
@@ -156,7 +156,7 @@ class ModelServer:
         self.push_configs({**self._configs, name: config})
 
     def forget(self, name: str) -> None:
-        """Pushes a configuration without this model."""
+        """Push a configuration without this model."""
         self.push_configs({other: config for other, config in self._configs.items() if other != name})
 
     def push_configs(self, configs: dict[str, model_server_config_pb2.ModelConfig]) -> None:
@@ -170,7 +170,7 @@ class ModelServer:
             raise
 
     def rest(self, method: str, path: str, body: object = None) -> tuple[int, object]:
-        """HTTP code and JSON of an answer; `body` is bytes, or becomes JSON."""
+        """Send a request and return status and JSON of the response; `body` is bytes or is converted to JSON."""
         with self.connection() as connection:
             content = body if body is None or isinstance(body, bytes) else json.dumps(body)
             connection.request(method, path, content)
@@ -178,7 +178,7 @@ class ModelServer:
             return response.status, json.loads(response.read())
 
     def rest_predict(self, path: str, **body: object) -> tuple[int, object]:
-        """`path` follows /v1/models/."""
+        """Send a Predict request; `path` is relative to /v1/models/."""
         return self.rest("POST", f"/v1/models/{path}:predict", body)
 
     @contextlib.contextmanager
@@ -189,7 +189,7 @@ class ModelServer:
             yield connection
 
     def metric(self, line: str) -> float:
-        """The value of a line of the metrics; 0 if it is not there."""
+        """Return the value of a line of the metrics; 0 if it is missing."""
         with self.connection() as connection:
             connection.request("GET", "/monitoring/prometheus/metrics")
             text = connection.getresponse().read().decode()

@@ -1,4 +1,4 @@
-"""What batching promises where a process would need good timing to show it."""
+"""BatchScheduler cases that depend on timing in a server process."""
 
 import threading
 from concurrent import futures
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from serving.model_server.batching import BatchScheduler
-from serving.model_server.messages import BatchingParameters
 from serving.model_server.monitoring import Metrics
 from serving.model_server.status import Code, ServingError
+from serving.protos.model_server_options_pb2 import BatchingParameters
 
 
 def scheduler(**parameters: object) -> BatchScheduler:
@@ -19,7 +19,7 @@ def scheduler(**parameters: object) -> BatchScheduler:
     return BatchScheduler(message, Metrics())
 
 
-def test_a_full_queue_is_unavailable():
+def test_request_to_a_full_queue_is_unavailable():
     batches = scheduler(max_batch_size=1, num_batch_threads=1, max_enqueued_batches=1)
     started, proceed = threading.Event(), threading.Event()
 
@@ -32,7 +32,7 @@ def test_a_full_queue_is_unavailable():
         running = clients.submit(batches.run, step, [np.zeros(1)])
         started.wait()
         answers = [running, clients.submit(batches.run, step, [np.ones(1)])]
-        while not batches._waiting:
+        while not batches._queues:
             pass
         with pytest.raises(ServingError, match="queue to which this task was submitted is full") as caught:
             batches.run(step, [np.ones(1)])
@@ -41,7 +41,7 @@ def test_a_full_queue_is_unavailable():
     assert [answer.result()[0].tolist() for answer in answers] == [[0.0], [1.0]]
 
 
-def test_a_batch_is_filled_to_an_allowed_size_and_nobody_gets_the_filling():
+def test_batch_is_padded_to_an_allowed_size_and_padding_is_not_returned():
     sizes = []
 
     def step(values):
@@ -56,7 +56,7 @@ def test_a_batch_is_filled_to_an_allowed_size_and_nobody_gets_the_filling():
 @pytest.mark.parametrize(
     ("answer", "text"), [(np.zeros(3), "0th dimension does not equal the sum"), (np.float32(1), "has 0 dimensions")]
 )
-def test_an_output_without_a_row_for_each_row_is_a_failed_precondition(answer, text):
+def test_output_without_a_row_per_input_row_is_a_failed_precondition(answer, text):
     with pytest.raises(ServingError, match=text) as caught:
         scheduler().run(lambda values: [answer], [np.zeros(2)])
     assert caught.value.code == Code.FAILED_PRECONDITION
@@ -69,7 +69,7 @@ def test_an_output_without_a_row_for_each_row_is_a_failed_precondition(answer, t
         ([np.zeros(2), np.zeros(3)], "must have equal 0th-dimension size"),
     ],
 )
-def test_inputs_without_common_rows_are_invalid_arguments(inputs, text):
+def test_inputs_with_different_numbers_of_rows_are_invalid_arguments(inputs, text):
     with pytest.raises(ServingError, match=text) as caught:
         scheduler().run(lambda *values: values, inputs)
     assert caught.value.code == Code.INVALID_ARGUMENT
@@ -79,6 +79,6 @@ def test_inputs_without_common_rows_are_invalid_arguments(inputs, text):
     "parameters",
     [{"max_batch_size": 0}, {"num_batch_threads": 0}, {"max_batch_size": 8, "allowed_batch_sizes": [4, 6]}],
 )
-def test_parameters_that_contradict_each_other_are_refused(parameters):
+def test_contradictory_parameters_are_rejected(parameters):
     with pytest.raises(ValueError, match=r"must"):
         scheduler(**parameters)

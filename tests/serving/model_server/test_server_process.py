@@ -1,4 +1,4 @@
-"""What the process promises: flags, files it is configured by, batching, start and end."""
+"""Process of the model server: flags, configuration files, batching, start and stop."""
 
 import json
 import signal
@@ -18,12 +18,12 @@ from tests.serving.model_server.servers import (
     REAL,
     ModelServer,
     Popen,
+    embedded_server_only,
     eventually,
     free_port,
+    grpc_error,
     listening,
-    only_ours,
     predict_request,
-    refused,
 )
 from tests.serving.model_server.toys import jpeg, push
 
@@ -35,23 +35,23 @@ def start(*arguments: object) -> subprocess.CompletedProcess:
     return fork_server.run(command, timeout=DEADLINE)
 
 
-@only_ours
-def test_an_unsupported_flag_is_refused_by_name(base):
+@embedded_server_only
+def test_unsupported_flag_is_rejected_by_name(base):
     process = start(f"--model_base_path={base}", "--ssl_config_file=tls.config")
     assert process.returncode == 2
     assert "--ssl_config_file" in process.stderr
     assert "does not support it" in process.stderr
 
 
-@only_ours
-def test_an_unknown_flag_is_refused_by_name(base):
+@embedded_server_only
+def test_unknown_flag_is_rejected_by_name(base):
     process = start(f"--model_base_path={base}", "--enable_bathing")
     assert process.returncode == 2
     assert "unknown argument: --enable_bathing" in process.stderr
 
 
-@only_ours
-def test_help_lists_the_flags_without_tensorflow():
+@embedded_server_only
+def test_help_lists_the_flags_without_importing_tensorflow():
     process = subprocess.run(
         [COMMAND[0], "-X", "importtime", *COMMAND[1:], "--help"], capture_output=True, text=True, check=True
     )
@@ -60,9 +60,9 @@ def test_help_lists_the_flags_without_tensorflow():
     assert "| numpy" not in process.stderr
 
 
-@only_ours
+@embedded_server_only
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "0.0.0.0", "::1", "::"])
-def test_it_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
+def test_server_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
     config = tmp_path / "none.config"
     config.write_text("model_config_list {}")
     ports = free_port(), free_port()
@@ -79,23 +79,23 @@ def test_it_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
         process.wait()
 
 
-@only_ours
+@embedded_server_only
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         ([], "--model_base_path"),
-        (["--model_base_path=/x", "--enable_batching=perhaps"], "neither true nor false"),
+        (["--model_base_path=/x", "--enable_batching=perhaps"], "must be true or false"),
         (["--model_base_path=/x", "--monitoring_config_file=/x"], "--rest_api_port"),
         (["--model_base_path=/x", "--batching_parameters_file=/x"], "--enable_batching"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused(arguments, text):
+def test_inconsistent_flags_are_rejected(arguments, text):
     process = start(*arguments)
     assert process.returncode == 2
     assert text in process.stderr
 
 
-def test_a_server_whose_only_model_does_not_load_does_not_start(tmp_path):
+def test_server_does_not_start_if_its_only_model_does_not_load(tmp_path):
     (tmp_path / "model" / "1").mkdir(parents=True)
     process = start(
         "--port=0", "--rest_api_port=1", f"--model_base_path={tmp_path / 'model'}", "--max_num_load_retries=0"
@@ -106,7 +106,7 @@ def test_a_server_whose_only_model_does_not_load_does_not_start(tmp_path):
 
 @pytest.fixture(scope="module")
 def batching(toys, monitoring, tmp_path_factory):
-    """Runs a batch when four rows are there, and only then."""
+    """A server that runs a batch only when it has four rows."""
     folder = tmp_path_factory.mktemp("batching")
     parameters = folder / "batching.config"
     parameters.write_text(
@@ -133,44 +133,44 @@ def test_concurrent_requests_run_as_one_batch(batching):
     assert [list(output["rows"].int_val) for output in outputs] == [[4]] * 4
 
 
-def test_a_batch_joins_requests_of_many_rows(batching):
+def test_batch_combines_requests_with_several_rows(batching):
     requests = [batching.predict("toys", x=[1.0, 2.0, 3.0]), batching.predict("toys", x=[4.0])]
     assert [list(request.result().outputs["y"].float_val) for request in requests] == [[8.0, 9.0, 10.0], [11.0]]
 
 
-def test_one_undecodable_photo_fails_its_whole_batch(batching):
+def test_undecodable_photo_fails_the_whole_batch(batching):
     photos = [jpeg(5), jpeg(6), jpeg(7), b"no photo"]
     for request in [batching.predict("toys", _signature="measure", image_bytes=[photo]) for photo in photos]:
-        with refused(grpc.StatusCode.INVALID_ARGUMENT, "Unknown image file format."):
+        with grpc_error(grpc.StatusCode.INVALID_ARGUMENT, "Unknown image file format."):
             request.result()
 
 
-def test_a_request_larger_than_a_batch_is_an_invalid_argument(batching):
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "Task size 5 is larger than maximum input batch size 4"):
+def test_request_larger_than_a_batch_is_an_invalid_argument(batching):
+    with grpc_error(grpc.StatusCode.INVALID_ARGUMENT, "Task size 5 is larger than maximum input batch size 4"):
         batching.predict("toys", x=[1.0] * 5).result()
 
 
-def test_an_output_filter_is_kept_to_while_batching(batching):
+def test_output_filter_applies_with_batching(batching):
     request = predict_request("toys", x=[1.0])
     request.output_filter.append("version")
     assert list(batching.prediction.Predict(request, timeout=DEADLINE).outputs) == ["version"]
 
 
-def test_a_batch_that_is_not_full_is_late(batching):
+def test_request_in_an_incomplete_batch_times_out(batching):
     code, answer = batching.rest_predict("toys", signature_name="spell", instances=["late"])
     assert (code, answer["error"]) == (504, "Timed out waiting for notification")
 
 
-def test_prometheus_has_the_sizes_of_batches(batching):
+def test_metrics_contain_batch_sizes(batching):
     line = ":tensorflow:serving:batching:processed_batch_size_sum{}"
     before = batching.metric(line)
     batching.predict("toys", x=[1.0] * 4).result()
-    # A request that an earlier test gave up may end only now.
+    # A request that timed out in an earlier test may end now.
     assert before + 4 <= batching.metric(line) < before + 8
 
 
 def models_config(base: Path, rest: str) -> str:
-    return f"""# as a volume would bring it
+    return f"""# as in a mounted volume
         model_config_list {{
           config {{ name: "cats" base_path: "{base}" model_platform: "tensorflow" {rest} }}
         }}"""
@@ -178,7 +178,7 @@ def models_config(base: Path, rest: str) -> str:
 
 @pytest.fixture(scope="module")
 def polling(adders, tmp_path_factory):
-    """Reads its configuration file each second; starts with version 1 of two."""
+    """A server that reads its configuration file every second; it starts with version 1 of two."""
     folder = tmp_path_factory.mktemp("polling")
     push(adders / "1", folder / "model", 1)
     push(adders / "2", folder / "model", 2)
@@ -203,19 +203,19 @@ def polling(adders, tmp_path_factory):
     server.stop()
 
 
-def test_a_changed_configuration_file_is_applied(polling):
+def test_changed_configuration_file_is_applied(polling):
     for version in (2, 1):
         polling.configure_by_file(f"model_version_policy {{ specific {{ versions: {version} }} }}")
         eventually(lambda version=version: polling.added("cats") == version)
 
 
-def test_a_damaged_configuration_file_changes_nothing(polling):
+def test_invalid_configuration_file_changes_nothing(polling):
     polling.configure_by_file("model_version_policy {")
     eventually(lambda: "not applied" in polling.log.read_text() or REAL)
     assert polling.added("cats") == 1
 
 
-def test_a_label_in_the_file_moves_when_its_version_serves(polling, adders):
+def test_label_in_the_file_moves_once_its_version_is_available(polling, adders):
     polling.configure_by_file("model_version_policy { all {} }")
     eventually(lambda: polling.added("cats") == 2)
     polling.configure_by_file('model_version_policy { all {} } version_labels { key: "canary" value: 3 }')
@@ -231,30 +231,30 @@ def test_a_label_in_the_file_moves_when_its_version_serves(polling, adders):
     eventually(moved)
 
 
-def test_metrics_are_served_only_if_asked_for(polling):
+def test_metrics_are_served_only_if_enabled(polling):
     with polling.connection() as connection:
         connection.request("GET", "/monitoring/prometheus/metrics")
         assert connection.getresponse().status == 404
 
 
-def test_health_is_answered_only_if_asked_for(polling):
-    with refused(grpc.StatusCode.UNIMPLEMENTED):
+def test_health_service_runs_only_if_enabled(polling):
+    with grpc_error(grpc.StatusCode.UNIMPLEMENTED):
         polling.channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=DEADLINE)
 
 
-def test_nothing_is_written_to_standard_output(polling):
+def test_server_writes_nothing_to_standard_output(polling):
     polling.added("cats")
     assert polling.output.read_bytes() == b""
 
 
-@only_ours
+@embedded_server_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_requests_in_flight_get_their_answers_before_a_stopped_server_ends(toys, tmp_path, number):
+def test_stopped_server_finishes_requests_in_flight(toys, tmp_path, number):
     server = ModelServer(tmp_path, "--model_name=toys", f"--model_base_path={toys}", "--rest_api_timeout_in_ms=100000")
     stopped = threading.Event()
 
     def client() -> grpc.StatusCode:
-        """Sends requests until one is refused."""
+        """Send requests until one is rejected."""
         while True:
             try:
                 server.predict("toys", x=[1.0]).result()
@@ -264,18 +264,18 @@ def test_requests_in_flight_get_their_answers_before_a_stopped_server_ends(toys,
 
     with futures.ThreadPoolExecutor(4) as clients, server.connection() as busy, server.connection() as idle:
         try:
-            go_on = tmp_path / "go on"
-            slow = [server.predict("toys", _signature="wait", file=str(go_on)) for _ in range(2)]
-            body = json.dumps({"signature_name": "wait", "inputs": str(go_on)})
+            continue_file = tmp_path / "continue"
+            slow = [server.predict("toys", _signature="wait", file=str(continue_file)) for _ in range(2)]
+            body = json.dumps({"signature_name": "wait", "inputs": str(continue_file)})
             busy.request("POST", "/v1/models/toys:predict", body)
             idle.request("GET", "/v1/models/toys")
-            assert idle.getresponse().read()  # and stays open
-            assert server.states("toys") == {7: "AVAILABLE"}  # so the slow requests have arrived
+            assert idle.getresponse().read()  # the connection stays open
+            assert server.states("toys") == {7: "AVAILABLE"}  # ensures that the slow requests have arrived
             loaded = [clients.submit(client) for _ in range(4)]
             stopped.set()
             server.process.send_signal(number)
             eventually(lambda: not server.listens())
-            go_on.touch()
+            continue_file.touch()
             assert [request.result().model_spec.version.value for request in slow] == [7, 7]
             response = busy.getresponse()
             assert response.status == 200
@@ -283,12 +283,12 @@ def test_requests_in_flight_get_their_answers_before_a_stopped_server_ends(toys,
             assert {future.result() for future in loaded} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
             assert server.process.wait(DEADLINE) == 0
         finally:
-            server.process.kill()  # or the clients would never end
+            server.process.kill()  # ends the clients
     server.channel.close()
 
 
-@only_ours
-def test_a_server_that_waits_for_a_model_can_be_stopped(tmp_path):
+@embedded_server_only
+def test_server_that_waits_for_a_model_can_be_stopped(tmp_path):
     (tmp_path / "empty").mkdir()
     log = tmp_path / "log"
     with log.open("w") as stderr:

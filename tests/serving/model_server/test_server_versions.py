@@ -1,4 +1,4 @@
-"""What the server promises about versions: policies, labels, polling, loading before unloading."""
+"""Versions of the model server: policies, labels, polling, and loading before unloading."""
 
 import random
 import shutil
@@ -8,7 +8,7 @@ from concurrent import futures
 import grpc
 import pytest
 
-from tests.serving.model_server.servers import eventually, refused
+from tests.serving.model_server.servers import eventually, grpc_error
 from tests.serving.model_server.toys import add_warmup, push
 
 ALL = "all {}"
@@ -16,7 +16,7 @@ ALL = "all {}"
 
 @pytest.fixture
 def name(server, request):
-    """A name for a model of the test alone."""
+    """A model name that only this test uses."""
     yield request.node.name
     if request.node.name in server._configs:
         server.forget(request.node.name)
@@ -26,21 +26,21 @@ def available(server, name) -> set[int]:
     return {version for version, state in server.states(name).items() if state == "AVAILABLE"}
 
 
-def test_the_newest_version_serves_alone_by_default(server, name, base, adders):
+def test_only_the_newest_version_is_loaded_by_default(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)
     assert server.added(name) == 2
     assert available(server, name) == {2}
 
 
-def test_latest_keeps_as_many_versions_as_it_says(server, name, base, adders):
+def test_policy_latest_loads_the_given_number_of_versions(server, name, base, adders):
     for version in (2, 3):
         push(adders / str(version), base, version)
     server.configure(name, base, "latest { num_versions: 2 }")
     eventually(lambda: available(server, name) == {2, 3})
 
 
-def test_specific_serves_what_it_lists(server, name, base, adders):
+def test_policy_specific_loads_the_listed_versions(server, name, base, adders):
     for version in (2, 3):
         push(adders / str(version), base, version)
     server.configure(name, base, "specific { versions: 1 versions: 2 }")
@@ -48,15 +48,15 @@ def test_specific_serves_what_it_lists(server, name, base, adders):
     assert (server.added(name), server.added(name, 1)) == (2, 1)
 
 
-def test_all_serves_every_version(server, name, base, adders):
+def test_policy_all_loads_every_version(server, name, base, adders):
     for version in (2, 30):
         push(adders / str(version % 28), base, version)
     server.configure(name, base, ALL)
     eventually(lambda: available(server, name) == {1, 2, 30})
-    assert server.added(name) == 2  # what 30 adds: versions are numbers, not text
+    assert server.added(name) == 2  # the output of version 30: versions are compared as numbers, not text
 
 
-def test_a_model_whose_directory_comes_later_is_waited_for(server, name, tmp_path, adders):
+def test_server_waits_for_a_missing_model_directory(server, name, tmp_path, adders):
     later = tmp_path / "later"
     with futures.ThreadPoolExecutor() as threads:
         configured = threads.submit(server.configure, name, later)
@@ -66,7 +66,7 @@ def test_a_model_whose_directory_comes_later_is_waited_for(server, name, tmp_pat
     assert server.added(name) == 3
 
 
-def test_a_policy_changes_without_a_restart(server, name, base, adders):
+def test_policy_changes_without_a_restart(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)
     server.configure(name, base, "specific { versions: 1 }")
@@ -74,7 +74,7 @@ def test_a_policy_changes_without_a_restart(server, name, base, adders):
     assert server.states(name)[2] == "END"
 
 
-def test_a_version_that_ended_serves_again(server, name, base, adders):
+def test_unloaded_version_can_be_loaded_again(server, name, base, adders):
     push(adders / "2", base, 2)
     for version in (1, 2, 1):
         server.configure(name, base, f"specific {{ versions: {version} }}")
@@ -82,14 +82,14 @@ def test_a_version_that_ended_serves_again(server, name, base, adders):
         assert server.added(name) == version
 
 
-def test_a_pushed_version_is_found_and_replaces_the_old_one(server, name, base, adders):
+def test_pushed_version_replaces_the_old_one(server, name, base, adders):
     server.configure(name, base)
     push(adders / "2", base, 2)
     eventually(lambda: server.states(name) == {1: "END", 2: "AVAILABLE"})
     assert server.added(name) == 2
 
 
-def test_a_version_that_is_removed_stops_serving(server, name, base, adders):
+def test_removed_version_is_unloaded(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)
     shutil.rmtree(base / "2")
@@ -97,38 +97,38 @@ def test_a_version_that_is_removed_stops_serving(server, name, base, adders):
     assert server.added(name) == 1
 
 
-def test_a_model_that_is_no_longer_listed_is_not_found(server, name, base):
+def test_model_removed_from_the_configuration_is_not_found(server, name, base):
     server.configure(name, base)
     server.forget(name)
     eventually(lambda: not available(server, name))
-    with refused(grpc.StatusCode.NOT_FOUND):
+    with grpc_error(grpc.StatusCode.NOT_FOUND):
         server.added(name)
 
 
-def test_a_new_version_is_loaded_before_the_old_one_is_unloaded(server, name, base, adders):
+def test_new_version_is_loaded_before_the_old_one_is_unloaded(server, name, base, adders):
     server.configure(name, base)
     seen: list[set[int]] = []
     push(adders / "2", base, 2)
     while 2 not in (seen[-1] if seen else set()):
         seen.append(available(server, name))
-        assert seen[-1], "nothing served for a moment"
+        assert seen[-1], "no version was available"
     eventually(lambda: available(server, name) == {2})
 
 
-def test_a_version_in_use_is_unloaded_when_its_request_has_its_answer(server, name, toys, tmp_path, adders):
+def test_version_in_use_is_unloaded_after_its_request_ends(server, name, toys, tmp_path, adders):
     push(toys / "7", tmp_path / "model", 7)
     server.configure(name, tmp_path / "model")
-    slow = server.predict(name, _signature="wait", file=str(tmp_path / "go on"))
-    assert server.states(name) == {7: "AVAILABLE"}  # so the slow request has arrived
+    slow = server.predict(name, _signature="wait", file=str(tmp_path / "continue"))
+    assert server.states(name) == {7: "AVAILABLE"}  # ensures that the slow request has arrived
     push(adders / "8", tmp_path / "model", 8)
     eventually(lambda: server.states(name).get(8) == "AVAILABLE")
     eventually(lambda: server.states(name)[7] == "UNLOADING")
-    (tmp_path / "go on").touch()
+    (tmp_path / "continue").touch()
     assert slow.result().model_spec.version.value == 7
     eventually(lambda: server.states(name)[7] == "END")
 
 
-def test_a_half_copied_version_is_not_looked_at(server, name, base, adders):
+def test_incomplete_copies_of_versions_are_ignored(server, name, base, adders):
     for folder in (".2.staged", "2.tmp", "v2", "-2", "２"):
         shutil.copytree(adders / "2", base / folder)
     server.configure(name, base, ALL)
@@ -138,7 +138,7 @@ def test_a_half_copied_version_is_not_looked_at(server, name, base, adders):
 
 
 @pytest.mark.parametrize("damage", ["no graph", "broken graph", "no weights", "broken weights", "wrong warmup"])
-def test_a_version_that_does_not_load_tells_why_and_the_old_one_serves_on(server, base, adders, damage):
+def test_version_that_does_not_load_reports_its_error_and_the_old_one_stays_available(server, base, adders, damage):
     name = damage.replace(" ", "_")
     server.configure(name, base)
     broken = base.parent / "broken"
@@ -154,7 +154,7 @@ def test_a_version_that_does_not_load_tells_why_and_the_old_one_serves_on(server
         case "broken weights":
             weights.write_bytes(b"")
         case "wrong warmup":
-            add_warmup(broken, "text for a number")
+            add_warmup(broken, "text instead of a number")
     push(broken, base, 2)
     eventually(lambda: server.states(name).get(2) == "END")
     _, code, message = server.status(name)[2]
@@ -167,15 +167,15 @@ def test_a_version_that_does_not_load_tells_why_and_the_old_one_serves_on(server
     server.forget(name)
 
 
-def test_a_new_model_that_does_not_load_fails_its_push_and_others_serve_on(server, name, tmp_path):
+def test_new_model_that_does_not_load_fails_the_request_and_others_stay_available(server, name, tmp_path):
     (tmp_path / "empty" / "1").mkdir(parents=True)
-    with refused(grpc.StatusCode.UNKNOWN, "did not become available"):
+    with grpc_error(grpc.StatusCode.UNKNOWN, "did not become available"):
         server.configure(name, tmp_path / "empty")
     assert server.added("toys") == 7
     server.push_configs(server._configs)
 
 
-def test_warmup_requests_run_before_a_version_serves(server, name, base, adders):
+def test_warmup_requests_run_before_a_version_becomes_available(server, name, base, adders):
     warm = base.parent / "warm"
     shutil.copytree(adders / "2", warm)
     add_warmup(warm, 1.0, 2.0)
@@ -185,7 +185,7 @@ def test_warmup_requests_run_before_a_version_serves(server, name, base, adders)
     assert server.metric(line) == 1
 
 
-def test_a_label_means_its_version(server, name, base, adders):
+def test_label_selects_its_version(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base, ALL)
     eventually(lambda: available(server, name) == {1, 2})
@@ -197,21 +197,21 @@ def test_a_label_means_its_version(server, name, base, adders):
     assert (code, answer["model_spec"]["version"]) == (200, "1")
 
 
-def test_a_label_does_not_move_to_a_version_that_does_not_serve(server, name, base, adders):
+def test_label_does_not_move_to_an_unavailable_version(server, name, base, adders):
     server.configure(name, base)
     server.configure(name, base, labels={"stable": 1})
     expected = f"Request to assign label stable to version 2 of model {name}, which is not currently available"
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, expected):
+    with grpc_error(grpc.StatusCode.FAILED_PRECONDITION, expected):
         server.configure(name, base, labels={"stable": 2})
     assert server.added(name, "stable") == 1
 
 
-def test_a_configuration_whose_label_would_move_too_early_does_not_even_load_the_version(server, name, base, adders):
+def test_configuration_with_a_label_on_an_unavailable_version_loads_nothing(server, name, base, adders):
     server.configure(name, base, "specific { versions: 1 }")
     server.configure(name, base, "specific { versions: 1 }", {"stable": 1})
     push(adders / "2", base, 2)
     both = "specific { versions: 1 versions: 2 }"
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, "Request to assign label stable to version 2"):
+    with grpc_error(grpc.StatusCode.FAILED_PRECONDITION, "Request to assign label stable to version 2"):
         server.configure(name, base, both, {"stable": 2})
     assert server.added(name, "stable") == 1
     assert available(server, name) == {1}
@@ -219,15 +219,15 @@ def test_a_configuration_whose_label_would_move_too_early_does_not_even_load_the
     eventually(lambda: available(server, name) == {1, 2})
 
 
-def test_a_label_that_is_no_longer_listed_is_unknown(server, name, base):
+def test_label_removed_from_the_configuration_is_unknown(server, name, base):
     server.configure(name, base)
     server.configure(name, base, labels={"stable": 1})
     server.configure(name, base)
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: stable"):
+    with grpc_error(grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: stable"):
         server.added(name, "stable")
 
 
-def test_two_pushes_move_a_label_and_no_request_notices(server, name, base, adders):
+def test_label_moves_in_two_steps_without_failed_requests(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base, "specific { versions: 1 }")
     server.configure(name, base, "specific { versions: 1 }", {"stable": 1})
@@ -249,12 +249,12 @@ def test_two_pushes_move_a_label_and_no_request_notices(server, name, base, adde
     assert set(answers) <= {1.0, 2.0}
 
 
-def test_sixteen_clients_get_no_failed_and_no_wrong_answer_while_versions_appear(server, name, base, adders):
+def test_sixteen_clients_get_no_error_and_no_wrong_output_while_versions_change(server, name, base, adders):
     server.configure(name, base)
     finished = threading.Event()
 
     def client(number: int) -> int:
-        """Returns the number of answers."""
+        """Return the number of responses."""
         newest, count, numbers = 0, 0, random.Random(number)
         while not finished.is_set():
             x = float(numbers.randrange(1000))
@@ -266,7 +266,7 @@ def test_sixteen_clients_get_no_failed_and_no_wrong_answer_while_versions_appear
                 response = server.predict(name, x=[x]).result()
                 y, version = response.outputs["y"].float_val[0], response.model_spec.version.value
             assert y == x + version
-            assert version >= newest, "an old version answered after a newer one"
+            assert version >= newest, "an old version responded after a newer one"
             newest, count = version, count + 1
         return count
 

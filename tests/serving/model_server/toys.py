@@ -1,4 +1,4 @@
-"""Small SavedModels that tell which version answered."""
+"""Small SavedModels whose outputs identify the version."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ class Adder(tf.Module):
 
 
 class Toys(Adder):
-    """Signatures for what one addition cannot show."""
+    """Adder with more signatures: several inputs, bytes, text, and one that blocks."""
 
     @tf.function(
         input_signature=[tf.TensorSpec([None, 2], tf.float32, "points"), tf.TensorSpec([None], tf.int64, "weights")]
@@ -45,13 +45,13 @@ class Toys(Adder):
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string, "file")])
     def wait(self, file):
-        """Works until there is such a file: a request is in flight for as long as a test wants."""
+        """Run until the file exists, to keep a request in flight."""
 
-        def look(step, _):
-            # What the loop counts is in the name, or TensorFlow might look but once.
+        def file_count(step, _):
+            # The file name depends on the step; otherwise TensorFlow could evaluate it only once.
             return step + 1, tf.size(tf.io.matching_files(tf.where(step >= 0, file, "")))
 
-        _, found = tf.while_loop(lambda _, found: tf.equal(found, 0), look, [tf.constant(0), tf.constant(0)])
+        _, found = tf.while_loop(lambda _, found: tf.equal(found, 0), file_count, [tf.constant(0), tf.constant(0)])
         return {"found": tf.cast(found, tf.float32) * self.version}
 
     def save(self, path: Path) -> None:
@@ -70,7 +70,7 @@ def jpeg(height: int) -> bytes:
 
 
 def push(model: Path, base: Path, version: int) -> None:
-    """A version appears whole, as `serving.registry` lets it."""
+    """Add a version atomically, as `serving.registry` does."""
     base.mkdir(exist_ok=True)
     staged = base / f".{version}.staged"
     shutil.copytree(model, staged)
@@ -78,7 +78,7 @@ def push(model: Path, base: Path, version: int) -> None:
 
 
 def add_warmup(model: Path, *values: object) -> None:
-    """Warmup requests that send each of `values` to the input x."""
+    """Write a warmup request for each of `values`, for the input x."""
     (model / "assets.extra").mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(model / "assets.extra" / "tf_serving_warmup_requests")) as writer:
         for value in values:

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from serving.local.processes import Program, missing
+from serving.local.processes import Program, unready_reason
 from serving.page.escaping import escape_markdown
 from tests.serving.classifier import BREEDS, encoded
 from tests.serving.gateway.gateways import PHOTOS, Gateway
@@ -122,7 +122,7 @@ def test_without_a_photo_the_page_asks_for_one_and_shows_the_model_version(visit
     [
         ("notes.jpg", b"not a photo", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"),
         ("cut.jpg", PHOTOS[0][: len(PHOTOS[0]) // 2], "the image is damaged or cut off"),
-        ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side needs 32"),
+        ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side needs at least 32"),
     ],
 )
 def test_an_unusable_photo_shows_the_reason(visit, gateway, name, content, reason):
@@ -234,8 +234,8 @@ def test_settings_of_other_streamlit_projects_do_not_change_the_address_of_the_p
     )
     url = f"http://127.0.0.1:{port}/_stcore/health"
     try:
-        program = Program("page", (), url, never=(404,))
-        eventually(lambda: process.poll() is not None or not missing(program))
+        program = Program("page", (), url, fatal_statuses=(404,))
+        eventually(lambda: process.poll() is not None or not unready_reason(program))
         assert process.poll() is None
     finally:
         process.kill()

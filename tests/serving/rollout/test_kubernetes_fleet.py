@@ -547,5 +547,5 @@ def test_calls_to_kubernetes_use_the_proxy_of_the_environment_and_errors_name_it
         ):
             fleet.read()
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    with pytest.raises(FleetError, match=r"ALL_PROXY=socks5:.* no such proxy can be used"):
+    with pytest.raises(FleetError, match=r"ALL_PROXY=socks5:.* this proxy cannot be used"):
         KubernetesFleet("cats", "catbreeds", "/models")
