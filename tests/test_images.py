@@ -59,7 +59,7 @@ def test_the_image_copies_every_module_that_its_server_imports(name):
         source for command in last_stage if command.cmd == "COPY" and not command.flags for source in command.value[:-1]
     }
     modules = [f"serving.{name}.{path.stem}" for path in (ROOT / "serving" / name).glob("[!_]*.py")]
-    needed = {f"{module.replace('.', '/')}.py" for module in digests._transitive_imports(modules)}
+    needed = {f"{module.replace('.', '/')}.py" for module in digests.transitive_imports(modules)}
     missing = {
         path for path in needed if not {path, *map(str, Path(path).parents)} & copied and (ROOT / path).is_file()
     }
