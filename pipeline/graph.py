@@ -20,10 +20,10 @@ from components.candidates.backbone import Backbone
 from components.candidates.backbone_selector import BackboneSelector
 from components.candidates.embedding_gen import EmbeddingGen
 from components.candidates.evaluator import Evaluator
+from components.candidates.retrain_gate import RetrainGate
 from components.ingestion.data_gate import DataGate
 from components.ingestion.image_example_gen import ImageExampleGen
 from components.ingestion.import_schema_gen import ImportSchemaGen
-from components.ingestion.retrain_gate import RetrainGate
 from components.release.champion_model import ChampionModel
 from components.release.gate_passed import GatePassed
 from components.release.model_gate import ModelGate

@@ -14,7 +14,7 @@ from components.candidates.backbone import find_weights
 from components.digests import code_digest, file_digest
 from components.ingestion.photo_source import open_source
 from components.local_copies import is_remote
-from components.release.champion_model import stable_identity
+from components.stable_version import stable_identity
 from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
 from pipeline.settings import ROOT, Settings, SettingsError, to_json
 from serving.registry import Registry
@@ -31,7 +31,7 @@ class RunContext:
         weights_digest: Function that maps a backbone to the digest of its weights file, part of the cache key; it
             returns "" if there is no file or it is not known before the run.
         registry: Base path of the pushed models.
-        stable: See `components.release.champion_model.stable_identity`; None if the run must find out.
+        stable: See `components.stable_version.stable_identity`; None if the run must find out.
         schema_file: Path of the photos' schema, for display.
         gate: Rules of the gate, with booleans as 1 and 0, because TFX has no boolean runtime parameters.
         code_digest: Function that maps modules to the digest of their source code, part of the cache key; it returns ""

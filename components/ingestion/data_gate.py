@@ -19,7 +19,7 @@ from components.file_names import INGEST_REPORT_FILE, PHOTOS_FILE, VERDICT_FILE
 from components.ingestion.data_drift import describe_drift, load_statistics, load_version_statistics, train_statistics
 from components.ingestion.near_duplicates import KINDS as DUPLICATE_KINDS
 from components.json_files import read_json, read_json_lines, write_json
-from components.release.champion_model import stable_version
+from components.stable_version import stable_version
 from serving.names import counted, distinguishable, spelling, spelling_variants
 from serving.registry import Registry, RegistryError
 
@@ -57,7 +57,7 @@ def DataGate(
         min_photos_per_breed: Minimum number of photos of a breed.
         registry: Base path of the pushed models; drift is measured against the training photos of the stable version.
         code_digest: Digest of the modules that the component runs; the component reruns when it changes.
-        stable: See `components.release.champion_model.stable_version`.
+        stable: See `components.stable_version.stable_version`.
 
     Raises:
         DataError: If the data cannot be used; the message lists all problems.

@@ -8,28 +8,11 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Model
 from tfx.utils import io_utils, path_utils
 
-from components.digests import json_digest
 from components.file_names import CHAMPION_FILE
 from components.json_files import read_json, write_json
+from components.stable_version import stable_version
 from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE
 from serving.registry import Registry
-
-
-def stable_identity(registry: Registry) -> str:
-    """Number of the stable version and a digest of its files' sizes and times; "" without a stable version."""
-    version = registry.stable()
-    if version is None:
-        return ""
-    files = sorted(path for path in registry.path(version).rglob("*") if path.is_file())
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return f"{version}@{json_digest(stats)}"
-
-
-def stable_version(registry: Registry, identity: str | None) -> int | None:
-    """The stable version in a result of `stable_identity`; for None, the current stable version of the registry."""
-    if identity is None:
-        return registry.stable()
-    return int(identity.partition("@")[0]) if identity else None
 
 
 @component

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from components.evaluation_result import EvaluationResult
-from components.release.statistical_tests import (
+from components.statistical_tests import (
+    SIGNIFICANCE,
     bootstrap_lower_bound,
     mcnemar_exact,
     min_photos_to_exclude,
@@ -17,7 +18,6 @@ from components.release.statistical_tests import (
 )
 from serving.names import counted
 
-SIGNIFICANCE = 0.05
 # With fewer wins, the sign test cannot be significant.
 _MIN_SIGNIFICANT_WINS = math.ceil(math.log2(1 / SIGNIFICANCE))
 # Accuracies are ratios of counts; their difference has rounding errors.

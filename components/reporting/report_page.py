@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from components.release.gate_rules import SIGNIFICANCE
 from components.reporting import charts
 from components.reporting.html_templates import render
 from components.reporting.report_data import RANDOM_WEIGHTS_NOTE
+from components.statistical_tests import SIGNIFICANCE
 from serving.labels import STABLE
 
 _SELECTION_RULES = {

@@ -27,9 +27,9 @@ from tfx.types.standard_artifacts import (
 from components import artifacts
 from components.candidates import backbone_selector
 from components.candidates.backbone import find_weights
+from components.candidates.retrain_gate import RetrainGate
 from components.digests import file_digest
 from components.ingestion.data_gate import DataGate
-from components.ingestion.retrain_gate import RetrainGate
 from components.json_files import read_json
 from components.release.champion_model import ChampionModel
 from components.release.model_gate import ModelGate

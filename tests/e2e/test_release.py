@@ -7,8 +7,9 @@ import pytest
 from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 
 from components.artifacts import GateDecision, IngestReport, Metrics
-from components.release.champion_model import ChampionModel, stable_identity
+from components.release.champion_model import ChampionModel
 from components.release.model_gate import ModelGate
+from components.stable_version import stable_identity
 from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 

@@ -27,10 +27,10 @@ from components.artifacts import (
 )
 from components.release.model_card import Statements, card_page, model_card
 from components.release.model_gate import ModelGate
-from components.release.statistical_tests import wilson_interval
 from components.reporting import charts, report_data
 from components.reporting.report_data import ArtifactUris, load_documents
 from components.reporting.run_report import Executor
+from components.statistical_tests import wilson_interval
 from pipeline.cli import app
 from pipeline.results import report
 from pipeline.settings import load, to_json

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from scipy.stats import binomtest, norm
 
+# Level below which the gate calls a difference significant.
+SIGNIFICANCE = 0.05
 _Z = float(norm.ppf(0.975))  # two-sided 95% quantile of the standard normal distribution
 
 

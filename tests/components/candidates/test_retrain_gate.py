@@ -7,9 +7,9 @@ import pytest
 from tfx.types.standard_artifacts import ExampleStatistics, Model, ModelEvaluation
 
 from components.artifacts import GateDecision, IngestReport, Markdown, PushRecord, RetrainDecision, ServingReport
+from components.candidates import retrain_gate
+from components.candidates.retrain_gate import RetrainGate
 from components.errors import WeightsError
-from components.ingestion import retrain_gate
-from components.ingestion.retrain_gate import RetrainGate
 from components.json_files import write_json
 from components.release.pusher import Pusher
 from serving.model_files import MODEL_RECORD_FILE
