@@ -8,7 +8,7 @@ stand for a dot) and command-line overrides (`--set tuner.max_epochs=5`). Later 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -551,7 +551,8 @@ def _assign(values: dict[str, Any], key: str, text: str, source: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise SettingsError(f"{source}: {section!r} is a value and has no keys")
-    is_text = _type_of(key) in (str, str | None)
+    annotation = _type_of(key)
+    is_text = annotation in (str, str | None) or get_origin(annotation) is Literal  # off is false in YAML 1.1
     try:
         value = strict_yaml.load(text)
     except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for an invalid date such as 2024-13-45

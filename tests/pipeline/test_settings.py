@@ -198,6 +198,10 @@ def test_text_settings_need_no_quotes(text):
     assert {settings.workdir, settings.data, settings.model_card.data_licence, settings.model_card.contact} == {text}
 
 
+def test_a_choice_that_yaml_reads_as_a_boolean_needs_no_quotes():
+    assert load("demo", ["rollout.target=workdir", "rollout.target=off"]).rollout.target == "off"
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_section_and_one_of_its_keys_cannot_both_be_set(order):
     overrides = ["gate={min_accuracy: 0.4}", "gate.margin=0.01"]
