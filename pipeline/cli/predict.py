@@ -190,7 +190,7 @@ def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> 
 
 
 def _error_messages(photos: Sequence[Path], results: "Sequence[Result]") -> Iterator[str]:
-    """Yields a message for each unusable photo, and one for a failed server, with the photos that it left out."""
+    """Yields a message for each unusable photo, and one for a failed server, with the photos that have no prediction."""
     from serving.client import Answer
 
     reported = set()

@@ -71,7 +71,7 @@ def write_defects(
 
 
 def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
-    """Yields name, kind and content of files that are unusable whatever other files exist."""
+    """Yields name, kind and content of files that are unusable regardless of the other files."""
     yield "empty.jpg", "empty", b""
     yield "text.jpg", "not_an_image", b"Not Found\n" * rng.randint(1, 50)
     yield "page.png", "not_an_image", b"<!doctype html><title>404</title>"

@@ -40,7 +40,7 @@ class Predictor:
         """Returns the name and the predictions of each photo in the request.
 
         Raises:
-            Problem: If the request cannot be answered.
+            Problem: If the request fails.
             ClientDisconnect: If the client closed the connection.
         """
         with self._request_slot():

@@ -40,7 +40,7 @@ with open(plan["started"], "a") as file:
 if plan["mode"] == "exits":
     sys.exit("Failed to start server: no such op in version " + ",".join(os.listdir(options.model_base_path)))
 assert open(options.model_base_path + "/1/saved_model.pb").read() == "the model"
-refusals = iter(range(10**9 if plan["mode"] == "never loads" else 2))
+unavailable_responses = iter(range(10**9 if plan["mode"] == "never loads" else 2))
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, code, document):
@@ -50,14 +50,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         known = self.path == "/v1/models/" + options.model_name + "/metadata"
-        ready = known and next(refusals, None) is None
+        ready = known and next(unavailable_responses, None) is None
         self.answer(200 if ready else 404, {{"model_spec": {{"name": options.model_name}}}})
 
     def do_POST(self):
         assert self.path == "/v1/models/" + options.model_name + ":predict"
         if plan["mode"] == "dies":
             os._exit(9)
-        if plan["mode"] == "refuses":
+        if plan["mode"] == "rejects":
             return self.answer(400, {{"error": "input is not a JPEG"}})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         photos = [base64.b64decode(row["image_bytes"]["b64"]) for row in body["instances"]]
@@ -280,7 +280,7 @@ def test_server_that_never_loads_the_model_fails_after_the_timeout(place, monkey
 
 
 def test_server_that_rejects_the_request_fails_with_its_response(place):
-    place.install_server("refuses")
+    place.install_server("rejects")
     with pytest.raises(ServingError, match=r"returned 400: .*input is not a JPEG"):
         place.check()
 

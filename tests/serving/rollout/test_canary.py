@@ -152,9 +152,9 @@ def test_a_response_that_is_not_from_a_gateway_is_an_error_with_the_address(
     assert registry.labels() == {"stable": 1, CANARY: 2}
 
 
-def stats(answered: int, failed: int = 0, slow: int = 0) -> RequestStats:
-    """Answers within 0.1 s, except `slow` ones within 1 s."""
-    return RequestStats(failed, answered, {0.05: answered, 0.1: slow, 0.5: slow, 1.0: 0, float("inf"): 0})
+def stats(succeeded: int, failed: int = 0, slow: int = 0) -> RequestStats:
+    """Responses within 0.1 s, except `slow` ones within 1 s."""
+    return RequestStats(failed, succeeded, {0.05: succeeded, 0.1: slow, 0.5: slow, 1.0: 0, float("inf"): 0})
 
 
 @pytest.mark.parametrize(
