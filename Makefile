@@ -61,7 +61,7 @@ coverage: setup ## run the tests of `test` and write their coverage to build/cov
 	  --cov=pipeline --cov=components --cov=serving --cov-report=term --cov-report=xml:build/coverage.xml
 
 docs: setup ## generate the references of settings and commands from the code
-	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/generate_reference.py
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

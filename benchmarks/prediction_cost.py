@@ -39,7 +39,7 @@ from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
 from serving.local import stack
 from serving.local.processes import Program, Supervisor
-from serving.photo import normalise
+from serving.photo_normalization import normalise
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
 IMAGE_SIZE = 224

@@ -31,7 +31,7 @@ def json_digest(value: Any) -> str:
 def code_digest(*modules: str) -> str:
     """SHA-256 of the source of `modules` and of all modules of this project that they import, also indirectly."""
     digest = hashlib.sha256()
-    for name in sorted(_transitive_imports(modules)):
+    for name in sorted(transitive_imports(modules)):
         digest.update(f"{name}\0{file_digest(_source_path(name))}\0".encode())
     return digest.hexdigest()
 
@@ -50,7 +50,8 @@ def git_commit() -> str | None:
     return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def _transitive_imports(modules: Iterable[str]) -> set[str]:
+def transitive_imports(modules: Iterable[str]) -> set[str]:
+    """Names of `modules` and of all modules of this project that they import, directly or indirectly."""
     visited, pending = set(), list(modules)
     while pending:
         name = pending.pop()

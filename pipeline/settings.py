@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from components.candidates.architectures import ARCHITECTURES
 from pipeline import strict_yaml
-from serving.environment import is_service_link
 from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
 from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
+from serving.service_links import is_service_link
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"

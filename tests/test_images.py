@@ -9,6 +9,7 @@ from pathlib import Path
 import dockerfile
 import pytest
 
+from components import digests
 from pipeline.settings import ROOT
 
 IMAGES = sorted([ROOT / "Dockerfile", *ROOT.glob("serving/*/Dockerfile")])
@@ -49,6 +50,20 @@ def test_each_copied_path_exists_and_is_in_the_build_context(path):
     assert sources
     assert [source for source in sources if not (ROOT / source).exists()] == []
     assert [source for source in sources if source.split("/")[0] not in build_context_paths()] == []
+
+
+@pytest.mark.parametrize("name", ["gateway", "page"])
+def test_the_image_copies_every_module_that_its_server_imports(name):
+    last_stage = stages(ROOT / "serving" / name / "Dockerfile")[-1]
+    copied = {
+        source for command in last_stage if command.cmd == "COPY" and not command.flags for source in command.value[:-1]
+    }
+    modules = [f"serving.{name}.{path.stem}" for path in (ROOT / "serving" / name).glob("[!_]*.py")]
+    needed = {f"{module.replace('.', '/')}.py" for module in digests.transitive_imports(modules)}
+    missing = {
+        path for path in needed if not {path, *map(str, Path(path).parents)} & copied and (ROOT / path).is_file()
+    }
+    assert missing == set()
 
 
 @every_dockerfile

@@ -18,8 +18,8 @@ from components.candidates.architectures import ARCHITECTURES, WEIGHTS_HOST, wei
 from components.errors import WeightsError
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
+from components.keras_config import keras
 from components.local_copies import local_copy
-from components.pinned_keras import keras
 from serving import proxies
 
 

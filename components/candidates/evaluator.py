@@ -22,7 +22,7 @@ from components.evaluation_result import read_outcomes
 from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import set_confusion_matrix, set_metrics
-from components.release.statistics import wilson_interval
+from components.release.statistical_tests import wilson_interval
 from serving.model_files import MODEL_RECORD_FILE
 
 _CALIBRATION_BINS = 10

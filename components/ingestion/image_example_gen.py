@@ -25,7 +25,7 @@ from components.ingestion.photo_layout import Excluded
 from components.ingestion.photo_source import list_photos, open_source
 from components.ingestion.splits import SPLITS, assign_split
 from components.json_files import read_json_lines, write_json
-from serving import photo
+from serving import photo_normalization
 from serving.names import printable
 
 _THREADS = os.cpu_count() or 1
@@ -170,8 +170,8 @@ class _ReadPhotos(beam.DoFn):
     def _read_photo(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
         row = {"path": printable(path), "breed": breed}
         try:
-            picture = photo.normalise(fetch(), self._max_side)
-        except photo.PhotoError as error:
+            picture = photo_normalization.normalise(fetch(), self._max_side)
+        except photo_normalization.PhotoError as error:
             return None, {**row, "kind": error.kind, "reason": str(error)}, None
         row |= {
             "split": assign_split(picture.digest, *self._split),

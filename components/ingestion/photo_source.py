@@ -35,7 +35,7 @@ from components.ingestion.photo_layout import (
     has_archive_suffix,
 )
 from serving.names import counted, is_ignored, printable
-from serving.photo import MAX_BYTES, PhotoError
+from serving.photo_normalization import MAX_BYTES, PhotoError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ENCRYPTED = "encrypted; unpack the archive with its password and pass the folder"

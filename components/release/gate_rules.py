@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from components.evaluation_result import EvaluationResult
-from components.release.statistics import (
+from components.release.statistical_tests import (
     bootstrap_lower_bound,
     mcnemar_exact,
     min_photos_to_exclude,

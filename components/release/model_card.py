@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from components.candidates.architectures import ARCHITECTURES
 from components.ingestion.splits import SPLITS
-from components.reporting.pages import render
+from components.reporting.html_templates import render
 
 
 class Statements(NamedTuple):

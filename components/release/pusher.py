@@ -24,7 +24,7 @@ from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
 from components.release.model_card import Statements, card_page, model_card
-from components.reporting.run_summary import effective_settings
+from components.reporting.report_data import effective_settings
 from serving.model_files import (
     CARD_FILE,
     CARD_PAGE,

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from components.candidates.trial_metrics import TRIAL_EPOCHS
-from components.release.statistics import wilson_interval
+from components.release.statistical_tests import wilson_interval
 
 # Same colours as templates/base.html.j2.
 _INK, _SOFT, _LINE, _ACCENT = "#1f2430", "#667085", "#e4e7ec", "#b4540a"

@@ -7,8 +7,8 @@ import yaml
 
 from components.release.gate_rules import SIGNIFICANCE
 from components.reporting import charts
-from components.reporting.pages import render
-from components.reporting.run_summary import RANDOM_WEIGHTS_NOTE
+from components.reporting.html_templates import render
+from components.reporting.report_data import RANDOM_WEIGHTS_NOTE
 from serving.labels import STABLE
 
 _SELECTION_RULES = {
@@ -30,7 +30,7 @@ def report_page(documents: dict[str, Any]) -> str:
     """The page: a summary (models, data, rules, results, registry labels), then the details.
 
     Args:
-        documents: Documents of the run; see `components.reporting.run_summary.load_documents`.
+        documents: Documents of the run; see `components.reporting.report_data.load_documents`.
     """
     gate, objective = documents["gate"], documents["objective"]
     settings = documents["settings"]

@@ -14,8 +14,8 @@ from components.candidates.architectures import ARCHITECTURES
 from components.file_names import GATE_FILE
 from components.json_files import read_json
 from components.kubeflow_ui import escape_markdown, write_page
+from components.reporting.report_data import RANDOM_WEIGHTS_NOTE, ArtifactUris, effective_settings, load_documents
 from components.reporting.report_page import report_page
-from components.reporting.run_summary import RANDOM_WEIGHTS_NOTE, ArtifactUris, effective_settings, load_documents
 
 _RUN_INPUTS = {
     "ingest": IngestReport,
@@ -75,7 +75,7 @@ class RunReport(BaseComponent):
     Args:
         training: model_run channel of the Trainer of each backbone.
         trials: Tuner results channel of each backbone.
-        inputs: The other channels by name; see `components.reporting.run_summary.ArtifactUris`.
+        inputs: The other channels by name; see `components.reporting.report_data.ArtifactUris`.
         parameters: registry, run_id, settings (a JSON object), and the data and weights_dir of the run.
     """
 

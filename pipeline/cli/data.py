@@ -57,7 +57,7 @@ def sample_data(
         paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, offset=offset)
         if defects:
             from components.ingestion.splits import assign_split
-            from pipeline.datasets.defects import write_defects
+            from pipeline.datasets.defective_files import write_defects
 
             split = Settings().split
             bad = write_defects(

@@ -26,7 +26,7 @@ from serving.registry import Registry, RegistryError
 
 if TYPE_CHECKING:  # the clients take long to import; `--help` works without them
     from serving.client import Answer, Client, ClientError
-    from serving.photo import PhotoError
+    from serving.photo_normalization import PhotoError
 
     # Result for one photo: its prediction, or the reason why there is none.
     Result = Answer | PhotoError | OSError | ClientError
@@ -110,7 +110,7 @@ def predict(
 
 def _predict_with_client(client: "Client", photos: Sequence[Path]) -> "list[Result]":
     from serving.client import BadResponse, ClientError
-    from serving.photo import PhotoError
+    from serving.photo_normalization import PhotoError
 
     # One photo per request: servers limit the size of a request.
     results: list[Result] = []
@@ -155,7 +155,7 @@ def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Res
 
 def _read_photo(photo: Path) -> "bytes | PhotoError | OSError":
     from serving.client.base import normalise_photos
-    from serving.photo import PhotoError
+    from serving.photo_normalization import PhotoError
 
     try:
         return normalise_photos([photo])[0]
@@ -190,7 +190,7 @@ def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> 
 
 
 def _error_messages(photos: Sequence[Path], results: "Sequence[Result]") -> Iterator[str]:
-    """Yields a message for each unusable photo, and one for a failed server, with the photos that have no prediction."""
+    """Yields one message per unusable photo, and one for a failed server with the photos it did not predict."""
     from serving.client import Answer
 
     reported = set()

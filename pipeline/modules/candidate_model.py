@@ -7,7 +7,7 @@ import tensorflow_transform as tft
 
 from components import saved_model
 from components.json_files import write_json
-from components.pinned_keras import keras
+from components.keras_config import keras
 from serving.model_files import MODEL_RECORD_FILE
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from components.pinned_keras import keras
+from components.keras_config import keras
 
 # Photos per batch during evaluation; at most 34 MB of embeddings.
 EVALUATION_BATCH_SIZE = 4096

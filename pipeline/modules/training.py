@@ -11,7 +11,7 @@ from components import progress
 from components.digests import code_digest, json_digest
 from components.file_names import TRAINING_FILE
 from components.json_files import write_json
-from components.pinned_keras import keras
+from components.keras_config import keras
 from pipeline.modules.candidate_model import CandidateModel
 from pipeline.modules.head import build_head, make_deterministic, read_records
 from pipeline.modules.preprocessing import VOCABULARY

@@ -13,7 +13,7 @@ from tfx.components.tuner.component import TunerFnResult
 
 from components import progress
 from components.candidates.trial_metrics import TRIAL_SECONDS
-from components.pinned_keras import keras
+from components.keras_config import keras
 from pipeline.modules.head import EVALUATION_BATCH_SIZE, batched_dataset, build_head, make_deterministic, read_records
 from pipeline.modules.preprocessing import VOCABULARY
 

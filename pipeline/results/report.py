@@ -12,7 +12,7 @@ from rich.text import Text
 from components.file_names import COMPARISON_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.ingestion.splits import SPLITS
 from components.json_files import read_json
-from components.reporting.run_summary import (
+from components.reporting.report_data import (
     RANDOM_WEIGHTS_NOTE,
     ArtifactUris,
     excluded_by_kind,
@@ -71,7 +71,7 @@ def _read(path: Path) -> Any:
 
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
-    """The documents that the components of a run wrote; see `components.reporting.run_summary`."""
+    """The documents that the components of a run wrote; see `components.reporting.report_data`."""
 
     def uris(node: str, key: str) -> dict[str, str]:
         return {name: runs[f"{node}-{name}"].outputs[key] for name in settings.backbones}

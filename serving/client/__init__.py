@@ -13,7 +13,7 @@ methods, return the same types and raise the same errors:
 
 `serving.client.grpc` also has `AsyncGrpcClient`, for asyncio.
 
-A photo that cannot be used raises `serving.photo.PhotoError`; every other failure raises a ClientError.
+A photo that cannot be used raises `serving.photo_normalization.PhotoError`; every other failure raises a ClientError.
 """
 
 from serving.client.answers import Answer, Model, ModelChoice, Prediction

@@ -9,7 +9,7 @@ from typing import Self
 
 from serving.client.answers import Answer
 from serving.names import printable
-from serving.photo import MAX_BYTES, PhotoError, normalise
+from serving.photo_normalization import MAX_BYTES, PhotoError, normalise
 
 # The content of a photo's file, or its path.
 PhotoLike = bytes | str | os.PathLike

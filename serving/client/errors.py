@@ -1,4 +1,4 @@
-"""Errors of the clients. A photo that cannot be used raises `serving.photo.PhotoError` instead."""
+"""Errors of the clients. A photo that cannot be used raises `serving.photo_normalization.PhotoError` instead."""
 
 
 class ClientError(Exception):

@@ -11,7 +11,7 @@ from serving.client.base import Client, PhotoLike, photo_names, read_photos
 from serving.client.errors import BadResponse, Busy, InvalidKey, NotServed, RequestRejected, TimedOut, Unavailable
 from serving.client.http import TIMEOUT, check_url, json_object, translate_errors, wrong_address
 from serving.names import is_header_value
-from serving.photo import PhotoError
+from serving.photo_normalization import PhotoError
 
 _PATH = "/v1/breeds:predict"
 _READY_PATH = "/readyz"

@@ -128,7 +128,7 @@ class AsyncGrpcClient:
         """Predicts the breeds of photos that are already normalised.
 
         Args:
-            photos: JPEG or PNG bytes, as `serving.photo` creates them.
+            photos: JPEG or PNG bytes, as `serving.photo_normalization` creates them.
             model: Model to query, instead of the client's own.
             timeout: Seconds for the request, including retries.
             top_k: Number of breeds to return; None returns all.

@@ -22,7 +22,9 @@ def check_url(url: str) -> str:
         WrongAddress: If the port is out of range.
     """
     if not has_valid_port(url):
-        raise WrongAddress(f"{url}: not the address of a server: a port is 1 to 65535; write http://HOST:PORT")
+        raise WrongAddress(
+            f"{url}: not the address of a server: the port must be between 1 and 65535; write http://HOST:PORT"
+        )
     return url.rstrip("/")
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serving.client import ClientError, NotServed, TimedOut, Unavailable
-from serving.photo import PhotoError
+from serving.photo_normalization import PhotoError
 
 _LOG = structlog.get_logger()
 _PHOTO_CODES = {"not_an_image": 415, "too_large": 413}

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from serving import photo
+from serving import photo_normalization
 from serving.addresses import GATEWAY_PORT, GRPC_PORT, grpc_target_error, without_brackets
 from serving.environment import is_service_link
 
@@ -85,11 +85,13 @@ class Settings(BaseModel):
     read_seconds: float = Field(30, gt=0, le=3600, description="seconds for a request body to arrive")
     grace_seconds: int = Field(30, ge=1, le=3600, description="seconds for requests in flight to finish at shutdown")
     keep_alive_seconds: int = Field(75, ge=1, le=3600, description="seconds after which an idle connection is closed")
-    max_bytes: int = Field(20_000_000, ge=1, le=photo.MAX_BYTES, description="maximum size of a request body in bytes")
+    max_bytes: int = Field(
+        20_000_000, ge=1, le=photo_normalization.MAX_BYTES, description="maximum size of a request body in bytes"
+    )
     max_pixels: int | None = Field(
         None,
-        ge=photo.MIN_SIDE**2,
-        le=photo.MAX_PIXELS,
+        ge=photo_normalization.MIN_SIDE**2,
+        le=photo_normalization.MAX_PIXELS,
         description="maximum pixels of a photo; unset: 64,000,000 for JPEG and HEIC, 24,000,000 for other formats",
     )
     max_photos: int = Field(

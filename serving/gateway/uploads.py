@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.gateway.problems import Problem
 from serving.gateway.settings import Settings
-from serving.photo import LARGE_PIXELS, PhotoError, normalise
+from serving.photo_normalization import LARGE_PIXELS, PhotoError, normalise
 
 _FORM = b"multipart/form-data"
 _FIELD = "file"

@@ -10,7 +10,7 @@ from serving.client import ClientError
 from serving.client.gateway import GatewayClient
 from serving.page import photos, views
 from serving.page.settings import Settings
-from serving.photo import PhotoError
+from serving.photo_normalization import PhotoError
 
 _LOG = logging.getLogger("serving.page")
 

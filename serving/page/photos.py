@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from serving.names import is_ignored
 from serving.page.escaping import escape_markdown
-from serving.photo import may_be_photo
+from serving.photo_normalization import may_be_photo
 
 _UPLOAD, _CAMERA, _SAMPLE = "Upload", "Camera", "Samples"
 _THUMBNAIL = 104  # side in pixels; three fit into a row on a phone

@@ -7,8 +7,8 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from serving.addresses import GATEWAY_PORT, PAGE_PORT, without_brackets
-from serving.environment import is_service_link
 from serving.names import is_header_value
+from serving.service_links import is_service_link
 
 PREFIX = "CATBREEDS_PAGE_"
 

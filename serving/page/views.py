@@ -18,7 +18,7 @@ from serving.client import (
 )
 from serving.page.escaping import escape_markdown
 from serving.page.photos import ChosenPhoto
-from serving.photo import PhotoError, normalise
+from serving.photo_normalization import PhotoError, normalise
 
 _MAX_BARS = 5
 _ROW_HEIGHT = 44  # pixels per bar with its label

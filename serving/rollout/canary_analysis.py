@@ -42,10 +42,10 @@ class RequestStats:
     """Counts of the requests for one label.
 
     Attributes:
-        failed: Number of requests that failed.
-        succeeded: Number of requests that succeeded.
-        slower_than: Number of successful requests that took longer, by bound in seconds. The bounds are the buckets of the
-            gateways' latency histogram.
+        failed: Number of requests for which the model server returned no prediction.
+        succeeded: Number of requests with a prediction.
+        slower_than: Number of successful requests that took longer, by bound in seconds. The bounds are the buckets of
+            the gateways' latency histogram.
     """
 
     failed: int = 0
@@ -58,7 +58,7 @@ class RequestStats:
         return self.failed + self.succeeded
 
     def percentile_bound(self, share: float) -> float:
-        """Returns the lowest bound that at most `share` of the successful requests exceed; infinity if there is none."""
+        """Returns the lowest bound that at most `share` of the successes exceed; infinity if there is none."""
         return min(
             (bound for bound, count in self.slower_than.items() if count <= share * self.succeeded),
             default=float("inf"),

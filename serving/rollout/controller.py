@@ -12,7 +12,7 @@ from typing import NamedTuple
 from serving.client import ClientError
 from serving.labels import CANARY, STABLE
 from serving.registry import Registry
-from serving.rollout.applier import ConfigApplier
+from serving.rollout.apply import ConfigApplier
 from serving.rollout.canary_analysis import CanaryAnalysis, Outcome, RequestStats, compare, read_request_stats
 from serving.rollout.errors import CanaryStopped, LoadError, RolloutError
 from serving.rollout.fleet import Fleet, Unreachable

@@ -9,8 +9,8 @@ from serving.labels import CANARY, STABLE
 from serving.rollout.errors import LoadError, Superseded
 from serving.rollout.limits import RolloutLimits
 from serving.rollout.model_server_client import ModelServerClient, VersionNotAvailable, VersionState
+from serving.rollout.plan import Step
 from serving.rollout.serving_config import ServingConfig
-from serving.rollout.steps import Step
 
 _POLL_SECONDS = 0.1
 

@@ -78,7 +78,7 @@ def test_the_code_digest_of_a_real_component_covers_its_imports(monkeypatch, tmp
     before = code_digest("components.ingestion.image_example_gen")
     source_path = digests._source_path
     for name, changes in {
-        "serving.photo": True,
+        "serving.photo_normalization": True,
         "components.json_files": True,
         "pipeline.results.report": False,
     }.items():

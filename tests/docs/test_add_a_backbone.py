@@ -42,7 +42,7 @@ def test_profiles_and_reference_accept_the_new_backbone(checkout):
     (checkout / "mobile.yaml").write_text(code_block("yaml"))
     code = "from pipeline.settings import load; print(load('mobile.yaml').backbones)"
     assert "mobilenetv2" in call(checkout, sys.executable, "-c", code).stdout
-    assert call(checkout, sys.executable, "docs/reference.py").returncode == 0
+    assert call(checkout, sys.executable, "docs/generate_reference.py").returncode == 0
     assert "`efficientnetb7` or `mobilenetv2`" in (checkout / "docs" / "configuration.md").read_text()
 
 

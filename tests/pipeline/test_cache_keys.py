@@ -93,7 +93,7 @@ def test_a_new_weights_file_changes_the_parameters_of_its_backbone(parameters, w
         ("components.candidates.served_model", {"BackboneSelector", *in_each_branch("Trainer")}),
         ("pipeline.modules.tuning", in_each_branch("Tuner")),
         ("pipeline.modules.head", in_each_branch("Tuner", "Trainer")),
-        ("serving.photo", {"ImageExampleGen", "ServingCheck"}),
+        ("serving.photo_normalization", {"ImageExampleGen", "ServingCheck"}),
     ],
 )
 def test_an_edited_module_changes_the_parameters_of_the_components_that_run_it(

@@ -11,7 +11,7 @@ from PIL import Image
 from serving.client import Client, ModelChoice, NotServed, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import RestClient
-from serving.photo import PhotoError
+from serving.photo_normalization import PhotoError
 from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.model_server.servers import ModelServer, free_port
 

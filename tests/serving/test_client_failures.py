@@ -57,7 +57,7 @@ def test_a_request_is_retried_while_the_server_is_unavailable(predict_with, scri
 
 def test_a_request_is_sent_at_most_five_times(predict_with, script):
     server = script(*[UNAVAILABLE] * 9)
-    with pytest.raises(Unavailable, match="as scripted"):
+    with pytest.raises(Unavailable, match="scripted error"):
         predict_with(f"127.0.0.1:{server.port}", 30)
     assert len(server.requests) == 5
 
@@ -72,7 +72,7 @@ def test_a_request_is_sent_at_most_five_times(predict_with, script):
 )
 def test_an_error_that_a_retry_cannot_fix_is_not_retried(predict_with, script, code, error):
     server = script(code)
-    with pytest.raises(error, match="as scripted"):
+    with pytest.raises(error, match="scripted error"):
         predict_with(f"127.0.0.1:{server.port}", 30)
     assert len(server.requests) == 1
 

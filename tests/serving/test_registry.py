@@ -688,7 +688,7 @@ def volume():
 
 def work_as(user: int, volume: Path) -> list[int] | str:
     """Runs `push_promote_and_remove` in a separate process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         work = process.submit(push_promote_and_remove, user, volume / "to serve" / "catbreeds", volume.parent / "model")
         return work.result()
 

@@ -18,10 +18,10 @@ from components.artifacts import IngestReport
 from components.ingestion import image_example_gen
 from components.ingestion.image_example_gen import ImageExampleGen
 from components.ingestion.splits import SPLITS, assign_split
-from pipeline.datasets.defects import write_defects
+from pipeline.datasets.defective_files import write_defects
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.settings import load
-from serving.photo import normalise
+from serving.photo_normalization import normalise
 
 
 class IngestResult(NamedTuple):

@@ -23,7 +23,7 @@ from components.errors import DataError
 from components.ingestion import photo_source
 from components.ingestion.photo_layout import Excluded
 from components.ingestion.photo_source import Source, list_photos, open_source
-from serving.photo import MAX_BYTES, PhotoError
+from serving.photo_normalization import MAX_BYTES, PhotoError
 
 FOLDERS = ("folder", "ram folder")
 ZIPS = (".zip", "ram .zip")

@@ -25,7 +25,7 @@ PARAMETERS = {
     "weights": "imagenet",
     "weights_dir": "",
     "settings": '{"seed": 0}',
-    "modules": "serving.photo",
+    "modules": "serving.photo_normalization",
 }
 
 
@@ -112,7 +112,7 @@ def test_unchanged_photos_are_not_new(pushed, photos):
     "changed",
     [
         {"settings": '{"seed": 1}'},
-        {"modules": "serving.photo serving.local.saved_model_process"},
+        {"modules": "serving.photo_normalization serving.local.saved_model_process"},
         {"backbones": "resnet50"},
     ],
     ids=lambda changed: next(iter(changed)),

@@ -20,7 +20,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 from components.artifacts import ServingReport
 from components.release import serving_check
 from components.release.serving_check import ServingCheck, ServingError
-from serving.photo import normalise
+from serving.photo_normalization import normalise
 from serving.rollout.golden_requests import GoldenRequest
 
 BREEDS = ["Birman", "Manx", "Sphynx"]

@@ -27,10 +27,10 @@ from components.artifacts import (
 )
 from components.release.model_card import Statements, card_page, model_card
 from components.release.model_gate import ModelGate
-from components.release.statistics import wilson_interval
-from components.reporting import charts, run_summary
+from components.release.statistical_tests import wilson_interval
+from components.reporting import charts, report_data
+from components.reporting.report_data import ArtifactUris, load_documents
 from components.reporting.run_report import Executor
-from components.reporting.run_summary import ArtifactUris, load_documents
 from pipeline.cli import app
 from pipeline.results import report
 from pipeline.settings import load, to_json
@@ -279,7 +279,7 @@ def run(tmp_path_factory) -> GateRun:
     with pytest.MonkeyPatch.context() as patch:
         for chart in ("learning_curves", "tuning_trials", "calibration_curve"):  # slow, and independent of the gate
             patch.setattr(charts, chart, lambda *_: "")
-        patch.setattr(run_summary, "git_commit", lambda: None)  # runs Git each time
+        patch.setattr(report_data, "git_commit", lambda: None)  # runs Git each time
         yield GateRun(tmp_path_factory.mktemp("decisions"))
 
 

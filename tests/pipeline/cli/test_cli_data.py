@@ -17,16 +17,16 @@ import pytest
 
 from tests import fork_server
 from tests.pipeline.flaky_server import (
-    wrong_range,
-    send_file,
+    content_length_too_large,
+    content_length_too_small,
     corrupted,
     cut_after,
     range_ignored,
-    content_length_too_large,
-    content_length_too_small,
+    send_file,
     serving,
     stall_after,
     status,
+    wrong_range,
 )
 from tests.running import CATBREEDS
 

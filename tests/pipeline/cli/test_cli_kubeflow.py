@@ -23,7 +23,7 @@ from pipeline.settings import ROOT
 from tests import fork_server
 from tests.pipeline import flaky_server
 from tests.pipeline.cli.kubeflow_server import KubeflowServer, serving
-from tests.pipeline.flaky_server import send_file, cut_after
+from tests.pipeline.flaky_server import cut_after, send_file
 from tests.running import CATBREEDS, catbreeds
 
 TASKS = ("DataGate", "Tuner", "ModelGate", "GatePassed")

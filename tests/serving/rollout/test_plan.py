@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from serving.rollout.plan import Step, plan_steps, resend_step
 from serving.rollout.serving_config import ServingConfig, make_serving_config
-from serving.rollout.steps import Step, plan_steps, resend_step
 
 STABLE_1 = ServingConfig((1,), {"stable": 1})
 STABLE_2 = ServingConfig((1, 2), {"stable": 2})

@@ -45,4 +45,4 @@ def test_all_modules_import_keras_from_pinned_keras():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if "keras" in names or (isinstance(node, ast.ImportFrom) and node.module == "keras"):
                 imports[str(path.relative_to(ROOT))] = node.lineno
-    assert list(imports) == ["components/pinned_keras.py"]
+    assert list(imports) == ["components/keras_config.py"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.datasets.sample_data import BREEDS, draw_photo
-from serving.photo import MAX_BYTES, normalise
+from serving.photo_normalization import MAX_BYTES, normalise
 
 
 class Defect(NamedTuple):

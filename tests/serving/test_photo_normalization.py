@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from serving import photo
-from serving.photo import Photo, PhotoError, normalise
+from serving import photo_normalization
+from serving.photo_normalization import Photo, PhotoError, normalise
 
 ORIENTATION = 0x0112
 # Transformation of the upright image, by the EXIF orientation that reverses it.
@@ -151,8 +151,8 @@ def test_animation_is_reduced_to_its_first_frame(kind, bound):
         encode(gradient(), "PNG", dpi=(300, 300), icc_profile=bytes(999)),
         encode(gradient(600, 400), "PNG", compress_level=0),
         encode(gradient(), "PNG") + b"\0",
-        encode(gradient(photo.MAX_SIDE, photo.MIN_SIDE), "PNG"),
-        encode(gradient(photo.MIN_SIDE, photo.MAX_SIDE), "JPEG"),
+        encode(gradient(photo_normalization.MAX_SIDE, photo_normalization.MIN_SIDE), "PNG"),
+        encode(gradient(photo_normalization.MIN_SIDE, photo_normalization.MAX_SIDE), "JPEG"),
     ],
     ids=[
         *[
@@ -286,8 +286,8 @@ def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "HEIF"])
 def test_large_photo_is_reduced_in_every_format(kind):
     result = normalise(encode(gradient(2100, 1400), kind))
-    assert (result.width, result.height) == (photo.MAX_SIDE, 683)
-    assert difference(result, gradient(photo.MAX_SIDE, 683)) < 4
+    assert (result.width, result.height) == (photo_normalization.MAX_SIDE, 683)
+    assert difference(result, gradient(photo_normalization.MAX_SIDE, 683)) < 4
 
 
 def test_side_is_limited_after_rotation():
@@ -384,8 +384,11 @@ def test_unusable_file_is_rejected_with_a_reason(data, kind, reason):
 
 
 def test_photo_of_the_minimum_size_is_accepted():
-    assert normalise(encode(gradient(photo.MIN_SIDE, photo.MIN_SIDE), "GIF")).width == photo.MIN_SIDE
-    assert normalise(encode(gradient(2048, 64), "PNG")).height == photo.MIN_SIDE
+    assert (
+        normalise(encode(gradient(photo_normalization.MIN_SIDE, photo_normalization.MIN_SIDE), "GIF")).width
+        == photo_normalization.MIN_SIDE
+    )
+    assert normalise(encode(gradient(2048, 64), "PNG")).height == photo_normalization.MIN_SIDE
 
 
 @pytest.mark.parametrize(
@@ -477,10 +480,10 @@ def test_camera_formats_have_their_own_pixel_limit():
 
 
 def test_large_photos_are_decoded_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(photo, "LARGE_PIXELS", 96 * 64)
+    monkeypatch.setattr(photo_normalization, "LARGE_PIXELS", 96 * 64)
     small, large = encode(gradient(96, 64), "PNG"), encode(gradient(97, 64), "PNG")
     waiting = threading.Thread(target=normalise, args=(large,), daemon=True)
-    with photo._large_photo_lock:
+    with photo_normalization._large_photo_lock:
         waiting.start()
         assert normalise(small).width == 96  # does not wait
         assert waiting.is_alive()
@@ -544,7 +547,7 @@ def test_photo_with_many_segments_is_accepted(kind):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", SEGMENT_KINDS)
 def test_photo_with_millions_of_segments_is_rejected(kind):
-    data = with_segments(kind, photo.MAX_BYTES // 300)
+    data = with_segments(kind, photo_normalization.MAX_BYTES // 300)
     with pytest.raises(PhotoError, match=r"too many segments|more than 100 scans") as raised:
         normalise(data)
     assert raised.value.kind == "damaged"
@@ -552,12 +555,12 @@ def test_photo_with_millions_of_segments_is_rejected(kind):
 
 @pytest.mark.timeout(60)
 def test_jpeg_with_very_many_segments_is_reencoded():
-    data = with_segments("JPEG comments between scans", photo.MAX_BYTES // 5)
+    data = with_segments("JPEG comments between scans", photo_normalization.MAX_BYTES // 5)
     assert len(normalise(data).data) < 10_000
 
 
 def test_maximum_number_of_bytes_is_accepted():
-    largest = FILES["jpeg"].ljust(photo.MAX_BYTES, b"\0")
+    largest = FILES["jpeg"].ljust(photo_normalization.MAX_BYTES, b"\0")
     assert normalise(largest).width == 96
     with pytest.raises(PhotoError, match="larger than 64 MB") as caught:
         normalise(largest + b"\0")
@@ -613,8 +616,8 @@ def test_any_mutated_file_gives_a_valid_photo_or_a_photo_error(name, other, edit
         assert str(result).strip()
     else:
         assert pixels(result).shape == (result.height, result.width, 3)
-        assert min(result.width, result.height) >= photo.MIN_SIDE
-        assert max(result.width, result.height) <= photo.MAX_SIDE
+        assert min(result.width, result.height) >= photo_normalization.MIN_SIDE
+        assert max(result.width, result.height) <= photo_normalization.MAX_SIDE
 
 
 def difference_in_tensorflow(result: Photo) -> float:

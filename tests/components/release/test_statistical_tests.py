@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from components.release.statistics import (
+from components.release.statistical_tests import (
     bootstrap_lower_bound,
     mcnemar_exact,
     min_photos_to_exclude,

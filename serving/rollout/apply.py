@@ -11,9 +11,9 @@ from serving.rollout.errors import LoadError, RolloutError, Superseded
 from serving.rollout.fleet import Conflict, Fleet, FleetError, Server, Unreachable
 from serving.rollout.limits import RolloutLimits
 from serving.rollout.model_server_client import CallRejected, ModelServerClient
+from serving.rollout.plan import Step, plan_steps, resend_step
 from serving.rollout.server_update import update_server
 from serving.rollout.serving_config import ServingConfig
-from serving.rollout.steps import Step, plan_steps, resend_step
 
 _MAX_ATTEMPTS = 10
 _POLL_SECONDS = 0.1  # between two polls of the servers
