@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from serving import photo_normalization
 from serving.addresses import GATEWAY_PORT, GRPC_PORT, grpc_target_error, without_brackets
-from serving.environment import is_service_link
+from serving.service_links import is_service_link
 
 PREFIX = "CATBREEDS_GATEWAY_"
 
