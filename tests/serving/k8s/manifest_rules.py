@@ -1,7 +1,7 @@
 """Rules for every variant of the manifests that a schema cannot express.
 
-A rule is a check that yields the violations in a variant. Each rule also has changes to a valid variant that must cause a
-violation, which proves that the check works.
+A rule is a check that yields the violations in a variant. Each rule also has changes to a valid variant that must
+cause a violation, which proves that the check works.
 """
 
 import copy
