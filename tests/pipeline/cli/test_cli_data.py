@@ -377,7 +377,7 @@ def test_archives_on_this_machine_are_downloaded_without_a_proxy(oxford):
 @pytest.mark.parametrize(
     ("proxy", "message"),
     [
-        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used"),
+        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: this proxy cannot be used"),
         ("http://127.0.0.1:9", "cannot connect (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )
