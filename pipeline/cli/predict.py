@@ -154,11 +154,11 @@ def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Res
 
 
 def _read_photo(photo: Path) -> "bytes | PhotoError | OSError":
-    from serving.client.base import normalise_photos
+    from serving.client.base import normalize_photos
     from serving.photo_normalization import PhotoError
 
     try:
-        return normalise_photos([photo])[0]
+        return normalize_photos([photo])[0]
     except (PhotoError, OSError) as error:
         return error
 

@@ -20,7 +20,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 from components.artifacts import ServingReport
 from components.release import serving_check
 from components.release.serving_check import ServingCheck, ServingError
-from serving.photo_normalization import normalise
+from serving.photo_normalization import normalize
 from serving.rollout.golden_requests import GoldenRequest
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
@@ -221,7 +221,7 @@ def test_large_photos_are_stored_smaller_with_the_prediction_for_that_size(place
     for photo, breed, probability in golden:
         assert (breed, probability) == ("Manx", 0.7)
         assert len(photo) <= 500_000
-        assert normalise(photo).data == photo  # clients send it unchanged
+        assert normalize(photo).data == photo  # clients send it unchanged
         assert min(Image.open(io.BytesIO(photo)).size) >= 256 * 3 // 4
 
 
