@@ -628,18 +628,18 @@ _OUTSIDE_PORTS = {
 
 def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
     """Yields source, target and port of each connection that the NetworkPolicies allow."""
-    ours = {name: template["metadata"]["labels"] for name, template in variant.pods()}
-    peers = _OUTSIDE_PEERS | {name: (_NAMESPACE_LABELS, labels, "10.0.0.5") for name, labels in ours.items()}
+    own_pods = {name: template["metadata"]["labels"] for name, template in variant.pods()}
+    peers = _OUTSIDE_PEERS | {name: (_NAMESPACE_LABELS, labels, "10.0.0.5") for name, labels in own_pods.items()}
     ports = {name: _ports(container) for name, _, container in variant.containers()}
     numbers = {name: set(own.values()) for name, own in ports.items()} | {k: set(v) for k, v in _OUTSIDE_PORTS.items()}
-    for source in (*ours, *_CALLERS):
+    for source in (*own_pods, *_CALLERS):
         for target in peers:
-            if source == target or not {source, target} & ours.keys():
+            if source == target or not {source, target} & own_pods.keys():
                 continue
             for port in sorted(numbers[target]):
                 if _is_allowed(
-                    variant, "egress", ours.get(source), peers[target], port, ports.get(target, {})
-                ) and _is_allowed(variant, "ingress", ours.get(target), peers[source], port, ports.get(target, {})):
+                    variant, "egress", own_pods.get(source), peers[target], port, ports.get(target, {})
+                ) and _is_allowed(variant, "ingress", own_pods.get(target), peers[source], port, ports.get(target, {})):
                     yield source, target, port
 
 
