@@ -4,7 +4,7 @@
 
 For each number of synthetic photos (640 x 480 pixels, JPEGs of about 130 kB), each in a new process:
 
-    ingest: ImageExampleGen, which reads, decodes, normalises and hashes photos, finds duplicates and writes examples.
+    ingest: ImageExampleGen, which reads, decodes, normalizes and hashes photos, finds duplicates and writes examples.
     decode: Pillow decodes each photo and discards the pixels; one process per core.
 
 Importing TensorFlow counts towards the memory but not towards the time. Output on 2 idle CPU cores:

@@ -1,4 +1,4 @@
-"""Measure what each optimisation gains: the same work with and without it, in one run.
+"""Measure what each optimization gains: the same work with and without it, in one run.
 
     python benchmarks/optimizations.py
 
@@ -18,7 +18,7 @@ Cases:
 
 Every measurement has a process of its own, and a round measures each variant once, so that other load on the machine
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
-optimisation. Remove an optimisation whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle cores.
+optimization. Remove an optimization whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle cores.
 
 Output on 2 CPU cores that also ran other programs:
 
@@ -67,7 +67,7 @@ SPACE = {
     "weight_decay": [0.0, 1e-3, 1e-2],
 }
 IMPORTS = {"import TensorFlow": "tensorflow", "import TFX": "pipeline.graph, pipeline.runners.local"}
-# Case -> the variants with and without its optimisation.
+# Case -> the variants with and without its optimization.
 CASES = {
     "reused heads": ("search", "search, new heads"),
     "frozen search": ("search", "search, not frozen"),
@@ -197,8 +197,8 @@ def main() -> None:
     arguments = parser.parse_args()
     medians = measure(arguments.rounds, arguments.photos, arguments.epochs)
     print(f"{'case':<18}  {'with s':>7}  {'without s':>9}  {'ratio':>5}")
-    for case, (optimised, plain) in CASES.items():
-        fast, slow = medians[optimised], medians[plain]
+    for case, (optimized, plain) in CASES.items():
+        fast, slow = medians[optimized], medians[plain]
         print(f"{case:<18}  {fast:>7.2f}  {slow:>9.2f}  {slow / fast:>5.2f}")
 
 

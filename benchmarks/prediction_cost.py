@@ -6,7 +6,7 @@ The benchmark compares three paths to the same embedded model server and model (
 weights):
 
     grpc: the client sends the JPEG to the gRPC port of the model server, with `serving.client.grpc`.
-    gateway: the client sends the JPEG over HTTP to the gateway, which normalises it and queries the model server.
+    gateway: the client sends the JPEG over HTTP to the gateway, which normalizes it and queries the model server.
     pixels: the client sends the JPEG over HTTP to a simple backend, which decodes it, resizes it to 224 x 224 and sends
         the pixels as floats to the model server. The request handler is `async` but blocks on the gRPC call, as in the
         project that this one replaces.
@@ -39,7 +39,7 @@ from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
 from serving.local import stack
 from serving.local.processes import Program, Supervisor
-from serving.photo_normalization import normalise
+from serving.photo_normalization import normalize
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
 IMAGE_SIZE = 224
@@ -155,7 +155,7 @@ async def grpc_client(port: int, content: bytes) -> AsyncIterator[SendRequest]:
     async with AsyncGrpcClient(f"{stack.LOOPBACK}:{port}") as client:
 
         async def send_request() -> None:
-            await client.predict_normalised([content], MODEL, timeout=60)
+            await client.predict_normalized([content], MODEL, timeout=60)
 
         yield send_request
 
@@ -243,7 +243,7 @@ def measure(clients: list[int], seconds: float, rounds: int) -> tuple[dict[int, 
         request_bytes = _prepare_in_process(folder)
         with servers(folder) as ports:
             connections = {
-                "grpc": lambda: grpc_client(ports["grpc"], normalise(content).data),
+                "grpc": lambda: grpc_client(ports["grpc"], normalize(content).data),
                 "gateway": lambda: http_client(ports["gateway"], "/v1/breeds:predict", content),
                 "pixels": lambda: http_client(ports["pixels"], "/predict", content),
             }
@@ -278,7 +278,7 @@ def prepare(folder: Path) -> dict[str, int]:
     content = (folder / "photo.jpg").read_bytes()
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.version_label = MODEL.name, MODEL.label
-    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([normalise(content).data]))
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([normalize(content).data]))
     size = request.ByteSize()
     return {"grpc": size, "gateway": size, "pixels": pixels_request(content).ByteSize()}
 

@@ -130,7 +130,7 @@ class _StopAfterTrainer:
     """Listener that records the components of a run and ends the run after the Trainer.
 
     Attributes:
-        runs: Finished components, by node id.
+        runs: Finished components, by node ID.
     """
 
     def __init__(self):
@@ -154,7 +154,7 @@ class _StopAfterTrainer:
 
 
 def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
-    """Run the pipeline up to the Trainer and return the finished components by node id."""
+    """Run the pipeline up to the Trainer and return the finished components by node ID."""
     config = local_runner.metadata_config(settings.workdir)
     listener = _StopAfterTrainer()
     graph = create_pipeline(settings, local_run_context(settings, "benchmark"), config)

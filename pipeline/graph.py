@@ -35,7 +35,7 @@ from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
 
 if StatisticsGen is None:
-    # TFX replaces components that it cannot import by None.
+    # TFX replaces components that it cannot import with None.
     raise ImportError("TFX cannot import tensorflow_data_validation; run `make setup` to install its dependencies")
 
 SERVING_CHECK_PHOTOS = 4

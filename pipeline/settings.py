@@ -249,7 +249,7 @@ class RolloutSettings(_Section):
 
 
 class ModelCardSettings(_Section):
-    """Facts for the model card that only people know."""
+    """Facts for the model card that the pipeline cannot determine."""
 
     data_source: str = Field("not stated", description="where the photos come from")
     data_licence: str = Field("not stated", description="licence of the photos")
@@ -405,7 +405,7 @@ class Settings(_Section):
                 raise ValueError(f"image_size: {backbone} needs at least {ARCHITECTURES[backbone].min_size} pixels")
         if self.weights == "random" and self.weights_dir:
             raise ValueError(
-                "weights_dir: holds ImageNet weights, but weights=random; set weights=imagenet or remove weights_dir"
+                "weights_dir: contains ImageNet weights, but weights=random; set weights=imagenet or remove weights_dir"
             )
         return self
 
@@ -524,7 +524,7 @@ def _is_setting(variable: str, value: str) -> bool:
 
 
 def _refuse_overlaps(sources: Mapping[str, str]) -> None:
-    """Refuse `gate={...}` together with `gate.margin=...`: both may set the same key, and only the order would decide.
+    """Reject `gate={...}` together with `gate.margin=...`: both may set the same key, and only the order would decide.
 
     Args:
         sources: Key -> the variable or option that sets it.

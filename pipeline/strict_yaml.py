@@ -27,8 +27,8 @@ class _Loader(yaml.CSafeLoader):
         self._checked: set[int] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # PyYAML may call this several times for a mapping. It replaces merge keys (<<) by the keys that they merge, so
-        # only the first call sees the keys as written.
+        # PyYAML may call this several times for a mapping. It replaces merge keys (<<) with the keys that they merge,
+        # so only the first call sees the keys as written.
         if id(node) not in self._checked:
             self._checked.add(id(node))
             self._refuse_duplicates(node)

@@ -1,4 +1,4 @@
-"""Normalises photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
+"""Normalizes photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
 
 import contextlib
 import hashlib
@@ -62,7 +62,7 @@ class PhotoError(ValueError):
 
 @dataclass(frozen=True)
 class Photo:
-    """A normalised photo.
+    """A normalized photo.
 
     Attributes:
         data: JPEG or PNG bytes of an upright 8-bit RGB image.
@@ -80,7 +80,7 @@ class Photo:
     luma: Image.Image = field(repr=False, compare=False)
 
 
-def normalise(
+def normalize(
     data: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS, max_other_pixels: int | None = None
 ) -> Photo:
     """Convert a photo to upright, opaque RGB with at most `max_side` pixels on the longer side.
@@ -113,7 +113,7 @@ def normalise(
             _check_size(*image.size, max_other_pixels if is_other else max_pixels)
             is_large = image.width * image.height > LARGE_PIXELS
             with _large_photo_lock if is_large else contextlib.nullcontext():
-                return _normalise(image, data, max_side)
+                return _normalize(image, data, max_side)
     except PhotoError:
         raise
     except Exception as error:  # for damaged files, decoders raise almost any exception
@@ -121,20 +121,20 @@ def normalise(
 
 
 def may_be_photo(beginning: bytes) -> bool:
-    """Return whether a file with these first 16 bytes has a format that `normalise` accepts."""
+    """Return whether a file with these first 16 bytes has a format that `normalize` accepts."""
     return beginning.startswith(b"BM") or _SIGNATURES.match(beginning) is not None
 
 
-def _normalise(image: Image.Image, data: bytes, max_side: int) -> Photo:
+def _normalize(image: Image.Image, data: bytes, max_side: int) -> Photo:
     size = image.size
     image.info["exif"] = _only_orientation(_exif(image, data))
-    is_normalised = (
+    is_normalized = (
         image.mode == "RGB"
         and max(size) <= max_side
         and not (_is_rotated(image) or _is_transparent(image))
         and _is_intact(image, data)
     )
-    if not is_normalised:
+    if not is_normalized:
         rgb = _upright_rgb(image, max_side)
         if min(rgb.size) < MIN_SIDE:
             shorter = min(rgb.size)

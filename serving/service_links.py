@@ -1,4 +1,4 @@
-"""Recognises environment variables that Kubernetes sets and that only look like settings."""
+"""Recognizes environment variables that Kubernetes sets and that only look like settings."""
 
 import re
 

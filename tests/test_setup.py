@@ -201,7 +201,7 @@ PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check")
 
 @pytest.mark.parametrize("installer", [UV, PIP], ids=["uv", "pip"])
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_a_package_without_a_wheel_is_refused(source_only, tmp_path, lock, installer):
+def test_a_package_without_a_wheel_is_rejected(source_only, tmp_path, lock, installer):
     done = resolve("needs-a-compiler", lock, source_only, tmp_path, *installer)
     assert done.returncode != 0
     assert re.search("needs-a-compiler==1.0 has no usable wheels|No matching .* for needs-a-compiler==1.0", done.stderr)

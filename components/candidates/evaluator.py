@@ -119,7 +119,7 @@ def Evaluator(
                 tensor_adapter_config=adapter,
             )
         )
-    summary = _summarise(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
+    summary = _summarize(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
     write_json(evaluation.uri, METRICS_FILE, summary)
     evaluation.set_float_custom_property("accuracy", summary["overall"]["accuracy"])
     set_metrics(metrics, _ui_metrics(summary))
@@ -178,7 +178,7 @@ def _outcome(extracts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _summarise(uri: str, names: list[str]) -> dict[str, Any]:
+def _summarize(uri: str, names: list[str]) -> dict[str, Any]:
     """Content of `metrics.json`.
 
     Args:

@@ -170,7 +170,7 @@ class _ReadPhotos(beam.DoFn):
     def _read_photo(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
         row = {"path": printable(path), "breed": breed}
         try:
-            picture = photo_normalization.normalise(fetch(), self._max_side)
+            picture = photo_normalization.normalize(fetch(), self._max_side)
         except photo_normalization.PhotoError as error:
             return None, {**row, "kind": error.kind, "reason": str(error)}, None
         row |= {

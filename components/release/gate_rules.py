@@ -258,7 +258,7 @@ def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, ch
     wins, losses = differences.count(1), differences.count(-1)
     photos, difference = len(differences), sum(differences) / len(differences)
     lower, p_value = bootstrap_lower_bound(differences), mcnemar_exact(wins, losses)
-    # A bootstrap resamples observed losses only: without losses on few photos it says little about the loss rate.
+    # A bootstrap resamples observed losses only: without losses on few photos its interval is too narrow.
     max_loss_rate = wilson_interval(losses, photos)[1]
     decision.comparison = {
         "policy": rules.policy,

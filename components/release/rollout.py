@@ -64,7 +64,7 @@ def _interrupted_rollout(registry: Registry, version: int | None) -> int | None:
 
 
 def _roll_out(rollout: RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:
-    """Returns the outcome for people."""
+    """Returns the outcome as a sentence."""
     if version is None:
         return "no version was pushed"
     if isinstance(fleet, LocalFleet) and not fleet.servers():

@@ -30,7 +30,7 @@ from serving.local import processes, stack
 from serving.local.child_process import bound_command
 from serving.local.processes import Program, ProgramError
 from serving.local.stack import MODEL_SERVER_SECONDS, TENSORFLOW_MODEL_SERVER
-from serving.photo_normalization import PhotoError, normalise
+from serving.photo_normalization import PhotoError, normalize
 from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
 
 _TOLERANCE = 1e-3
@@ -105,7 +105,7 @@ def _golden_photo(photo: bytes) -> bytes | None:
         if len(photo) <= _GOLDEN_BYTES:
             break
         try:
-            photo = normalise(photo, side).data
+            photo = normalize(photo, side).data
         except PhotoError:  # no client could send it either
             return None
     return photo

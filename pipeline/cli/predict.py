@@ -154,11 +154,11 @@ def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Res
 
 
 def _read_photo(photo: Path) -> "bytes | PhotoError | OSError":
-    from serving.client.base import normalise_photos
+    from serving.client.base import normalize_photos
     from serving.photo_normalization import PhotoError
 
     try:
-        return normalise_photos([photo])[0]
+        return normalize_photos([photo])[0]
     except (PhotoError, OSError) as error:
         return error
 
@@ -190,7 +190,7 @@ def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> 
 
 
 def _error_messages(photos: Sequence[Path], results: "Sequence[Result]") -> Iterator[str]:
-    """Yields a message for each unusable photo, and one for a failed server, with the photos that it left out."""
+    """Yields one message per unusable photo, and one for a failed server with the photos it did not predict."""
     from serving.client import Answer
 
     reported = set()

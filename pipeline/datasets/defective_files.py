@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.datasets.sample_data import BREEDS, draw_photo
-from serving.photo_normalization import MAX_BYTES, normalise
+from serving.photo_normalization import MAX_BYTES, normalize
 
 
 class Defect(NamedTuple):
@@ -71,7 +71,7 @@ def write_defects(
 
 
 def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
-    """Yields name, kind and content of files that are unusable whatever other files exist."""
+    """Yields name, kind and content of files that are unusable regardless of the other files."""
     yield "empty.jpg", "empty", b""
     yield "text.jpg", "not_an_image", b"Not Found\n" * rng.randint(1, 50)
     yield "page.png", "not_an_image", b"<!doctype html><title>404</title>"
@@ -102,7 +102,7 @@ def _near_duplicates_across_splits(
 ) -> Iterator[tuple[Path, bytes]]:
     """Yields photos in train, each with a smaller copy that is assigned to another split."""
     for photo in photos:
-        picture = normalise(photo.read_bytes())
+        picture = normalize(photo.read_bytes())
         if not count:
             return
         if split_of(picture.digest) != "train":
@@ -110,7 +110,7 @@ def _near_duplicates_across_splits(
         for quality in range(95, 60, -1):
             size = (max(picture.width * 3 // 4, 64), max(picture.height * 3 // 4, 64))
             content = _jpeg(Image.open(io.BytesIO(picture.data)).resize(size), quality)
-            if split_of(normalise(content).digest) != "train":
+            if split_of(normalize(content).digest) != "train":
                 yield photo, content
                 count -= 1
                 break

@@ -43,7 +43,7 @@ def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> 
     if path.exists():
         if _md5(path) != md5:
             raise DownloadError(
-                f"{path}: not the expected file of {url} (MD5 is {_md5(path)}, expected {md5}); move it away"
+                f"{path}: not the expected file from {url} (MD5 is {_md5(path)}, expected {md5}); move it away"
             )
         return
     part = path.with_name(f"{path.name}.part")
@@ -57,8 +57,8 @@ def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> 
             return
         part.unlink()
         if is_first:
-            view.note(f"{path.name}: the download is corrupt; starting again")
-    raise DownloadError(f"{url}: the download is corrupt twice (MD5 is {actual}, expected {md5}); it was deleted")
+            view.note(f"{path.name}: the download was corrupt; starting again")
+    raise DownloadError(f"{url}: the download was corrupt twice (MD5 is {actual}, expected {md5}); it was deleted")
 
 
 def retry(attempt: Callable[[], _T], received: Callable[[], int], tries: int, address: str, view: TransferView) -> _T:

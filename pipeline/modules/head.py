@@ -20,7 +20,7 @@ class Records(NamedTuple):
     """One split in memory, sorted by the content hashes of the photos.
 
     Attributes:
-        embeddings: Standardised embeddings, float32 [n, d].
+        embeddings: Standardized embeddings, float32 [n, d].
         labels: Indices of the breeds, int64 [n].
         content_hashes: Content hashes of the n photos.
     """
@@ -73,7 +73,7 @@ def build_head(
     layers = [keras.Input([embedding_size]), dropout or keras.layers.Dropout(hyperparameters["dropout"])]
     if hyperparameters["units"]:
         layers.append(keras.layers.Dense(hyperparameters["units"], activation="relu"))
-    # Zero initialisation as in BiT (Kolesnikov et al., ECCV 2020). With few photos, training does not remove the noise
+    # Zero initialization as in BiT (Kolesnikov et al., ECCV 2020). With few photos, training does not remove the noise
     # of random initial weights.
     layers.append(keras.layers.Dense(breeds, activation="softmax", kernel_initializer="zeros"))
     head = keras.Sequential(layers)

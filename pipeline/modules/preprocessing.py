@@ -1,4 +1,4 @@
-"""Preprocessing module of Transform: standardises embeddings and encodes breeds with statistics of the train split."""
+"""Preprocessing module of Transform: standardizes embeddings and encodes breeds with statistics of the train split."""
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -14,23 +14,23 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         inputs: `embedding` float32 [n, d], `breed` string [n, 1] and `content_hash` string [n, 1].
 
     Returns:
-        embedding: Standardised embedding, float32 [n, d]; see `standardise`.
+        embedding: Standardized embedding, float32 [n, d]; see `standardize`.
         label: Index of the breed in the vocabulary, int64 [n, 1]; -1 for a breed that is not in train.
         content_hash: Content hash of the photo, string [n, 1]; sort key of the training data.
     """
     return {
-        "embedding": standardise(inputs["embedding"]),
+        "embedding": standardize(inputs["embedding"]),
         "label": tft.compute_and_apply_vocabulary(inputs["breed"], vocab_filename=VOCABULARY),
         "content_hash": inputs["content_hash"],
     }
 
 
-def standardise(embedding: tf.Tensor) -> tf.Tensor:
-    """Normalise the length of each embedding, then centre each dimension and divide by the mean standard deviation.
+def standardize(embedding: tf.Tensor) -> tf.Tensor:
+    """Normalize the length of each embedding, then centre each dimension and divide by the mean standard deviation.
 
     The length of an embedding reflects the exposure of the photo more than its content (SimpleShot, Wang et al., 2019).
     All dimensions share one standard deviation because a z-score per dimension amplifies dimensions that hardly vary.
-    Compared with a z-score per dimension without length normalisation, heads trained on 60 photos of 12 breeds gain 3
+    Compared with a z-score per dimension without length normalization, heads trained on 60 photos of 12 breeds gain 3
     points of accuracy on unseen photos (Xception, mean of 14 splits).
 
     Args:

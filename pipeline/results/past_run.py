@@ -93,7 +93,7 @@ class PastRun:
         return read_evaluation_result(self.uri(f"Evaluator-{backbone}", "evaluation"))
 
     def records(self, backbone: str, split: str) -> "Records":
-        """Standardised embeddings with labels: input of the head in training (train) or evaluation (eval)."""
+        """Standardized embeddings with labels: input of the head in training (train) or evaluation (eval)."""
         import tensorflow_transform as tft
 
         from pipeline.modules.head import read_records

@@ -38,8 +38,8 @@ class ComponentError(Exception):
     """One or more components failed.
 
     Attributes:
-        causes: Node id -> exception that its executor raised, in order of failure.
-        results: Node id -> result of each component that completed.
+        causes: Node ID -> exception that its executor raised, in order of failure.
+        results: Node ID -> result of each component that completed.
     """
 
     def __init__(self, causes: dict[str, Exception], results: "dict[str, NodeRun]"):
@@ -52,7 +52,7 @@ class NodeRun:
     """Result of a completed component.
 
     Attributes:
-        node_id: Id of the node.
+        node_id: ID of the node.
         cached: Whether the result comes from the cache.
         seconds: Wall time.
         outputs: Output key -> URI of the artifact.
@@ -100,13 +100,13 @@ def run(
 
     Args:
         pipeline: See `pipeline.graph.create_pipeline`.
-        run_id: Id of the run in ML Metadata.
+        run_id: ID of the run in ML Metadata.
         listener: Receives the events of the run.
-        logs: Folder for the log of each component, `<node id>.log`.
+        logs: Folder for the log of each component, `<node ID>.log`.
         workers: Maximum number of components that run in parallel; None for `default_workers()`.
 
     Returns:
-        Node id -> result of the component.
+        Node ID -> result of the component.
 
     Raises:
         ComponentError: If components failed. After the first failure no component is started, but those already

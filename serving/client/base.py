@@ -1,4 +1,4 @@
-"""The interface of the clients, and the functions that read and normalise photos for them."""
+"""The interface of the clients, and the functions that read and normalize photos for them."""
 
 import abc
 import os
@@ -9,7 +9,7 @@ from typing import Self
 
 from serving.client.answers import Answer
 from serving.names import printable
-from serving.photo_normalization import MAX_BYTES, PhotoError, normalise
+from serving.photo_normalization import MAX_BYTES, PhotoError, normalize
 
 # The content of a photo's file, or its path.
 PhotoLike = bytes | str | os.PathLike
@@ -70,17 +70,17 @@ def photo_names(photos: Sequence[PhotoLike]) -> list[str]:
     return [f"photo {n}" if isinstance(photo, bytes) else printable(str(photo)) for n, photo in enumerate(photos, 1)]
 
 
-def normalise_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
+def normalize_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
     """Converts photos to the JPEG or PNG bytes that the model expects, as the gateway does.
 
     Raises:
         PhotoError: If a photo cannot be used; the message names the photo.
         OSError: If a file cannot be read.
     """
-    normalised = []
+    normalized = []
     for name, content in zip(photo_names(photos), read_photos(photos), strict=True):
         try:
-            normalised.append(normalise(content).data)
+            normalized.append(normalize(content).data)
         except PhotoError as error:
             raise PhotoError(error.kind, f"{name}: {error}") from None
-    return normalised
+    return normalized

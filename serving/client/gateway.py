@@ -1,4 +1,4 @@
-"""Client of the gateway. It sends photos unchanged; the gateway normalises them."""
+"""Client of the gateway. It sends photos unchanged; the gateway normalizes them."""
 
 from collections.abc import Sequence
 from typing import Any

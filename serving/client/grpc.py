@@ -16,7 +16,7 @@ import grpc
 from serving import protos, proxies
 from serving.addresses import grpc_target_error
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
-from serving.client.base import Client, PhotoLike, normalise_photos
+from serving.client.base import Client, PhotoLike, normalize_photos
 from serving.client.errors import (
     BadResponse,
     ClientError,
@@ -85,7 +85,7 @@ class GrpcClient(Client):
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
-        request = _request(normalise_photos(photos), self._model)
+        request = _request(normalize_photos(photos), self._model)
         try:
             response = self._predict(request, timeout=self._timeout)
         except grpc.RpcError as error:
@@ -113,11 +113,11 @@ class AsyncGrpcClient:
 
     async def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
-        return await self.predict_normalised(
-            await asyncio.to_thread(normalise_photos, photos), self._model, self._timeout, top_k
+        return await self.predict_normalized(
+            await asyncio.to_thread(normalize_photos, photos), self._model, self._timeout, top_k
         )
 
-    async def predict_normalised(
+    async def predict_normalized(
         self,
         photos: Sequence[bytes],
         model: ModelChoice,
@@ -125,7 +125,7 @@ class AsyncGrpcClient:
         top_k: int | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> list[Answer]:
-        """Predicts the breeds of photos that are already normalised.
+        """Predicts the breeds of photos that are already normalized.
 
         Args:
             photos: JPEG or PNG bytes, as `serving.photo_normalization` creates them.

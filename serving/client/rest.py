@@ -13,7 +13,7 @@ import httpx
 
 from serving import http_client
 from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
-from serving.client.base import Client, PhotoLike, normalise_photos
+from serving.client.base import Client, PhotoLike, normalize_photos
 from serving.client.errors import (
     BadResponse,
     ClientError,
@@ -46,11 +46,11 @@ class RestClient(Client):
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
-        normalised = normalise_photos(photos)
+        normalized = normalize_photos(photos)
         try:
-            return self._predict(normalised, top_k)
+            return self._predict(normalized, top_k)
         except NotServed:  # the version may have been unloaded between the two requests
-            return self._predict(normalised, top_k)
+            return self._predict(normalized, top_k)
 
     def close(self) -> None:
         """See Client."""

@@ -1,4 +1,4 @@
-"""HTTP gateway: accepts photos, normalises them, and returns the breeds that the model server predicts.
+"""HTTP gateway: accepts photos, normalizes them, and returns the breeds that the model server predicts.
 
 The model server only receives photos that decode. Start the gateway with `python -m serving.gateway`; `--help` lists
 the environment variables that configure it.

@@ -22,7 +22,7 @@ class Metrics:
         registry: Registry of all metrics.
         requests: Requests by route and HTTP status code.
         seconds: Duration of requests by route.
-        decode_seconds: Time per request for parsing the form and normalising its photos.
+        decode_seconds: Time per request for parsing the form and normalizing its photos.
         model_server_seconds: Duration of successful requests to the model server, with retries, by requested label.
         model_server_failures: Failed requests to the model server, by requested label.
         canary_fallbacks: Requests for the canary that stable served, because no canary is loaded.
@@ -36,7 +36,7 @@ class Metrics:
         timed = common | {"buckets": _SECONDS}
         self.requests = Counter("requests", "HTTP requests.", ["route", "code"], **common)
         self.seconds = Histogram("request_seconds", "Duration of HTTP requests.", ["route"], **timed)
-        self.decode_seconds = Histogram("decode_seconds", "Time to parse a request and normalise its photos.", **timed)
+        self.decode_seconds = Histogram("decode_seconds", "Time to parse a request and normalize its photos.", **timed)
         self.model_server_seconds = Histogram(
             "model_server_seconds",
             "Duration of successful requests to the model server.",

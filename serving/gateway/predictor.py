@@ -40,7 +40,7 @@ class Predictor:
         """Returns the name and the predictions of each photo in the request.
 
         Raises:
-            Problem: If the request cannot be answered.
+            Problem: If the request fails.
             ClientDisconnect: If the client closed the connection.
         """
         with self._request_slot():
@@ -56,13 +56,13 @@ class Predictor:
             return [(photo.name, answer) for photo, answer in zip(photos, answers, strict=True)]
 
     async def predict_stable(self, photos: Sequence[bytes], timeout: float, top_k: int | None = None) -> list[Answer]:
-        """Predicts normalised photos with the stable version, without updating the metrics.
+        """Predicts normalized photos with the stable version, without updating the metrics.
 
         Raises:
             Problem: If the model server returns no predictions.
         """
         try:
-            return await self._client.predict_normalised(photos, self._routing.stable, timeout, top_k)
+            return await self._client.predict_normalized(photos, self._routing.stable, timeout, top_k)
         except ClientError as error:
             raise Problem.of_model_server(error) from None
 
@@ -76,7 +76,7 @@ class Predictor:
     ) -> list[Answer]:
         label, started = choice.label or "default", time.perf_counter()
         try:
-            answers = await self._client.predict_normalised(
+            answers = await self._client.predict_normalized(
                 photos, choice, deadline - time.monotonic(), top_k, metadata
             )
         except NotServed as error:

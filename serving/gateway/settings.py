@@ -25,7 +25,7 @@ def _split_items(value: Any) -> Any:
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def _normalise_origin(text: str) -> str:
+def _normalize_origin(text: str) -> str:
     """Returns an origin as browsers send it: lower case, ASCII, without the default port of the scheme."""
     if text in ("*", "null"):
         return text
@@ -52,7 +52,7 @@ def _check_file(text: str) -> str:
 
 
 CommaSeparated = BeforeValidator(_split_items)
-Origin = Annotated[str, AfterValidator(_normalise_origin)]
+Origin = Annotated[str, AfterValidator(_normalize_origin)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$", to_lower=True)]
 
 

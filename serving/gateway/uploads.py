@@ -1,4 +1,4 @@
-"""Reads request bodies and extracts the photos, normalised for the model."""
+"""Reads request bodies and extracts the photos, normalized for the model."""
 
 import asyncio
 import base64
@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.gateway.problems import Problem
 from serving.gateway.settings import Settings
-from serving.photo_normalization import LARGE_PIXELS, PhotoError, normalise
+from serving.photo_normalization import LARGE_PIXELS, PhotoError, normalize
 
 _FORM = b"multipart/form-data"
 _FIELD = "file"
@@ -22,7 +22,7 @@ class Upload(NamedTuple):
 
     Attributes:
         name: Name of its file; None if the photo is the whole body.
-        content: Bytes of the photo: as uploaded, or JPEG or PNG after normalisation.
+        content: Bytes of the photo: as uploaded, or JPEG or PNG after normalization.
     """
 
     name: str | None
@@ -57,21 +57,21 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 
 def read_photos(body: bytes, content_type: str, settings: Settings) -> list[Upload]:
-    """Returns the normalised photos of a form, or the body as one photo. The content determines the image format.
+    """Returns the normalized photos of a form, or the body as one photo. The content determines the image format.
 
     Raises:
         Problem: If the form or a photo cannot be used.
     """
     kind, options = parse_options_header(content_type)
     uploads = _parse_form(body, options.get(b"boundary"), settings) if kind == _FORM else [Upload(None, body)]
-    return [Upload(name, _normalise(name, content, settings)) for name, content in uploads]
+    return [Upload(name, _normalize(name, content, settings)) for name, content in uploads]
 
 
-def _normalise(name: str | None, content: bytes, settings: Settings) -> bytes:
+def _normalize(name: str | None, content: bytes, settings: Settings) -> bytes:
     try:
         if settings.max_pixels is None:
-            return normalise(content, max_other_pixels=LARGE_PIXELS).data
-        return normalise(content, max_pixels=settings.max_pixels).data
+            return normalize(content, max_other_pixels=LARGE_PIXELS).data
+        return normalize(content, max_pixels=settings.max_pixels).data
     except PhotoError as error:
         raise Problem.of_photo(error, name) from None
 

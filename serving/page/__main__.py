@@ -32,7 +32,7 @@ _FLAGS = {
 
 
 def main() -> int:
-    """Replaces this process by Streamlit; returns an exit code if the settings are invalid."""
+    """Replaces this process with Streamlit; returns an exit code if the settings are invalid."""
     argparse.ArgumentParser(
         prog="python -m serving.page",
         description="Web page that shows the breed of a cat in a photo.",

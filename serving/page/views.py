@@ -18,7 +18,7 @@ from serving.client import (
 )
 from serving.page.escaping import escape_markdown
 from serving.page.photos import ChosenPhoto
-from serving.photo_normalization import PhotoError, normalise
+from serving.photo_normalization import PhotoError, normalize
 
 _MAX_BARS = 5
 _ROW_HEIGHT = 44  # pixels per bar with its label
@@ -45,8 +45,8 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
         st.warning(note, icon=":material/help:")
     left, right = st.columns([2, 3], gap="medium")
     with left:
-        # The normalised photo, as the model receives it: upright, and small enough for a phone.
-        st.image(normalise(photo.content).data, caption=escape_markdown(photo.name), width="stretch")
+        # The normalized photo, as the model receives it: upright, and small enough for a phone.
+        st.image(normalize(photo.content).data, caption=escape_markdown(photo.name), width="stretch")
     with right:
         st.altair_chart(_bars(answer.predictions[:_MAX_BARS]), width="stretch")
         breeds = len(answer.predictions)

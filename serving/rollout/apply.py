@@ -16,8 +16,8 @@ from serving.rollout.server_update import update_server
 from serving.rollout.serving_config import ServingConfig
 
 _MAX_ATTEMPTS = 10
-_POLL_SECONDS = 0.1  # between two looks at the servers
-_LIVE_POLL_SECONDS = 1.0  # between two looks at the live configuration
+_POLL_SECONDS = 0.1  # between two polls of the servers
+_LIVE_POLL_SECONDS = 1.0  # between two reads of the live configuration
 
 
 class ApplyResult(NamedTuple):
@@ -187,7 +187,7 @@ class ConfigApplier:
                     if self._is_superseded(revision):
                         raise self._superseded()
             finally:
-                cancelled.set()  # no thread goes on waiting for its server
+                cancelled.set()  # no thread keeps waiting for its server
         errors: dict[Server, Unreachable] = {}
         for server, update in zip(servers, updates, strict=True):
             try:

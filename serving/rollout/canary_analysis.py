@@ -30,7 +30,7 @@ class CanaryAnalysis(NamedTuple):
 
     Attributes:
         outcome: Whether the canary meets the criteria.
-        reason: Reason with the numbers, for people.
+        reason: Sentence that gives the reason with the numbers.
     """
 
     outcome: Outcome
@@ -42,38 +42,39 @@ class RequestStats:
     """Counts of the requests for one label.
 
     Attributes:
-        failed: Number of requests that the model server did not answer.
-        answered: Number of requests that it answered.
-        slower_than: Number of answers that took longer, by bound in seconds. The bounds are the buckets of the
-            gateways' latency histogram.
+        failed: Number of requests for which the model server returned no prediction.
+        succeeded: Number of requests with a prediction.
+        slower_than: Number of successful requests that took longer, by bound in seconds. The bounds are the buckets of
+            the gateways' latency histogram.
     """
 
     failed: int = 0
-    answered: int = 0
+    succeeded: int = 0
     slower_than: Mapping[float, int] = dataclasses.field(default_factory=dict)
 
     @property
     def requests(self) -> int:
         """Number of all requests."""
-        return self.failed + self.answered
+        return self.failed + self.succeeded
 
     def percentile_bound(self, share: float) -> float:
-        """Returns the lowest bound that at most `share` of the answers exceed; infinity if there is none."""
+        """Returns the lowest bound that at most `share` of the successes exceed; infinity if there is none."""
         return min(
-            (bound for bound, count in self.slower_than.items() if count <= share * self.answered), default=float("inf")
+            (bound for bound, count in self.slower_than.items() if count <= share * self.succeeded),
+            default=float("inf"),
         )
 
     def __add__(self, other: "RequestStats") -> "RequestStats":
         bounds = self.slower_than.keys() | other.slower_than.keys()
         slower_than = {bound: self.slower_than.get(bound, 0) + other.slower_than.get(bound, 0) for bound in bounds}
-        return RequestStats(self.failed + other.failed, self.answered + other.answered, slower_than)
+        return RequestStats(self.failed + other.failed, self.succeeded + other.succeeded, slower_than)
 
     def since(self, earlier: "RequestStats") -> "RequestStats":
         """Returns the counts since `earlier`; all counts if the gateway has restarted since."""
-        if earlier.failed > self.failed or earlier.answered > self.answered:
+        if earlier.failed > self.failed or earlier.succeeded > self.succeeded:
             return self
         slower_than = {bound: count - earlier.slower_than.get(bound, 0) for bound, count in self.slower_than.items()}
-        return RequestStats(self.failed - earlier.failed, self.answered - earlier.answered, slower_than)
+        return RequestStats(self.failed - earlier.failed, self.succeeded - earlier.succeeded, slower_than)
 
 
 def read_request_stats(address: str) -> dict[str, RequestStats]:
@@ -114,9 +115,9 @@ def _parse_metrics(text: str) -> dict[str, RequestStats]:
             counters.setdefault(label, {})[sample.name] = int(sample.value)
     stats = {}
     for label, counts in counters.items():
-        answered = counts.get(f"{_SECONDS}_count", 0)
-        slower_than = {bound: answered - count for bound, count in buckets.get(label, {}).items()}
-        stats[label] = RequestStats(counts.get(f"{_FAILURES}_total", 0), answered, slower_than)
+        succeeded = counts.get(f"{_SECONDS}_count", 0)
+        slower_than = {bound: succeeded - count for bound, count in buckets.get(label, {}).items()}
+        stats[label] = RequestStats(counts.get(f"{_FAILURES}_total", 0), succeeded, slower_than)
     return stats
 
 
@@ -131,14 +132,14 @@ def compare(canary: RequestStats, stable: RequestStats, criteria: CanaryCriteria
             f"the canary failed {canary_rate:.1%} of {canary.requests} requests, "
             f"stable {stable_rate:.1%} of {stable.requests}",
         )
-    if stable.answered and canary.answered:
+    if stable.succeeded and canary.succeeded:
         stable_bound = stable.percentile_bound(_TAIL_SHARE)
         canary_bound = canary.percentile_bound(_TAIL_SHARE)
         if canary_bound > stable_bound * criteria.max_latency_ratio and _is_share_greater(
             canary.slower_than.get(stable_bound, 0),
-            canary.answered,
+            canary.succeeded,
             stable.slower_than.get(stable_bound, 0),
-            stable.answered,
+            stable.succeeded,
             criteria.alpha,
         ):
             return CanaryAnalysis(

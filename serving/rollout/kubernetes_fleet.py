@@ -29,8 +29,8 @@ CONFIG_MAP = "model-config"
 _MODEL_SERVERS = "app.kubernetes.io/name=model-server"
 _GATEWAYS = "app.kubernetes.io/name=gateway"
 _FORWARDING_LINE = re.compile(r"Forwarding from (127\.0\.0\.1:\d+)")
-_TIMEOUT_SECONDS = 30  # of a call to the Kubernetes API
-_PORT_FORWARD_SECONDS = 15  # for kubectl to reach a pod; a pod on a dead node may never be reached
+_TIMEOUT_SECONDS = 30  # time limit of a call to the Kubernetes API
+_PORT_FORWARD_SECONDS = 15  # time limit for kubectl to reach a pod; a pod on a dead node may never be reached
 
 
 class _InvalidResponse(Exception):
@@ -210,7 +210,7 @@ class _PortForward:
             text=True,
         )
         self._address: Future[str] = Future()
-        # kubectl writes a line per connection and would block if nobody read them.
+        # kubectl writes a line per connection and would block if they were not read.
         threading.Thread(target=self._read_output, daemon=True).start()
 
     @property

@@ -1,4 +1,4 @@
-"""The benchmark of the optimisations measures every case with and without its optimisation."""
+"""The benchmark of the optimizations measures every case with and without its optimization."""
 
 import subprocess
 import sys
@@ -19,6 +19,6 @@ def test_optimizations_prints_seconds_and_ratio_of_each_case():
     assert heading.split() == ["case", "with", "s", "without", "s", "ratio"]
     assert [row[:18].strip() for row in rows] == CASES
     for row in rows:
-        optimised, plain, ratio = map(float, row[18:].split())
-        assert min(optimised, plain) > 0
-        assert ratio == pytest.approx(plain / optimised, rel=0.1)
+        optimized, plain, ratio = map(float, row[18:].split())
+        assert min(optimized, plain) > 0
+        assert ratio == pytest.approx(plain / optimized, rel=0.1)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.clusters import get, in_namespace, kubectl
 from tests.serving.k8s import custom_resources
-from tests.serving.k8s.promises import changed, put
+from tests.serving.k8s.manifest_rules import changed, put
 from tests.serving.k8s.variants import OVERLAYS, Object, Variant
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server of files that misbehaves as it is told to, and remembers what it was asked for."""
+"""An HTTP file server that fails in scripted ways and records its requests."""
 
 import contextlib
 import functools
@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# How one request is answered: the handler, and the whole file.
+# Writes the response to one request; the arguments are the handler and the content of the file.
 Answer = Callable[["Handler", bytes], None]
 
 
 @dataclass
 class FlakyServer:
-    """Files, and how requests for them are answered.
+    """The files of the server and its scripted responses.
 
     Attributes:
-        address: of its root.
-        files: path -> content.
-        headers: path -> headers of proper answers.
-        answers: path -> answers, each for one request; when they are used up it behaves.
-        requests: (path, Range header or None) of the requests that came.
+        address: URL of the root.
+        files: Path -> content.
+        headers: Path -> headers of correct responses.
+        answers: Path -> scripted responses, one per request; after the last one, responses are correct.
+        requests: Path and Range header, or None, of each request.
     """
 
     address: str
@@ -31,11 +31,11 @@ class FlakyServer:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
     def ranges(self, path: str) -> list[str | None]:
-        return [asked for asked_path, asked in self.requests if asked_path == path]
+        return [requested_range for requested_path, requested_range in self.requests if requested_path == path]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one connection."""
+    """Handles one connection."""
 
     protocol_version = "HTTP/1.1"
 
@@ -44,14 +44,14 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self):
-        # Of a proxy the whole address is asked for.
+        # A request to a proxy contains the whole URL.
         path = re.sub(r"^http://[^/]+", "", self.path)
         self.state.requests.append((path, self.headers["Range"]))
         self.rfile.read(int(self.headers["Content-Length"] or 0))
         if queue := self.state.answers.get(path):
             queue.pop(0)(self, self.state.files.get(path, b""))
         elif path in self.state.files:
-            behave(self, self.state.files[path])
+            send_file(self, self.state.files[path])
         else:
             status(404)(self, b"")
 
@@ -65,20 +65,20 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def handle(self):
-        with contextlib.suppress(ConnectionError):  # the client went away
+        with contextlib.suppress(ConnectionError):  # the client has closed the connection
             super().handle()
 
     def start(self, content: bytes) -> int:
-        """Of the bytes asked for, the first."""
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-        return int(asked[1]) if asked else 0
+        """First requested byte."""
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        return int(match[1]) if match else 0
 
     def log_message(self, *_):
         pass
 
 
-def behave(handler: Handler, content: bytes, shown: bytes | None = None, cut: int | None = None) -> None:
-    """Honours Range; sends `shown` in place of `content`, and no more than `cut` bytes before the line goes dead."""
+def send_file(handler: Handler, content: bytes, sent: bytes | None = None, cut: int | None = None) -> None:
+    """Sends `content`, or the bytes `sent` in place of it, from the requested byte; closes after `cut` bytes if set."""
     start = handler.start(content)
     if start >= len(content) and start:
         handler.head(416, 0, Content_Range=f"bytes */{len(content)}")
@@ -87,19 +87,19 @@ def behave(handler: Handler, content: bytes, shown: bytes | None = None, cut: in
     if start:
         headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
     handler.head(206 if start else 200, len(content) - start, **headers)
-    rest = (shown or content)[start:]
+    rest = (sent or content)[start:]
     handler.wfile.write(rest[:cut])
     handler.close_connection = cut is not None
 
 
 def cut_after(count: int) -> Answer:
-    return functools.partial(behave, cut=count)
+    return functools.partial(send_file, cut=count)
 
 
 def corrupted(handler: Handler, content: bytes) -> None:
-    """Everything as it should be, but for one bit towards the end."""
-    place = len(content) * 3 // 4
-    behave(handler, content, content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    """A correct response except for one bit near the end."""
+    position = len(content) * 3 // 4
+    send_file(handler, content, content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
 
 
 def range_ignored(handler: Handler, content: bytes) -> None:
@@ -107,18 +107,18 @@ def range_ignored(handler: Handler, content: bytes) -> None:
     handler.wfile.write(content)
 
 
-def another_range(handler: Handler, content: bytes) -> None:
+def wrong_range(handler: Handler, content: bytes) -> None:
     handler.head(206, 10, Content_Range=f"bytes 5-14/{len(content)}")
     handler.wfile.write(content[5:15])
 
 
-def said_longer(handler: Handler, content: bytes) -> None:
+def content_length_too_large(handler: Handler, content: bytes) -> None:
     handler.head(200, len(content) + 100)
     handler.wfile.write(content)
     handler.close_connection = True
 
 
-def said_shorter(handler: Handler, content: bytes) -> None:
+def content_length_too_small(handler: Handler, content: bytes) -> None:
     handler.head(200, len(content) - 100)
     handler.wfile.write(content[:-100])
 
@@ -127,8 +127,8 @@ def status(code: int, body: bytes = b"") -> Answer:
     return lambda handler, _: (handler.head(code, len(body)), handler.wfile.write(body))
 
 
-def stalled_after(count: int, released: threading.Event) -> Answer:
-    """Sends so much and then nothing until it is released."""
+def stall_after(count: int, released: threading.Event) -> Answer:
+    """Sends `count` bytes and then nothing until `released` is set."""
 
     def answer(handler: Handler, content: bytes) -> None:
         handler.head(200, len(content), Accept_Ranges="bytes")

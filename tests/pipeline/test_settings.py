@@ -1,4 +1,4 @@
-"""Settings: invalid values are refused with the key and what is allowed; later sources take precedence."""
+"""Settings: invalid values are rejected with the key and what is allowed; later sources take precedence."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.settings import RENAMED_KEYS, Settings, SettingsError, load, profi
 from tests.running import catbreeds
 
 
-def refusal(*overrides: str, profile: str = "demo", environment: dict[str, str] | None = None) -> str:
+def error_message(*overrides: str, profile: str = "demo", environment: dict[str, str] | None = None) -> str:
     with pytest.raises(SettingsError) as caught:
         load(profile, overrides, environment)
     return str(caught.value)
@@ -49,7 +49,7 @@ def test_the_json_of_the_settings_is_one_object_with_every_value():
     assert Settings.model_validate(json.loads(to_json(settings))) == settings
 
 
-def test_the_standard_profile_covers_the_task_of_the_seed_project():
+def test_the_standard_profile_covers_the_task_of_the_original_project():
     settings = load("standard")
     assert settings.backbones == ("xception", "resnet50", "efficientnetb7")
     assert settings.weights == "imagenet"
@@ -74,8 +74,8 @@ def test_the_demo_profile_needs_no_download():
         ("tunr.max_epochs=3", "tunr: no such setting", "tuner"),
     ],
 )
-def test_an_unknown_key_is_refused_with_its_path_and_the_available_keys(override, start, available_key):
-    message = refusal(override)
+def test_an_unknown_key_is_rejected_with_its_path_and_the_available_keys(override, start, available_key):
+    message = error_message(override)
     assert message.startswith(start)
     assert available_key in message.partition("available: ")[2].split(", ")
 
@@ -105,19 +105,19 @@ def test_every_renamed_key_leads_to_a_setting():
 
 @pytest.mark.parametrize(("old_key", "value"), OLD_KEYS)
 @pytest.mark.parametrize("source", ["profile", "environment", "override"])
-def test_a_renamed_key_is_refused_with_its_new_name(source, old_key, value, tmp_path):
+def test_a_renamed_key_is_rejected_with_its_new_name(source, old_key, value, tmp_path):
     message = f"{old_key}: renamed to {RENAMED_KEYS[old_key]}; use the new key"
     text = json.dumps(value)
     if source == "override":
-        assert refusal(f"{old_key}={text}") == message
+        assert error_message(f"{old_key}={text}") == message
     elif source == "environment":
         variable = f"CATBREEDS_{old_key.upper().replace('.', '__')}"
-        assert refusal(environment={variable: text}) == f"{message} (set by {variable} in the environment)"
+        assert error_message(environment={variable: text}) == f"{message} (set by {variable} in the environment)"
     else:
         profile = tmp_path / "old.yaml"
         section, _, key = old_key.partition(".")
         profile.write_text(f"{section}: {{{key}: {text}}}" if key else f"{section}: {text}")
-        assert refusal(profile=str(profile)) == message
+        assert error_message(profile=str(profile)) == message
 
 
 def test_a_command_with_a_renamed_key_exits_with_code_2():
@@ -126,9 +126,12 @@ def test_a_command_with_a_renamed_key_exits_with_code_2():
     assert done.stderr == "catbreeds: rollout.share: renamed to rollout.canary_share; use the new key\n"
 
 
-def test_a_key_of_a_renamed_section_is_refused_with_the_new_name_of_the_section():
-    assert refusal("card.data_licence=CC: BY") == "card: renamed to model_card; use the new key"
-    assert refusal("kubeflow.other.cpu=2") == "kubeflow.other: renamed to kubeflow.default_resources; use the new key"
+def test_a_key_of_a_renamed_section_is_rejected_with_the_new_name_of_the_section():
+    assert error_message("card.data_licence=CC: BY") == "card: renamed to model_card; use the new key"
+    assert (
+        error_message("kubeflow.other.cpu=2")
+        == "kubeflow.other: renamed to kubeflow.default_resources; use the new key"
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,15 +163,15 @@ def test_a_key_of_a_renamed_section_is_refused_with_the_new_name_of_the_section(
         ("split.train=0.9", "split:", "train + eval + test must be 1, not 1.2"),
     ],
 )
-def test_an_invalid_value_is_refused_with_its_key_and_the_allowed_values(override, start, allowed):
-    message = refusal(override)
+def test_an_invalid_value_is_rejected_with_its_key_and_the_allowed_values(override, start, allowed):
+    message = error_message(override)
     assert message.startswith(start)
     assert allowed in message
     assert "\n" not in message
 
 
 def test_all_errors_are_reported_at_once():
-    lines = refusal("seed=-1", "tuner.factor=1", "nonsense=1").splitlines()
+    lines = error_message("seed=-1", "tuner.factor=1", "nonsense=1").splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["nonsense", "seed", "tuner.factor"]
 
 
@@ -185,8 +188,8 @@ def test_all_errors_are_reported_at_once():
         ("workdir=' '", "workdir: must be the path of a folder"),
     ],
 )
-def test_an_unreadable_override_is_refused(override, part):
-    assert part in refusal(override)
+def test_an_unreadable_override_is_rejected(override, part):
+    assert part in error_message(override)
 
 
 @pytest.mark.parametrize("text", ["2024", "1e3", "2024-13-45", "yes", "0x10", "CC: BY", "[photos", "{}", "- a"])
@@ -206,9 +209,9 @@ def test_a_choice_that_yaml_reads_as_a_boolean_needs_no_quotes():
 def test_a_section_and_one_of_its_keys_cannot_both_be_set(order):
     overrides = ["gate={min_accuracy: 0.4}", "gate.margin=0.01"]
     message = "--set gate={min_accuracy: 0.4} and --set gate.margin=0.01 both set keys of 'gate'"
-    assert message in refusal(*overrides[::order])
+    assert message in error_message(*overrides[::order])
     environment = {"CATBREEDS_GATE": "{}", "CATBREEDS_GATE__MARGIN": "0.01"}
-    assert "CATBREEDS_GATE and CATBREEDS_GATE__MARGIN both set keys of 'gate'" in refusal(environment=environment)
+    assert "CATBREEDS_GATE and CATBREEDS_GATE__MARGIN both set keys of 'gate'" in error_message(environment=environment)
     assert load("demo", overrides[1:], {"CATBREEDS_GATE": "{min_accuracy: 0.4}"}).gate.margin == 0.01
 
 
@@ -277,8 +280,10 @@ def test_backbones_are_a_list():
     assert load("demo", ["backbones=[resnet50]"]).backbones == ("resnet50",)
 
 
-def test_an_unknown_environment_variable_is_refused_and_those_of_other_programs_are_ignored():
-    assert refusal(environment={"CATBREEDS_TUNER__MAX_EPOCHZ": "3"}).startswith("tuner.max_epochz: no such setting")
+def test_an_unknown_environment_variable_is_rejected_and_those_of_other_programs_are_ignored():
+    assert error_message(environment={"CATBREEDS_TUNER__MAX_EPOCHZ": "3"}).startswith(
+        "tuner.max_epochz: no such setting"
+    )
     environment = {"CATBREEDS_GATEWAY_PORT": "8080", "CATBREEDS_TEST_IMAGE": "x", "OTHER_SEED": "5"}
     assert load("demo", environment=environment) == load("demo")
 
@@ -322,22 +327,22 @@ def test_service_links_of_kubernetes_are_not_settings_of_a_server(kind):
     ],
 )
 def test_an_error_names_the_environment_variable_that_caused_it(environment, variable):
-    assert refusal(environment=environment).endswith(f" (set by {variable} in the environment)")
-    assert "environment" not in refusal("seed=-1", environment={"CATBREEDS_SEED": "-2"})
+    assert error_message(environment=environment).endswith(f" (set by {variable} in the environment)")
+    assert "environment" not in error_message("seed=-1", environment={"CATBREEDS_SEED": "-2"})
 
 
-def test_two_variables_for_one_setting_are_refused():
+def test_two_variables_for_one_setting_are_rejected():
     environment = {"CATBREEDS_SEED": "1", "CATBREEDS_seed": "2"}
-    assert refusal(environment=environment) == "CATBREEDS_seed and CATBREEDS_SEED both set seed; remove one"
+    assert error_message(environment=environment) == "CATBREEDS_seed and CATBREEDS_SEED both set seed; remove one"
 
 
 def test_random_weights_and_a_weights_folder_are_mutually_exclusive():
-    assert refusal("weights_dir=/w").startswith("weights_dir: holds ImageNet weights, but weights=random")
+    assert error_message("weights_dir=/w").startswith("weights_dir: contains ImageNet weights, but weights=random")
     assert load("demo", ["weights_dir=/w", "weights=imagenet"]).weights_dir == "/w"
 
 
-def test_images_too_small_for_xception_are_refused_unless_it_is_not_selected():
-    assert refusal("image_size=70") == "image_size: xception needs at least 71 pixels"
+def test_images_too_small_for_xception_are_rejected_unless_it_is_not_selected():
+    assert error_message("image_size=70") == "image_size: xception needs at least 71 pixels"
     assert load("demo", ["image_size=71"]).image_size == 71
     assert load("demo", ["image_size=32", "backbones=[resnet50, efficientnetb7]"]).image_size == 32
 
@@ -355,10 +360,10 @@ def test_images_too_small_for_xception_are_refused_unless_it_is_not_selected():
         ("seed: 1\n---\nseed: 2\n", "cannot be read"),
     ],
 )
-def test_an_unreadable_profile_is_refused(text, part, tmp_path):
+def test_an_unreadable_profile_is_rejected(text, part, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert part in refusal(profile=str(path))
+    assert part in error_message(profile=str(path))
 
 
 @pytest.mark.parametrize(
@@ -372,10 +377,10 @@ def test_an_unreadable_profile_is_refused(text, part, tmp_path):
         ("gate: &rules {margin: 0.02, margin: 0.5}\n", "line 1: duplicate key 'margin'"),
     ],
 )
-def test_a_profile_with_a_duplicate_key_is_refused_with_both_lines(text, part, tmp_path):
+def test_a_profile_with_a_duplicate_key_is_rejected_with_both_lines(text, part, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    assert refusal(profile=str(path)) == f"profile {path}, {part}; remove one"
+    assert error_message(profile=str(path)) == f"profile {path}, {part}; remove one"
 
 
 def test_merged_keys_may_be_overridden(tmp_path):
@@ -394,8 +399,8 @@ def test_a_profile_with_only_comments_has_the_defaults(tmp_path):
     assert load(str(path)) == Settings()
 
 
-def test_an_unknown_profile_is_refused_with_the_available_ones():
-    message = refusal(profile="big")
+def test_an_unknown_profile_is_rejected_with_the_available_ones():
+    message = error_message(profile="big")
     assert "'big'" in message
     assert ", ".join(profiles()) in message
 

@@ -95,7 +95,7 @@ def test_top_k_limits_the_breeds_and_a_path_is_read(connect, tmp_path):
     assert answer.best.breed == BREEDS[2]
 
 
-def test_a_photo_is_normalised_before_it_is_sent(connect):
+def test_a_photo_is_normalized_before_it_is_sent(connect):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90°
     with connect() as client:

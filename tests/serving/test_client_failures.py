@@ -81,7 +81,7 @@ def test_the_request_ends_at_the_deadline_which_the_server_receives(predict_with
     server = script(HANG)
     with pytest.raises(TimedOut):
         predict_with(f"127.0.0.1:{server.port}", 2)
-    assert [0 < asked.seconds_left <= 2 for asked in server.requests] == [True]
+    assert [0 < request.seconds_left <= 2 for request in server.requests] == [True]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_the_gateway_passes_on_the_trace_and_the_remaining_deadline(script, tmp_
     assert problem(gateway.predict(PHOTO)) == (504, "timed_out")
     gateway.stop()
     first, second, third = server.requests
-    for asked in (first, second):
-        assert asked.metadata["traceparent"].startswith(f"00-{trace}-")
-        assert asked.metadata["tracestate"] == "vendor=1"
-    assert all(0 < asked.seconds_left <= 5 for asked in server.requests)
+    for request in (first, second):
+        assert request.metadata["traceparent"].startswith(f"00-{trace}-")
+        assert request.metadata["tracestate"] == "vendor=1"
+    assert all(0 < request.seconds_left <= 5 for request in server.requests)
     assert trace not in third.metadata["traceparent"]

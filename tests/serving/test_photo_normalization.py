@@ -1,4 +1,4 @@
-"""Photo normalisation: valid photos keep their bytes, others become upright RGB or are rejected with a reason."""
+"""Photo normalization: valid photos keep their bytes, others become upright RGB or are rejected with a reason."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from serving import photo_normalization
-from serving.photo_normalization import Photo, PhotoError, normalise
+from serving.photo_normalization import Photo, PhotoError, normalize
 
 ORIENTATION = 0x0112
 # Transformation of the upright image, by the EXIF orientation that reverses it.
@@ -72,7 +72,7 @@ def pixels(result: Photo) -> np.ndarray:
 
 def outcome(data: bytes) -> Photo | PhotoError:
     try:
-        return normalise(data)
+        return normalize(data)
     except PhotoError as error:
         return error
 
@@ -124,7 +124,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_is_detected_by_content_and_decoded(name):
-    assert difference(normalise(FILES[name]), gradient()) < (5 if name in ("gif", "palette png") else 2)
+    assert difference(normalize(FILES[name]), gradient()) < (5 if name in ("gif", "palette png") else 2)
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("GIF", 5), ("WEBP", 3), ("PNG", 0.1)])
@@ -132,7 +132,7 @@ def test_animation_is_reduced_to_its_first_frame(kind, bound):
     later = [Image.new("RGB", (96, 64), colour) for colour in ("red", "blue")]
     data = encode(gradient(), kind, save_all=True, append_images=later)
     assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert difference(normalise(data), gradient()) < bound
+    assert difference(normalize(data), gradient()) < bound
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_animation_is_reduced_to_its_first_frame(kind, bound):
         *["png", "png metadata", "many png chunks", "png trailer", "widest", "highest"],
     ],
 )
-def test_normalised_photo_keeps_its_bytes(data):
-    result = normalise(data)
+def test_normalized_photo_keeps_its_bytes(data):
+    result = normalize(data)
     assert result.data == data
     assert difference(result, Image.open(io.BytesIO(data))) == 0
 
@@ -178,7 +178,7 @@ def test_normalised_photo_keeps_its_bytes(data):
 @pytest.mark.parametrize("orientation", TRANSPOSITIONS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
 def test_rotated_photo_becomes_upright(kind, orientation):
-    result = normalise(rotated(gradient(), orientation, kind))
+    result = normalize(rotated(gradient(), orientation, kind))
     assert (result.width, result.height) == (96, 64)
     assert difference(result, gradient()) < 3
 
@@ -191,7 +191,7 @@ def test_orientation_stored_as_a_fraction_is_applied(orientation, number, form):
     entry = value if len(value) == 4 else struct.pack(">I", 26)
     exif = exif_block((ORIENTATION, number, 1, entry)) + value
     data = encode(square.transpose(TRANSPOSITIONS[orientation]), "JPEG", exif=exif)
-    assert difference(normalise(data), square) < 3
+    assert difference(normalize(data), square) < 3
 
 
 @pytest.mark.parametrize("tag", [0x100, 0x11A], ids=["width", "resolution"])
@@ -206,7 +206,7 @@ def test_every_mode_is_converted_to_rgb(mode):
     image = in_mode(gradient(), mode)
     data = encode(image, "JPEG" if mode == "CMYK" else "PNG")
     assert Image.open(io.BytesIO(data)).mode == mode
-    result = normalise(data)
+    result = normalize(data)
     assert result.data != data
     wanted = gradient().convert("L") if mode == "I;16" else image
     assert difference(result, wanted) < (8 if mode == "1" else 3)
@@ -225,7 +225,7 @@ def test_every_mode_is_converted_to_rgb(mode):
     ids=["rgb", "rgba", "grey with alpha", "grey", "from 32 bits", "heic"],
 )
 def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, wanted):
-    result = normalise(data)
+    result = normalize(data)
     assert result.data != data
     assert difference(result, Image.new("RGB", (64, 64), wanted)) <= 1
 
@@ -235,7 +235,7 @@ def test_16_bit_grey_keeps_its_shades():
     data = encode(Image.fromarray(ramp), "PNG")
     assert Image.open(io.BytesIO(data)).mode == "I;16"
     wanted = np.repeat((ramp // 256)[..., None], 3, axis=-1).astype(int)
-    assert np.abs(pixels(normalise(data)) - wanted).max() <= 4
+    assert np.abs(pixels(normalize(data)) - wanted).max() <= 4
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_transparent_pixels_become_white(mode, kind):
     image = Image.new("RGBA", (64, 64), (40, 40, 40, 255))
     image.paste((0, 0, 0, 0), (0, 0, 64, 32))
     image = image.quantize() if mode == "P" else image.convert(mode)
-    result = pixels(normalise(encode(image, kind)))
+    result = pixels(normalize(encode(image, kind)))
     assert result[:28].min() > 250
     assert np.abs(result[36:] - 40).max() < 5
 
@@ -259,14 +259,14 @@ def test_transparent_colour_of_a_png_becomes_white(mode, colour):
     if mode == "P":
         image.putpalette(bytes(range(30)))
     data = encode(image, "PNG", transparency=1 if colour == 255 else colour)
-    assert pixels(normalise(data)).min() > 250
-    assert pixels(normalise(encode(image, "PNG"))).min() < 250 or colour == 255
+    assert pixels(normalize(data)).min() > 250
+    assert pixels(normalize(encode(image, "PNG"))).min() < 250 or colour == 255
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "HEIF"])
 def test_half_transparent_black_becomes_grey(kind):
     data = encode(Image.new("RGBA", (32, 32), (0, 0, 0, 128)), kind)
-    assert np.abs(pixels(normalise(data)) - 127).max() < 3
+    assert np.abs(pixels(normalize(data)) - 127).max() < 3
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_half_transparent_black_becomes_grey(kind):
 @pytest.mark.parametrize("mode", MODES)
 def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, wanted):
     data = encode(in_mode(gradient(*size), mode), "JPEG" if mode == "CMYK" else "PNG")
-    result = normalise(data, max_side=200)
+    result = normalize(data, max_side=200)
     assert (result.width, result.height) == wanted
     picture = gradient(*size).convert("L" if mode in ("L", "1", "LA", "I;16") else "RGB").convert("RGB")
     seen, meant = (image.resize((8, 8), Image.Resampling.BOX) for image in (decoded(result), picture))
@@ -285,19 +285,19 @@ def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "HEIF"])
 def test_large_photo_is_reduced_in_every_format(kind):
-    result = normalise(encode(gradient(2100, 1400), kind))
+    result = normalize(encode(gradient(2100, 1400), kind))
     assert (result.width, result.height) == (photo_normalization.MAX_SIDE, 683)
     assert difference(result, gradient(photo_normalization.MAX_SIDE, 683)) < 4
 
 
 def test_side_is_limited_after_rotation():
-    result = normalise(rotated(gradient(100, 400), 6), max_side=200)
+    result = normalize(rotated(gradient(100, 400), 6), max_side=200)
     assert (result.width, result.height) == (50, 200)
 
 
-def test_normalising_twice_changes_nothing():
-    once = normalise(rotated(gradient(400, 300), 8), max_side=200)
-    assert normalise(once.data, max_side=200) == once
+def test_normalizing_twice_changes_nothing():
+    once = normalize(rotated(gradient(400, 300), 8), max_side=200)
+    assert normalize(once.data, max_side=200) == once
 
 
 @pytest.mark.parametrize(
@@ -307,12 +307,12 @@ def test_normalising_twice_changes_nothing():
         encode(gradient(), "PNG", optimize=True),
         encode(gradient(), "PNG", dpi=(300, 300)),
     ],
-    ids=["uncompressed", "optimised", "metadata"],
+    ids=["uncompressed", "optimized", "metadata"],
 )
 def test_digest_does_not_depend_on_the_png_encoding(other):
     data = encode(gradient(), "PNG")
     assert other != data
-    assert normalise(other).digest == normalise(data).digest
+    assert normalize(other).digest == normalize(data).digest
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_digest_does_not_depend_on_the_png_encoding(other):
     ids=[*FILES, "rgb jpeg", "turned jpeg", "large png"],
 )
 def test_luma_is_the_brightness_of_the_image(data):
-    result = normalise(data)
+    result = normalize(data)
     wanted = np.asarray(decoded(result).convert("L")).astype(int)
     assert result.luma.mode == "L"
     assert np.abs(np.asarray(result.luma) - wanted).mean() < (1 if result.data.startswith(b"\xff\xd8") else 0.001)
@@ -336,12 +336,12 @@ def test_digest_does_not_depend_on_jpeg_metadata():
     data = encode(gradient(), "JPEG", quality=90)
     annotated = encode(gradient(), "JPEG", quality=90, comment=b"my cat", dpi=(300, 300))
     assert annotated != data
-    assert normalise(annotated).digest == normalise(data + b"a film").digest == normalise(data).digest
+    assert normalize(annotated).digest == normalize(data + b"a film").digest == normalize(data).digest
 
 
 def test_same_pixels_in_lossless_formats_have_the_same_digest():
     with_alpha = encode(gradient().convert("RGBA"), "PNG")
-    assert len({normalise(data).digest for data in (FILES["bmp"], FILES["lossless webp"], with_alpha)}) == 1
+    assert len({normalize(data).digest for data in (FILES["bmp"], FILES["lossless webp"], with_alpha)}) == 1
 
 
 def test_different_images_have_different_digests():
@@ -349,7 +349,7 @@ def test_different_images_have_different_digests():
     dotted = flat.copy()
     dotted.putpixel((5, 5), (140, 128, 128))
     pictures = [flat, dotted, flat.resize((32, 64)), gradient()]
-    assert len({normalise(encode(picture, "PNG")).digest for picture in pictures}) == 4
+    assert len({normalize(encode(picture, "PNG")).digest for picture in pictures}) == 4
 
 
 @pytest.mark.parametrize(
@@ -379,16 +379,16 @@ def test_different_images_have_different_digests():
 )
 def test_unusable_file_is_rejected_with_a_reason(data, kind, reason):
     with pytest.raises(PhotoError, match=reason) as caught:
-        normalise(data)
+        normalize(data)
     assert caught.value.kind == kind
 
 
 def test_photo_of_the_minimum_size_is_accepted():
     assert (
-        normalise(encode(gradient(photo_normalization.MIN_SIDE, photo_normalization.MIN_SIDE), "GIF")).width
+        normalize(encode(gradient(photo_normalization.MIN_SIDE, photo_normalization.MIN_SIDE), "GIF")).width
         == photo_normalization.MIN_SIDE
     )
-    assert normalise(encode(gradient(2048, 64), "PNG")).height == photo_normalization.MIN_SIDE
+    assert normalize(encode(gradient(2048, 64), "PNG")).height == photo_normalization.MIN_SIDE
 
 
 @pytest.mark.parametrize(
@@ -397,13 +397,13 @@ def test_photo_of_the_minimum_size_is_accepted():
 def test_truncated_photo_is_damaged(data):
     for end in np.linspace(60, len(data) - 25, 60).astype(int):
         with pytest.raises(PhotoError, match="damaged or cut off") as caught:
-            normalise(data[:end])
+            normalize(data[:end])
         assert caught.value.kind == "damaged"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_photo_truncated_after_its_pixels_is_intact_or_damaged(name):
-    whole = normalise(FILES[name])
+    whole = normalize(FILES[name])
     for lost in range(1, 25):
         result = outcome(FILES[name][:-lost])
         if isinstance(result, PhotoError):
@@ -421,7 +421,7 @@ def test_small_file_with_too_many_pixels_is_rejected_before_decoding(size, monke
     tracemalloc.start()
     try:
         with pytest.raises(PhotoError, match="pixels") as caught:
-            normalise(data)
+            normalize(data)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
@@ -443,22 +443,22 @@ def test_small_file_with_too_many_pixels_is_rejected_before_decoding(size, monke
 def test_header_with_too_many_pixels_is_rejected_before_decoding(data, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(PhotoError, match="9000 x 9000 pixels are more than the limit of 64,000,000") as caught:
-        normalise(data)
+        normalize(data)
     assert caught.value.kind == "too_large"
 
 
 def test_maximum_number_of_pixels_is_accepted():
-    assert normalise(encode(gradient(96, 64), "PNG"), max_pixels=96 * 64).width == 96
+    assert normalize(encode(gradient(96, 64), "PNG"), max_pixels=96 * 64).width == 96
     with pytest.raises(PhotoError, match=f"97 x 64 pixels are more than the limit of {96 * 64:,}"):
-        normalise(encode(gradient(97, 64), "PNG"), max_pixels=96 * 64)
+        normalize(encode(gradient(97, 64), "PNG"), max_pixels=96 * 64)
 
 
 @pytest.mark.parametrize("kind", sorted(FILES))
 def test_pixel_limits_do_not_change_photos_within_them(kind):
-    data, free = FILES[kind], normalise(FILES[kind])
+    data, free = FILES[kind], normalize(FILES[kind])
     width, height = Image.open(io.BytesIO(data)).size
     for limits in ({"max_other_pixels": width * height}, {"max_pixels": width * height}):
-        limited = normalise(data, **limits)
+        limited = normalize(data, **limits)
         assert (limited.data, limited.digest) == (free.data, free.digest)
 
 
@@ -473,19 +473,19 @@ def test_camera_formats_have_their_own_pixel_limit():
     ):
         data = encode(gradient(97, 64), kind)
         if camera:
-            assert normalise(data, max_pixels=97 * 64, max_other_pixels=96 * 64).width == 97
+            assert normalize(data, max_pixels=97 * 64, max_other_pixels=96 * 64).width == 97
         else:
             with pytest.raises(PhotoError, match=f"more than the limit of {96 * 64:,}"):
-                normalise(data, max_pixels=97 * 64, max_other_pixels=96 * 64)
+                normalize(data, max_pixels=97 * 64, max_other_pixels=96 * 64)
 
 
 def test_large_photos_are_decoded_one_at_a_time(monkeypatch):
     monkeypatch.setattr(photo_normalization, "LARGE_PIXELS", 96 * 64)
     small, large = encode(gradient(96, 64), "PNG"), encode(gradient(97, 64), "PNG")
-    waiting = threading.Thread(target=normalise, args=(large,), daemon=True)
+    waiting = threading.Thread(target=normalize, args=(large,), daemon=True)
     with photo_normalization._large_photo_lock:
         waiting.start()
-        assert normalise(small).width == 96  # does not wait
+        assert normalize(small).width == 96  # does not wait
         assert waiting.is_alive()
     waiting.join(60)
     assert not waiting.is_alive()
@@ -495,7 +495,7 @@ def test_extra_rows_of_a_png_use_no_memory():
     data = png(b"\x80\x80\x80", rows=(64,) * 200_000)
     tracemalloc.start()
     try:
-        assert normalise(data).height == 64
+        assert normalize(data).height == 64
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
@@ -509,7 +509,7 @@ def test_overlapping_exif_entries_use_no_memory(kind):
     data = encode(gradient(), kind, exif=exif)
     tracemalloc.start()
     try:
-        result = normalise(data)
+        result = normalize(data)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -540,7 +540,7 @@ SEGMENT_KINDS = ["GIF", "PNG", "JPEG comments", "JPEG scans"]
 
 @pytest.mark.parametrize("kind", SEGMENT_KINDS)
 def test_photo_with_many_segments_is_accepted(kind):
-    assert difference(normalise(with_segments(kind, 50)), gradient()) < 5
+    assert difference(normalize(with_segments(kind, 50)), gradient()) < 5
 
 
 # Each file would keep a processor busy for minutes if it were decoded.
@@ -549,21 +549,21 @@ def test_photo_with_many_segments_is_accepted(kind):
 def test_photo_with_millions_of_segments_is_rejected(kind):
     data = with_segments(kind, photo_normalization.MAX_BYTES // 300)
     with pytest.raises(PhotoError, match=r"too many segments|more than 100 scans") as raised:
-        normalise(data)
+        normalize(data)
     assert raised.value.kind == "damaged"
 
 
 @pytest.mark.timeout(60)
 def test_jpeg_with_very_many_segments_is_reencoded():
     data = with_segments("JPEG comments between scans", photo_normalization.MAX_BYTES // 5)
-    assert len(normalise(data).data) < 10_000
+    assert len(normalize(data).data) < 10_000
 
 
 def test_maximum_number_of_bytes_is_accepted():
     largest = FILES["jpeg"].ljust(photo_normalization.MAX_BYTES, b"\0")
-    assert normalise(largest).width == 96
+    assert normalize(largest).width == 96
     with pytest.raises(PhotoError, match="larger than 64 MB") as caught:
-        normalise(largest + b"\0")
+        normalize(largest + b"\0")
     assert caught.value.kind == "too_large"
 
 
@@ -574,8 +574,8 @@ def test_photo_error_can_be_pickled(kind):
 
 
 def test_pillow_warnings_are_not_shown(recwarn):
-    normalise(encode(gradient().quantize(), "PNG", transparency=bytes([0, 128, 255])))
-    normalise(encode(gradient(), "JPEG", exif=exif_block((ORIENTATION, 3, 9, b"\0\0\xff\xff"))))
+    normalize(encode(gradient().quantize(), "PNG", transparency=bytes([0, 128, 255])))
+    normalize(encode(gradient(), "JPEG", exif=exif_block((ORIENTATION, 3, 9, b"\0\0\xff\xff"))))
     assert not recwarn
 
 
@@ -640,7 +640,7 @@ def test_tensorflow_decodes_the_same_image_from_every_accepted_file(name, other,
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_models_decoding_nearly_equals_pillows(name):
-    result = normalise(FILES[name])
+    result = normalize(FILES[name])
     seen = tf.io.decode_image(result.data, channels=3, expand_animations=False).numpy()
     assert difference(result, Image.fromarray(seen)) < 2
 
@@ -678,7 +678,7 @@ GREY = b"\x80\x80\x80"
 def test_file_that_only_pillow_decodes_is_reencoded(data):
     with pytest.raises(tf.errors.InvalidArgumentError):
         tf.io.decode_image(data)
-    assert difference_in_tensorflow(normalise(data)) < 1
+    assert difference_in_tensorflow(normalize(data)) < 1
 
 
 @pytest.mark.parametrize(
@@ -693,4 +693,4 @@ def test_file_that_only_pillow_decodes_is_reencoded(data):
     ids=["png with a row too many", "suggested palette", "interlaced", "padded jpeg", "text in a jpeg"],
 )
 def test_unusual_but_decodable_file_keeps_its_image(data):
-    assert difference(normalise(data), Image.open(io.BytesIO(data))) < 1
+    assert difference(normalize(data), Image.open(io.BytesIO(data))) < 1

@@ -125,7 +125,7 @@ class KubeflowClient:
         return f"{self._ui}/#/{kind}/details/{identity}"
 
     def find_pipeline(self, name: str) -> str | None:
-        """Id of the pipeline with this name, or None."""
+        """ID of the pipeline with this name, or None."""
         pipelines = self._find_by_name(
             self._pipelines.pipeline_service_list_pipelines, "pipelines", name, **self._namespace_filter()
         )
@@ -135,7 +135,7 @@ class KubeflowClient:
         """Upload a compiled pipeline, unless the server already has it.
 
         Returns:
-            Id of the pipeline, id of the version, and whether the version is new.
+            ID of the pipeline, ID of the version, and whether the version is new.
         """
         pipeline_id = self.find_pipeline(spec.name) or self._create_pipeline(spec.name)
         versions = self._find_by_name(
@@ -157,7 +157,7 @@ class KubeflowClient:
         return self._call(self._pipelines.pipeline_service_create_pipeline, pipeline=pipeline).pipeline_id
 
     def find_experiment(self, name: str, create: bool) -> str:
-        """Id of the experiment with this name; `create` creates a missing one."""
+        """ID of the experiment with this name; `create` creates a missing one."""
         listing = self._experiments.experiment_service_list_experiments
         experiments = self._find_by_name(listing, "experiments", name, **self._namespace_filter())
         if experiments and experiments[0].storage_state == api.V2beta1ExperimentStorageState.ARCHIVED:
@@ -186,13 +186,13 @@ class KubeflowClient:
 
         Args:
             name: Name of the run.
-            experiment_id: Id of the experiment.
-            version: Ids of the pipeline and the version.
+            experiment_id: ID of the experiment.
+            version: IDs of the pipeline and the version.
             parameters: Parameters that differ from the defaults.
             pipeline_root: URI for the artifacts; None for the server's default.
 
         Returns:
-            Id of the run.
+            ID of the run.
         """
         run = api.V2beta1Run(
             display_name=name,
@@ -256,7 +256,7 @@ class KubeflowClient:
             enabled: Whether the schedule is active at the end.
 
         Returns:
-            Id of the schedule.
+            ID of the schedule.
         """
         schedule = api.V2beta1RecurringRun(
             display_name=name,

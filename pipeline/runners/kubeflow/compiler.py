@@ -24,10 +24,10 @@ from pipeline.runners.kubeflow import entrypoint
 from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_json
 
 ENTRYPOINT = ("python", "-m", "pipeline.runners.kubeflow.entrypoint")
-# Kubeflow Pipelines and Vertex AI replace it by the id of the run.
+# Kubeflow Pipelines and Vertex AI replace it with the ID of the run.
 _RUN_ID = "{{$.pipeline_job_uuid}}"
-# The backend replaces it by the scheduled time of the run, or the creation time of a run without schedule, but only in
-# constants of a task, not in parameters of a run.
+# The backend replaces it with the scheduled time of the run, or the creation time of a run without schedule. It does so
+# only in constants of a task, not in parameters of a run.
 _SCHEDULE_TIME = "{{$.pipeline_job_schedule_time_utc}}"
 # A task with one of these run parameters accesses files outside of the artifact store: it needs the volumes, and its
 # results must not be cached, because those files can change.

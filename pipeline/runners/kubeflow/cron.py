@@ -10,7 +10,7 @@ _NAME = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|sun|mon|tue|wed|thu|fri
 
 
 class CronError(ValueError):
-    """Not a cron expression with five fields; the message says what is wrong."""
+    """Not a cron expression with five fields; the message gives the reason."""
 
 
 def to_kubeflow(expression: str) -> str:

@@ -95,7 +95,7 @@ def weights(networks, tmp_path_factory):
 
 @pytest.fixture
 def download(monkeypatch):
-    """Function that replaces the download of Keras by `get_path(file name)`."""
+    """Function that replaces the download of Keras with `get_path(file name)`."""
 
     def replace(get_path):
         monkeypatch.setattr(file_utils, "get_file", lambda name, *_, **__: get_path(name))

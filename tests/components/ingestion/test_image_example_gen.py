@@ -21,7 +21,7 @@ from components.ingestion.splits import SPLITS, assign_split
 from pipeline.datasets.defective_files import write_defects
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.settings import load
-from serving.photo_normalization import normalise
+from serving.photo_normalization import normalize
 
 
 class IngestResult(NamedTuple):
@@ -86,7 +86,7 @@ def test_every_valid_photo_is_in_exactly_one_split_with_its_breed(mixed, valid_p
     _, result, _ = mixed
     features = [feature for split in SPLITS for feature in result.features(split)]
     expected = {
-        path.relative_to(valid_photos).as_posix(): normalise(path.read_bytes()) for path in valid_photos.rglob("*.*")
+        path.relative_to(valid_photos).as_posix(): normalize(path.read_bytes()) for path in valid_photos.rglob("*.*")
     }
     assert sorted(f["path"].decode() for f in features) == sorted(expected)
     for feature in features:

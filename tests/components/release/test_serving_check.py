@@ -20,7 +20,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 from components.artifacts import ServingReport
 from components.release import serving_check
 from components.release.serving_check import ServingCheck, ServingError
-from serving.photo_normalization import normalise
+from serving.photo_normalization import normalize
 from serving.rollout.golden_requests import GoldenRequest
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
@@ -40,7 +40,7 @@ with open(plan["started"], "a") as file:
 if plan["mode"] == "exits":
     sys.exit("Failed to start server: no such op in version " + ",".join(os.listdir(options.model_base_path)))
 assert open(options.model_base_path + "/1/saved_model.pb").read() == "the model"
-refusals = iter(range(10**9 if plan["mode"] == "never loads" else 2))
+unavailable_responses = iter(range(10**9 if plan["mode"] == "never loads" else 2))
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, code, document):
@@ -50,14 +50,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         known = self.path == "/v1/models/" + options.model_name + "/metadata"
-        ready = known and next(refusals, None) is None
+        ready = known and next(unavailable_responses, None) is None
         self.answer(200 if ready else 404, {{"model_spec": {{"name": options.model_name}}}})
 
     def do_POST(self):
         assert self.path == "/v1/models/" + options.model_name + ":predict"
         if plan["mode"] == "dies":
             os._exit(9)
-        if plan["mode"] == "refuses":
+        if plan["mode"] == "rejects":
             return self.answer(400, {{"error": "input is not a JPEG"}})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         photos = [base64.b64decode(row["image_bytes"]["b64"]) for row in body["instances"]]
@@ -76,7 +76,7 @@ def feature(value: bytes) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
-class Workplace:
+class Workspace:
     """Artifacts as written by the upstream components, and a fake model server on PATH."""
 
     def __init__(self, folder: Path):
@@ -159,47 +159,47 @@ class Workplace:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A workplace that checks that no process and no temporary folder is left, whether the check passes or fails."""
+def workspace(tmp_path, monkeypatch):
+    """A workspace that checks that no process and no temporary folder is left, whether the check passes or fails."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    workplace = Workplace(tmp_path)
-    yield workplace
-    assert not any(psutil.pid_exists(pid) for pid in workplace.started())
+    workspace = Workspace(tmp_path)
+    yield workspace
+    assert not any(psutil.pid_exists(pid) for pid in workspace.started())
     assert not [path for path in (tmp_path / "temporary").iterdir() if path.is_dir()]
 
 
-def test_model_with_the_measured_predictions_passes(place):
-    place.install_server()
-    assert place.check() == {"checked": True, "server": "tensorflow_model_server", "photos": 3}
-    assert len(place.started()) == 1
+def test_model_with_the_measured_predictions_passes(workspace):
+    workspace.install_server()
+    assert workspace.check() == {"checked": True, "server": "tensorflow_model_server", "photos": 3}
+    assert len(workspace.started()) == 1
 
 
-def test_requests_to_the_server_bypass_the_proxy(place, monkeypatch):
+def test_requests_to_the_server_bypass_the_proxy(workspace, monkeypatch):
     monkeypatch.setattr(serving_check, "MODEL_SERVER_SECONDS", 20)  # limits the wait if the test fails
     for name in ("http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    place.install_server()
-    assert place.check()["checked"]
+    workspace.install_server()
+    assert workspace.check()["checked"]
 
 
-def test_check_uses_the_given_number_of_photos(place):
+def test_check_uses_the_given_number_of_photos(workspace):
     last = list(PHOTOS)[-1]
-    place.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
-    assert place.check(photos=2)["photos"] == 2
+    workspace.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
+    assert workspace.check(photos=2)["photos"] == 2
 
 
-def test_golden_photos_are_of_as_many_breeds_as_possible_in_any_order(place):
+def test_golden_photos_are_of_as_many_breeds_as_possible_in_any_order(workspace):
     photos = {f"photo {number}".encode(): [0.01 * number, 0.0, 1 - 0.01 * number] for number in range(9)}
     breeds = ["Birman"] * 6 + ["Sphynx", "Manx", "Sphynx"]
-    place.write_photos(photos, breeds)
-    place.install_server()
-    assert place.check(photos=4)["photos"] == 4
+    workspace.write_photos(photos, breeds)
+    workspace.install_server()
+    assert workspace.check(photos=4)["photos"] == 4
     breed_of = dict(zip(photos, breeds, strict=True))
-    golden_breeds = [breed_of[golden.photo] for golden in place.golden()]
+    golden_breeds = [breed_of[golden.photo] for golden in workspace.golden()]
     assert sorted(golden_breeds) == ["Birman", "Birman", "Manx", "Sphynx"]
-    for photo, breed, probability in place.golden():
+    for photo, breed, probability in workspace.golden():
         assert (breed, probability) == ("Sphynx", pytest.approx(photos[photo][2]))
 
 
@@ -210,103 +210,103 @@ def noise(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_large_photos_are_stored_smaller_with_the_prediction_for_that_size(place):
+def test_large_photos_are_stored_smaller_with_the_prediction_for_that_size(workspace):
     large = [noise(1024, 1024), noise(800, 1024), noise(2000, 1500)]
     assert min(map(len, large)) > 500_000
-    place.write_photos(dict(zip(large, PHOTOS.values(), strict=True)), BREEDS)
-    place.install_server(other={"breeds": BREEDS, "probabilities": [0.1, 0.7, 0.2]})
-    place.check()
-    golden = place.golden()
+    workspace.write_photos(dict(zip(large, PHOTOS.values(), strict=True)), BREEDS)
+    workspace.install_server(other={"breeds": BREEDS, "probabilities": [0.1, 0.7, 0.2]})
+    workspace.check()
+    golden = workspace.golden()
     assert len(golden) == 3
     for photo, breed, probability in golden:
         assert (breed, probability) == ("Manx", 0.7)
         assert len(photo) <= 500_000
-        assert normalise(photo).data == photo  # clients send it unchanged
+        assert normalize(photo).data == photo  # clients send it unchanged
         assert min(Image.open(io.BytesIO(photo)).size) >= 256 * 3 // 4
 
 
-def test_large_photo_too_narrow_to_be_reduced_is_checked_but_not_stored(place):
+def test_large_photo_too_narrow_to_be_reduced_is_checked_but_not_stored(workspace):
     narrow = noise(8192, 64)
     assert len(narrow) > 500_000
-    place.write_photos({narrow: [0.0, 0.2, 0.8], b"photo 1": [0.1, 0.2, 0.7]}, BREEDS[:2])
-    place.install_server()
-    assert place.check()["photos"] == 2
-    assert [golden.photo for golden in place.golden()] == [b"photo 1"]
+    workspace.write_photos({narrow: [0.0, 0.2, 0.8], b"photo 1": [0.1, 0.2, 0.7]}, BREEDS[:2])
+    workspace.install_server()
+    assert workspace.check()["photos"] == 2
+    assert [golden.photo for golden in workspace.golden()] == [b"photo 1"]
 
 
-def test_other_order_of_breeds_and_rounding_differences_pass(place):
+def test_other_order_of_breeds_and_rounding_differences_pass(workspace):
     answers = {
         photo: {"breeds": BREEDS[::-1], "probabilities": [value + 2e-4 for value in values[::-1]]}
         for photo, values in PHOTOS.items()
     }
-    place.install_server(answers=answers)
-    assert place.check()["checked"]
+    workspace.install_server(answers=answers)
+    assert workspace.check()["checked"]
 
 
 @pytest.mark.parametrize("photo", PHOTOS)
-def test_different_confidence_fails_and_names_the_photo(place, photo):
-    place.install_server(answers={photo: {"breeds": BREEDS, "probabilities": [0.05, 0.9, 0.05]}})
+def test_different_confidence_fails_and_names_the_photo(workspace, photo):
+    workspace.install_server(answers={photo: {"breeds": BREEDS, "probabilities": [0.05, 0.9, 0.05]}})
     with pytest.raises(ServingError, match=rf"/{photo.decode()}\.jpg: the model server predicts Manx with 0.9000"):
-        place.check()
+        workspace.check()
 
 
-def test_probabilities_that_do_not_sum_to_one_fail(place):
-    place.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.5, 0.5, 0.8]}})
+def test_probabilities_that_do_not_sum_to_one_fail(workspace):
+    workspace.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.5, 0.5, 0.8]}})
     with pytest.raises(ServingError, match="photo 0"):
-        place.check()
+        workspace.check()
 
 
-def test_different_breed_with_the_same_confidence_fails(place):
-    place.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
+def test_different_breed_with_the_same_confidence_fails(workspace):
+    workspace.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
     with pytest.raises(ServingError, match="predicts Birman"):
-        place.check()
+        workspace.check()
 
 
-def test_server_that_exits_fails_with_the_end_of_its_log(place):
-    place.install_server("exits")
+def test_server_that_exits_fails_with_the_end_of_its_log(workspace):
+    workspace.install_server("exits")
     with pytest.raises(ServingError, match="Failed to start server: no such op in version 1"):
-        place.check()
-    assert len(place.started()) == 1
+        workspace.check()
+    assert len(workspace.started()) == 1
 
 
-def test_server_that_never_loads_the_model_fails_after_the_timeout(place, monkeypatch):
+def test_server_that_never_loads_the_model_fails_after_the_timeout(workspace, monkeypatch):
     monkeypatch.setattr(serving_check, "MODEL_SERVER_SECONDS", 3)
-    place.install_server("never loads")
+    workspace.install_server("never loads")
     with pytest.raises(
         ServingError, match="the model cannot be served: tensorflow_model_server is not ready after 3 s"
     ):
-        place.check()
-    assert len(place.started()) == 1
+        workspace.check()
+    assert len(workspace.started()) == 1
 
 
-def test_server_that_rejects_the_request_fails_with_its_response(place):
-    place.install_server("refuses")
+def test_server_that_rejects_the_request_fails_with_its_response(workspace):
+    workspace.install_server("rejects")
     with pytest.raises(ServingError, match=r"returned 400: .*input is not a JPEG"):
-        place.check()
+        workspace.check()
 
 
 @pytest.mark.parametrize("mode", ["dies", "forgets"])
-def test_server_that_dies_or_omits_a_photo_raises_serving_error(place, mode):
-    place.install_server(mode)
+def test_server_that_dies_or_omits_a_photo_raises_serving_error(workspace, mode):
+    workspace.install_server(mode)
     with pytest.raises(ServingError):
-        place.check()
+        workspace.check()
 
 
 @pytest.mark.parametrize("mode", ["dies", "forgets"])
-def test_server_that_dies_or_omits_a_photo_never_passes(place, mode):
-    place.install_server(mode)
+def test_server_that_dies_or_omits_a_photo_never_passes(workspace, mode):
+    workspace.install_server(mode)
     with pytest.raises(Exception):  # noqa: B017, PT011
-        place.check()
-    assert not (place.folder / "report").exists()
+        workspace.check()
+    assert not (workspace.folder / "report").exists()
 
 
-def test_model_rejected_by_the_gate_is_not_loaded(place):
-    place.install_server("exits")
-    assert place.check(blessed=constants.NOT_BLESSED_VALUE) == {"checked": False}
-    assert place.started() == []
+def test_model_rejected_by_the_gate_is_not_loaded(workspace):
+    workspace.install_server("exits")
+    assert workspace.check(blessed=constants.NOT_BLESSED_VALUE) == {"checked": False}
+    assert workspace.started() == []
 
 
-def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(place):
+def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(workspace):
     table = tf.constant(list(PHOTOS.values()), tf.float32)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
@@ -316,11 +316,11 @@ def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(place)
 
     module = tf.Module()
     module.serve = serve
-    tf.saved_model.save(module, str(place.model), signatures={"serving_default": serve})
-    assert place.check() == {"checked": True, "server": "tensorflow", "photos": 3}
+    tf.saved_model.save(module, str(workspace.model), signatures={"serving_default": serve})
+    assert workspace.check() == {"checked": True, "server": "tensorflow", "photos": 3}
 
 
-def test_without_a_model_server_a_failed_process_fails(place, monkeypatch):
+def test_without_a_model_server_a_failed_process_fails(workspace, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(ServingError, match=r"TensorFlow cannot serve .* in a separate process"):
-        place.check()
+        workspace.check()

@@ -180,14 +180,14 @@ class Page(HTMLParser):
         attributes: (name, value) pairs of all elements.
         rows: Cell texts of each table row.
         collapsed: Text of each <details> element that is not open.
-        drawn: Number of <use> marks and clipped paths in each group of the charts, by the group's id.
+        marks_by_group: Number of <use> marks and clipped paths in each group of the charts, by the group's id.
     """
 
     def __init__(self, documents: dict):
         super().__init__()
         self.source = report_page(documents)
         self.text, self.tags, self.attributes, self.rows, self.collapsed = "", Counter(), [], [], []
-        self.drawn: dict[str, Counter] = {}
+        self.marks_by_group: dict[str, Counter] = {}
         self._groups, self._open_tags = [], set()
         self.feed(self.source)
         self.text = " ".join(self.text.split())
@@ -207,7 +207,7 @@ class Page(HTMLParser):
             self._groups.append(attributes.get("id"))
         if tag == "use" or (tag == "path" and "clip-path" in attributes):
             for group in self._groups:
-                self.drawn.setdefault(group, Counter())[tag] += 1
+                self.marks_by_group.setdefault(group, Counter())[tag] += 1
         self.text += " "
 
     def handle_endtag(self, tag):
@@ -228,7 +228,7 @@ class Page(HTMLParser):
         return [value for attribute, value in self.attributes if attribute == name]
 
     def marks(self, group: str) -> int:
-        counts = self.drawn.get(group, Counter())
+        counts = self.marks_by_group.get(group, Counter())
         return counts["use"] or counts["path"]
 
 
@@ -353,8 +353,8 @@ def test_charts_contain_one_mark_per_trial_epoch_and_bin(page):
             assert page.marks(f"tuning-{name}-inlier-{parameter}") == trials - 1
             assert page.marks(f"tuning-{name}-best-{parameter}") == 1
         for curve in ("loss", "val_loss", "accuracy", "val_accuracy"):
-            assert page.drawn[f"learning-{name}-curve-{curve}"]["use"] == epochs
-    assert page.drawn["calibration-bins"]["use"] == 2
+            assert page.marks_by_group[f"learning-{name}-curve-{curve}"]["use"] == epochs
+    assert page.marks_by_group["calibration-bins"]["use"] == 2
 
 
 def test_special_characters_in_names_and_paths_are_escaped():
@@ -579,7 +579,7 @@ def test_diverged_trials_and_outliers_stay_visible_and_do_not_flatten_the_other_
 def test_epochs_without_a_finite_loss_leave_a_gap():
     changed = documents()
     changed["training"]["resnet50"]["history"]["loss"] = [3.0, math.nan, math.inf, 2.0, 1.0, 0.5]
-    assert Page(changed).drawn["learning-resnet50-curve-loss"]["use"] == 4
+    assert Page(changed).marks_by_group["learning-resnet50-curve-loss"]["use"] == 4
 
 
 def test_page_of_a_large_run_is_below_800_kb_and_collapses_its_lists():

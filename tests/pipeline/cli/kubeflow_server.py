@@ -62,7 +62,7 @@ class Request:
 
 
 class KubeflowServer:
-    """State and behaviour of the server.
+    """State and behavior of the server.
 
     Attributes:
         namespaces: Namespaces that the user may use; empty for a single-user server.
@@ -133,13 +133,13 @@ class KubeflowServer:
 
     def create_pipeline(self, request: Request) -> dict:
         body = request.model("V2beta1Pipeline")
-        self._authorise(body)
+        self._authorize(body)
         if any(p["display_name"] == body["display_name"] for p in self.pipelines.values()):
             raise ErrorResponse(409, f"The name {body['display_name']} already exist. Please specify a new name.")
         return _store(self.pipelines, "pipeline_id", body)
 
     def list_pipelines(self, request: Request) -> dict:
-        self._authorise(request.query)
+        self._authorize(request.query)
         return self._list("pipelines", self.pipelines, request.query)
 
     def upload_version(self, request: Request) -> dict:
@@ -165,11 +165,11 @@ class KubeflowServer:
 
     def create_experiment(self, request: Request) -> dict:
         body = request.model("V2beta1Experiment")
-        self._authorise(body)
+        self._authorize(body)
         return _store(self.experiments, "experiment_id", {**body, "storage_state": "AVAILABLE"})
 
     def list_experiments(self, request: Request) -> dict:
-        self._authorise(request.query)
+        self._authorize(request.query)
         return self._list("experiments", self.experiments, request.query)
 
     def create_run(self, request: Request) -> dict:
@@ -242,7 +242,7 @@ class KubeflowServer:
         names = [active["display_name"] for active in self.active()]
         self.max_active = max([self.max_active, *map(names.count, names)])
 
-    def _authorise(self, request: dict) -> None:
+    def _authorize(self, request: dict) -> None:
         namespace = request.get("namespace")
         if namespace and not self.namespaces:
             raise ErrorResponse(400, "In single-user mode, the namespace must be empty")

@@ -90,7 +90,7 @@ def test_an_invalid_environment_variable_is_rejected_with_a_message(catbreeds):
     assert_rejected(catbreeds("run", CATBREEDS_GATE__MARGIN="2"), "catbreeds: gate.margin:", "at most 1")
 
 
-def test_run_without_photos_asks_for_the_option_data(catbreeds):
+def test_run_without_photos_names_the_option_data(catbreeds):
     assert_rejected(catbreeds("run", "--profile", "demo"), "no photos given; pass --data FOLDER")
 
 
@@ -116,7 +116,7 @@ def test_the_former_name_of_an_option_is_rejected_with_the_new_name(catbreeds, t
     assert f" {former_name} " not in help_text
 
 
-def test_an_argument_after_two_dashes_is_not_taken_for_a_renamed_option(catbreeds):
+def test_an_argument_after_two_dashes_is_not_treated_as_a_renamed_option(catbreeds):
     assert catbreeds("sample-data", "--breeds", "2", "--photos", "1", "--", "--first").returncode == 0
 
 

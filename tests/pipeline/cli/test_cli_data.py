@@ -17,16 +17,16 @@ import pytest
 
 from tests import fork_server
 from tests.pipeline.flaky_server import (
-    another_range,
-    behave,
+    content_length_too_large,
+    content_length_too_small,
     corrupted,
     cut_after,
     range_ignored,
-    said_longer,
-    said_shorter,
+    send_file,
     serving,
-    stalled_after,
+    stall_after,
     status,
+    wrong_range,
 )
 from tests.running import CATBREEDS
 
@@ -188,7 +188,7 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
             [
                 status(503),
                 cut_after(30_000),
-                another_range,
+                wrong_range,
                 cut_after(0),
                 status(429),
                 cut_after(40_000),
@@ -196,24 +196,24 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
             ],
             False,
         ),
-        ([said_longer], False),
+        ([content_length_too_large], False),
         ([cut_after(30_000), corrupted], True),
-        ([said_shorter], True),
+        ([content_length_too_small], True),
     ],
-    ids=["cut and refused", "said longer", "corrupted", "said shorter"],
+    ids=["cut and rejected", "Content-Length too large", "corrupted", "Content-Length too small"],
 )
 def test_the_download_recovers_from_temporary_failures(oxford, server, answers, starts_again):
     server.answers[IMAGES] = [*answers]
     done = oxford()
     assert_complete(done, oxford.out)
     assert server.answers[IMAGES] == []
-    assert ("the download is corrupt; starting again" in done.stderr) == starts_again
+    assert ("the download was corrupt; starting again" in done.stderr) == starts_again
 
 
 @pytest.mark.parametrize(
     ("answer", "requests", "message"),
     [
-        (corrupted, 2, "images.tar.gz: the download is corrupt twice (MD5 is "),
+        (corrupted, 2, "images.tar.gz: the download was corrupt twice (MD5 is "),
         (status(404), 1, "images.tar.gz: the server returned 404 Not Found"),
         (status(503), 3, "images.tar.gz: the server returned 503 Service Unavailable"),
         (cut_after(0), 3, "images.tar.gz: connection lost"),
@@ -228,7 +228,7 @@ def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server,
 
 def test_a_killed_download_resumes_when_the_command_is_rerun(oxford, server):
     released = threading.Event()
-    server.answers[IMAGES] = [stalled_after(60_000, released)]
+    server.answers[IMAGES] = [stall_after(60_000, released)]
     process = subprocess.Popen(oxford.command(), env=oxford.environment)
     try:
         part = oxford.out / ".download" / "images.tar.gz.part"
@@ -321,7 +321,7 @@ def test_an_invalid_option_is_rejected_with_a_message(oxford, options, message):
     assert_failed(oxford(*options), 2, message)
 
 
-def test_without_credentials_no_request_is_sent_and_the_message_says_how_to_get_them(kaggle, server):
+def test_without_credentials_no_request_is_sent_and_the_message_explains_how_to_get_them(kaggle, server):
     done = kaggle(token=None)
     assert_failed(done, 2, "no Kaggle credentials", "https://www.kaggle.com/settings/api", "KAGGLE_API_TOKEN", HANDLE)
     assert server.requests == []
@@ -332,7 +332,7 @@ def test_without_credentials_no_request_is_sent_and_the_message_says_how_to_get_
 def test_a_kaggle_download_recovers_from_broken_connections_and_corrupt_data(kaggle, server, hashed):
     if not hashed:
         server.headers.clear()
-    server.answers["/stored.zip"] = [cut_after(3_000_000), behave, corrupted, cut_after(2_500_000)]
+    server.answers["/stored.zip"] = [cut_after(3_000_000), send_file, corrupted, cut_after(2_500_000)]
     files = {f"CatBreedsRefined-v2/{name}": content for name, content in CATS.items()}
     done = kaggle()
     assert_complete(done, kaggle.out, files)
@@ -377,7 +377,7 @@ def test_archives_on_this_machine_are_downloaded_without_a_proxy(oxford):
 @pytest.mark.parametrize(
     ("proxy", "message"),
     [
-        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: no such proxy can be used"),
+        ("socks5://127.0.0.1:9", "ALL_PROXY=socks5://127.0.0.1:9: this proxy cannot be used"),
         ("http://127.0.0.1:9", "cannot connect (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )

@@ -103,11 +103,11 @@ def test_weights_that_are_missing_and_cannot_be_downloaded_are_a_problem(tmp_pat
     assert f"resnet50: not found in {tmp_path / 'models'}, and https://" in found["weights"]["found"]
     assert "--set weights_dir=FOLDER" in found["weights"]["advice"]
 
-    mine = ("--set", "backbones=[resnet50]", "--set", f"weights_dir={tmp_path / 'mine'}")
-    assert "add resnet50_notop.weights.h5 or " in doctor(*mine)[1]["weights"]["advice"]
+    with_folder = ("--set", "backbones=[resnet50]", "--set", f"weights_dir={tmp_path / 'mine'}")
+    assert "add resnet50_notop.weights.h5 or " in doctor(*with_folder)[1]["weights"]["advice"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "resnet50_notop.weights.h5").write_bytes(b"")
-    assert doctor(*mine)[0] == 0
+    assert doctor(*with_folder)[0] == 0
 
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").write_bytes(b"")

@@ -23,7 +23,7 @@ from pipeline.settings import ROOT
 from tests import fork_server
 from tests.pipeline import flaky_server
 from tests.pipeline.cli.kubeflow_server import KubeflowServer, serving
-from tests.pipeline.flaky_server import behave, cut_after
+from tests.pipeline.flaky_server import cut_after, send_file
 from tests.running import CATBREEDS, catbreeds
 
 TASKS = ("DataGate", "Tuner", "ModelGate", "GatePassed")
@@ -403,14 +403,14 @@ def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "answer", "said"),
+    ("body", "answer", "message"),
     [
-        (b'{"multi_user": tr', behave, "returned invalid JSON (17 characters received)"),
+        (b'{"multi_user": tr', send_file, "returned invalid JSON (17 characters received)"),
         (b'{"multi_user": true}', cut_after(9), "no response from"),
-        (b"[1, 2]", behave, "returned a web page, probably its login page, instead of"),
-        (b"<html>sign in", behave, "returned a web page, probably its login page, instead of"),
-        (b"", behave, "returned a web page, probably its login page, instead of"),
-        (b'{"multi_user": "\xff"}', behave, "returned a response that is not text"),
+        (b"[1, 2]", send_file, "returned a web page, probably its login page, instead of"),
+        (b"<html>sign in", send_file, "returned a web page, probably its login page, instead of"),
+        (b"", send_file, "returned a web page, probably its login page, instead of"),
+        (b'{"multi_user": "\xff"}', send_file, "returned a response that is not text"),
         (
             b"\xff",
             lambda handler, _: (handler.head(502, 1), handler.wfile.write(b"\xff")),
@@ -418,12 +418,12 @@ def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
         ),
     ],
 )
-def test_a_truncated_or_foreign_response_is_reported(spec, body, answer, said):
+def test_a_truncated_or_foreign_response_is_reported(spec, body, answer, message):
     with flaky_server.serving() as server:
         server.files["/apis/v2beta1/healthz"] = body
         server.answers["/apis/v2beta1/healthz"] = [answer] * 9
         done = catbreeds("submit", spec, "--host", server.address)
-    assert_rejected(done, f"{server.address}", said)
+    assert_rejected(done, f"{server.address}", message)
 
 
 def test_an_interrupted_submit_reports_that_the_run_continues(server, url, spec):
@@ -443,7 +443,7 @@ def test_an_interrupted_submit_reports_that_the_run_continues(server, url, spec)
 # Connection to the server.
 
 
-def test_without_a_host_it_says_how_to_reach_one(call_with_kubeconfig, spec):
+def test_without_a_host_the_error_explains_how_to_reach_one(call_with_kubeconfig, spec):
     done = call_with_kubeconfig({}, "submit", spec)
     assert_rejected(done, "pass --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
 
@@ -644,7 +644,7 @@ def test_an_interrupted_update_never_leaves_two_active_schedules_and_can_be_reru
     assert server.max_active == 1
 
 
-def test_an_experiment_that_is_not_there_is_named_and_an_archived_one_is_not_used(call, server, spec):
+def test_a_missing_experiment_is_named_and_an_archived_one_is_not_used(call, server, spec):
     assert_rejected(call("schedule", spec, "--list"), "no experiment 'catbreeds'; available: none")
     call("submit", spec, "--no-wait")
     done = call("schedule", spec, "--pause", "--experiment", "cats")

@@ -115,7 +115,7 @@ def test_a_second_run_takes_everything_from_the_cache(tmp_path):
 @pytest.mark.parametrize(
     ("behavior", "error_type", "message"),
     [
-        ("refuse", DataError, "left refuses the data"),
+        ("reject", DataError, "left rejects the data"),
         ("fail", RuntimeError, "Unpicklable: left fails"),
         ("die", ExecutorDiedError, "workers=1"),
     ],

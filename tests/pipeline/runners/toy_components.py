@@ -49,8 +49,8 @@ def Branch(
     """Creates `<name>.started`, waits for the file `<name>.continue`, then acts according to `behavior`."""
     Path(folder, f"{name}.started").write_text(str(os.getpid()))
     wait_for(Path(folder, f"{name}.continue"))
-    if behavior == "refuse":
-        raise DataError(f"{name} refuses the data")
+    if behavior == "reject":
+        raise DataError(f"{name} rejects the data")
     if behavior == "fail":
         raise Unpicklable(f"{name} fails", __file__)
     if behavior == "die":

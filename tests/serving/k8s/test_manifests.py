@@ -1,4 +1,4 @@
-"""Every variant renders, is valid on the oldest and newest supported Kubernetes, and keeps every promise."""
+"""Every variant renders, is valid on the oldest and newest supported Kubernetes, and follows every rule."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.serving.k8s import custom_resources
-from tests.serving.k8s.promises import PROMISES, changed, drop, put
+from tests.serving.k8s.manifest_rules import MANIFEST_RULES, changed, drop, put
 from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, optional_components
 
 
@@ -88,21 +88,22 @@ def test_every_overlay_lists_every_component():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("name", PROMISES)
-def test_every_variant_keeps_the_promise(rendered, overlay, name):
+@pytest.mark.parametrize("name", MANIFEST_RULES)
+def test_every_variant_follows_the_rule(rendered, overlay, name):
     for variant in rendered[overlay]:
-        broken = list(PROMISES[name].check(variant))
-        assert not broken, variant.name
+        violations = list(MANIFEST_RULES[name].check(variant))
+        assert not violations, variant.name
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [(name, number) for name in PROMISES for number in range(len(PROMISES[name].changes))]
+    ("name", "number"),
+    [(name, number) for name in MANIFEST_RULES for number in range(len(MANIFEST_RULES[name].changes))],
 )
 def test_a_broken_manifest_fails_the_check(rendered, name, number):
     violations = []
     for variant in rendered["gke"]:
         with contextlib.suppress(LookupError):  # the variant does not have this object
-            violations += PROMISES[name].check(changed(variant, PROMISES[name].changes[number]))
+            violations += MANIFEST_RULES[name].check(changed(variant, MANIFEST_RULES[name].changes[number]))
     assert violations
 
 

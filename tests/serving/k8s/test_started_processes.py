@@ -14,7 +14,7 @@ from pipeline.settings import RolloutSettings
 from serving.rollout.kubernetes_fleet import CONFIG_MAP
 from serving.rollout.serving_config import CONFIG_FILE, ServingConfig
 from tests.serving.gateway.gateways import PHOTOS
-from tests.serving.k8s.promises import LIVE_CONFIG
+from tests.serving.k8s.manifest_rules import LIVE_CONFIG
 from tests.serving.k8s.variants import Variant
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 

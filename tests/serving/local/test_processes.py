@@ -69,7 +69,7 @@ def start(tmp_path) -> Iterator[Callable[..., Parent]]:
         parent.process.wait()
 
 
-def gone(processes: list[psutil.Process]) -> bool:
+def have_ended(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
@@ -81,7 +81,7 @@ def test_signal_stops_all_programs_normally(start, number):
     parent.process.send_signal(number)
     assert parent.process.wait(DEADLINE) == 0
     assert parent.output.read_text().endswith("stopped normally\n")
-    assert gone(children)
+    assert have_ended(children)
 
 
 def test_killed_parent_leaves_no_program_running(start):
@@ -89,7 +89,7 @@ def test_killed_parent_leaves_no_program_running(start):
     children = parent.children()
     assert len(children) == 2
     parent.process.kill()
-    eventually(lambda: gone(children))
+    eventually(lambda: have_ended(children))
 
 
 def test_program_that_dies_stops_all_and_its_error_names_it_with_the_end_of_its_log(start):
@@ -100,7 +100,7 @@ def test_program_that_dies_stops_all_and_its_error_names_it_with_the_end_of_its_
     errors = parent.errors.read_text()
     assert "server 0 was killed by SIGKILL; end of 0.log:" in errors
     assert "GET / HTTP" in errors
-    assert gone(children)
+    assert have_ended(children)
 
 
 def test_fatal_status_fails_without_waiting_for_the_timeout(start, monkeypatch):
@@ -164,7 +164,7 @@ def test_single_program_is_killed_with_its_parent(start, monkeypatch):
     children = parent.children()
     assert len(children) == 1
     parent.process.kill()
-    eventually(lambda: gone(children))
+    eventually(lambda: have_ended(children))
 
 
 def test_single_program_that_is_not_ready_in_time_is_killed(tmp_path):

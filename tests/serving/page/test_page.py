@@ -1,4 +1,4 @@
-"""The page shows predictions, asks for a photo, and explains errors."""
+"""The page shows predictions, prompts for a photo, and explains errors."""
 
 import html
 import json
@@ -111,7 +111,7 @@ def test_only_an_unsure_prediction_shows_a_warning(visit, gateway):
     assert not upload(page, encoded(sharp)).warning
 
 
-def test_without_a_photo_the_page_asks_for_one_and_shows_the_model_version(visit, gateway):
+def test_without_a_photo_the_page_prompts_for_one_and_shows_the_model_version(visit, gateway):
     page = visit(gateway=gateway.url)
     assert "Choose a photo above." in page.info[0].value
     assert page.caption[0].value == "Model catbreeds, version 2, is ready."

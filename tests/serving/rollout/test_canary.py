@@ -152,9 +152,9 @@ def test_a_response_that_is_not_from_a_gateway_is_an_error_with_the_address(
     assert registry.labels() == {"stable": 1, CANARY: 2}
 
 
-def stats(answered: int, failed: int = 0, slow: int = 0) -> RequestStats:
-    """Answers within 0.1 s, except `slow` ones within 1 s."""
-    return RequestStats(failed, answered, {0.05: answered, 0.1: slow, 0.5: slow, 1.0: 0, float("inf"): 0})
+def stats(succeeded: int, failed: int = 0, slow: int = 0) -> RequestStats:
+    """Responses within 0.1 s, except `slow` ones within 1 s."""
+    return RequestStats(failed, succeeded, {0.05: succeeded, 0.1: slow, 0.5: slow, 1.0: 0, float("inf"): 0})
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,20 @@ def test_a_canary_fails_if_its_errors_or_its_latency_are_significantly_worse(can
 
 
 def test_a_doubled_latency_fails_for_every_latency_of_stable():
-    def took(seconds: float) -> RequestStats:
+    def stats_with_latency(seconds: float) -> RequestStats:
         slower = {bound: 300 if seconds > bound else 0 for bound in (*MODEL_SERVER_SECONDS, float("inf"))}
         return RequestStats(0, 300, slower)
 
     for stable_seconds in (0.011, 0.05, 0.21, 0.9):
-        assert compare(took(2 * stable_seconds), took(stable_seconds), CanaryCriteria()).outcome is Outcome.FAIL
-        assert compare(took(1.1 * stable_seconds), took(stable_seconds), CanaryCriteria()).outcome is Outcome.PASS
+        assert (
+            compare(
+                stats_with_latency(2 * stable_seconds), stats_with_latency(stable_seconds), CanaryCriteria()
+            ).outcome
+            is Outcome.FAIL
+        )
+        assert (
+            compare(
+                stats_with_latency(1.1 * stable_seconds), stats_with_latency(stable_seconds), CanaryCriteria()
+            ).outcome
+            is Outcome.PASS
+        )

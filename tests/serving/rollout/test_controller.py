@@ -42,7 +42,7 @@ def loaded(servers, registry):
 
 def test_promote_and_rollback_update_every_server_and_no_request_fails(controller, registry, servers, stable, loaded):
     with traffic(registry.base.name, servers) as sent:
-        eventually(lambda: sent.answered.get(1))
+        eventually(lambda: sent.responses.get(1))
         for version in (2, 3):
             previous, result = controller.promote(version)
             assert (previous, len(result.servers), result.starting) == (version - 1, 3, [])
@@ -53,7 +53,7 @@ def test_promote_and_rollback_update_every_server_and_no_request_fails(controlle
         assert controller.rollback()[:2] == (2, 1)
         assert stable() == [1] * 3
     assert registry.labels() == {"stable": 1}
-    assert set(sent.answered) == {1, 2, 3}
+    assert set(sent.responses) == {1, 2, 3}
 
 
 def test_a_version_that_a_server_cannot_load_changes_nothing_and_the_error_names_the_server(
@@ -61,7 +61,7 @@ def test_a_version_that_a_server_cannot_load_changes_nothing_and_the_error_names
 ):
     controller.promote(2)
     with traffic(registry.base.name, servers) as sent:
-        eventually(lambda: sent.answered.get(2))
+        eventually(lambda: sent.responses.get(2))
         with pytest.raises(LoadError, match=r"model-server at 127.0.0.1:.* cannot load version 4: "):
             controller.promote(4)
         assert stable() == [2] * 3
@@ -78,7 +78,7 @@ def test_a_server_that_missed_changes_gets_the_latest_configuration_while_it_ser
     registry.promote(3)
     fleet.write(ServingConfig((3,), {"stable": 3}), fleet.read()[1])  # without sending it to the servers
     with traffic(registry.base.name, servers) as sent:
-        eventually(lambda: sent.answered.get(1))
+        eventually(lambda: sent.responses.get(1))
         controller.sync()
         assert stable() == [3] * 3
 

@@ -14,12 +14,12 @@ from tests.serving.model_server.servers import DEADLINE, ModelServer
 
 
 class Traffic:
-    """Requests for `stable`: `answered` counts the responses by version, `failed` lists the errors."""
+    """Requests for `stable`: `responses` counts the responses by version, `failures` lists the errors."""
 
     def __init__(self, model: str):
         self.model = model
-        self.answered: dict[int, int] = {}
-        self.failed: list[str] = []
+        self.responses: dict[int, int] = {}
+        self.failures: list[str] = []
         self.stopped = threading.Event()
         self._lock = threading.Lock()
 
@@ -28,10 +28,10 @@ class Traffic:
             try:
                 version = round(server.added(self.model, "stable"))
             except grpc.RpcError as error:
-                self.failed.append(f"{error.code().name}: {error.details()}")
+                self.failures.append(f"{error.code().name}: {error.details()}")
             else:
                 with self._lock:
-                    self.answered[version] = self.answered.get(version, 0) + 1
+                    self.responses[version] = self.responses.get(version, 0) + 1
 
 
 @contextlib.contextmanager
@@ -47,15 +47,15 @@ def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
         sent.stopped.set()
         for thread in threads:
             thread.join()
-    assert not sent.failed, sent.failed
+    assert not sent.failures, sent.failures
 
 
 class Clients:
     """Clients that send requests to a gateway without a pause.
 
     Attributes:
-        versions: Versions that have answered each client.
-        last: Version that has answered each client last.
+        versions: Versions that responded to each client.
+        last: Version that responded last to each client.
         codes: Number of responses by HTTP status code.
     """
 

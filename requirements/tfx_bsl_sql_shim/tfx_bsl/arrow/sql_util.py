@@ -1,11 +1,11 @@
-"""Stands in for the SQL slicing that tfx-bsl 1.21 dropped."""
+"""Replacement for the SQL slicing module that tfx-bsl 1.21 no longer has."""
 
 
 class RecordBatchSQLSliceQuery:
-    """Refuses SQL slice queries; nothing else of the module is used by tensorflow-data-validation."""
+    """Rejects SQL slice queries; tensorflow-data-validation uses nothing else of the module."""
 
     def __init__(self, sql, arrow_schema):
-        """Raises NotImplementedError: tfx-bsl 1.21 has no SQL engine."""
+        """Raise NotImplementedError, because tfx-bsl 1.21 has no SQL engine."""
         raise NotImplementedError(
             f"Slicing statistics by SQL ({sql!r}) needs a tfx-bsl with ZetaSQL. Slice by feature value instead."
         )

@@ -62,7 +62,7 @@ class StoredArtifact:
     """An artifact in the metadata store.
 
     Attributes:
-        name: Id in the metadata store, a number as a string.
+        name: ID in the metadata store, a number as a string.
         type: Title of the schema.
         uri: URI in the object store.
         properties: Custom properties, in the format of the metadata store.
@@ -84,7 +84,7 @@ class Run:
     """Result of a run.
 
     Attributes:
-        id: Id of the run.
+        id: ID of the run.
         scheduled: Scheduled time, or time of creation, as 2026-11-29T03:00:00Z.
         states: Task -> SUCCEEDED, CACHED, SKIPPED (its condition is false) or OMITTED (an upstream task is skipped).
         artifacts: Task -> output key -> artifact.

@@ -161,7 +161,7 @@ def test_the_specification_contains_the_schema_of_the_photos(tmp_path):
     assert parameters["text"]["runtimeValue"]["constant"].endswith("# of our cats\n")
 
 
-def test_a_missing_schema_is_refused_with_its_path(tmp_path):
+def test_a_missing_schema_is_rejected_with_its_path(tmp_path):
     with pytest.raises(SettingsError, match=f"photos_schema: {tmp_path}/schema.pbtxt: no such file"):
         compiled(f"photos_schema={tmp_path}")
 

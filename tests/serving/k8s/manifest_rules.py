@@ -1,6 +1,6 @@
 """Rules for every variant of the manifests that a schema cannot express.
 
-A promise is a check that yields the violations in a variant. Each promise also has changes to a valid variant that must
+A rule is a check that yields the violations in a variant. Each rule also has changes to a valid variant that must
 cause a violation, which proves that the check works.
 """
 
@@ -27,7 +27,7 @@ _CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
 
 
 @dataclass(frozen=True)
-class Promise:
+class ManifestRule:
     """A check, and changes that must make it fail.
 
     Attributes:
@@ -39,15 +39,15 @@ class Promise:
     changes: tuple[Change, ...]
 
 
-PROMISES: dict[str, Promise] = {}
+MANIFEST_RULES: dict[str, ManifestRule] = {}
 
 
-def promise(*changes: Change) -> Callable[[Check], Check]:
-    """Registers a check under its name."""
+def manifest_rule(*changes: Change) -> Callable[[Check], Check]:
+    """Registers a check as a rule under the name of its function."""
 
     def add(check: Check) -> Check:
         assert changes, "a check needs at least one change that makes it fail"
-        PROMISES[check.__name__] = Promise(check, changes)
+        MANIFEST_RULES[check.__name__] = ManifestRule(check, changes)
         return check
 
     return add
@@ -127,7 +127,7 @@ _CONTAINER = f"{_POD}/containers/0"
 # --- references
 
 
-@promise(
+@manifest_rule(
     put("Service/gateway", "spec/selector", {"app.kubernetes.io/name": "gate"}),
     put("Deployment/page", "spec/template/metadata/labels", {"app.kubernetes.io/name": "pages"}),
     put("PodDisruptionBudget/page", "spec/selector/matchLabels", {"app.kubernetes.io/name": "gateway"}),
@@ -183,7 +183,7 @@ def _ports(container: Object) -> dict[Any, int]:
     return {key: port["containerPort"] for port in ports for key in (port["name"], port["containerPort"])}
 
 
-@promise(
+@manifest_rule(
     put("Service/page", "spec/ports/0/targetPort", 80),
     put("Service/model-server", "spec/ports/0/targetPort", "grcp"),
     put("HTTPRoute/catbreeds", "spec/rules/0/backendRefs/0/port", 8000),
@@ -222,7 +222,7 @@ def ports_refer_to_container_ports(variant: Variant) -> Iterator[str]:
                         yield f"NetworkPolicy {policy['metadata']['name']}: {selected} is not reachable at port {first}"
 
 
-@promise(
+@manifest_rule(
     put("Deployment/gateway", f"{_CONTAINER}/readinessProbe/httpGet/port", 80),
     put("Deployment/model-server", f"{_CONTAINER}/livenessProbe/grpc/port", 8501),
     drop("Deployment/page", f"{_CONTAINER}/startupProbe"),
@@ -237,7 +237,7 @@ def every_container_has_three_probes_on_its_own_ports(variant: Variant) -> Itera
                 yield f"{kind} of {name} uses port {port}"
 
 
-@promise(
+@manifest_rule(
     put("Deployment/model-server", f"{_CONTAINER}/volumeMounts/0/name", "modles"),
     add("Deployment/page", f"{_POD}/volumes", {"name": "unused", "emptyDir": {}}),
     drop("PersistentVolumeClaim/models"),
@@ -289,13 +289,13 @@ def _file_exists(variant: Variant, volumes: dict[str, Object], container: Object
     return False
 
 
-@promise(insert({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "model-config"}, "data": {}}))
+@manifest_rule(insert({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "model-config"}, "data": {}}))
 def no_deploy_touches_the_live_model_configuration(variant: Variant) -> Iterator[str]:
     if variant.find("ConfigMap", LIVE_CONFIG[0]):
         yield "a deploy would overwrite the ConfigMap and revert a promotion"
 
 
-@promise(
+@manifest_rule(
     put("Service/page", "metadata/namespace", "default"), drop("PersistentVolumeClaim/models", "metadata/namespace")
 )
 def everything_is_in_one_namespace(variant: Variant) -> Iterator[str]:
@@ -309,7 +309,7 @@ def everything_is_in_one_namespace(variant: Variant) -> Iterator[str]:
 # --- permissions
 
 
-@promise(
+@manifest_rule(
     drop("Deployment/page", f"{_CONTAINER}/resources/limits/memory"),
     drop("Deployment/gateway", f"{_CONTAINER}/resources/requests"),
     put("Deployment/model-server", f"{_CONTAINER}/resources/requests/memory", "1Gi"),
@@ -324,7 +324,7 @@ def every_container_has_requests_and_limits(variant: Variant) -> Iterator[str]:
             yield f"{name}: memory of {requests} differs from {limits}"
 
 
-@promise(
+@manifest_rule(
     drop("Deployment/gateway", f"{_POD}/securityContext/runAsNonRoot"),
     put("Deployment/gateway", f"{_POD}/securityContext/runAsUser", 0),
     put("Deployment/page", f"{_CONTAINER}/securityContext/capabilities/drop", ["NET_RAW"]),
@@ -356,7 +356,7 @@ def no_process_can_run_as_root(variant: Variant) -> Iterator[str]:
             yield "the cluster does not reject privileged pods"
 
 
-@promise(
+@manifest_rule(
     put("Deployment/gateway", f"{_POD}/volumes/0", {"name": "tmp", "configMap": {"name": "x"}}),
     put("Deployment/page", f"{_CONTAINER}/volumeMounts/0/mountPath", "/temporary"),
     drop("Deployment/model-server", f"{_CONTAINER}/volumeMounts/0/readOnly"),
@@ -374,7 +374,7 @@ def a_container_can_write_only_to_tmp(variant: Variant) -> Iterator[str]:
             yield f"{name}: {writable}"
 
 
-@promise(
+@manifest_rule(
     put("Deployment/page", f"{_POD}/automountServiceAccountToken", True),
     put("Role/rollout", "rules/0/verbs", ["*"]),
     drop("Role/rollout", "rules/0/resourceNames"),
@@ -412,7 +412,7 @@ def only_the_rollout_has_api_permissions_and_no_more_than_it_needs(variant: Vari
             yield f"{binding['subjects']} have the permissions of the rollout"
 
 
-@promise(
+@manifest_rule(
     put("Service/gateway", "spec/type", "LoadBalancer"),
     put("Service/page", "spec/type", "NodePort"),
     put("Service/page", "spec/externalIPs", ["192.0.2.1"]),
@@ -429,7 +429,7 @@ def nothing_is_reachable_from_outside_unless_an_overlay_enables_it(variant: Vari
         yield "a load balancer that no overlay enabled"
 
 
-@promise(
+@manifest_rule(
     drop("HealthCheckPolicy/gateway", "spec/default/config/httpHealthCheck/portSpecification"),
     put("HealthCheckPolicy/page", "spec/default/config/httpHealthCheck/portSpecification", "USE_FIXED_PORT"),
     put("HealthCheckPolicy/page", "spec/default/config/httpHealthCheck/requestPath", "/"),
@@ -454,7 +454,7 @@ def load_balancer_health_checks_use_the_path_of_the_readiness_probe(variant: Var
 # --- operation
 
 
-@promise(
+@manifest_rule(
     put("Deployment/gateway", f"{_CONTAINER}/image", "catbreeds-gateway"),
     put("Deployment/gateway", f"{_CONTAINER}/image", "registry:5000/catbreeds-gateway"),
     put("Deployment/model-server", f"{_CONTAINER}/image", "tensorflow/serving:latest"),
@@ -467,7 +467,7 @@ def every_image_has_a_version_tag(variant: Variant) -> Iterator[str]:
             yield f"{name}: {container['image']}"
 
 
-@promise(
+@manifest_rule(
     add("Deployment/model-server", f"{_CONTAINER}/args", "--enable_bathing=true"),
     add("Deployment/model-server", f"{_CONTAINER}/args", "--ssl_config_file=/tmp/x"),
     add("Deployment/model-server", f"{_CONTAINER}/args", "--rest_api_num_threads=many"),
@@ -494,7 +494,7 @@ def the_flags_of_the_model_server_are_valid_and_match_its_ports(variant: Variant
         yield "the probes need the gRPC health service, which is disabled"
 
 
-@promise(put("ConfigMap/model-server-files", "data/batching.config", "max_batch_size { value: 8 }"))
+@manifest_rule(put("ConfigMap/model-server-files", "data/batching.config", "max_batch_size { value: 8 }"))
 def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
     max_photos = Settings.model_fields["max_photos"].default
     for config in variant.of("ConfigMap"):
@@ -503,7 +503,7 @@ def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
             yield f"{size[0]}, but the gateway sends up to {max_photos} photos"
 
 
-@promise(
+@manifest_rule(
     put("PodDisruptionBudget/model-server", "spec/maxUnavailable", 0),
     put("PodDisruptionBudget/model-server", "spec", {"minAvailable": 1}),
     drop("PodDisruptionBudget/gateway", "spec/unhealthyPodEvictionPolicy"),
@@ -520,7 +520,7 @@ def a_drain_is_never_blocked(variant: Variant) -> Iterator[str]:
             yield f"{name}: a pod that is not ready blocks a drain"
 
 
-@promise(
+@manifest_rule(
     put("Deployment/model-server", f"{_POD}/terminationGracePeriodSeconds", 30),
     put("Deployment/model-server", f"{_CONTAINER}/lifecycle/preStop/sleep/seconds", 5),
     put("Deployment/model-server", f"{_POD}/shareProcessNamespace", False),
@@ -540,7 +540,7 @@ def clients_leave_a_terminating_pod_before_it_stops(variant: Variant) -> Iterato
                 yield "the model server is process 1, which ignores SIGTERM"
 
 
-@promise(
+@manifest_rule(
     put("Deployment/model-server", f"{_CONTAINER}/startupProbe/failureThreshold", 1000),
     put("Deployment/gateway", f"{_CONTAINER}/startupProbe/periodSeconds", 0.1),
 )
@@ -553,7 +553,7 @@ def a_slow_start_does_not_fail_the_deployment(variant: Variant) -> Iterator[str]
             yield f"{name}: startup limit {startup_limit} s, deployment deadline {deadline} s"
 
 
-@promise(
+@manifest_rule(
     put("HorizontalPodAutoscaler/gateway", "spec/scaleTargetRef/name", "gate"),
     put("HorizontalPodAutoscaler/gateway", "spec/minReplicas", 1),
     put("Deployment/gateway", "spec/replicas", 3),
@@ -573,7 +573,7 @@ def a_deploy_does_not_reset_the_number_of_replicas(variant: Variant) -> Iterator
 # --- network
 
 
-@promise(
+@manifest_rule(
     drop("NetworkPolicy/deny-all"),
     drop("NetworkPolicy/names"),
     drop("NetworkPolicy/scraping"),
@@ -598,48 +598,48 @@ def the_network_policies_allow_only_the_expected_connections(variant: Variant) -
     if variant.of("HTTPRoute"):
         expected |= {(source, *target) for source in _CALLERS for target in (("page", 8080), ("gateway", 8000))}
     if variant.name.startswith("gke"):
-        expected |= {("model-server", "dns", 53), ("model-server", "world", 443), ("model-server", "metadata", 80)}
+        expected |= {("model-server", "dns", 53), ("model-server", "internet", 443), ("model-server", "metadata", 80)}
     allowed = set(_connections(variant))
     if allowed != expected:
         yield f"unexpected: {sorted(allowed - expected)}; missing: {sorted(expected - allowed)}"
 
 
-_OUR_NAMESPACE = {"kubernetes.io/metadata.name": "catbreeds"}
-# Other peers: labels of the namespace, labels of the pod, address.
-_OTHERS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
-    "stranger": ({"kubernetes.io/metadata.name": "default"}, {"app": "stranger"}, "10.0.0.9"),
+_NAMESPACE_LABELS = {"kubernetes.io/metadata.name": "catbreeds"}
+# Peers outside the namespace: labels of the namespace, labels of the pod, address.
+_OUTSIDE_PEERS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+    "other pod": ({"kubernetes.io/metadata.name": "default"}, {"app": "other"}, "10.0.0.9"),
     "prometheus": ({"kubernetes.io/metadata.name": "monitoring"}, {"app": "prometheus"}, "10.0.0.8"),
     "rollout": (
         {"kubernetes.io/metadata.name": "kubeflow"},
         {"pipelines.kubeflow.org/v2_component": "true"},
         "10.1.0.1",
     ),
-    "other of Kubeflow": ({"kubernetes.io/metadata.name": "kubeflow"}, {"app": "ml-pipeline"}, "10.1.0.2"),
+    "other pod of Kubeflow": ({"kubernetes.io/metadata.name": "kubeflow"}, {"app": "ml-pipeline"}, "10.1.0.2"),
     "dns": ({"kubernetes.io/metadata.name": "kube-system"}, {"k8s-app": "kube-dns"}, "10.0.0.7"),
     "metadata": ({}, {}, "169.254.169.254"),
-    "world": ({}, {}, "203.0.113.1"),
+    "internet": ({}, {}, "203.0.113.1"),
 }
-_CALLERS = ("rollout", "stranger", "other of Kubeflow", "prometheus", "world")
-_OTHER_PORTS = {
-    **dict.fromkeys(("rollout", "stranger", "other of Kubeflow", "world"), (80, 443)),
+_CALLERS = ("rollout", "other pod", "other pod of Kubeflow", "prometheus", "internet")
+_OUTSIDE_PORTS = {
+    **dict.fromkeys(("rollout", "other pod", "other pod of Kubeflow", "internet"), (80, 443)),
     **{"prometheus": (9090,), "dns": (53, 443), "metadata": (80,)},
 }
 
 
 def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
     """Yields source, target and port of each connection that the NetworkPolicies allow."""
-    ours = {name: template["metadata"]["labels"] for name, template in variant.pods()}
-    peers = _OTHERS | {name: (_OUR_NAMESPACE, labels, "10.0.0.5") for name, labels in ours.items()}
+    own_pods = {name: template["metadata"]["labels"] for name, template in variant.pods()}
+    peers = _OUTSIDE_PEERS | {name: (_NAMESPACE_LABELS, labels, "10.0.0.5") for name, labels in own_pods.items()}
     ports = {name: _ports(container) for name, _, container in variant.containers()}
-    numbers = {name: set(own.values()) for name, own in ports.items()} | {k: set(v) for k, v in _OTHER_PORTS.items()}
-    for source in (*ours, *_CALLERS):
+    numbers = {name: set(own.values()) for name, own in ports.items()} | {k: set(v) for k, v in _OUTSIDE_PORTS.items()}
+    for source in (*own_pods, *_CALLERS):
         for target in peers:
-            if source == target or not {source, target} & ours.keys():
+            if source == target or not {source, target} & own_pods.keys():
                 continue
             for port in sorted(numbers[target]):
                 if _is_allowed(
-                    variant, "egress", ours.get(source), peers[target], port, ports.get(target, {})
-                ) and _is_allowed(variant, "ingress", ours.get(target), peers[source], port, ports.get(target, {})):
+                    variant, "egress", own_pods.get(source), peers[target], port, ports.get(target, {})
+                ) and _is_allowed(variant, "ingress", own_pods.get(target), peers[source], port, ports.get(target, {})):
                     yield source, target, port
 
 
@@ -673,4 +673,4 @@ def _is_peer(entry: Object, peer: tuple[dict[str, str], dict[str, str], str]) ->
     if "namespaceSelector" in entry:
         selector = entry["namespaceSelector"]
         return bool(namespace) and matches(selector, namespace) and matches(entry.get("podSelector", {}), labels)
-    return namespace == _OUR_NAMESPACE and matches(entry["podSelector"], labels)
+    return namespace == _NAMESPACE_LABELS and matches(entry["podSelector"], labels)
