@@ -214,7 +214,7 @@ class RolloutSettings(_Section):
     loaded_versions: int = Field(
         _ROLLOUT_LIMITS.loaded_versions,
         ge=1,
-        description="number of versions that fit in a model server's memory; 2 allow an instant rollback",
+        description="number of versions that fit in a model server's memory; with 2, a rollback is instant",
     )
     keep_versions: int = Field(
         _ROLLOUT_LIMITS.keep_versions,

@@ -96,7 +96,7 @@ def oxford(
         Path | None,
         typer.Option(
             callback=require_local_path,
-            help="Folder for the downloaded archives, which are kept; archives found there are not downloaded.",
+            help="Folder to keep the downloaded archives in; existing archives are not downloaded again.",
             show_default="a hidden folder in OUT that is deleted at the end",
         ),
     ] = None,
@@ -105,7 +105,9 @@ def oxford(
     ),
     md5: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE=MD5", help="Expect another checksum, if an archive is republished; repeatable."),
+        typer.Option(
+            metavar="FILE=MD5", help="Expect another checksum for a republished archive; repeat the option for more."
+        ),
     ] = None,
     tries: TriesOption = 5,
 ) -> None:
