@@ -71,8 +71,8 @@ def serve(deployment: Deployment, ports: Ports) -> None:
     """
     with Supervisor() as supervisor:
         fleet, rollout, labels = _write_config(deployment)
-        supervisor.start(stack.model_server(fleet.config_file, fleet.model, ports.grpc, ports.rest, host=ports.host))
-        _print(f"{_describe(fleet.model, labels)}: {ports.description}")
+        supervisor.start(stack.model_server(fleet.config_file, fleet.model_name, ports.grpc, ports.rest, host=ports.host))
+        _print(f"{_describe(fleet.model_name, labels)}: {ports.description}")
         with fleet.announced(MODEL_SERVER, ports.grpc_address):
             _sync_in_background(rollout)
             supervisor.watch()
@@ -87,7 +87,7 @@ def configure(deployment: Deployment, ports: Ports) -> None:
     """
     with Supervisor() as supervisor:
         fleet, _, labels = _write_config(deployment)
-        _print(f"{_describe(fleet.model, labels)}: {fleet.config_file}")
+        _print(f"{_describe(fleet.model_name, labels)}: {fleet.config_file}")
         with fleet.announced(MODEL_SERVER, ports.grpc_address):
             supervisor.watch()
 
@@ -119,10 +119,10 @@ def up(
     gateway_url, page_url = stack.local_url(host, gateway_port), stack.local_url(host, page_port)
     with Supervisor() as supervisor:
         fleet, rollout, labels = _write_config(deployment)
-        _print(f"{_describe(fleet.model, labels)}; logs: {logs}")
+        _print(f"{_describe(fleet.model_name, labels)}; logs: {logs}")
         samples = find_samples(labels[STABLE])
         server_log, gateway_log, page_log = logs / "model_server.log", logs / "gateway.log", logs / "page.log"
-        config_file, traffic_file, model = fleet.config_file, fleet.traffic_file, fleet.model
+        config_file, traffic_file, model = fleet.config_file, fleet.traffic_file, fleet.model_name
         for program, addresses in (
             (stack.model_server(config_file, model, ports.grpc, ports.rest, server_log), ports.description),
             (stack.gateway(host, gateway_port, ports.grpc, model, traffic_file, gateway_log), f"{gateway_url}/docs"),

@@ -16,7 +16,7 @@ def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     # The result must not depend on colours or the width of the terminal.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "NO_COLOR": "1"}
-    subprocess.run([sys.executable, ROOT / "docs" / "reference.py", folder], check=True, env=environment)
+    subprocess.run([sys.executable, ROOT / "docs" / "generate_reference.py", folder], check=True, env=environment)
     return folder
 
 
