@@ -71,7 +71,7 @@ class PastRun:
         from components.ingestion.photo_source import open_source
 
         source = open_source(self.data)
-        raw_paths = {printable(path): path for path in source.files().files}
+        raw_paths = {printable(path): path for path in source.contents().files}
         printable_paths = {raw_paths.get(path, path): path for path in paths}
         return ((printable_paths[path], fetch()) for path, fetch in source.read(list(printable_paths)))
 
