@@ -157,7 +157,7 @@ class SelectionSettings(_Section):
 
     rule: Literal["smaller_within_interval", "most_accurate"] = Field(
         "smaller_within_interval",
-        description="smaller_within_interval: of the backbones whose accuracy lies within the 95 % confidence interval "
+        description="smaller_within_interval: of the backbones whose accuracy lies within the 95% confidence interval "
         "of the most accurate one, select the one with the fewest parameters; most_accurate: select the most accurate "
         "backbone, and the smaller one on a tie",
     )
@@ -177,7 +177,7 @@ class GateSettings(_Section):
     )
     policy: Literal["not_worse", "better", "significantly_better"] = Field(
         "not_worse",
-        description="how the candidate must compare with the champion. not_worse: the lower bound of the 95 % "
+        description="how the candidate must compare with the champion. not_worse: the lower bound of the 95% "
         "confidence interval of the paired accuracy difference is at least -margin; better: more photos correct; "
         "significantly_better: also exact McNemar p < 0.05",
     )

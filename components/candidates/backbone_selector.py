@@ -148,7 +148,7 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
     Args:
         candidates: Rows of comparison.json, in any order.
         rule: "smaller_within_interval" selects, among the candidates whose accuracy is at least the lower bound of the
-            95 % interval of the most accurate candidate, the one with the fewest parameters. "most_accurate" selects
+            95% CI of the most accurate candidate, the one with the fewest parameters. "most_accurate" selects
             the most accurate candidate; the number of parameters only breaks ties.
     """
     ranked = sorted(candidates, key=lambda row: (-row["eval_accuracy"], row["parameters"], row["backbone"]))
@@ -161,10 +161,10 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
         smallest = min(within_interval, key=lambda row: row["parameters"])  # ties: the first, which is more accurate
         if smallest is not best:
             return smallest["backbone"], (
-                f"the smallest ({smallest['parameters'] / 1e6:.1f} million parameters) of the {len(within_interval)} "
-                f"candidates whose accuracy on eval is within the 95 % interval of the most accurate one: "
-                f"{smallest['eval_accuracy']:.3f}; {best['backbone']} has {best['eval_accuracy']:.3f} "
-                f"(95 % interval {low:.3f} to {high:.3f})"
+                f"smallest network, with {smallest['parameters'] / 1e6:.1f} million parameters, of the "
+                f"{len(within_interval)} whose accuracy on eval is within the 95% CI of the most accurate one: "
+                f"{smallest['eval_accuracy']:.3f}, against {best['eval_accuracy']:.3f} ({low:.3f} to {high:.3f}) "
+                f"for {best['backbone']}"
             )
     if ranked[1]["eval_accuracy"] == best["eval_accuracy"]:
         reason = f"as accurate on eval as {ranked[1]['backbone']} ({best['eval_accuracy']:.3f}), with fewer parameters"

@@ -71,7 +71,9 @@ def serve(deployment: Deployment, ports: Ports) -> None:
     """
     with Supervisor() as supervisor:
         fleet, rollout, labels = _write_config(deployment)
-        supervisor.start(stack.model_server(fleet.config_file, fleet.model_name, ports.grpc, ports.rest, host=ports.host))
+        supervisor.start(
+            stack.model_server(fleet.config_file, fleet.model_name, ports.grpc, ports.rest, host=ports.host)
+        )
         _print(f"{_describe(fleet.model_name, labels)}: {ports.description}")
         with fleet.announced(MODEL_SERVER, ports.grpc_address):
             _sync_in_background(rollout)

@@ -45,6 +45,6 @@ def test_reason_has_interval_size_and_both_accuracies():
     best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [0.8, 0.95]}
     _, reason = select([best, XCEPTION, RESNET50], "smaller_within_interval")
     assert reason == (
-        "the smallest (20.9 million parameters) of the 3 candidates whose accuracy on eval is within the 95 % interval "
-        "of the most accurate one: 0.800; efficientnetb7 has 0.900 (95 % interval 0.800 to 0.950)"
+        "smallest network, with 20.9 million parameters, of the 3 whose accuracy on eval is within the 95% CI of the "
+        "most accurate one: 0.800, against 0.900 (0.800 to 0.950) for efficientnetb7"
     )
