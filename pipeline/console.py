@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def _number_column() -> Column:
-    """Returns a column that is never truncated; on a narrow terminal the bar next to it shrinks."""
+    """Return a column that is never truncated; on a narrow terminal the bar next to it shrinks."""
     return Column(no_wrap=True)
 
 
 def console_on(stream: TextIO) -> Console:
-    """Returns a console that does not replace emoji codes, because `:cat:` may be part of a name.
+    """Return a console that does not replace emoji codes, because `:cat:` may be part of a name.
 
     Piped output has no width, so it gets a fixed one.
     """
@@ -39,7 +39,7 @@ def console_on(stream: TextIO) -> Console:
 
 
 def print_error(message: object) -> None:
-    """Prints a line to standard error, also while `noise_to` redirects it."""
+    """Print a line to standard error, also while `noise_to` redirects it."""
     print(message, file=_standard_error or sys.stderr, flush=True)
 
 
@@ -48,7 +48,7 @@ _standard_error: TextIO | None = None  # the original standard error, while `noi
 
 @contextlib.contextmanager
 def noise_to(log: Path) -> Iterator[Console]:
-    """Redirects standard output and standard error of this process, including C++ libraries, to the file `log`.
+    """Redirect standard output and standard error of this process, including C++ libraries, to the file `log`.
 
     The console that it yields, and `print_error`, still write to the original streams.
     """
@@ -73,7 +73,7 @@ def noise_to(log: Path) -> Iterator[Console]:
 
 
 def _copy(descriptor: int, stream: TextIO) -> TextIO:
-    """Returns a new stream to the current target of `descriptor`; it escapes characters that its encoding lacks."""
+    """Return a new stream to the current target of `descriptor`; it escapes characters that its encoding lacks."""
     return os.fdopen(os.dup(descriptor), "w", encoding=stream.encoding or "utf-8", errors="backslashreplace")
 
 
@@ -110,22 +110,22 @@ class RunView:
         self._live.stop()
 
     def starting(self, activity: str) -> None:
-        """Shows an activity until the first component starts."""
+        """Show an activity until the first component starts."""
         self._tasks[activity] = self._live.add_task(escape(activity), total=None, unit="")
 
     def on_start(self, node_id: str, total: int) -> None:
-        """Shows that one of `total` components started."""
+        """Show that one of `total` components started."""
         if not self._total:
             self._remove(*self._tasks)
         self._total = total
         self._tasks[node_id] = self._live.add_task(escape(node_id), total=None, unit="")
 
     def on_progress(self, node_id: str, unit: str, done: int, total: int | None) -> None:
-        """Shows that a component has processed `done` of `total` units, such as photos."""
+        """Show that a component has processed `done` of `total` units, such as photos."""
         self._live.update(self._tasks[node_id], completed=done, total=total, unit=unit)
 
     def on_finish(self, run: "NodeRun") -> None:
-        """Prints the line of a completed component."""
+        """Print the line of a completed component."""
         self._remove(run.node_id)
         self._done += 1
         status = "[dim]cached[/]" if run.cached else "run   "
@@ -134,7 +134,7 @@ class RunView:
         )
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
-        """Prints why a component failed; the components in `running` complete before the run ends."""
+        """Print why a component failed; the components in `running` complete before the run ends."""
         self._remove(node_id)
         self._print(f"{node_id} failed: {_short_message(cause)}", style="red")
         self._print(f"Log: {self._logs / node_id}.log")
@@ -150,7 +150,7 @@ class RunView:
 
 
 def _short_message(error: BaseException) -> str:
-    """Returns the message of an error of this project, or the type and the first lines of any other error."""
+    """Return the message of an error of this project, or the type and the first lines of any other error."""
     from components.errors import DataError, WeightsError
 
     if isinstance(error, DataError | WeightsError):
@@ -189,7 +189,7 @@ class TransferView:
         return self._console.is_terminal
 
     def start(self, name: str, done: int, total: int | None) -> None:
-        """Shows that the download of a file starts, or resumes after `done` of `total` bytes."""
+        """Show that the download of a file starts, or resumes after `done` of `total` bytes."""
         if name not in self._tasks:
             self._tasks[name] = self._live.add_task(escape(name), total=None)
             if not self.on_terminal:
@@ -198,13 +198,13 @@ class TransferView:
         self._live.update(self._current, completed=done, total=total)
 
     def advance(self, count: int) -> None:
-        """Adds `count` received bytes to the current file."""
+        """Add `count` received bytes to the current file."""
         self._live.update(self._current, advance=count)
 
     def reading(self, path: Path) -> BinaryIO:
-        """Opens a file and shows how much of it has been read."""
+        """Open a file and show how much of it has been read."""
         return self._live.open(path, "rb", description=escape(f"reading {path.name}"))
 
     def note(self, text: str) -> None:
-        """Prints a line."""
+        """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

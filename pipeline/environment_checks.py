@@ -60,7 +60,7 @@ class Finding:
 
 
 def check_environment(settings: Settings, kubeflow_host: str | None, imports: bool) -> list[Finding]:
-    """Runs all checks concurrently.
+    """Run all checks concurrently.
 
     Args:
         settings: Settings of the planned run.
@@ -105,7 +105,7 @@ def _check_python() -> Finding:
 
 
 def _check_packages(name: str, lock: Path, state_if_missing: State) -> Finding:
-    """Compares the installed packages with a lock file."""
+    """Compare the installed packages with a lock file."""
     if not lock.exists():
         return Finding(name, "warning", f"{lock}: not found, so versions cannot be compared")
     locked = dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.M))
@@ -128,7 +128,7 @@ def _check_packages(name: str, lock: Path, state_if_missing: State) -> Finding:
 
 
 def _check_tfx_bsl_module() -> Finding:
-    """Checks a module that TFX needs: TFX hides the failed import and fails much later."""
+    """Check a module that TFX needs: TFX hides the failed import and fails much later."""
     name = "TFX's imports"
     spec = importlib.util.find_spec("tfx_bsl")
     folders = spec.submodule_search_locations if spec else None
@@ -139,7 +139,7 @@ def _check_tfx_bsl_module() -> Finding:
 
 
 def _check_imports() -> Finding:
-    """Imports TensorFlow and TFX in a separate process, because they take long and print much."""
+    """Import TensorFlow and TFX in a separate process, because they take long and print much."""
     command = [sys.executable, "-P", "-c", "import pipeline.graph"]  # -P: ignore modules in the current folder
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     try:
@@ -169,7 +169,7 @@ def _check_memory() -> Finding:
 
 
 def _available_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Returns the bytes that processes can still allocate, within the limit of the container.
+    """Return the bytes that processes can still allocate, within the limit of the container.
 
     Args:
         group: Folder of the container's cgroup v2.
@@ -229,7 +229,7 @@ def _check_weights(settings: Settings) -> Finding:
 
 
 def _check_port(port: int, user: str) -> Finding:
-    """Checks whether a port is free.
+    """Check whether a port is free.
 
     Args:
         port: Number of the port.
@@ -289,7 +289,7 @@ def _check_kubeflow(host: str | None) -> Finding:
 
 
 def _request_error(url: str, require_success: bool = False) -> str:
-    """Requests a URL; returns why there is no response, or "".
+    """Request a URL; return why there is no response, or "".
 
     Args:
         url: URL to request.

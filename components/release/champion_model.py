@@ -23,7 +23,7 @@ def ChampionModel(
     code_digest: Parameter[str],
     stable: Parameter[str] = None,
 ):
-    """Copies the stable version if `candidate` can be compared with it, and describes it in champion.json.
+    """Copy the stable version if `candidate` can be compared with it, and describe it in champion.json.
 
     The version is not copied if it is identical to `candidate`, has other breeds or cannot be loaded. The pipeline
     continues in these cases, and ModelGate reports the consequence.

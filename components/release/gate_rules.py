@@ -63,20 +63,20 @@ class Decision:
         return [reason for kind, reason in self._reasons if kind != omitted]
 
     def support(self, reason: str) -> None:
-        """Adds a reason for the candidate."""
+        """Add a reason for the candidate."""
         self._reasons.append(("for", reason))
 
     def reject(self, reason: str) -> None:
-        """Rejects the candidate and adds the reason."""
+        """Reject the candidate and add the reason."""
         self.outcome = "refused"
         self._reasons.append(("against", reason))
 
     def add_fact(self, fact: str) -> None:
-        """Adds a fact that is reported with every outcome."""
+        """Add a fact that is reported with every outcome."""
         self._reasons.append(("fact", fact))
 
     def skip_comparison(self, reason: str) -> None:
-        """Records why the candidate is not compared with the champion."""
+        """Record why the candidate is not compared with the champion."""
         self.not_compared = reason
         self.add_fact(reason)
 
@@ -89,7 +89,7 @@ def decide(
     champion_info: dict[str, Any] | None,
     train_photos: dict[str, int],
 ) -> Decision:
-    """Applies the rules to the candidate's outcomes on test and compares them with the champion's photo by photo.
+    """Apply the rules to the candidate's outcomes on test and compare them with the champion's photo by photo.
 
     Args:
         rules: Thresholds.
@@ -252,7 +252,7 @@ def _breed_changes(champion_breeds: list[str], candidate_breeds: list[str]) -> s
 
 
 def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, champion: list, version: int) -> None:
-    """Applies the policy. Both models classified the same photos, so only photos on which they differ matter."""
+    """Apply the policy. Both models classified the same photos, so only photos on which they differ matter."""
     champion_correct = {row["content_hash"]: row["correct"] for row in champion}
     differences = [int(row["correct"]) - int(champion_correct[row["content_hash"]]) for row in candidate]
     wins, losses = differences.count(1), differences.count(-1)

@@ -36,7 +36,7 @@ def ModelGate(
     max_slice_drop: Parameter[float],
     code_digest: Parameter[str],
 ):
-    """Applies the gate's rules to the Evaluators' results on test; writes the blessing and gate.json.
+    """Apply the gate's rules to the Evaluators' results on test; write the blessing and gate.json.
 
     Args:
         above_majority: 1 or 0, because TFX has no Boolean execution parameters.

@@ -80,7 +80,7 @@ def Pusher(
     contact: Parameter[str],
     retrain: InputArtifact[RetrainDecision] = None,
 ):
-    """Pushes a model that the gate blessed and a model server loaded, unless the registry already has the same model.
+    """Push a model that the gate blessed and a model server loaded, unless the registry already has the same model.
 
     The pushed version also contains:
 

@@ -33,7 +33,7 @@ def Rollout(
     loaded: Parameter[int],
     load_seconds: Parameter[float],
 ):
-    """Makes the pushed version the canary. The first version is stable already; it is only sent to the servers.
+    """Make the pushed version the canary. The first version is stable already; it is only sent to the servers.
 
     If a server cannot load the version or fails its golden requests, the component succeeds and records this outcome;
     the stable version keeps serving.
@@ -56,7 +56,7 @@ def Rollout(
 
 
 def _interrupted_rollout(registry: Registry, version: int | None) -> int | None:
-    """Returns `version` if the run that pushed it was interrupted before it became the canary."""
+    """Return `version` if the run that pushed it was interrupted before it became the canary."""
     is_newer = version is not None and version > (registry.stable() or 0)
     if is_newer and version not in registry.labels().values() and not registry.stop_reason(version):
         return version
@@ -64,7 +64,7 @@ def _interrupted_rollout(registry: Registry, version: int | None) -> int | None:
 
 
 def _roll_out(rollout: RolloutController, registry: Registry, fleet: Fleet, version: int | None, share: float) -> str:
-    """Returns the outcome as a sentence."""
+    """Return the outcome as a sentence."""
     if version is None:
         return "no version was pushed"
     if isinstance(fleet, LocalFleet) and not fleet.servers():

@@ -52,7 +52,7 @@ def ServingCheck(
     photos: Parameter[int],
     code_digest: Parameter[str],
 ):
-    """Predicts test photos with a model server and compares the results with those that the Evaluator measured.
+    """Predict test photos with a model server and compare the results with those that the Evaluator measured.
 
     The photos are of as many breeds as possible. They are stored with their predictions as golden requests, which
     rollout sends to every server before users do. A large photo is stored at a smaller size, with the prediction for

@@ -171,7 +171,7 @@ def _cost_limit(costs: list[float]) -> float:
 
 
 def _set_up_axis(axes: Axes, parameter: str, values: Sequence[float]) -> Callable[[float], float]:
-    """Sets up the horizontal axis for a hyperparameter; returns the function that maps its values to positions."""
+    """Set up the horizontal axis for a hyperparameter; return the function that maps its values to positions."""
     if parameter == "learning_rate":
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         exponents = range(low, max(high, low + 1) + 1)
@@ -189,7 +189,7 @@ def _set_up_axis(axes: Axes, parameter: str, values: Sequence[float]) -> Callabl
 
 
 def _scale_loss(axes: Axes, losses: Iterable[float | None]) -> None:
-    """Uses a log scale if the losses span a wide range; shows a text if no loss is finite."""
+    """Use a log scale if the losses span a wide range; show a text if no loss is finite."""
     finite = [loss for loss in losses if is_finite(loss)]
     if not finite:
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=_SOFT)

@@ -1,4 +1,4 @@
-"""Renders self-contained HTML pages from the templates next to this module; the pages use no network and no scripts."""
+"""Render self-contained HTML pages from the templates next to this module; the pages use no network and no scripts."""
 
 from pathlib import Path
 from typing import Any
@@ -15,5 +15,5 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render(template: str, **values: Any) -> str:
-    """Renders `template` (a file name without .html.j2). Every value except `Markup` is escaped."""
+    """Render `template` (a file name without .html.j2). Every value except `Markup` is escaped."""
     return _TEMPLATES.get_template(f"{template}.html.j2").render(**values)

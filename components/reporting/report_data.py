@@ -1,4 +1,4 @@
-"""Loads the documents that a run's components wrote; the report page and the summaries are rendered from them."""
+"""Load the documents that a run's components wrote; the report page and the summaries are rendered from them."""
 
 import importlib.metadata
 import json

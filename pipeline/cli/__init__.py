@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _neutralise_environment() -> None:
-    """Overrides environment variables that would turn warnings of libraries into errors or open a plot window."""
+    """Override environment variables that would turn warnings of libraries into errors or open a plot window."""
     os.environ["MPLBACKEND"] = "agg"
     if os.environ.pop("PYTHONWARNINGS", ""):
         warnings.resetwarnings()
@@ -51,7 +51,7 @@ def _neutralise_environment() -> None:
 
 
 def _open_closed_standard_streams() -> None:
-    """Opens standard streams that the caller closed, as with `>&-`; the next opened file would get their number."""
+    """Open standard streams that the caller closed, as with `>&-`; the next opened file would get their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)

@@ -46,13 +46,13 @@ class ExitCode(enum.IntEnum):
 
 
 def fail(message: object, code: int = ExitCode.INVALID_INPUT) -> typer.Exit:
-    """Prints an error and returns the exception that ends the command, for the caller to raise."""
+    """Print an error and return the exception that ends the command, for the caller to raise."""
     print_error(f"catbreeds: {message}")
     return typer.Exit(code)
 
 
 def os_error_message(error: OSError) -> str:
-    """Returns `<file>: <reason>`, or Python's own message if the error has no file name."""
+    """Return `<file>: <reason>`, or Python's own message if the error has no file name."""
     if error.filename is None:
         return str(error)
     path = os.fsdecode(error.filename)
@@ -61,7 +61,7 @@ def os_error_message(error: OSError) -> str:
 
 
 def folder_conflict(path: str) -> str:
-    """Returns why no folder can be created at `path`: it, or one of its parents, is another kind of file. "" if it can.
+    """Return why no folder can be created at `path`: it, or one of its parents, is another kind of file. "" if it can.
 
     A folder that exists already is no conflict.
     """
@@ -88,7 +88,7 @@ def require_local_path(path: Path | None) -> Path | None:
 def read_settings(
     profile: str, overrides: list[str] | None, *, check_workdir: bool = True, **options: str | None
 ) -> Settings:
-    """Returns the settings of a command.
+    """Return the settings of a command.
 
     Args:
         profile: Name of a profile, or path of a YAML file.
@@ -107,7 +107,7 @@ def read_settings(
 
 
 def command_with_renamed_options(renamed: Mapping[str, str]) -> type[TyperCommand]:
-    """Returns a command class that rejects the former names of options and prints the current ones.
+    """Return a command class that rejects the former names of options and prints the current ones.
 
     Args:
         renamed: Former name -> current name, such as {"--data": "--photos"}.

@@ -133,7 +133,7 @@ def oxford(
 
 @contextlib.contextmanager
 def _transfer_view() -> Iterator["TransferView"]:
-    """Shows the progress of a download; ends the command with a message if the download fails."""
+    """Show the progress of a download; end the command with a message if the download fails."""
     from pipeline.console import TransferView, console_on
     from pipeline.datasets.http_download import DownloadError
     from pipeline.datasets.public_datasets import DatasetError

@@ -122,7 +122,7 @@ class ServerOptions:
     ] = None
 
     def access(self) -> "Access":
-        """Returns the options for the client, which takes long to import."""
+        """Return the options for the client, which takes long to import."""
         from pipeline.runners.kubeflow.client import Access
 
         return Access(**dataclasses.asdict(self))
@@ -282,7 +282,7 @@ def _upload(kubeflow: "KubeflowClient", spec: CompiledSpec) -> tuple[str, str]:
 
 
 def _follow(kubeflow: "KubeflowClient", run_id: str, tasks: Collection[str], poll_interval: float) -> ExitCode:
-    """Prints each change of state of a task until the run has ended."""
+    """Print each change of state of a task until the run has ended."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
     states: dict[str, str] = {}
@@ -316,7 +316,7 @@ def _print_workflow_changes(workflow: "Workflow", tasks: Collection[str], states
 def _print_changes(
     reported: Iterable[Any], name: str, start: str, end: str, tasks: Collection[str], states: dict[str, str]
 ) -> bool:
-    """Prints a line for each task whose state changed.
+    """Print a line for each task whose state changed.
 
     Args:
         reported: Nodes that the server reports: tasks, and drivers, executors and retries under other names.
@@ -350,7 +350,7 @@ def _print_changes(
 def _print_outcome(
     kubeflow: "KubeflowClient", run: "V2beta1Run", tasks: Collection[str], states: dict[str, str], poll_interval: float
 ) -> ExitCode:
-    """Prints how a run ended. The gate's verdict comes from the Workflow; the tasks in `run` may be outdated."""
+    """Print how a run ended. The gate's verdict comes from the Workflow; the tasks in `run` may be outdated."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
     workflow, read_error = None, None
@@ -387,7 +387,7 @@ def _print_outcome(
 def _print_failures(
     kubeflow: "KubeflowClient", run: "V2beta1Run", workflow: "Workflow | None", read_error: "KubeflowError | None"
 ) -> None:
-    """Prints each failed task and the command that shows its log, which is the only trace of a failed driver."""
+    """Print each failed task and the command that shows its log, which is the only trace of a failed driver."""
     logs = f"    kubectl logs -n {kubeflow.namespace} -l pipeline/runid={run.run_id} -c main --prefix --tail 50"
     failures = workflow.failures() if workflow else []
     for node in failures:
@@ -430,7 +430,7 @@ def _change_schedules(
     new_state: str,
     require_single: bool = False,
 ) -> None:
-    """Changes every schedule with a name; there are several only after an interrupted update."""
+    """Change every schedule with a name; there are several only after an interrupted update."""
     schedules = kubeflow.list_schedules(experiment_id, name)
     if not schedules:
         raise fail(f"no schedule {name!r} in this experiment; create one with --cron, or list all with --list")

@@ -31,7 +31,7 @@ app = typer.Typer()
 
 @contextlib.contextmanager
 def _exit_on_error() -> Iterator[None]:
-    """Ends the command with a message if a file is damaged or missing, or an argument is invalid."""
+    """End the command with a message if a file is damaged or missing, or an argument is invalid."""
     try:
         yield
     except (SettingsError, RegistryError, HistoryError, DamagedFileError) as error:
@@ -166,7 +166,7 @@ def _training_and_gate_facts(record: dict, admission: dict) -> dict:
 
 
 def _print_version(console: Console, row: dict) -> None:
-    """Prints the facts about a version and the reasons of the gate, in lines that suit a narrow terminal."""
+    """Print the facts about a version and the reasons of the gate, in lines that suit a narrow terminal."""
     title = Text(f"version {row['version']}", style="bold")
     console.print(title.append("".join(f" {label}" for label in row["labels"]), style="green"))
     if row["stopped"]:

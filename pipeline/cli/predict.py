@@ -126,7 +126,7 @@ def _predict_with_client(client: "Client", photos: Sequence[Path]) -> "list[Resu
 
 
 def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Result]":
-    """Predicts with the stable version of the workdir, which is loaded in this process.
+    """Predict with the stable version of the workdir, which is loaded in this process.
 
     Raises:
         RegistryError: If no version is stable, or it is damaged.
@@ -164,7 +164,7 @@ def _read_photo(photo: Path) -> "bytes | PhotoError | OSError":
 
 
 def _to_json(photos: Sequence[Path], results: "Sequence[Result]") -> dict[str, Any]:
-    """Returns the results as JSON. Each has its model, because the served version may change between two photos."""
+    """Return the results as JSON. Each has its model, because the served version may change between two photos."""
     from serving.client import Answer
 
     def row(photo: Path, result: "Result") -> dict[str, Any]:
@@ -185,12 +185,12 @@ def _format_answer(photo: Path, answer: "Answer") -> str:
 
 
 def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> str:
-    """Returns the reason why there is no prediction; it begins with the path of the photo if the photo is the cause."""
+    """Return the reason why there is no prediction; it begins with the path of the photo if the photo is the cause."""
     return f"{printable(str(photo))}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def _error_messages(photos: Sequence[Path], results: "Sequence[Result]") -> Iterator[str]:
-    """Yields one message per unusable photo, and one for a failed server with the photos it did not predict."""
+    """Yield one message per unusable photo, and one for a failed server with the photos it did not predict."""
     from serving.client import Answer
 
     reported = set()

@@ -129,7 +129,7 @@ def canary(
 
 @contextlib.contextmanager
 def _rollout_controller(config: Settings, namespace: str | None, context: str | None) -> "Iterator[RolloutController]":
-    """Yields the controller of the cluster or of this machine; ends the command with a message if it fails."""
+    """Yield the controller of the cluster or of this machine; end the command with a message if it fails."""
     from serving.rollout.controller import RolloutController
     from serving.rollout.errors import CanaryStopped, RolloutError
     from serving.rollout.fleet import FleetError

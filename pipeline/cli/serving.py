@@ -32,7 +32,7 @@ def _port(help: str) -> typer.models.OptionInfo:
 
 
 def _parse_host(text: str) -> str:
-    """Returns the IP address to listen on.
+    """Return the IP address to listen on.
 
     Raises:
         BadParameter: If it is not an address of this machine.
@@ -164,7 +164,7 @@ def _generate_samples(config: Settings, version: int) -> Path | None:
 
 
 def _run_until_stopped(run: Callable[[], None], addresses: dict[str, tuple[str, int]]) -> None:
-    """Calls `run` if the servers can listen on their addresses; ends the command with a message if it fails.
+    """Call `run` if the servers can listen on their addresses; end the command with a message if it fails.
 
     Args:
         run: Function that runs the servers until this process is stopped.

@@ -1,4 +1,4 @@
-"""Runs components in a workdir for the commands `run` and `schema update`: paths, lock, log, progress, exit codes."""
+"""Run components in a workdir for the commands `run` and `schema update`: paths, lock, log, progress, exit codes."""
 
 import datetime
 import gc
@@ -21,7 +21,7 @@ _GLOB_CHARACTERS = frozenset("*?[]\\")
 
 
 def check_paths(config: Settings) -> None:
-    """Ends the command if TensorFlow or TFX cannot use a path, before they are imported, which takes long."""
+    """End the command if TensorFlow or TFX cannot use a path, before they are imported, which takes long."""
     for name in ("data", "workdir", "weights_dir", "photos_schema"):
         path = getattr(config, name)
         if path and "\0" not in path:
@@ -47,7 +47,7 @@ def check_paths(config: Settings) -> None:
 
 
 def run_in_workdir(config: Settings, work: Callable[[str, Path, Console], ExitCode]) -> ExitCode:
-    """Calls `work` with a run ID, the log file and the console, while holding the lock of the workdir."""
+    """Call `work` with a run ID, the log file and the console, while holding the lock of the workdir."""
     from filelock import FileLock, Timeout
 
     workdir = Path(config.workdir)
@@ -70,7 +70,7 @@ def run_in_workdir(config: Settings, work: Callable[[str, Path, Console], ExitCo
 def run_components(
     config: Settings, run_id: str, log: Path, console: Console, only_ingestion: bool = False
 ) -> dict[str, Any] | ExitCode:
-    """Runs the components. The console shows progress and errors; all other output goes to logs.
+    """Run the components. The console shows progress and errors; all other output goes to logs.
 
     Returns:
         Component ID -> its `NodeRun`, or the exit code if the run fails.
@@ -116,7 +116,7 @@ def run_components(
 
 
 def _write_ingest(config: Settings, runs: dict[str, Any]) -> None:
-    """Writes the ingestion part of the report, also if the run stops because of the photos."""
+    """Write the ingestion part of the report, also if the run stops because of the photos."""
     from pipeline.results import report
 
     if "ImageExampleGen" in runs:

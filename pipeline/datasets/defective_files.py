@@ -1,4 +1,4 @@
-"""Writes unusable files of every kind that ingestion detects, for tests and demonstrations."""
+"""Write unusable files of every kind that ingestion detects, for tests and demonstrations."""
 
 import io
 import os
@@ -28,7 +28,7 @@ class Defect(NamedTuple):
 def write_defects(
     folder: Path, photos: list[Path], split_of: Callable[[str], str], copies: int = 1, seed: int = 0
 ) -> list[Defect]:
-    """Adds unusable files to sample data.
+    """Add unusable files to sample data.
 
     Args:
         folder: Folder with one folder per breed.
@@ -71,7 +71,7 @@ def write_defects(
 
 
 def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
-    """Yields name, kind and content of files that are unusable regardless of the other files."""
+    """Yield name, kind and content of files that are unusable regardless of the other files."""
     yield "empty.jpg", "empty", b""
     yield "text.jpg", "not_an_image", b"Not Found\n" * rng.randint(1, 50)
     yield "page.png", "not_an_image", b"<!doctype html><title>404</title>"
@@ -100,7 +100,7 @@ def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str,
 def _near_duplicates_across_splits(
     photos: list[Path], split_of: Callable[[str], str], count: int
 ) -> Iterator[tuple[Path, bytes]]:
-    """Yields photos in train, each with a smaller copy that is assigned to another split."""
+    """Yield photos in train, each with a smaller copy that is assigned to another split."""
     for photo in photos:
         picture = normalize(photo.read_bytes())
         if not count:

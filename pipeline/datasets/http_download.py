@@ -1,4 +1,4 @@
-"""Downloads files over HTTP: resumes interrupted transfers and verifies checksums."""
+"""Download files over HTTP: resumes interrupted transfers and verifies checksums."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> None:
-    """Downloads a file, unless it exists already. An incomplete file is kept next to `path` as `<name>.part`.
+    """Download a file, unless it exists already. An incomplete file is kept next to `path` as `<name>.part`.
 
     Args:
         url: URL of the file, http:// or https://.
@@ -62,7 +62,7 @@ def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> 
 
 
 def retry(attempt: Callable[[], _T], received: Callable[[], int], tries: int, address: str, view: TransferView) -> _T:
-    """Calls `attempt` until it succeeds and returns its result.
+    """Call `attempt` until it succeeds and return its result.
 
     Args:
         attempt: Function that resumes the transfer; raises Interrupted if another attempt may succeed.
@@ -89,7 +89,7 @@ def retry(attempt: Callable[[], _T], received: Callable[[], int], tries: int, ad
 
 
 def _resume(client: httpx.Client, url: str, part: Path, view: TransferView) -> None:
-    """Requests the missing bytes of `part` and appends them.
+    """Request the missing bytes of `part` and append them.
 
     Raises:
         Interrupted: If bytes are still missing.
@@ -112,12 +112,12 @@ def _resume(client: httpx.Client, url: str, part: Path, view: TransferView) -> N
 
 
 def _through(error: httpx.HTTPError) -> str:
-    """Returns a note about the proxy of the failed request, whose URL may be that of a redirect."""
+    """Return a note about the proxy of the failed request, whose URL may be that of a redirect."""
     return proxies.through(str(error.request.url))
 
 
 def _receive(response: httpx.Response, url: str, part: Path, offset: int, view: TransferView) -> None:
-    """Writes the response to a request for the bytes from `offset`; raises the errors of `_resume`."""
+    """Write the response to a request for the bytes from `offset`; raise the errors of `_resume`."""
     status = f"{response.status_code} {response.reason_phrase}{proxies.through(str(response.url))}"
     content_range = response.headers.get("Content-Range", "")
     if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and offset:

@@ -1,4 +1,4 @@
-"""Downloads public data sets of cat photos, Oxford-IIIT Pet and Kaggle data sets, in the layout that ingestion reads.
+"""Download public data sets of cat photos, Oxford-IIIT Pet and Kaggle data sets, in the layout that ingestion reads.
 
 Existing files are never changed or deleted.
 """
@@ -60,7 +60,7 @@ class Download(NamedTuple):
 def download_oxford_cats(
     out: Path, url: str, md5: Mapping[str, str], archives: Path | None, tries: int, view: TransferView
 ) -> Download:
-    """Downloads the cats of the Oxford-IIIT Pet data set to `out`/<breed>/<photo>.jpg.
+    """Download the cats of the Oxford-IIIT Pet data set to `out`/<breed>/<photo>.jpg.
 
     Args:
         out: Folder to write to.
@@ -101,7 +101,7 @@ def download_oxford_cats(
 
 
 def download_from_kaggle(out: Path, handle: str, tries: int, view: TransferView) -> Download:
-    """Downloads a Kaggle data set to `out`, with the folders it was published with.
+    """Download a Kaggle data set to `out`, with the folders it was published with.
 
     Args:
         out: Folder to write to.
@@ -135,7 +135,7 @@ def download_from_kaggle(out: Path, handle: str, tries: int, view: TransferView)
 
 @contextlib.contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """Creates the work folder in `out` and locks it."""
+    """Create the work folder in `out` and lock it."""
     work = out / _WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -146,7 +146,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _find_complete(out: Path, source: dict[str, Any]) -> Download | None:
-    """Verifies an earlier download of the data set; returns None if there is none, or files are missing.
+    """Verify an earlier download of the data set; return None if there is none, or files are missing.
 
     Raises:
         DatasetError: If a file was changed, or the folder has another data set.
@@ -169,7 +169,7 @@ def _find_complete(out: Path, source: dict[str, Any]) -> Download | None:
 
 
 def _write_files(out: Path, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    """Writes the files that do not exist yet, each atomically; returns path relative to `out` -> SHA-256."""
+    """Write the files that do not exist yet, each atomically; return path relative to `out` -> SHA-256."""
     digests = {}
     for name, content in files:
         path = out / name
@@ -186,7 +186,7 @@ def _write_files(out: Path, files: Iterable[tuple[str, bytes]]) -> dict[str, str
 
 
 def _finish(out: Path, source: dict[str, Any], digests: dict[str, str]) -> Download:
-    """Writes the manifest of the data set and deletes the work folder."""
+    """Write the manifest of the data set and delete the work folder."""
     path = out / _MANIFEST_FILE
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps({"source": source, "files": digests}, indent=1), encoding="utf-8")
@@ -200,7 +200,7 @@ def _summary(digests: dict[str, str], changed: bool) -> Download:
 
 
 def _read_oxford_breeds(archive: Path, out: Path, view: TransferView) -> dict[str, str]:
-    """Reads the list in the annotations; returns name of each cat photo -> breed."""
+    """Read the list in the annotations; return name of each cat photo -> breed."""
     name = "annotations/list.txt"
     content = dict(_read_members(archive, out, {name}, view)).get(name, b"").decode(errors="replace")
     lines = filter(None, map(_OXFORD_LINE.fullmatch, map(str.strip, content.splitlines())))
@@ -211,7 +211,7 @@ def _read_oxford_breeds(archive: Path, out: Path, view: TransferView) -> dict[st
 
 
 def _read_members(archive: Path, out: Path, names: Iterable[str], view: TransferView) -> Iterator[tuple[str, bytes]]:
-    """Yields name and content of the regular files of a .tar.gz that are in `names`; extracts nothing to disk."""
+    """Yield name and content of the regular files of a .tar.gz that are in `names`; extract nothing to disk."""
     try:
         with view.reading(archive) as file, tarfile.open(fileobj=file, mode="r|gz") as members:
             for member in members:
@@ -225,7 +225,7 @@ def _read_members(archive: Path, out: Path, names: Iterable[str], view: Transfer
 
 
 def _kaggle_address(handle: str) -> str:
-    """Returns the URL of the page of a data set.
+    """Return the URL of the page of a data set.
 
     Raises:
         DatasetError: If the handle is invalid, or there are no credentials.
@@ -252,7 +252,7 @@ def _kaggle_address(handle: str) -> str:
 
 
 def _run_kagglehub(work: Path, handle: str, address: str, tries: int, view: TransferView) -> Path:
-    """Downloads and extracts the data set with kagglehub; returns the folder in `work` that contains it."""
+    """Download and extract the data set with kagglehub; return the folder in `work` that contains it."""
     import requests
     from kagglehub import dataset_download
     from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError

@@ -1,4 +1,4 @@
-"""Generates photos of synthetic cat breeds, to try the whole pipeline without a data set.
+"""Generate photos of synthetic cat breeds, to try the whole pipeline without a data set.
 
 Everything is drawn in head units: (0, 0) is the middle of the face, x points right, y points down,
 and the head is about one unit in radius. A `Pose` converts head units to pixels. Photos are drawn
@@ -105,7 +105,7 @@ class Pose:
     flip: int  # -1 mirrors left and right
 
     def pixels(self, points: Iterable[Point]) -> list[Point]:
-        """Converts head units to canvas pixels."""
+        """Convert head units to canvas pixels."""
         cos, sin = math.cos(self.tilt) * self.unit, math.sin(self.tilt) * self.unit
         flipped = ((x * self.flip, y) for x, y in points)
         return [(self.x + cos * x - sin * y, self.y + sin * x + cos * y) for x, y in flipped]

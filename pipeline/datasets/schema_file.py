@@ -1,4 +1,4 @@
-"""Reads schema.pbtxt, the TensorFlow Metadata schema that photos are validated against."""
+"""Read schema.pbtxt, the TensorFlow Metadata schema that photos are validated against."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SCHEMA_FILE = "schema.pbtxt"
 
 
 def read_schema(path: Path) -> schema_pb2.Schema:
-    """Reads a schema file.
+    """Read a schema file.
 
     Raises:
         ValueError: If the file is not a schema of photos.

@@ -1,4 +1,4 @@
-"""Adds the breeds of a data set to its schema, and keeps bounds that were set by hand."""
+"""Add the breeds of a data set to its schema, and keep bounds that were set by hand."""
 
 import itertools
 from pathlib import Path
@@ -27,7 +27,7 @@ class SchemaUpdate(NamedTuple):
 
 
 def update_schema(folder: Path, template: Path, breeds: dict[str, Any]) -> SchemaUpdate:
-    """Adds `breeds` to the schema in `folder`, which is created as a copy of the file `template` if it does not exist.
+    """Add `breeds` to the schema in `folder`, which is created as a copy of the file `template` if it does not exist.
 
     Bounds, comparators and the comment at the top of the file are kept. Other comments are lost.
 

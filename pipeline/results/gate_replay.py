@@ -1,4 +1,4 @@
-"""Replays a decision of ModelGate with other rules on the recorded evaluations, without training or pushing."""
+"""Replay a decision of ModelGate with other rules on the recorded evaluations, without training or pushing."""
 
 from pathlib import Path
 from typing import Any, get_type_hints

@@ -1,4 +1,4 @@
-"""Traces a pushed version through ML Metadata to its photos, weights, schema, hyperparameters and code."""
+"""Trace a pushed version through ML Metadata to its photos, weights, schema, hyperparameters and code."""
 
 import json
 from typing import Any

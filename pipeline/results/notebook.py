@@ -14,7 +14,7 @@ from pipeline.console import noise_to
 
 
 def set_up() -> None:
-    """Applies the report's plot style on a white background and hides the log output of TensorFlow's C++ code."""
+    """Apply the report's plot style on a white background and hide the log output of TensorFlow's C++ code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with noise_to(Path(os.devnull)):
         import tensorflow  # noqa: F401

@@ -47,13 +47,13 @@ def read_ingest(run: "NodeRun") -> dict[str, Any]:
 
 
 def write_ingest(folder: Path, ingest: dict[str, Any]) -> None:
-    """Writes the report of ImageExampleGen to the report folder."""
+    """Write the report of ImageExampleGen to the report folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INGEST_FILE).write_text(json.dumps(ingest, indent=1), encoding="utf-8")
 
 
 def show_saved(console: Console, folder: Path, data: bool) -> None:
-    """Prints the saved comparison and verdict of the last run, or its data report if `data` is true.
+    """Print the saved comparison and verdict of the last run, or its data report if `data` is true.
 
     Raises:
         FileNotFoundError: If no run has written the report yet.
@@ -92,7 +92,7 @@ def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict
 
 
 def write(folder: Path, documents: dict[str, Any]) -> Path:
-    """Writes the three files to `folder`; returns the path of the page."""
+    """Write the three files to `folder`; return the path of the page."""
     from components.reporting.report_page import report_page
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write(folder: Path, documents: dict[str, Any]) -> Path:
 
 
 def show(console: Console, documents: dict[str, Any]) -> None:
-    """Prints warnings, the comparison and the verdict."""
+    """Print warnings, the comparison and the verdict."""
     for warning in documents["data_verdict"]["warnings"]:
         console.print(f"Warning: {warning}", style="yellow", markup=False)
     if excluded := documents["ingest"]["left_out"]:
