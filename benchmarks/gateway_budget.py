@@ -55,7 +55,7 @@ def install(folder: Path) -> tuple[Path, float]:
 
 @contextlib.contextmanager
 def gateway(python: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Run a gateway, wait until it responds, and return its process and port."""
+    """Run a gateway, wait until it responds, and yield its process and port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_GATEWAY_")}
@@ -81,7 +81,7 @@ def start(python: Path) -> tuple[float, float]:
         return time.perf_counter() - started, psutil.Process(process.pid).memory_info().rss / 1e6
 
 
-def peak(python: Path, photo: bytes) -> float:
+def peak_memory(python: Path, photo: bytes) -> float:
     """Return the peak memory in megabytes of a gateway that receives `photo`."""
     with gateway(python) as (process, port):
         url = f"http://127.0.0.1:{port}/v1/breeds:predict"
@@ -112,7 +112,7 @@ def large_photos() -> Iterator[tuple[str, bytes]]:
 
 
 def is_healthy(port: int) -> bool:
-    """Whether a gateway on `port` reports that it is alive."""
+    """Whether a gateway on `port` responds and is healthy."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1):
             pass
@@ -136,7 +136,7 @@ def main() -> None:
         python, megabytes = install(Path(folder))
         start(python)  # fills the page cache, as pulling an image does
         starts = [start(python) for _ in range(arguments.starts)]
-        peaks = {name: peak(python, photo) for name, photo in large_photos()}
+        peaks = {name: peak_memory(python, photo) for name, photo in large_photos()}
     seconds, memory = zip(*starts, strict=True)
     print_result("packages", megabytes, "MB", PACKAGES_MB)
     print_result("start", statistics.median(seconds), "s", START_SECONDS)

@@ -77,7 +77,7 @@ CASES = {
 
 
 class NewHeads(kt.HyperModel):
-    """Build a new network for each trial."""
+    """Hypermodel that builds a new network for each trial."""
 
     def build(self, hp: kt.HyperParameters):
         """Return the untrained head of a trial."""

@@ -120,7 +120,7 @@ def main() -> None:
         "--backbones",
         nargs="+",
         default=list(load("demo").backbones),
-        help="default: those of the demo",
+        help="backbones to run; default: those of the demo profile",
     )
     arguments = parser.parse_args()
     costs = [measure(photos, arguments.backbones) for photos in sorted(arguments.photos)]

@@ -123,7 +123,7 @@ def measure(count: int, side: int, subset: int) -> Costs:
 
 
 class _TrainerFinished(Exception):
-    """Ends the run after the Trainer, because later components are not measured."""
+    """Exception that ends the run after the Trainer, because later components are not measured."""
 
 
 class _StopAfterTrainer:
@@ -139,7 +139,7 @@ class _StopAfterTrainer:
     def on_start(self, node_id: str, total: int) -> None:
         """See `local_runner.Listener`."""
 
-    def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
+    def on_progress(self, node_id: str, unit: str, done: int, total: int | None) -> None:
         """See `local_runner.Listener`."""
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:

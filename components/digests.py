@@ -29,7 +29,7 @@ def json_digest(value: Any) -> str:
 
 
 def code_digest(*modules: str) -> str:
-    """SHA-256 of the source of `modules` and of all modules of this project that they import, also indirectly."""
+    """SHA-256 of the source of `modules` and of all modules of this project that they import, even indirectly."""
     digest = hashlib.sha256()
     for name in sorted(transitive_imports(modules)):
         digest.update(f"{name}\0{file_digest(_source_path(name))}\0".encode())

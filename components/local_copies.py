@@ -1,4 +1,4 @@
-"""Local copies of remote artifacts, for code that needs a local path. TFX file systems copy them."""
+"""Local copies of remote artifacts, for code that needs a local path; copied with TFX file systems."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ def is_remote(path: str) -> bool:
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """Yield a local path of the file or folder `uri`: `uri` itself, or for a remote one a temporary copy.
+    """Yield a local path of the file or folder `uri`: `uri` itself, or a temporary copy if it is remote.
 
     Raises:
         NotFoundError: If the remote file does not exist (the error type of TFX file systems).
@@ -35,7 +35,7 @@ def local_copy(uri: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def local_output(uri: str) -> Iterator[str]:
-    """Yield a local folder for the contents of the folder `uri`: `uri` itself, or for a remote one a temporary folder.
+    """Yield a local folder for the contents of the folder `uri`: `uri` itself, or a temporary folder if it is remote.
 
     If the block ends without an error, the temporary folder is copied to `uri`.
     """

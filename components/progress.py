@@ -20,7 +20,7 @@ def report(unit: str, done: int, total: int | None = None) -> None:
 
 
 class Counter:
-    """Counts finished units across several calls, such as the bundles of a Beam worker."""
+    """Counter of finished units across several calls, such as the bundles of a Beam worker."""
 
     def __init__(self, unit: str, total: int | None = None):
         self.unit, self.total, self.done = unit, total, 0

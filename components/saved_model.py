@@ -1,4 +1,4 @@
-"""Writing SavedModels."""
+"""Functions that write and measure SavedModels."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def save(
         module: Module to save.
         path: Directory of the SavedModel.
         signatures: Signature name -> function.
-        for_tensorflow_serving: Whether TensorFlow Serving must be able to load it, too, not only `tf.saved_model.load`.
+        for_tensorflow_serving: Whether TensorFlow Serving must be able to load it, not only `tf.saved_model.load`.
     """
     options = tf.saved_model.SaveOptions(
         # Saved models are not trained further, and tracing gradients takes most of the time to save a large network:

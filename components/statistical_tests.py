@@ -19,7 +19,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p-value of the exact McNemar test: models A and B have the same accuracy.
+    """Two-sided p-value of the exact McNemar test; null hypothesis: models A and B have the same accuracy.
 
     Args:
         only_a: Number of photos that only A classifies correctly.
@@ -31,7 +31,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """One-sided p-value of the exact sign test: wins are no more likely than losses; 1 without wins and losses."""
+    """One-sided p-value of the exact sign test, 1 without data; null hypothesis: wins are no likelier than losses."""
     if wins + losses == 0:
         return 1.0
     return float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)

@@ -1,1 +1,1 @@
-import components  # noqa: F401 (it pins the backend of Keras, which modules of this package import)
+import components  # noqa: F401 (selects the Keras backend before modules of this package import Keras)

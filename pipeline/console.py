@@ -1,4 +1,4 @@
-"""Terminal output: a line per component, progress bars, and the redirection of all other output to a log."""
+"""Terminal output: one line per component, progress bars, and the redirection of all other output to a log."""
 
 import contextlib
 import os
@@ -57,7 +57,11 @@ def noise_to(log: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with open(log, "a", encoding="utf-8") as file, _copy(1, sys.stdout) as stdout, _copy(2, sys.stderr) as stderr:
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        _duplicate_stream(1, sys.stdout) as stdout,
+        _duplicate_stream(2, sys.stderr) as stderr,
+    ):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         previous, _standard_error = _standard_error, stderr
@@ -72,15 +76,15 @@ def noise_to(log: Path) -> Iterator[Console]:
                 os.close(descriptor)
 
 
-def _copy(descriptor: int, stream: TextIO) -> TextIO:
+def _duplicate_stream(descriptor: int, stream: TextIO) -> TextIO:
     """Return a new stream to the current target of `descriptor`; it escapes characters that its encoding lacks."""
     return os.fdopen(os.dup(descriptor), "w", encoding=stream.encoding or "utf-8", errors="backslashreplace")
 
 
 class RunView:
-    """Shows a run: one line per completed component and, on a terminal, a progress bar per running component.
+    """Display of a run: one line per completed component and, on a terminal, a progress bar per running component.
 
-    It is the listener of `pipeline.runners.local.run`.
+    It implements `pipeline.runners.local.Listener`.
 
     Args:
         console: Console to print to.
@@ -160,7 +164,7 @@ def _short_message(error: BaseException) -> str:
 
 
 class TransferView:
-    """Shows downloads and the reading of archives: as progress bars on a terminal, as lines elsewhere."""
+    """Display of downloads and of reading archives: progress bars on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console):
         self._console = console

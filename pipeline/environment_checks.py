@@ -1,4 +1,4 @@
-"""Checks for `catbreeds doctor`. TensorFlow and TFX are inspected without importing them, which takes long."""
+"""Checks for `catbreeds doctor`. TensorFlow and TFX are inspected without importing them, which would be slow."""
 
 import importlib.metadata
 import importlib.util
@@ -47,10 +47,10 @@ class Finding:
 
     Attributes:
         name: Name of the check.
-        state: "problem": a local run will fail; "warning": it may fail; "optional": missing, but only some commands
-            need it.
-        found: Sentence that describes the result.
-        advice: How to fix it; "" if there is nothing to fix.
+        state: "ok", "problem" (a local run will fail), "warning" (it may fail) or "optional" (missing, but only some
+            commands need it).
+        found: Description of the result.
+        advice: Remedy; "" if there is nothing to fix.
     """
 
     name: str
@@ -84,7 +84,7 @@ def check_environment(settings: Settings, kubeflow_host: str | None, imports: bo
             "browser",
             ("chromium", "chromium-browser", "google-chrome"),
             "only needed to test the web pages",
-            "run make browser, which installs Debian's",
+            "run make browser, which installs Chromium from Debian",
         ),
         _check_kubectl,
         lambda: _check_kubeflow(kubeflow_host),
@@ -128,18 +128,18 @@ def _check_packages(name: str, lock: Path, state_if_missing: State) -> Finding:
 
 
 def _check_tfx_bsl_module() -> Finding:
-    """Check a module that TFX needs: TFX hides the failed import and fails much later."""
+    """Check for a module that TFX needs; without it, TFX hides the failed import and fails much later."""
     name = "TFX's imports"
     spec = importlib.util.find_spec("tfx_bsl")
     folders = spec.submodule_search_locations if spec else None
     if not folders or not any((Path(folder) / "arrow" / "sql_util.py").exists() for folder in folders):
         found = "tfx_bsl.arrow.sql_util is missing, so StatisticsGen and ExampleValidator cannot be imported"
-        return Finding(name, "problem", found, f"{_SETUP}, here from requirements/tfx_bsl_sql_shim")
+        return Finding(name, "problem", found, "run make setup, which installs it from requirements/tfx_bsl_sql_shim")
     return Finding(name, "ok", "the module that StatisticsGen needs is installed")
 
 
 def _check_imports() -> Finding:
-    """Import TensorFlow and TFX in a separate process, because they take long and print much."""
+    """Import TensorFlow and TFX in a separate process, because the import is slow and prints a lot."""
     command = [sys.executable, "-P", "-c", "import pipeline.graph"]  # -P: ignore modules in the current folder
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     try:

@@ -1,4 +1,4 @@
-"""The graph of the pipeline, built by one function for all runners. What differs between runners is in `RunContext`.
+"""The graph of the pipeline, built by one function for all runners. `RunContext` has what differs between them.
 
 The graph has five parts: ingestion (`_ingestion`), one branch per backbone (`_candidate`), the selection of the best
 backbone (`_selector`), the release of the winner (`_release`) and, on a cluster, the report (`_run_report`).
@@ -264,7 +264,7 @@ def _candidate(
 
 
 def _if_retraining(retrain_gate: BaseNode | None) -> contextlib.AbstractContextManager:
-    """Nodes created in this context run only if RetrainGate decided to train; without the gate, they always run."""
+    """Return a context whose nodes run only if RetrainGate decides to train; without the gate, they always run."""
     if not retrain_gate:
         return contextlib.nullcontext()
     return Cond(retrain_gate.outputs["decision"].future()[0].custom_property("retrain") == 1)

@@ -81,7 +81,7 @@ def _absolute(path: str) -> str:
 
 
 def local_run_context(settings: Settings, run_id: str) -> RunContext:
-    """Context of a run on this machine: computes all digests now, so that the cache detects changes.
+    """Create the context of a run on this machine, with all digests, so that the cache detects changes.
 
     Args:
         settings: Settings of the run; `data` must be set.

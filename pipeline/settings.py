@@ -25,7 +25,7 @@ PROFILES = Path(__file__).resolve().parent / "profiles"
 ENVIRONMENT_PREFIX = "CATBREEDS_"
 # Variables of the project's other programs, which share the prefix.
 _OTHER_PREFIXES = ("CATBREEDS_CLIENT_", "CATBREEDS_GATEWAY_", "CATBREEDS_PAGE_", "CATBREEDS_TEST_")
-# Keys that earlier versions used, with their current names. An old key is an error, so that it is never ignored.
+# Keys that earlier versions used, with their current names. An old key is an error, never ignored.
 RENAMED_KEYS = {
     "beam.embedding_batch": "beam.embedding_batch_size",
     "card": "model_card",
@@ -441,13 +441,13 @@ def load(
                 raise SettingsError(f"{name} and {variables[key]} both set {key}; remove one")
             _assign(values, key, value, name)
             variables[key] = name
-    _refuse_overlaps(variables)
+    _reject_overlaps(variables)
     overridden: dict[str, str] = {}  # key -> the option that sets it
     for override in overrides:
         key = _apply_override(values, override)
         variables.pop(key, None)
         overridden[key] = f"--set {override}"
-    _refuse_overlaps(overridden)
+    _reject_overlaps(overridden)
     for key in options or {}:
         variables.pop(key, None)
     values.update(options or {})
@@ -523,7 +523,7 @@ def _is_setting(variable: str, value: str) -> bool:
     )
 
 
-def _refuse_overlaps(sources: Mapping[str, str]) -> None:
+def _reject_overlaps(sources: Mapping[str, str]) -> None:
     """Reject `gate={...}` together with `gate.margin=...`: both may set the same key, and only the order would decide.
 
     Args:

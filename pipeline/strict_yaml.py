@@ -31,10 +31,10 @@ class _Loader(yaml.CSafeLoader):
         # so only the first call sees the keys as written.
         if id(node) not in self._checked:
             self._checked.add(id(node))
-            self._refuse_duplicates(node)
+            self._reject_duplicates(node)
         super().flatten_mapping(node)
 
-    def _refuse_duplicates(self, node: yaml.MappingNode) -> None:
+    def _reject_duplicates(self, node: yaml.MappingNode) -> None:
         marks: dict[object, yaml.Mark] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):

@@ -1,4 +1,4 @@
-"""Backbone component: a pretrained network, saved as one SavedModel from the bytes of photos to embeddings."""
+"""Backbone component: a pretrained network in a SavedModel that maps the bytes of photos to embeddings."""
 
 import hashlib
 import importlib

@@ -57,7 +57,7 @@ class _Spec(ComponentSpec):
 
 
 class Executor(BaseExecutor):
-    """Selects the winner, writes its served model, and measures the latency of each candidate."""
+    """Executor that selects the winner, writes its served model, and measures the latency of each candidate."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
@@ -99,7 +99,7 @@ class Executor(BaseExecutor):
 
 
 class BackboneSelector(BaseComponent):
-    """Selects one candidate by accuracy on eval and number of parameters.
+    """Component that selects one candidate by accuracy on eval and number of parameters.
 
     Args:
         candidates: Channels of each candidate: backbone -> {backbone, model, evaluation, tuner_results, model_run,

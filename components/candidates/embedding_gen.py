@@ -23,7 +23,7 @@ SPLITS = ("train", "eval")
 
 
 class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.types.experimental.ConcreteFunction]):
-    """Runs the SavedModel of a backbone on pairs of a split and a serialized tf.Example.
+    """Model handler that runs the SavedModel of a backbone on pairs of a split and a serialized tf.Example.
 
     Each worker process loads the model once.
 

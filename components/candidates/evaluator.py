@@ -139,7 +139,7 @@ def _ui_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 class _WriteOutcomes(beam.PTransform):
-    """Writes the outcome of each photo to a JSON Lines file and returns the extracts unchanged."""
+    """Beam transform that writes the outcome of each photo to a JSON Lines file and returns the extracts unchanged."""
 
     def __init__(self, path: str):
         super().__init__()

@@ -29,7 +29,7 @@ from serving import photo_normalization
 from serving.names import printable
 
 _THREADS = os.cpu_count() or 1
-# Threads get several photos at a time, which costs less than getting them one by one.
+# A task processes several photos, which has less overhead than one task per photo.
 _PHOTOS_PER_TASK = 8
 _MAX_PENDING_TASKS = _THREADS
 _EXAMPLES_PER_FILE = 1024
@@ -124,7 +124,10 @@ class _StagedFile(NamedTuple):
 
 
 class _ReadPhotos(beam.DoFn):
-    """(number, [(path, breed)]) -> staged files; on `rows` the result for each photo, on `hashes` its hashes.
+    """Beam function that reads photos and writes their examples to staged files.
+
+    Input: (number of the chunk, [(path, breed)]).
+    Output: Staged files; on `rows` one row for each photo; on `hashes` the input of `FindDuplicates`.
 
     Image decoders release the GIL, so threads use all cores with any runner.
     """
@@ -220,7 +223,7 @@ def _move_to_split(staged: _StagedFile, duplicates: dict[str, dict]) -> None:
 
 
 def _with_duplicate_reason(row: dict[str, Any], duplicates: dict[str, dict]) -> dict[str, Any]:
-    """The row of a photo; if the photo is a duplicate, with the reason instead of the split."""
+    """Return the row of a photo; in that of a duplicate, the reason replaces the split."""
     if row["path"] not in duplicates:
         return row
     kind, like = duplicates[row["path"]]["kind"], duplicates[row["path"]]["like"]

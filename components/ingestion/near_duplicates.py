@@ -34,7 +34,7 @@ def perceptual_hash(luma: Image.Image) -> bytes:
 
 
 class FindDuplicates(beam.PTransform):
-    """Find the photos to exclude because of another photo. Only hashes are shuffled, never images.
+    """Beam transform that finds photos to exclude because of another photo. Only hashes are shuffled, never images.
 
     Input: (content_hash, (path, breed, rank of the split, perceptual hash)) for each photo.
     Output: {"path", "kind", "like"}, at most one for each photo; `like` is the path of the other photo.
@@ -75,7 +75,7 @@ class FindDuplicates(beam.PTransform):
 
 
 def _find_exact(group: tuple[str, Iterable[tuple]]) -> Iterator:
-    """Photos with the same pixels -> one photo of each breed; the photos to exclude on the output `duplicates`."""
+    """Yield one photo of each breed among photos with the same pixels; those to exclude go to `duplicates`."""
     photos = sorted(group[1])
     first = {}
     for photo in photos:
@@ -96,7 +96,7 @@ def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
 
 
 def _find_near(group: tuple[int, Iterable[tuple]], max_distance: int) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Photos that agree in one band -> near-duplicates, each with the path of one other photo.
+    """Yield near-duplicates among photos that agree in one band, each with the path of one other photo.
 
     Photos are compared in blocks and only one match for each is kept, so that many copies need no extra memory.
     """

@@ -335,7 +335,7 @@ def _has_only_splits(folder: _Folder) -> bool:
 
 
 def _is_split_name(name: str) -> bool:
-    """Whether a word of the name is that of a split, such as "train"."""
+    """Whether a word in the name is the name of a split, such as "train"."""
     return not _SPLIT_NAMES.isdisjoint(re.split(r"[\W_\d]+", name.casefold()))
 
 
@@ -371,7 +371,7 @@ def has_archive_suffix(name: str) -> bool:
 
 
 def _describe_contents(folder: _Folder) -> str:
-    """A phrase about the contents of a folder, such as "contains 2 .csv files"."""
+    """Phrase about the contents of a folder, such as "contains 2 .csv files"."""
     if folder.problem:
         return folder.problem
     suffixes = (_SUFFIX_PATTERN.search(name) for name in folder.files)
@@ -387,7 +387,7 @@ def _describe_contents(folder: _Folder) -> str:
 
 
 def _alternative_roots_hint(layout: _Layout) -> str:
-    """A hint at other folders that contain breed folders."""
+    """Hint about other folders that contain breed folders."""
     if not layout.alternative_roots:
         return ""
     paths = " or ".join(printable(path.rstrip("/")) for path in layout.alternative_roots[:3])
@@ -395,7 +395,7 @@ def _alternative_roots_hint(layout: _Layout) -> str:
 
 
 def _breeds_in_file_names_hint(layout: _Layout) -> str:
-    """A hint if all photos are in one folder and their file names start with the breed."""
+    """Hint for the case that all photos are in one folder and their file names start with the breed."""
     paths = sorted([*layout.stray_files, *layout.photos]) if len(set(layout.photos.values())) < 2 else []
     matches = {path: _NUMBERED_BREED_FILE.fullmatch(path.rpartition("/")[2]) for path in paths}
     breeds = {path: match[1] for path, match in matches.items() if match}

@@ -42,7 +42,7 @@ ENCRYPTED = "encrypted; unpack the archive with its password and pass the folder
 
 _PHOTOS_PER_CHUNK = 512
 _ZIP_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-# Exceptions that a damaged or truncated archive raises.
+# Exceptions raised while reading a damaged or truncated archive.
 _ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -245,7 +245,7 @@ class _FolderSource(Source):
 
 @contextlib.contextmanager
 def _archive_errors_as_data_errors(data: str) -> Iterator[None]:
-    """Convert errors that reading an archive raises to DataErrors that name the archive."""
+    """Convert errors raised while reading an archive to DataErrors that name the archive."""
     try:
         yield
     except _ARCHIVE_ERRORS as error:
@@ -404,9 +404,9 @@ class _TarSource(_ArchiveSource):
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Raise an error for a missing or damaged header, which tarfile treats as the end of the archive.
+    """TarInfo that raises an error for a missing or damaged header, which tarfile treats as the end of the archive.
 
-    Blocks of zeros end an archive. After them the file ends, or another archive that was appended to it starts.
+    Blocks of zeros end an archive. After them, the file ends or an appended archive starts.
     """
 
     @classmethod

@@ -5,4 +5,4 @@ from tfx.dsl.component.experimental.decorators import component
 
 @component
 def GatePassed():
-    """Do nothing. `catbreeds submit` checks whether this task was skipped."""
+    """Do nothing; `catbreeds submit` checks whether this task was skipped."""

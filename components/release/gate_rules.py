@@ -58,7 +58,7 @@ class Decision:
 
     @property
     def reasons(self) -> list[str]:
-        """Facts, and either all reasons against a rejected candidate or all reasons for any other candidate."""
+        """Facts, plus the reasons against a rejected candidate or the reasons for any other candidate."""
         omitted = "for" if self.outcome == "refused" else "against"
         return [reason for kind, reason in self._reasons if kind != omitted]
 
@@ -258,7 +258,7 @@ def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, ch
     wins, losses = differences.count(1), differences.count(-1)
     photos, difference = len(differences), sum(differences) / len(differences)
     lower, p_value = bootstrap_lower_bound(differences), mcnemar_exact(wins, losses)
-    # A bootstrap resamples observed losses only: without losses on few photos its interval is too narrow.
+    # A bootstrap resamples only observed losses: with few photos and no losses, its interval is too narrow.
     max_loss_rate = wilson_interval(losses, photos)[1]
     decision.comparison = {
         "policy": rules.policy,
@@ -299,7 +299,7 @@ def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, ch
 
 
 def _weak_evidence(rules: Rules, comparison: dict[str, Any]) -> str | None:
-    """What the comparison cannot show although the policy is met; None if nothing."""
+    """Warning that the evidence is weak although the policy is met; None if it is not weak."""
     photos, lower = comparison["photos"], comparison["accuracy_difference_score_lower95"]
     if rules.policy == "not_worse" and lower < -rules.margin:
         needed = min_photos_to_exclude(rules.margin)

@@ -33,7 +33,7 @@ def Rollout(
     loaded: Parameter[int],
     load_seconds: Parameter[float],
 ):
-    """Make the pushed version the canary. The first version is stable already; it is only sent to the servers.
+    """Make the pushed version the canary. The first version is already stable; the servers only load it.
 
     If a server cannot load the version or fails its golden requests, the component succeeds and records this outcome;
     the stable version keeps serving.

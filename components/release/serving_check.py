@@ -35,7 +35,7 @@ from serving.rollout.golden_requests import GoldenRequest, golden_requests_docum
 
 _TOLERANCE = 1e-3
 _GOLDEN_BYTES = 500_000  # golden photos are stored with the model
-_GOLDEN_SIDES = (1024, 512, 256)  # pixels, tried for larger photos; at 256 every JPEG has fewer bytes than that
+_GOLDEN_SIDES = (1024, 512, 256)  # pixels, tried in order for larger files; at 256 every JPEG is small enough
 
 
 class ServingError(RuntimeError):
@@ -54,9 +54,9 @@ def ServingCheck(
 ):
     """Predict test photos with a model server and compare the results with those that the Evaluator measured.
 
-    The photos are of as many breeds as possible. They are stored with their predictions as golden requests, which
-    rollout sends to every server before users do. A large photo is stored at a smaller size, with the prediction for
-    that size. A model that was rejected by the gate is not checked.
+    The photos cover as many breeds as possible. They are stored with their predictions as golden requests, which
+    rollout sends to every server before user requests. A large photo is stored at a smaller size, with the prediction
+    for that size. A model that was rejected by the gate is not checked.
 
     The server is `tensorflow_model_server` if it is on PATH, else TensorFlow in a separate process.
 
@@ -90,7 +90,7 @@ def ServingCheck(
 
 
 def _sample(outcomes: list[dict], count: int) -> list[dict]:
-    """Return `count` of the outcomes, of as many breeds as possible."""
+    """Return `count` outcomes that cover as many breeds as possible."""
     photos_of_breed = Counter()
     ranked = []
     for row in sorted(outcomes, key=lambda row: row["content_hash"]):
@@ -179,4 +179,4 @@ def _model_server(binary: str, path: str) -> Iterator[str]:
         try:
             yield url
         finally:
-            server.stop(grace=0)  # it ignores SIGTERM
+            server.stop(grace=0)  # TensorFlow Serving ignores SIGTERM

@@ -78,7 +78,7 @@ def learning_curves(name: str, training: dict[str, Any]) -> Markup:
 
     Args:
         name: Name of the backbone.
-        training: Contents of its training.json; `history` has one number per epoch for each curve.
+        training: Contents of training.json of the backbone; `history` has one number per epoch for each curve.
     """
     history = training["history"]
     figure = Figure(figsize=(_WIDTH, 3.3), layout="constrained")
@@ -189,7 +189,7 @@ def _set_up_axis(axes: Axes, parameter: str, values: Sequence[float]) -> Callabl
 
 
 def _scale_loss(axes: Axes, losses: Iterable[float | None]) -> None:
-    """Use a log scale if the losses span a wide range; show a text if no loss is finite."""
+    """Use a log scale if the losses span a wide range; show a note if no loss is finite."""
     finite = [loss for loss in losses if is_finite(loss)]
     if not finite:
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=_SOFT)
@@ -204,7 +204,7 @@ def _svg(figure: Figure, key: str, label: str) -> Markup:
     """The figure as an <svg> element of an HTML page.
 
     Args:
-        figure: The figure to draw.
+        figure: Figure to draw.
         key: Prefix that makes the ids in the SVG unique in the page.
         label: Description of the chart for screen readers.
     """

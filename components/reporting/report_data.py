@@ -42,8 +42,8 @@ class ArtifactUris(NamedTuple):
         evaluation: Evaluation of the winner on test.
         decision: Decision of ModelGate.
         pushed: Record of Pusher.
-        training: model_run of the Trainer of each backbone.
-        trials: Tuner results of each backbone.
+        training: Artifact model_run of each backbone's Trainer.
+        trials: Tuner results of each backbone's search.
     """
 
     ingest: str
@@ -102,7 +102,7 @@ def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settin
 def effective_settings(
     settings: str, data: str, weights_dir: str, registry: str, rules: dict[str, Any]
 ) -> dict[str, Any]:
-    """Settings with the parameters of the run applied; they repeat the run on one machine.
+    """Settings with the parameters of the run applied, for repeating the run on one machine.
 
     Args:
         settings: Settings of the pipeline, as a JSON object.

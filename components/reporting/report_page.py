@@ -27,7 +27,7 @@ _SHOWN_CONFUSIONS = 5
 
 
 def report_page(documents: dict[str, Any]) -> str:
-    """The page: a summary (models, data, rules, results, registry labels), then the details.
+    """The report page: a summary (models, data, rules, results, registry labels), then the details.
 
     Args:
         documents: Documents of the run; see `components.reporting.report_data.load_documents`.

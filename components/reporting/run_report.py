@@ -46,7 +46,7 @@ class _Spec(ComponentSpec):
 
 
 class Executor(BaseExecutor):
-    """Loads the documents of the run and renders them."""
+    """Executor that loads the documents of the run and renders them."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
@@ -70,13 +70,13 @@ class Executor(BaseExecutor):
 
 
 class RunReport(BaseComponent):
-    """Writes the same report as `catbreeds run`.
+    """Component that writes the same report as `catbreeds run`.
 
     Args:
-        training: model_run channel of the Trainer of each backbone.
-        trials: Tuner results channel of each backbone.
+        training: Channel model_run of each backbone's Trainer.
+        trials: Channel of each backbone's tuner results.
         inputs: The other channels by name; see `components.reporting.report_data.ArtifactUris`.
-        parameters: registry, run_id, settings (a JSON object), and the data and weights_dir of the run.
+        parameters: Values of registry, run_id, settings (a JSON object), and the data and weights_dir of the run.
     """
 
     SPEC_CLASS = _Spec

@@ -1,4 +1,4 @@
-"""The `catbreeds` command. Only the commands that need TensorFlow import it, so that the others start at once."""
+"""The `catbreeds` command. Only the commands that need TensorFlow import it, so that the others start quickly."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def main() -> None:
     """Entry point of the console script."""
     _open_closed_standard_streams()
     _neutralise_environment()
-    # File names may not be valid UTF-8, and a terminal with another encoding lacks many characters.
+    # File names may not be valid UTF-8, and terminals with other encodings lack many characters.
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
     try:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _neutralise_environment() -> None:
-    """Override environment variables that would turn warnings of libraries into errors or open a plot window."""
+    """Override environment variables that would turn library warnings into errors or open a plot window."""
     os.environ["MPLBACKEND"] = "agg"
     if os.environ.pop("PYTHONWARNINGS", ""):
         warnings.resetwarnings()
@@ -51,7 +51,7 @@ def _neutralise_environment() -> None:
 
 
 def _open_closed_standard_streams() -> None:
-    """Open standard streams that the caller closed, as with `>&-`; the next opened file would get their number."""
+    """Reopen standard streams that the caller closed, as with `>&-`, so that no other file gets their numbers."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)

@@ -61,9 +61,9 @@ def os_error_message(error: OSError) -> str:
 
 
 def folder_conflict(path: str) -> str:
-    """Return why no folder can be created at `path`: it, or one of its parents, is another kind of file. "" if it can.
+    """Return why no folder can be created at `path`: it or one of its parents is another kind of file; else "".
 
-    A folder that exists already is no conflict.
+    An existing folder is not a conflict.
     """
     for candidate in (path, *map(str, Path(path).parents)):
         subject = "" if candidate == path else f"{candidate} is "
@@ -75,7 +75,7 @@ def folder_conflict(path: str) -> str:
 
 
 def require_local_path(path: Path | None) -> Path | None:
-    """Callback of options and arguments that reject URLs such as gs://bucket/folder, which `Path` makes gs:/bucket.
+    """Typer callback that rejects URLs such as gs://bucket/folder, which `Path` changes to gs:/bucket/folder.
 
     Raises:
         BadParameter: If the path is a URL.
@@ -125,9 +125,9 @@ def command_with_renamed_options(renamed: Mapping[str, str]) -> type[TyperComman
 
 
 def expand_option_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of commands that share options: each parameter that is a dataclass becomes one option per field.
+    """Decorator for commands that share options: each parameter that is a dataclass becomes one option per field.
 
-    Typer reads options from the signature of a function only.
+    Typer reads options only from the signature of a function.
     """
     signature = inspect.signature(command, eval_str=True)
     groups = {

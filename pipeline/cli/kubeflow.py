@@ -42,7 +42,7 @@ DEFAULT_SPEC = Path("kfp_specs/standard.yaml")
 SpecArgument = Annotated[Path, typer.Argument(help="Compiled pipeline, as written by `catbreeds compile`.")]
 
 # Task that is skipped when the gate rejects the model, and omitted when nothing is new.
-# Pipelines that earlier versions of this project compiled have the second name.
+# Pipelines compiled by earlier versions of this project use the second name.
 _GATE_PASSED_TASKS = ("GatePassed", "Admitted")
 _NOT_STARTED = (None, "PENDING", "OMITTED", "RUNTIME_STATE_UNSPECIFIED")
 _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
@@ -122,7 +122,7 @@ class ServerOptions:
     ] = None
 
     def access(self) -> "Access":
-        """Return the options for the client, which takes long to import."""
+        """Return the options as an `Access`; its module is slow to import."""
         from pipeline.runners.kubeflow.client import Access
 
         return Access(**dataclasses.asdict(self))
@@ -282,7 +282,7 @@ def _upload(kubeflow: "KubeflowClient", spec: CompiledSpec) -> tuple[str, str]:
 
 
 def _follow(kubeflow: "KubeflowClient", run_id: str, tasks: Collection[str], poll_interval: float) -> ExitCode:
-    """Print each change of state of a task until the run has ended."""
+    """Print each change of a task's state until the run has ended; return the exit code."""
     from pipeline.runners.kubeflow.client import KubeflowError
 
     states: dict[str, str] = {}
@@ -322,7 +322,7 @@ def _print_changes(
         reported: Nodes that the server reports: tasks, and drivers, executors and retries under other names.
         name, start, end: Names of the attributes of a node that hold its name, start time and end time.
         tasks: Names of the tasks of the pipeline.
-        states: Task -> state printed last; updated.
+        states: Task -> last printed state; updated by this function.
 
     Returns:
         Whether a line was printed.
@@ -350,7 +350,10 @@ def _print_changes(
 def _print_outcome(
     kubeflow: "KubeflowClient", run: "V2beta1Run", tasks: Collection[str], states: dict[str, str], poll_interval: float
 ) -> ExitCode:
-    """Print how a run ended. The gate's verdict comes from the Workflow; the tasks in `run` may be outdated."""
+    """Print the outcome of a run; return the exit code.
+
+    The gate's verdict is read from the Workflow, because the tasks in `run` may be outdated.
+    """
     from pipeline.runners.kubeflow.client import KubeflowError
 
     workflow, read_error = None, None
@@ -430,7 +433,7 @@ def _change_schedules(
     new_state: str,
     require_single: bool = False,
 ) -> None:
-    """Change every schedule with a name; there are several only after an interrupted update."""
+    """Apply `change` to every schedule named `name`; there are several only after an interrupted update."""
     schedules = kubeflow.list_schedules(experiment_id, name)
     if not schedules:
         raise fail(f"no schedule {name!r} in this experiment; create one with --cron, or list all with --list")

@@ -166,7 +166,7 @@ def _training_and_gate_facts(record: dict, admission: dict) -> dict:
 
 
 def _print_version(console: Console, row: dict) -> None:
-    """Print the facts about a version and the reasons of the gate, in lines that suit a narrow terminal."""
+    """Print the facts about a version and the gate's reasons, in short lines that fit a narrow terminal."""
     title = Text(f"version {row['version']}", style="bold")
     console.print(title.append("".join(f" {label}" for label in row["labels"]), style="green"))
     if row["stopped"]:

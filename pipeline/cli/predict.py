@@ -24,11 +24,11 @@ from pipeline.settings import Settings
 from serving.names import printable
 from serving.registry import Registry, RegistryError
 
-if TYPE_CHECKING:  # the clients take long to import; `--help` works without them
+if TYPE_CHECKING:  # the clients are slow to import; `--help` works without them
     from serving.client import Answer, Client, ClientError
     from serving.photo_normalization import PhotoError
 
-    # Result for one photo: its prediction, or the reason why there is none.
+    # Result for one photo: its prediction, or the reason for its absence.
     Result = Answer | PhotoError | OSError | ClientError
 
 app = typer.Typer()

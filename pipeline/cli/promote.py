@@ -23,7 +23,7 @@ from serving.names import counted
 from serving.registry import Registry, RegistryError
 from serving.rollout.limits import CANARY_SHARE, CanaryCriteria, RolloutLimits
 
-if TYPE_CHECKING:  # gRPC and the Kubernetes client take long to import; `--help` works without them
+if TYPE_CHECKING:  # gRPC and the Kubernetes client are slow to import; `--help` works without them
     from serving.rollout.controller import RolloutController, RolloutResult
     from serving.rollout.fleet import Fleet
 

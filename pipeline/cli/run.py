@@ -66,7 +66,7 @@ def report(
     folder = Path(read_settings(profile, settings, workdir=workdir).workdir) / "report"
     console = console_on(sys.stdout)
     try:
-        # Rendered completely before it is printed, so that only errors in the files are reported as damage.
+        # Render everything before printing, so that only errors in the files are reported as damage.
         with console.capture() as rendered:
             reports.show_saved(console, folder, photos)
     except FileNotFoundError as error:

@@ -52,7 +52,7 @@ def schema_update(
 
 
 def _check_schema(folder: Path) -> None:
-    """End the command if the schema cannot be read or written, before ingestion, which takes long."""
+    """End the command if the schema cannot be read or written, before the slow ingestion starts."""
     from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
 
     try:

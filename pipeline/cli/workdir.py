@@ -21,7 +21,7 @@ _GLOB_CHARACTERS = frozenset("*?[]\\")
 
 
 def check_paths(config: Settings) -> None:
-    """End the command if TensorFlow or TFX cannot use a path, before they are imported, which takes long."""
+    """End the command if TensorFlow or TFX cannot use a path, before the slow import of both."""
     for name in ("data", "workdir", "weights_dir", "photos_schema"):
         path = getattr(config, name)
         if path and "\0" not in path:
@@ -116,7 +116,7 @@ def run_components(
 
 
 def _write_ingest(config: Settings, runs: dict[str, Any]) -> None:
-    """Write the ingestion part of the report, also if the run stops because of the photos."""
+    """Write the ingestion part of the report, even if the run stopped because of the photos."""
     from pipeline.results import report
 
     if "ImageExampleGen" in runs:

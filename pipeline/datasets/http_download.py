@@ -1,4 +1,4 @@
-"""Download files over HTTP: resumes interrupted transfers and verifies checksums."""
+"""HTTP downloads that resume after interruptions and verify checksums."""
 
 import hashlib
 import os
@@ -20,11 +20,11 @@ _RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 class DownloadError(Exception):
-    """A download failed; the message has the URL and the cause."""
+    """A download failed; the message gives the URL and the cause."""
 
 
 class Interrupted(Exception):
-    """An attempt ended early and another one may succeed; the message has the cause."""
+    """An attempt ended early and another one may succeed; the message gives the cause."""
 
 
 def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> None:
@@ -34,11 +34,11 @@ def download(url: str, path: Path, md5: str, tries: int, view: TransferView) -> 
         url: URL of the file, http:// or https://.
         path: Path to write. A file that exists is verified and not changed.
         md5: Hexadecimal MD5 of the complete file.
-        tries: See `retry`.
+        tries: Number of consecutive attempts without new data before giving up; see `retry`.
         view: View that shows progress and interruptions.
 
     Raises:
-        DownloadError: If the download fails, or `path` is another file.
+        DownloadError: If the download fails, or a different file exists at `path`.
     """
     if path.exists():
         if _md5(path) != md5:
@@ -74,18 +74,18 @@ def retry(attempt: Callable[[], _T], received: Callable[[], int], tries: int, ad
     Raises:
         DownloadError: If `tries` consecutive attempts received no data.
     """
-    most, fruitless = received(), 0
+    max_received, failures = received(), 0
     while True:
         try:
             return attempt()
         except Interrupted as error:
             now = received()
-            fruitless = 0 if now > most else fruitless + 1
-            most = max(most, now)
-            if fruitless >= tries:
+            failures = 0 if now > max_received else failures + 1
+            max_received = max(max_received, now)
+            if failures >= tries:
                 raise DownloadError(f"{address}: {error}") from None
             view.note(f"{error}; {f'resuming at {now / 1e6:.1f} MB' if now else 'trying again'}")
-        time.sleep(_BACKOFF_SECONDS * 2**fruitless)
+        time.sleep(_BACKOFF_SECONDS * 2**failures)
 
 
 def _resume(client: httpx.Client, url: str, part: Path, view: TransferView) -> None:

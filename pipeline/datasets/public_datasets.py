@@ -40,7 +40,7 @@ _ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
 class DatasetError(Exception):
-    """A data set cannot be written as requested; the message has the remedy."""
+    """A data set cannot be written as requested; the message gives the remedy."""
 
 
 class Download(NamedTuple):
@@ -66,7 +66,7 @@ def download_oxford_cats(
         out: Folder to write to.
         url: URL of the folder with the archives.
         md5: File name -> checksum of each of the two archives.
-        archives: Folder that keeps the archives; None: a hidden folder in `out` that is deleted at the end.
+        archives: Folder in which to keep the archives; None for a hidden folder in `out` that is deleted at the end.
         tries: Number of consecutive attempts without new data before giving up.
         view: View that shows progress.
 
@@ -110,7 +110,7 @@ def download_from_kaggle(out: Path, handle: str, tries: int, view: TransferView)
         view: View that shows interruptions.
 
     Raises:
-        DatasetError: If there are no credentials, the handle is invalid, or a different file exists.
+        DatasetError: If credentials are missing, the handle is invalid, or a different file exists.
         DownloadError: If the download fails, or the environment sets an unusable proxy.
     """
     source = {"dataset": f"Kaggle's {handle}"}
@@ -146,7 +146,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _find_complete(out: Path, source: dict[str, Any]) -> Download | None:
-    """Verify an earlier download of the data set; return None if there is none, or files are missing.
+    """Verify an earlier download of the data set; return None if it does not exist or files are missing.
 
     Raises:
         DatasetError: If a file was changed, or the folder has another data set.
@@ -228,7 +228,7 @@ def _kaggle_address(handle: str) -> str:
     """Return the URL of the page of a data set.
 
     Raises:
-        DatasetError: If the handle is invalid, or there are no credentials.
+        DatasetError: If the handle is invalid, or credentials are missing.
     """
     from kagglehub.config import get_kaggle_credentials
     from kagglehub.handle import parse_dataset_handle
@@ -279,7 +279,7 @@ def _run_kagglehub(work: Path, handle: str, address: str, tries: int, view: Tran
         except DataCorruptionError:
             raise Interrupted("the archive is corrupt: its MD5 differs from Kaggle's") from None
         except (*_ARCHIVE_ERRORS, ValueError) as error:
-            for archive in archives():  # its length is right, so kagglehub would use it again
+            for archive in archives():  # its size is correct, so kagglehub would reuse it
                 archive.unlink()
             raise Interrupted(f"the archive is corrupt: {error}") from None
 

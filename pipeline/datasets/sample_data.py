@@ -521,7 +521,7 @@ def write_sample_data(
     """Write photos of synthetic breeds to `out/<Breed Name>/<slug>_<number>.jpg`; a few are `.png`.
 
     A photo depends only on the seed, its breed and its number. So a later call for more photos keeps the
-    existing ones, and the files are reproducible byte for byte with the same version of Pillow.
+    existing ones, and files are reproducible byte for byte with the same version of Pillow.
 
     Args:
         out: Folder for the breed folders; created if missing.
@@ -534,8 +534,8 @@ def write_sample_data(
         Paths of all requested photos, ordered by breed and number, including those that already existed.
 
     Raises:
-        ValueError: If an argument is out of its range.
-        FileExistsError: If a path has a file that is not this photo. It is not changed.
+        ValueError: If an argument is out of range.
+        FileExistsError: If a path already has a different file, which is not changed.
     """
     if not 2 <= breeds <= len(BREEDS):
         raise ValueError(f"breeds must be 2 to {len(BREEDS)}, not {breeds}")

@@ -90,7 +90,7 @@ def build_head(
 def batched_dataset(records: Records, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
     """Return a dataset of batches (embeddings float32 [batch_size, d], labels int64 [batch_size]) for `fit`.
 
-    It is used because the set-up of Keras's array input takes longer than an epoch of training a head.
+    Setting up Keras's array input for each `fit` takes longer than an epoch of training a head.
 
     Args:
         records: Photos of one split.

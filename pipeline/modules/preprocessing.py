@@ -11,7 +11,7 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Convert the features of EmbeddingGen to the inputs of a head. Its graph is part of the served model.
 
     Args:
-        inputs: `embedding` float32 [n, d], `breed` string [n, 1] and `content_hash` string [n, 1].
+        inputs: Features `embedding` float32 [n, d], `breed` string [n, 1] and `content_hash` string [n, 1].
 
     Returns:
         embedding: Standardized embedding, float32 [n, d]; see `standardize`.
@@ -34,10 +34,10 @@ def standardize(embedding: tf.Tensor) -> tf.Tensor:
     points of accuracy on unseen photos (Xception, mean of 14 splits).
 
     Args:
-        embedding: Float32 [n, d].
+        embedding: Embeddings, float32 [n, d].
 
     Returns:
-        Float32 [n, d].
+        Standardized embeddings, float32 [n, d].
     """
     embedding *= tf.math.rsqrt(tf.reduce_mean(embedding**2, axis=1, keepdims=True) + _EPSILON)
     mean = tft.mean(embedding, reduce_instance_dims=False)

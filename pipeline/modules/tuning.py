@@ -59,7 +59,7 @@ def sample_hyperparameters(hp: kt.HyperParameters, space: dict) -> dict:
 
 
 class HeadHyperModel(kt.HyperModel):
-    """Builds the head of each trial. Trials with the same `units` reuse one network, so its graphs are traced once.
+    """Hypermodel of the head. Trials with the same `units` reuse one network, so its graphs are traced only once.
 
     Args:
         embedding_size: Length of an embedding.
@@ -123,7 +123,7 @@ class _VariableDropout(keras.layers.Layer):
 
 
 class TrialError(FatalError):
-    """One or more trials failed. The message has their hyperparameters and the cause."""
+    """One or more trials failed. The message gives their hyperparameters and the cause."""
 
 
 class HeadHyperband(kt.Hyperband):

@@ -73,7 +73,7 @@ class Lineage:
         return sorted(visited.values(), key=lambda execution: -execution.id)
 
     def photos(self) -> list[dict[str, Any]]:
-        """The train photos of the model by path: path, breed, content_hash, width and height.
+        """The training photos of the model, sorted by path: path, breed, content_hash, width and height.
 
         Raises:
             FileNotFoundError: If the report of ImageExampleGen has been deleted.

@@ -52,7 +52,7 @@ class ExecutorProcesses:
         with server_requests:
 
             def serve() -> None:
-                self._requests.close()  # or the server would not notice that the parent closes its end
+                self._requests.close()  # otherwise the server would not notice that the parent closes its end
                 _serve(server_requests, self._modules)
 
             self._server_pid = _fork(serve)
@@ -75,10 +75,10 @@ class ExecutorProcesses:
             spec: Specification of the executor.
             execution: Inputs, outputs and parameters of the executor.
             log: File for the output of the executor.
-            on_progress: Receives the executor's progress reports, see `components.progress`.
+            on_progress: Listener for the executor's progress reports; see `components.progress`.
 
         Raises:
-            Exception: The exception that the executor raised; `log` has its traceback.
+            Exception: If the executor raised it; `log` has its traceback.
             ExecutorDiedError: If the process of the executor was killed or crashed.
         """
         connection, executor_connection = Pipe()
@@ -145,16 +145,18 @@ def _serve(requests: socket.socket, modules: Iterable[str]) -> None:
 
 def _execute(connection: Connection) -> None:
     """Receive an executor from `connection`, run it, and send its progress reports and its result back."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or components could not wait for processes that they start
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # otherwise components could not wait for the processes that they start
     spec, invocation, log = connection.recv()
     sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (stays open until the process ends)
     for descriptor in (1, 2):  # C++ libraries write to the file descriptors
         os.dup2(sys.stdout.fileno(), descriptor)
     lock = threading.Lock()  # Beam's workers are threads, and all may report
 
-    def report(what: str, done: int, total: int | None) -> None:
+    def report(unit: str, done: int, total: int | None) -> None:
         with lock:
-            connection.send(("progress", (what, done, total)))
+            connection.send(("progress", (unit, done, total)))
 
     progress.set_listener(report)
     try:

@@ -54,7 +54,7 @@ class NodeRun:
     Attributes:
         node_id: ID of the node.
         cached: Whether the result comes from the cache.
-        seconds: Wall time.
+        seconds: Wall time in seconds.
         outputs: Output key -> URI of the artifact.
     """
 
@@ -72,19 +72,19 @@ def metadata_config(workdir: str | Path) -> metadata_store_pb2.ConnectionConfig:
 
 
 class Listener(Protocol):
-    """Receives the events of a run."""
+    """Listener for the events of a run."""
 
     def on_start(self, node_id: str, total: int) -> None:
-        """A component starts; `total` is the number of components in the pipeline."""
+        """Handle the start of a component; `total` is the number of components in the pipeline."""
 
-    def on_progress(self, node_id: str, what: str, done: int, total: int | None) -> None:
-        """A component reports progress, see `components.progress`. Called from any thread."""
+    def on_progress(self, node_id: str, unit: str, done: int, total: int | None) -> None:
+        """Handle a progress report, see `components.progress`. It may be called from any thread."""
 
     def on_finish(self, run: NodeRun) -> None:
-        """A component completed."""
+        """Handle the completion of a component."""
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
-        """A component failed. The components in `running` still complete before the run ends."""
+        """Handle the failure of a component. The components in `running` still complete before the run ends."""
 
 
 def default_workers() -> int:
@@ -99,9 +99,9 @@ def run(
     """Run a pipeline: start each component when its inputs exist and a worker is free, the most urgent one first.
 
     Args:
-        pipeline: See `pipeline.graph.create_pipeline`.
+        pipeline: Pipeline from `pipeline.graph.create_pipeline`.
         run_id: ID of the run in ML Metadata.
-        listener: Receives the events of the run.
+        listener: Listener for the events of the run.
         logs: Folder for the log of each component, `<node ID>.log`.
         workers: Maximum number of components that run in parallel; None for `default_workers()`.
 
@@ -190,7 +190,7 @@ class _Graph:
 
 
 class _Operator(BaseExecutorOperator):
-    """Replaces TFX's operators, which run executors in this process."""
+    """Executor operator that replaces those of TFX, which run executors in this process."""
 
     SUPPORTED_EXECUTOR_SPEC_TYPE: ClassVar = [PythonClassExecutableSpec, BeamExecutableSpec]
     SUPPORTED_PLATFORM_CONFIG_TYPE: ClassVar = []

@@ -52,7 +52,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Workflow:
-    """Status of a Workflow that the server stored last.
+    """Last status of a Workflow that the server stored.
 
     Attributes:
         namespace: Namespace of the pods.
@@ -69,7 +69,7 @@ class Workflow:
         return {node.task: node for node in self.nodes if node.name == node.task}
 
     def failures(self) -> list[Node]:
-        """For each failed task or driver, its last failed pod, or its node if no pod failed."""
+        """Return the last failed pod of each failed task or driver, or its node if no pod failed."""
         failed = [node for node in self.nodes if node.state == "FAILED"]
         tasks = {node.task: node for node in failed if node.name in (node.task, f"{node.task}{_DRIVER}")}
         pods = {node.task: node for node in failed if node.pod}

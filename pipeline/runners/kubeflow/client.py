@@ -1,7 +1,7 @@
 """Client for a Kubeflow Pipelines server.
 
 It uses the generated API `kfp_server_api` directly instead of `kfp.Client`, which retries a rejected token for half a
-minute, prints, treats a login page as an empty response, and writes a file to the home directory.
+minute, prints messages, treats a login page as an empty response, and writes a file to the home directory.
 """
 
 import http
@@ -64,7 +64,7 @@ class _InvalidResponse(Exception):
 
 
 class _ApiClient(api.ApiClient):
-    """Rejects responses that are not valid JSON, which the generated client treats as empty or fails on."""
+    """API client that rejects invalid JSON; the generated client treats it as an empty response or crashes."""
 
     def deserialize(self, response: Any, response_type: Any) -> Any:
         text = response.data.strip()
@@ -345,7 +345,7 @@ class KubeflowClient:
                 f"{self._host}: no TLS connection{self._proxy_note}: {reason}; to trust the certificates in FILE, pass "
                 "--ca-cert FILE; if the server does not use TLS, start the address with http://"
             )
-        return f"no response from {self._host}{self._proxy_note}: {reason}; is the port forwarded? {PORT_FORWARD}"
+        return f"no response from {self._host}{self._proxy_note}: {reason}; check the port forwarding: {PORT_FORWARD}"
 
     def _rejection_message(self, error: api.ApiException) -> str:
         reason = _server_message(error)
@@ -355,7 +355,7 @@ class KubeflowClient:
             case http.HTTPStatus.FORBIDDEN if ANONYMOUS in reason:
                 problem = f"rejects your credentials: {self._sign_in}"
             case http.HTTPStatus.FORBIDDEN if self._namespace:
-                problem = f"denies access to namespace {self._namespace!r}: is it yours?"
+                problem = f"denies access to namespace {self._namespace!r}: check that it is yours"
             case http.HTTPStatus.FORBIDDEN:
                 problem = "denies access: the account of the token lacks the permission"
             case _:
@@ -368,9 +368,8 @@ def _configuration(access: Access) -> api.Configuration:
     if access.host:
         if not access.host.startswith(("http://", "https://")):
             raise KubeflowError(f"--host {access.host}: write http://{access.host} or https://{access.host}")
-        configuration.host = access.host.split("#")[0].rstrip(
-            "/"
-        )  # an address copied from the browser has a #/... suffix
+        # An address copied from the browser has a #/... suffix.
+        configuration.host = access.host.split("#")[0].rstrip("/")
     else:
         _read_kubeconfig(configuration, access.context)
     try:

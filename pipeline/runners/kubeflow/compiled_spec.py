@@ -77,7 +77,7 @@ def run_parameters(spec: CompiledSpec, pairs: Iterable[str], run_date: str | Non
     """Parse the parameters of a run and check them against the definitions of the pipeline.
 
     Args:
-        spec: The pipeline.
+        spec: Compiled pipeline.
         pairs: Parameters as `name=value`. Strings are not quoted; lists and mappings are in JSON.
         run_date: Default of the parameter `run_date`, if the pipeline has that parameter.
 
@@ -111,7 +111,7 @@ def run_parameters(spec: CompiledSpec, pairs: Iterable[str], run_date: str | Non
 
 
 def check_pipeline_root(root: str | None) -> None:
-    """Check the root URI of a run's artifacts. The server does not: the first task would fail without a message.
+    """Check the root URI of a run's artifacts. Without this check, the first task would fail without a message.
 
     Raises:
         SpecError: If it is not the URI of an object store that Kubeflow Pipelines supports.

@@ -1,4 +1,4 @@
-"""Compile the graph for Kubeflow Pipelines v2 and Vertex AI: runs TFX's compiler, then completes its result.
+"""Compile the graph for Kubeflow Pipelines v2 and Vertex AI: run TFX's compiler, then complete its result.
 
 The specification refers to the code only by the name of the container image. It changes when the graph or the settings
 change, but not with every edit of a component.

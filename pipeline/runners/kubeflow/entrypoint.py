@@ -47,7 +47,7 @@ _INTEGER = "int"
 
 
 class MissingOutputError(RuntimeError):
-    """A component did not write a declared output. The backend only warns, and downstream tasks would fail."""
+    """A component did not write a declared output. The backend only logs a warning, and downstream tasks would fail."""
 
 
 def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
@@ -63,7 +63,7 @@ def main(parsed: tuple[argparse.Namespace, list[str]]) -> None:
     proxies.apply_to_libraries()
     titles, integers = _parse_input_types(args.inputs)
     compiler_utils.TITLE_TO_CLASS_PATH.update(_SYSTEM_TYPES)
-    # The part of TFX's inputs specification that it needs: without it, integers are passed as floats.
+    # The only part of TFX's inputs specification that is needed: without it, integers are passed as floats.
     parameter_types = {name: {"parameterType": "NUMBER_INTEGER"} for name in integers}
     args.json_serialized_inputs_spec_args = json.dumps({"parameters": parameter_types})
     if _VERTEX_VARIABLE in os.environ:
