@@ -1,6 +1,6 @@
 """Artifacts that the Kubeflow UI visualizes: metrics and confusion matrices in properties, pages in files.
 
-Metrics are written to a file, too, because an artifact without files gets lost in an object store.
+Metrics are also written to a file, because an object store loses artifacts without files.
 """
 
 import math

@@ -17,7 +17,7 @@ def read_images(examples: str, split: str, content_hashes: Collection[str]) -> d
 
     Args:
         examples: URI of the examples artifact.
-        split: train, eval or test.
+        split: Name of the split: train, eval or test.
         content_hashes: Content hashes of the photos; hashes that are not in the split are ignored.
     """
     import tensorflow as tf  # the import is slow, and thumbnails do not need it

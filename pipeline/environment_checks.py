@@ -65,7 +65,7 @@ def check_environment(settings: Settings, kubeflow_host: str | None, imports: bo
     Args:
         settings: Settings of the planned run.
         kubeflow_host: Address of Kubeflow Pipelines, if any.
-        imports: Whether to import TensorFlow and TFX, too, in a separate process.
+        imports: Whether to also import TensorFlow and TFX, in a separate process.
     """
     checks: list[Callable[[], Finding]] = [
         _check_python,
@@ -289,7 +289,7 @@ def _check_kubeflow(host: str | None) -> Finding:
 
 
 def _request_error(url: str, require_success: bool = False) -> str:
-    """Request a URL; return why there is no response, or "".
+    """Request a URL; return the reason why there is no response, or "" if there is one.
 
     Args:
         url: URL to request.

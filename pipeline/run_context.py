@@ -31,13 +31,13 @@ class RunContext:
         weights_digest: Function that maps a backbone to the digest of its weights file, part of the cache key; it
             returns "" if there is no file or it is not known before the run.
         registry: Base path of the pushed models.
-        stable: See `components.stable_version.stable_identity`; None if the run must determine it.
+        stable: Result of `components.stable_version.stable_identity`; None if the run must determine it.
         schema_file: Path of the photos' schema, for display.
         gate: Rules of the gate, with booleans as 1 and 0, because TFX has no boolean runtime parameters.
         code_digest: Function that maps modules to the digest of their source code, part of the cache key; it returns ""
             if the image tag identifies the code.
         run_id: Unique ID of the run.
-        run_date, schedule_time: See `components.release.pusher.resolve_run_date`.
+        run_date, schedule_time: Arguments of `components.release.pusher.resolve_run_date`.
         settings: Settings of the pipeline as a JSON object, for the model's record.
         in_cluster: Whether the graph includes RetrainGate, RunReport and GatePassed. On one machine, the cache replaces
             RetrainGate, and the command line shows the report and the exit code.

@@ -524,7 +524,7 @@ def _is_setting(variable: str, value: str) -> bool:
 
 
 def _reject_overlaps(sources: Mapping[str, str]) -> None:
-    """Reject `gate={...}` together with `gate.margin=...`: both may set the same key, and only the order would decide.
+    """Reject `gate={...}` together with `gate.margin=...`: if both set a key, the result would depend on their order.
 
     Args:
         sources: Key -> the variable or option that sets it.

@@ -57,7 +57,7 @@ def DataGate(
         min_photos_per_breed: Minimum number of photos of a breed.
         registry: Base path of the pushed models; drift is measured against the training photos of the stable version.
         code_digest: Digest of the modules that the component runs; the component reruns when it changes.
-        stable: See `components.stable_version.stable_version`.
+        stable: Result of `components.stable_version.stable_identity`; if None, the component reads the label.
 
     Raises:
         DataError: If the data cannot be used; the message lists all problems.
@@ -104,16 +104,17 @@ def _check_breeds_in_schema(breeds: dict[str, Any], schema: schema_pb2.Schema, s
         f"{schema_file}: {distinguishable(group)} are spellings of the same breed; keep one"
         for group in spelling_variants(known.value)
     ]
-    spelled = {spelling(breed): breed for breed in known.value}
+    name_by_spelling = {spelling(breed): breed for breed in known.value}
     respelled_breeds = [
-        f"breed {breed!a} is spelled {spelled[spelling(breed)]!a} in {schema_file}; rename the folder or edit the file"
+        f"breed {breed!a} is spelled {name_by_spelling[spelling(breed)]!a} in {schema_file}; "
+        "rename the folder or edit the file"
         for breed in breeds
-        if breed not in known.value and spelling(breed) in spelled
+        if breed not in known.value and spelling(breed) in name_by_spelling
     ]
     unknown = [
         f"breed {breed!r} is not in {schema_file}; add it with `{command}` or remove the folder"
         for breed in breeds
-        if spelling(breed) not in spelled
+        if spelling(breed) not in name_by_spelling
     ]
     return [*repeated, *respelled_breeds, *unknown]
 
@@ -126,11 +127,12 @@ def _check_breed_spelling(breeds: dict[str, Any], models: Registry, version: int
         known = models.record(version)["breeds"]
     except (RegistryError, KeyError):
         return []  # ChampionModel and ModelGate handle a damaged version
-    spelled = {spelling(breed): breed for breed in known}
+    name_by_spelling = {spelling(breed): breed for breed in known}
     return [
-        f"breed {breed!a} is spelled {spelled[spelling(breed)]!a} in stable version {version}; rename the folder"
+        f"breed {breed!a} is spelled {name_by_spelling[spelling(breed)]!a} in stable version {version}; "
+        "rename the folder"
         for breed in breeds
-        if breed not in known and spelling(breed) in spelled
+        if breed not in known and spelling(breed) in name_by_spelling
     ]
 
 

@@ -223,7 +223,7 @@ def _move_to_split(staged: _StagedFile, duplicates: dict[str, dict]) -> None:
 
 
 def _with_duplicate_reason(row: dict[str, Any], duplicates: dict[str, dict]) -> dict[str, Any]:
-    """Return the row of a photo; in that of a duplicate, the reason replaces the split."""
+    """Return the row of a photo; for a duplicate, the row has the reason instead of the split."""
     if row["path"] not in duplicates:
         return row
     kind, like = duplicates[row["path"]]["kind"], duplicates[row["path"]]["like"]

@@ -62,7 +62,7 @@ class Excluded(NamedTuple):
 
     Attributes:
         path: Path in the source.
-        reason: Why it is excluded.
+        reason: Reason for the exclusion.
     """
 
     path: str
@@ -145,7 +145,7 @@ class _Folder:
 
     Attributes:
         path: Path in the source, with "/" at the end; "" for the source itself.
-        problem: Why the folder cannot be read, "" if it can be read.
+        problem: Reason why the folder cannot be read; "" if it can be read.
         folders: Name -> subfolder.
         files: Names of the files directly in it.
         excluded: Entries directly in it that are neither regular files nor folders.
@@ -196,9 +196,9 @@ class _Layout:
 
     Attributes:
         photos: Path -> breed.
-        excluded: See `PhotoListing`.
+        excluded: Same as in `PhotoListing`.
         unusable: Messages about folders that may be breeds but have no usable photo.
-        warnings: See `PhotoListing`.
+        warnings: Same as in `PhotoListing`.
         alternative_roots: Paths of other folders that contain breed folders.
         stray_files: Paths of files outside the breed folders that may be photos.
     """

@@ -79,7 +79,7 @@ class _Member(NamedTuple):
     Attributes:
         name: Name in the archive, not normalized.
         is_folder: Whether it is a folder.
-        problem: Why its content cannot be read, "" if it can be read.
+        problem: Reason why its content cannot be read; "" if it can be read.
     """
 
     name: str

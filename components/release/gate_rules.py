@@ -20,8 +20,8 @@ from serving.names import counted
 
 # With fewer wins, the sign test cannot be significant.
 _MIN_SIGNIFICANT_WINS = math.ceil(math.log2(1 / SIGNIFICANCE))
-# Accuracies are ratios of counts; their difference has rounding errors.
-_ROUNDING = 1e-9
+# Accuracies are ratios of counts; their differences have rounding errors.
+_ROUNDING_ERROR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Decision:
         outcome: "blessed" (passed), "refused" (rejected) or "nothing_new".
         majority: Comparison of the candidate with the majority-class baseline; None without test photos.
         comparison: Numbers of the paired comparison with the champion; None if there was no comparison.
-        not_compared: Why there was no comparison; None if there was one.
+        not_compared: Reason why there was no comparison; None if there was one.
         slices: One row for each breed of the comparison.
     """
 
@@ -333,7 +333,7 @@ def _check_slice(
             "enforced": enforced,
         }
     )
-    if enforced and champion_accuracy - accuracy > rules.max_slice_drop + _ROUNDING:
+    if enforced and champion_accuracy - accuracy > rules.max_slice_drop + _ROUNDING_ERROR:
         decision.reject(
             f"breed {breed!r}: accuracy drops from {champion_accuracy:.3f} to {accuracy:.3f} on "
             f"{counted(photos, 'photo')}, more than gate.max_slice_drop={rules.max_slice_drop:g}"

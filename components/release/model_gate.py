@@ -39,8 +39,8 @@ def ModelGate(
     """Apply the gate's rules to the Evaluators' results on test; write the blessing and gate.json.
 
     Args:
-        above_majority: 1 or 0, because TFX has no Boolean execution parameters.
-        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: See `gate` in the settings.
+        above_majority: Rule as 1 or 0, because TFX has no Boolean execution parameters.
+        min_accuracy, min_test_photos, policy, margin, min_slice, max_slice_drop: Rules; see `gate` in the settings.
         code_digest: Digest of the modules that this component runs.
     """
     document = gate_document(

@@ -92,7 +92,7 @@ def Pusher(
     Args:
         registry: Base path of the pushed models.
         run_id: ID of the run. It differs in each run, so that this component is never cached.
-        run_date, schedule_time: See `resolve_run_date`.
+        run_date, schedule_time: Arguments of `resolve_run_date`.
         settings: Settings of the pipeline, as a JSON object. `data`, `weights_dir`, `registry` and the gate's rules of
             the run take precedence.
         model_name, data_source, data_licence, contact: Facts for the model card.

@@ -24,7 +24,7 @@ def main() -> None:
     """Entry point of the console script."""
     _open_closed_standard_streams()
     _neutralise_environment()
-    # File names may not be valid UTF-8, and terminals with other encodings lack many characters.
+    # File names are not always valid UTF-8, and terminals with other encodings lack many characters.
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
     try:

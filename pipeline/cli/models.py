@@ -54,7 +54,7 @@ def models(
     """List the pushed versions with their labels, their accuracy and the reasons why they passed the gate."""
     registry = Registry(read_settings(profile, settings, workdir=workdir).registry)
     with _exit_on_error():
-        # A label may point to a version that no longer exists; it is listed, too.
+        # A label may point to a version that no longer exists; it is listed anyway.
         versions = sorted({*registry.versions(), *registry.labels().values()})
         rows = [_summary(registry, version) for version in versions]
     if as_json:

@@ -105,7 +105,7 @@ def download_from_kaggle(out: Path, handle: str, tries: int, view: TransferView)
 
     Args:
         out: Folder to write to.
-        handle: owner/name, or owner/name/versions/number.
+        handle: Name of the data set: owner/name, or owner/name/versions/number.
         tries: Number of consecutive attempts without new data before giving up.
         view: View that shows interruptions.
 

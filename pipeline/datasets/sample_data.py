@@ -143,10 +143,10 @@ def oval(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, pinch: f
     return outline
 
 
-def bend(a: Point, pull: Point, b: Point, steps: int = 8) -> list[Point]:
-    """Quadratic Bezier curve from a to b with the control point `pull`."""
+def curve(a: Point, control: Point, b: Point, steps: int = 8) -> list[Point]:
+    """Quadratic Bezier curve from a to b with the control point `control`."""
     shares = [((1 - t) ** 2, 2 * t * (1 - t), t * t) for t in (i / steps for i in range(steps + 1))]
-    return [(i * a[0] + j * pull[0] + k * b[0], i * a[1] + j * pull[1] + k * b[1]) for i, j, k in shares]
+    return [(i * a[0] + j * control[0] + k * b[0], i * a[1] + j * control[1] + k * b[1]) for i, j, k in shares]
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -174,14 +174,14 @@ def paint_tabby(coat: Canvas, marking: Colour, rng: random.Random) -> None:
     width = rng.uniform(0.07, 0.12)
     for x in (-0.42, -0.2, 0, 0.2, 0.42):
         top = (x * 1.3 + rng.gauss(0, 0.03), -1.0)
-        coat.stroke(bend(top, (x, -0.7), (x * 0.75, -0.42 - abs(x) * 0.2)), marking, width)
+        coat.stroke(curve(top, (x, -0.7), (x * 0.75, -0.42 - abs(x) * 0.2)), marking, width)
     for side in (-1, 1):
         for row in range(3):
             y = -0.05 + 0.24 * row + rng.gauss(0, 0.03)
-            coat.stroke(bend((1.3 * side, y - 0.1), (0.9 * side, y + 0.1), (0.62 * side, y)), marking, width)
+            coat.stroke(curve((1.3 * side, y - 0.1), (0.9 * side, y + 0.1), (0.62 * side, y)), marking, width)
     for row in range(9):
         y = 1.1 + row * 0.36 + rng.gauss(0, 0.03)
-        coat.stroke(bend((-2.2, y + 0.4), (0, y - 0.3), (2.2, y + 0.4)), marking, width * 1.3)
+        coat.stroke(curve((-2.2, y + 0.4), (0, y - 0.3), (2.2, y + 0.4)), marking, width * 1.3)
 
 
 def paint_spots(coat: Canvas, marking: Colour, rng: random.Random) -> None:
@@ -208,7 +208,7 @@ def paint_tuxedo(coat: Canvas, marking: Colour, rng: random.Random) -> None:
     """White blaze, muzzle and bib."""
     top, muzzle, lean = rng.uniform(-0.75, -0.1), rng.uniform(0.38, 0.55), rng.gauss(0, 0.06)
     for side in (-1, 1):
-        coat.fill([*bend((lean, top), (0.05 * side, 0.1), (muzzle * side, 0.4)), (lean, 0.6)], marking)
+        coat.fill([*curve((lean, top), (0.05 * side, 0.1), (muzzle * side, 0.4)), (lean, 0.6)], marking)
     coat.fill(oval(0, 0.58, muzzle, 0.42), marking)
     coat.fill(oval(lean, 1.9, rng.uniform(0.45, 0.75), 1.2), marking)
 
@@ -266,11 +266,11 @@ def draw_body(photo: Canvas, coat: Image.Image, rng: random.Random) -> None:
     mask = Canvas(Image.new("L", photo.image.size), photo.pose)
     wide = rng.uniform(1.15, 1.5)
     for side in (-1, 1):
-        shoulder = bend((0.75 * side, 0.6), (wide * side, 1.0), (wide * side, 2.6))
+        shoulder = curve((0.75 * side, 0.6), (wide * side, 1.0), (wide * side, 2.6))
         mask.fill([(0, 0), (0.6 * side, 0.3), *shoulder, (wide * side, 6), (0, 6)], 255)
     if rng.random() < 0.6:
         tip = (wide + 0.5, rng.uniform(0.4, 1.4))
-        mask.stroke(bend((wide - 0.3, 2.7), (wide + 1.4, 2.4), tip, 14), 255, 0.36)
+        mask.stroke(curve((wide - 0.3, 2.7), (wide + 1.4, 2.4), tip, 14), 255, 0.36)
         mask.fill(oval(*tip, 0.18, 0.18), 255)
     shaded = Canvas(coat.point(lambda v: int(v * 0.86)), photo.pose)
     shaded.glow((0, 0.75), 1.3, 1.0, INK, 0.75)  # shadow of the head
@@ -283,13 +283,13 @@ def draw_ears(photo: Canvas, coat: Image.Image, lining: Colour, breed: Breed, rn
     for side in (-1, 1):
         twist = rng.gauss(0, 0.05)
         outer, out, tip, inside, inner = [(side * x + twist * (-1 - y), y) for x, y in EARS[breed.ears]]
-        ear, middle = bend(outer, out, tip) + bend(tip, inside, inner), (outer[0] + inner[0]) / 2
+        ear, middle = curve(outer, out, tip) + curve(tip, inside, inner), (outer[0] + inner[0]) / 2
         mask.fill(ear, 255)
         linings.append([(middle + (x - middle) * 0.62, (y + 0.5) * 0.76 - 0.5) for x, y in ear])
         if breed.ears == "tufted":
             for spread in (-0.12, -0.04, 0.05):
                 end = (tip[0] + side * 0.08 + spread, tip[1] - 0.34)
-                mask.stroke(bend(tip, (tip[0], tip[1] - 0.15), end), 255, 0.05)
+                mask.stroke(curve(tip, (tip[0], tip[1] - 0.15), end), 255, 0.05)
     photo.image.paste(coat.point(lambda v: int(v * 0.9)), mask=mask.image)
     if breed.ears != "folded":
         for shape in linings:
@@ -299,8 +299,8 @@ def draw_ears(photo: Canvas, coat: Image.Image, lining: Colour, breed: Breed, rn
 def draw_flaps(photo: Canvas, coat: Image.Image) -> None:
     """Draw the tips of folded ears, which lie on the forehead."""
     for side in (-1, 1):
-        flap = bend((0.3 * side, -0.86), (0.5 * side, -0.42), (0.72 * side, -0.4))
-        flap += bend((0.72 * side, -0.4), (0.98 * side, -0.5), (0.94 * side, -0.62))
+        flap = curve((0.3 * side, -0.86), (0.5 * side, -0.42), (0.72 * side, -0.4))
+        flap += curve((0.72 * side, -0.4), (0.98 * side, -0.5), (0.94 * side, -0.62))
         photo.glow((0.7 * side, -0.48), 0.36, 0.36, INK, 0.45)
         mask = Canvas(Image.new("L", photo.image.size), photo.pose)
         mask.fill([*flap, (0.66 * side, -0.98)], 255)
@@ -327,7 +327,7 @@ def draw_eyes(photo: Canvas, breed: Breed, look: Point, rng: random.Random) -> N
         x, y = 0.42 * side + look[0], look[1] - 0.07
         lean, pinch = side * (-0.22 if almond else -0.1), 0.4 * almond
         if asleep:
-            photo.stroke(bend((x - rx, y), (x, y + 0.24), (x + rx, y)), INK, 0.06)
+            photo.stroke(curve((x - rx, y), (x, y + 0.24), (x + rx, y)), INK, 0.06)
             continue
         photo.fill(oval(x, y, rx + 0.045, ry + 0.045, lean, pinch), INK)
         photo.fill(oval(x, y, rx, ry, lean, pinch), mix(iris, INK, 0.25))
@@ -344,21 +344,21 @@ def draw_muzzle(photo: Canvas, coat_colour: Colour, look: Point, rng: random.Ran
     mouth = mix(coat_colour, INK, 0.75)
     photo.stroke([(x, y + 0.32), (x, y + 0.46)], mouth, 0.035)
     for side in (-1, 1):
-        smile = bend((x, y + 0.46), (x + 0.12 * side, y + 0.6), (x + 0.27 * side, y + 0.5))
+        smile = curve((x, y + 0.46), (x + 0.12 * side, y + 0.6), (x + 0.27 * side, y + 0.5))
         photo.stroke(smile, mouth, 0.035)
     nose = mix(vary(rng, PINK), INK, rng.choice((0.0, 0.1, 0.5)))
     left, right, low = (x - 0.13, y + 0.24), (x + 0.13, y + 0.24), (x, y + 0.37)
     photo.fill(
-        bend(left, (x, y + 0.18), right)
-        + bend(right, (x + 0.06, y + 0.34), low)
-        + bend(low, (x - 0.06, y + 0.34), left),
+        curve(left, (x, y + 0.18), right)
+        + curve(right, (x + 0.06, y + 0.34), low)
+        + curve(low, (x - 0.06, y + 0.34), left),
         nose,
     )
     for side in (-1, 1):
         for row in (-1, 0, 1):
             root, end = (x + 0.25 * side, y + 0.46 + 0.05 * row), (x + 1.25 * side, y + 0.5 + 0.24 * row)
             droop = (x + 0.75 * side, y + 0.32 + 0.1 * row + rng.gauss(0, 0.04))
-            photo.stroke(bend(root, droop, end), mix(WHITE, INK, 0.08), 0.014)
+            photo.stroke(curve(root, droop, end), mix(WHITE, INK, 0.08), 0.014)
 
 
 # ---- scenery ----

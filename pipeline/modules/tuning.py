@@ -146,7 +146,7 @@ class HeadHyperband(kt.Hyperband):
         try:
             result = super().run_trial(trial, *args, **kwargs)
         except Exception as error:
-            raise TrialError(f"{_describe(trial)} failed: {type(error).__name__}: {error}") from error
+            raise TrialError(f"{_describe_trial(trial)} failed: {type(error).__name__}: {error}") from error
         self._seconds[trial.trial_id] = time.monotonic() - started
         self._counter.add()
         return result
@@ -179,7 +179,7 @@ class HeadHyperband(kt.Hyperband):
         """Raise a TrialError if the objective of any trial is NaN; Keras Tuner reports only the number of trials."""
         failed = [trial for trial in self.oracle.trials.values() if trial.status == TrialStatus.FAILED]
         if failed:
-            trials = ", ".join(map(_describe, failed[-3:]))
+            trials = ", ".join(map(_describe_trial, failed[-3:]))
             raise TrialError(
                 f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged or the "
                 "embeddings are not finite. Lower the upper bound of tuner.learning_rate; if that does not help, "
@@ -187,7 +187,7 @@ class HeadHyperband(kt.Hyperband):
             ) from cause
 
 
-def _describe(trial: Trial) -> str:
+def _describe_trial(trial: Trial) -> str:
     values = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
     return f"trial {trial.trial_id} ({', '.join(f'{name}={value:g}' for name, value in values.items())})"
 

@@ -152,12 +152,12 @@ def _label(execution: Execution, run: str) -> Text:
     for artifacts in execution.outputs.values():
         properties = artifacts[0].properties | properties
     names = (*_SHOWN_PROPERTIES.get(execution.node.partition("-")[0], ()), "code_digest")
-    facts = [f"{name}={_short(properties[name])}" for name in names if name in properties]
+    facts = [f"{name}={_format_value(properties[name])}" for name in names if name in properties]
     facts += [f"run={execution.run}"] if execution.run != run else []  # cached result of another run
     return Text(execution.node, style="bold").append("".join(f" {fact}" for fact in facts), style="not bold dim")
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
     return text[:_SHORT_DIGEST] if is_digest else text

@@ -114,7 +114,7 @@ def show(console: Console, documents: dict[str, Any]) -> None:
 
 def _show_decision(console: Console, comparison: dict[str, Any], gate: dict[str, Any]) -> None:
     console.print(f"Run {gate['run']}", highlight=False)
-    console.print(_table(comparison))
+    console.print(_comparison_table(comparison))
     console.print(f"Winner: {comparison['winner']} ({comparison['reason']}).", markup=False, highlight=False)
     console.print(f"Gate: {verdict(gate)}", style="bold", markup=False, highlight=False)
     for reason in gate["reasons"]:
@@ -139,7 +139,7 @@ def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
             console.print(f"  {row['path']}: {row['reason']}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(comparison: dict[str, Any]) -> Table:
+def _comparison_table(comparison: dict[str, Any]) -> Table:
     """The comparison with one column per candidate; three candidates fit in 60 terminal columns."""
     sizes = comparison["split_sizes"]
     title = f"{len(comparison['breeds'])} breeds; photos: " + ", ".join(f"{n} {split}" for split, n in sizes.items())

@@ -92,7 +92,7 @@ def read_workflow(manifest: str) -> Workflow:
             nodes = json.loads(gzip.decompress(base64.b64decode(status["compressedNodes"])))
         elif status.get("offloadNodeStatusVersion"):
             raise WorkflowError("Argo Workflows stores the status of the nodes in a separate database")
-        parsed = [_node(metadata, node) for node in nodes.values()]
+        parsed = [_parse_node(metadata, node) for node in nodes.values()]
     except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, WorkflowError):
             raise
@@ -104,7 +104,7 @@ def read_workflow(manifest: str) -> Workflow:
     return Workflow(metadata.get("namespace", ""), tuple(parsed), status.get("message", ""))
 
 
-def _node(metadata: dict[str, Any], node: dict[str, Any]) -> Node:
+def _parse_node(metadata: dict[str, Any], node: dict[str, Any]) -> Node:
     # Names are WORKFLOW.root.TASK.executor(0), WORKFLOW.root.TASK-driver and WORKFLOW.root-driver. If Argo retries all
     # templates, they are WORKFLOW(0).root(0).TASK(0).executor(0) and WORKFLOW(0).root(0).TASK-driver(0).
     path = re.sub(r"\(\d+\)", "", node["name"]).split(".")[1:]

@@ -158,8 +158,8 @@ class KubeflowClient:
 
     def find_experiment(self, name: str, create: bool) -> str:
         """ID of the experiment with this name; `create` creates a missing one."""
-        listing = self._experiments.experiment_service_list_experiments
-        experiments = self._find_by_name(listing, "experiments", name, **self._namespace_filter())
+        list_page = self._experiments.experiment_service_list_experiments
+        experiments = self._find_by_name(list_page, "experiments", name, **self._namespace_filter())
         if experiments and experiments[0].storage_state == api.V2beta1ExperimentStorageState.ARCHIVED:
             raise KubeflowError(
                 f"experiment {name!r} is archived: restore it in the UI, or choose another --experiment"
@@ -168,7 +168,7 @@ class KubeflowClient:
             return experiments[0].experiment_id
         if not create:
             available = ", ".join(
-                repr(e.display_name) for e in self._list_all(listing, "experiments", **self._namespace_filter())
+                repr(e.display_name) for e in self._list_all(list_page, "experiments", **self._namespace_filter())
             )
             raise KubeflowError(f"no experiment {name!r}; available: {available or 'none'}")
         experiment = api.V2beta1Experiment(display_name=name, **self._namespace_filter())
@@ -231,8 +231,8 @@ class KubeflowClient:
 
     def list_schedules(self, experiment_id: str, name: str | None = None) -> list[api.V2beta1RecurringRun]:
         """Schedules in an experiment: all, or those with this name."""
-        listing = self._schedules.recurring_run_service_list_recurring_runs
-        schedules = self._list_all(listing, "recurring_runs", experiment_id=experiment_id)
+        list_page = self._schedules.recurring_run_service_list_recurring_runs
+        schedules = self._list_all(list_page, "recurring_runs", experiment_id=experiment_id)
         return [schedule for schedule in schedules if name in (None, schedule.display_name)]
 
     def replace_schedule(
@@ -251,7 +251,7 @@ class KubeflowClient:
         active at the same time. After an interruption, call this again.
 
         Args:
-            name, experiment_id, version, parameters, pipeline_root: See `start_run`.
+            name, experiment_id, version, parameters, pipeline_root: Same as for `start_run`.
             cron: Cron expression with six fields, seconds first.
             enabled: Whether the schedule is active at the end.
 
@@ -311,16 +311,16 @@ class KubeflowClient:
     def _namespace_filter(self) -> dict[str, str]:
         return {"namespace": self._namespace} if self._namespace else {}
 
-    def _find_by_name(self, listing: Callable, field: str, name: str, **arguments: Any) -> list[Any]:
+    def _find_by_name(self, list_page: Callable, field: str, name: str, **arguments: Any) -> list[Any]:
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
         # The server unescapes a filter twice, other arguments once.
         quoted = urllib.parse.quote(json.dumps({"predicates": [predicate]}))
-        return list(self._list_all(listing, field, filter=quoted, **arguments))
+        return list(self._list_all(list_page, field, filter=quoted, **arguments))
 
-    def _list_all(self, listing: Callable, field: str, **arguments: Any) -> Iterator[Any]:
+    def _list_all(self, list_page: Callable, field: str, **arguments: Any) -> Iterator[Any]:
         token = ""
         while True:
-            page = self._call(listing, page_size=_PAGE_SIZE, page_token=token, **arguments)
+            page = self._call(list_page, page_size=_PAGE_SIZE, page_token=token, **arguments)
             yield from getattr(page, field) or ()
             if not (token := page.next_page_token):
                 return

@@ -166,7 +166,7 @@ def _complete_executors(spec: dict[str, Any], config: KubeflowSettings) -> None:
         container = executor["container"]
         container["args"] = _arguments(container["args"], components[label])
         container["env"] = [{"name": name, "value": value} for name, value in sorted(config.env.items())]
-        container["resources"] = _resources(_resources_of(label, config), config.gpu_type)
+        container["resources"] = _container_resources(_component_resources(label, config), config.gpu_type)
 
 
 def _arguments(tfx_arguments: list[str], component: dict[str, Any]) -> list[str]:
@@ -181,7 +181,7 @@ def _arguments(tfx_arguments: list[str], component: dict[str, Any]) -> list[str]
     ]
 
 
-def _resources_of(label: str, config: KubeflowSettings) -> Resources:
+def _component_resources(label: str, config: KubeflowSettings) -> Resources:
     component = label.removesuffix("_executor").partition("-")[0]
     by_component = {
         "EmbeddingGen": config.embedding_resources,
@@ -192,7 +192,7 @@ def _resources_of(label: str, config: KubeflowSettings) -> Resources:
     return by_component.get(component, config.default_resources)
 
 
-def _resources(resources: Resources, gpu_type: str) -> dict[str, Any]:
+def _container_resources(resources: Resources, gpu_type: str) -> dict[str, Any]:
     container_resources = {
         "cpuRequest": resources.cpu,
         "cpuLimit": resources.cpu,

@@ -27,7 +27,7 @@ from tfx.orchestration.kubeflow.v2.container import kubeflow_v2_run_executor as 
 
 from serving import proxies
 
-# Root of the launcher's folders, by default "/". Tests set it, because they may not write there.
+# Root of the launcher's folders, by default "/". Tests set it, because they cannot write to "/".
 ROOT_VARIABLE = "KFP_LAUNCHER_ROOT"
 # URI scheme -> the launcher's folder for its artifacts.
 _FOLDERS = {"minio": "minio", "s3": "s3", "gs": "gcs"}
