@@ -75,7 +75,7 @@ def photos_schema(settings: Settings) -> Path:
     return path
 
 
-def _absolute(path: str) -> str:
+def _absolute_path(path: str) -> str:
     """Make a local path absolute; keep "" and URIs such as gs://... unchanged."""
     return path if not path or is_remote(path) else str(Path(path).resolve())
 
@@ -91,7 +91,7 @@ def local_run_context(settings: Settings, run_id: str) -> RunContext:
         DataError: If `data` contains no photos.
         SettingsError: If the schema of the photos is missing or invalid.
     """
-    data, weights_dir = _absolute(settings.data), _absolute(settings.weights_dir or "")
+    data, weights_dir = _absolute_path(settings.data), _absolute_path(settings.weights_dir or "")
     return RunContext(
         data=data,
         data_digest=open_source(data).digest(),

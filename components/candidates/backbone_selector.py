@@ -74,7 +74,7 @@ class Executor(BaseExecutor):
         # Latency does not affect the selection. It is measured here because all branches of the pipeline join in this
         # component, so no other component runs at the same time, not even in the local runner.
         for row, artifacts in zip(candidates, candidate_artifacts.values(), strict=True):
-            backbone_path, head_path = _path(artifacts["backbone"]), _path(artifacts["model"])
+            backbone_path, head_path = _model_path(artifacts["backbone"]), _model_path(artifacts["model"])
             with local_copy(backbone_path) as backbone, local_copy(head_path) as head:
                 row["saved_model_bytes"] = saved_model.size(backbone) + saved_model.size(head)
                 model = ServedModel([backbone], head, exec_properties["top_k"])
@@ -93,7 +93,7 @@ class Executor(BaseExecutor):
                 "reason": reason,
                 "rule": exec_properties["rule"],
                 "split_sizes": {split: sum(counts[split] for counts in report["breeds"].values()) for split in SPLITS},
-                "breeds": read_json(_path(candidate_artifacts[winner]["model"]), MODEL_RECORD_FILE)["breeds"],
+                "breeds": read_json(_model_path(candidate_artifacts[winner]["model"]), MODEL_RECORD_FILE)["breeds"],
             },
         )
 
@@ -178,8 +178,8 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
 
 def _comparison_row(artifacts: dict[str, Any]) -> dict[str, Any]:
     """Row of a candidate in comparison.json, without the size and the latency of its served model."""
-    backbone = read_json(_path(artifacts["backbone"]), BACKBONE_RECORD_FILE)
-    head = read_json(_path(artifacts["model"]), MODEL_RECORD_FILE)
+    backbone = read_json(_model_path(artifacts["backbone"]), BACKBONE_RECORD_FILE)
+    head = read_json(_model_path(artifacts["model"]), MODEL_RECORD_FILE)
     overall = read_json(artifacts["evaluation"].uri, METRICS_FILE)["overall"]
     training = read_json(artifacts["model_run"].uri, TRAINING_FILE)
     trials = read_json(artifacts["tuner_results"].uri, TUNER_RESULTS_FILE)
@@ -201,6 +201,6 @@ def _comparison_row(artifacts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _path(model: Model) -> str:
+def _model_path(model: Model) -> str:
     """Directory of the SavedModel in the artifact."""
     return path_utils.serving_model_path(model.uri)

@@ -58,13 +58,13 @@ class FindDuplicates(beam.PTransform):
         exact = (
             photos
             | "ByContent" >> beam.GroupByKey()
-            | "Exact" >> beam.FlatMap(_find_exact).with_outputs("duplicates", main="distinct")
+            | "Exact" >> beam.FlatMap(_find_exact_duplicates).with_outputs("duplicates", main="distinct")
         )
         near = (
             exact.distinct
             | "Bands" >> beam.FlatMap(_key_by_band)
             | "ByBand" >> beam.GroupByKey()
-            | "Near" >> beam.FlatMap(_find_near, self._max_distance)
+            | "Near" >> beam.FlatMap(_find_near_duplicates, self._max_distance)
         )
         return (
             (exact.duplicates, near)
@@ -74,7 +74,7 @@ class FindDuplicates(beam.PTransform):
         )
 
 
-def _find_exact(group: tuple[str, Iterable[tuple]]) -> Iterator:
+def _find_exact_duplicates(group: tuple[str, Iterable[tuple]]) -> Iterator:
     """Yield one photo of each breed among photos with the same pixels; those to exclude go to `duplicates`."""
     photos = sorted(group[1])
     first = {}
@@ -95,7 +95,9 @@ def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
         yield band << 8 | int(byte), photo
 
 
-def _find_near(group: tuple[int, Iterable[tuple]], max_distance: int) -> Iterator[tuple[str, tuple[int, str]]]:
+def _find_near_duplicates(
+    group: tuple[int, Iterable[tuple]], max_distance: int
+) -> Iterator[tuple[str, tuple[int, str]]]:
     """Yield near-duplicates among photos that agree in one band, each with the path of one other photo.
 
     Photos are compared in blocks and only one match for each is kept, so that many copies need no extra memory.

@@ -71,7 +71,7 @@ def ServingCheck(
         write_json(report.uri, SERVING_CHECK_FILE, {"checked": False})
         return
     binary = stack.official_model_server()
-    expected = {row["content_hash"]: row for row in _sample(read_outcomes(evaluation.uri), photos)}
+    expected = {row["content_hash"]: row for row in _sample_outcomes(read_outcomes(evaluation.uri), photos)}
     sample = read_images(examples.uri, "test", list(expected))
     golden_photos = [golden for photo in sample.values() if (golden := _golden_photo(photo)) is not None]
     all_photos = list(dict.fromkeys([*sample.values(), *golden_photos]))
@@ -83,13 +83,13 @@ def ServingCheck(
     predictions = dict(zip(all_photos, rows, strict=True))
     for content_hash, photo in sample.items():
         _compare(expected[content_hash], predictions[photo])
-    golden = [GoldenRequest(photo, *_best(predictions[photo])) for photo in golden_photos]
+    golden = [GoldenRequest(photo, *_best_prediction(predictions[photo])) for photo in golden_photos]
     write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_requests_document(golden))
     server = TENSORFLOW_MODEL_SERVER if binary else "tensorflow"
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
 
 
-def _sample(outcomes: list[dict], count: int) -> list[dict]:
+def _sample_outcomes(outcomes: list[dict], count: int) -> list[dict]:
     """Return `count` outcomes that cover as many breeds as possible."""
     photos_of_breed = Counter()
     ranked = []
@@ -111,14 +111,14 @@ def _golden_photo(photo: bytes) -> bytes | None:
     return photo
 
 
-def _best(prediction: dict) -> tuple[str, float]:
+def _best_prediction(prediction: dict) -> tuple[str, float]:
     """Return the most probable breed of a prediction and its probability."""
     return max(zip(prediction["breeds"], prediction["probabilities"], strict=True), key=lambda pair: pair[1])
 
 
 def _compare(expected: dict, prediction: dict) -> None:
     probabilities = dict(zip(prediction["breeds"], prediction["probabilities"], strict=True))
-    breed, confidence = _best(prediction)
+    breed, confidence = _best_prediction(prediction)
     served = probabilities.get(expected["predicted"], 0)
     if abs(served - expected["confidence"]) > _TOLERANCE or abs(sum(probabilities.values()) - 1) > _TOLERANCE:
         raise ServingError(

@@ -48,12 +48,12 @@ def report_page(documents: dict[str, Any]) -> str:
         tuning={name: _tuning(name, trials, objective) for name, trials in documents["trials"].items()},
         confusions=_confusions(documents["test"]["confusion"]),
         calibration_chart=charts.calibration_curve(documents["test"]["calibration"]["bins"]),
-        number=_number,
+        number=_format_number,
         random_weights_note=RANDOM_WEIGHTS_NOTE,
     )
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def _format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if charts.is_finite(value) else "not finite"
 
 

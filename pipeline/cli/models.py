@@ -177,14 +177,14 @@ def _print_version(console: Console, row: dict) -> None:
     low, high = row["test_accuracy_ci95"]
     console.print(
         f"  {row['backbone']}, accuracy {row['test_accuracy']:.3f} ({low:.3f} to {high:.3f}) on {row['test_photos']} "
-        f"test photos, data {row['data_digest'][:8]}, pushed {_age(row['age_minutes'])} ago",
+        f"test photos, data {row['data_digest'][:8]}, pushed {_format_age(row['age_minutes'])} ago",
         highlight=False,
     )
     for reason in row["reasons"]:
         console.print(f"  - {reason}", markup=False, highlight=False)
 
 
-def _age(minutes: int) -> str:
+def _format_age(minutes: int) -> str:
     for unit, size in (("days", 24 * 60), ("hours", 60)):
         if minutes >= 2 * size:
             return f"{minutes // size} {unit}"

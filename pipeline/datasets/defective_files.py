@@ -53,7 +53,7 @@ def write_defects(
         image = draw_photo(BREEDS[copy % len(BREEDS)], f"defect {seed} {copy}")
         for name, kind, content in _single_files(image, random.Random(f"{seed} {copy}")):
             write(breed / f"{Path(name).stem}_{copy}{Path(name).suffix}", content, kind)
-        conflict = _jpeg(image, 90)
+        conflict = _encode_jpeg(image, 90)
         for other in (breed, breeds[(copy + 1) % len(breeds)]):
             write(other / f"two_breeds_{copy}.jpg", conflict, "label_conflict")
         original = photos[copy % len(photos)]
@@ -76,8 +76,8 @@ def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str,
     yield "text.jpg", "not_an_image", b"Not Found\n" * rng.randint(1, 50)
     yield "page.png", "not_an_image", b"<!doctype html><title>404</title>"
     yield "noise.jpg", "not_an_image", rng.randbytes(rng.randint(100, 5000))
-    yield "scan.jpg", "not_an_image", _encoded(image, "TIFF")
-    yield "document.png", "not_an_image", _encoded(image, "PDF")
+    yield "scan.jpg", "not_an_image", _encode(image, "TIFF")
+    yield "document.png", "not_an_image", _encode(image, "PDF")
     for format, ending in (
         ("JPEG", "jpg"),
         ("PNG", "png"),
@@ -86,15 +86,15 @@ def _single_files(image: Image.Image, rng: random.Random) -> Iterator[tuple[str,
         ("BMP", "bmp"),
         ("HEIF", "heic"),
     ):
-        whole = _encoded(image, format)
+        whole = _encode(image, format)
         yield f"cut_off.{ending}", "damaged", whole[: int(len(whole) * rng.uniform(0.4, 0.8))]
-    png = bytearray(_encoded(image, "PNG"))
+    png = bytearray(_encode(image, "PNG"))
     png[len(png) // 2] ^= 0xFF
     yield "flipped_bit.png", "damaged", bytes(png)
-    yield "thumbnail.jpg", "too_small", _jpeg(image.resize((24, rng.randint(8, 40))), 80)
-    yield "strip.png", "too_small", _encoded(image.resize((rng.randint(2000, 3000), 40)), "PNG")
+    yield "thumbnail.jpg", "too_small", _encode_jpeg(image.resize((24, rng.randint(8, 40))), 80)
+    yield "strip.png", "too_small", _encode(image.resize((rng.randint(2000, 3000), 40)), "PNG")
     huge = Image.new("1", (12_000, 9_000 + rng.randint(0, 100)))  # 100 million pixels in a few kilobytes
-    yield "bomb.png", "too_large", _encoded(huge, "PNG")
+    yield "bomb.png", "too_large", _encode(huge, "PNG")
 
 
 def _near_duplicates_across_splits(
@@ -109,7 +109,7 @@ def _near_duplicates_across_splits(
             continue
         for quality in range(95, 60, -1):
             size = (max(picture.width * 3 // 4, 64), max(picture.height * 3 // 4, 64))
-            content = _jpeg(Image.open(io.BytesIO(picture.data)).resize(size), quality)
+            content = _encode_jpeg(Image.open(io.BytesIO(picture.data)).resize(size), quality)
             if split_of(normalize(content).digest) != "train":
                 yield photo, content
                 count -= 1
@@ -130,11 +130,11 @@ def _write_dangling_link(path: Path) -> Defect:
     return Defect(path, "not_read")
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-    return _encoded(image, "JPEG", quality=quality)
+def _encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    return _encode(image, "JPEG", quality=quality)
 
 
-def _encoded(image: Image.Image, format: str, **options: int) -> bytes:
+def _encode(image: Image.Image, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()

@@ -102,16 +102,16 @@ def _resume(client: httpx.Client, url: str, part: Path, view: TransferView) -> N
         with client.stream("GET", url, headers=headers) as response:
             _receive(response, url, part, offset, view)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise Interrupted(f"cannot connect{_through(error)} ({error})") from None
+        raise Interrupted(f"cannot connect{_proxy_note(error)} ({error})") from None
     except httpx.HTTPError as error:
-        raise Interrupted(f"connection lost{_through(error)} ({str(error) or type(error).__name__})") from None
+        raise Interrupted(f"connection lost{_proxy_note(error)} ({str(error) or type(error).__name__})") from None
     except proxies.ProxyError as error:
         raise DownloadError(f"{url}: {error}") from None
     except httpx.InvalidURL as error:
         raise DownloadError(f"{url}: invalid URL ({error})") from None
 
 
-def _through(error: httpx.HTTPError) -> str:
+def _proxy_note(error: httpx.HTTPError) -> str:
     """Return a note about the proxy of the failed request, whose URL may be that of a redirect."""
     return proxies.through(str(error.request.url))
 

@@ -273,9 +273,9 @@ def _run_kagglehub(work: Path, handle: str, address: str, tries: int, view: Tran
             raise Interrupted(f"Kaggle returned {status}") from None
         except requests.ConnectionError as error:
             cause = error.args[0] if error.args else error
-            raise Interrupted(f"cannot connect{through(error)} ({getattr(cause, 'reason', cause)})") from None
+            raise Interrupted(f"cannot connect{proxy_note(error)} ({getattr(cause, 'reason', cause)})") from None
         except requests.RequestException as error:
-            raise Interrupted(f"connection lost{through(error)} ({error})") from None
+            raise Interrupted(f"connection lost{proxy_note(error)} ({error})") from None
         except DataCorruptionError:
             raise Interrupted("the archive is corrupt: its MD5 differs from Kaggle's") from None
         except (*_ARCHIVE_ERRORS, ValueError) as error:
@@ -283,7 +283,7 @@ def _run_kagglehub(work: Path, handle: str, address: str, tries: int, view: Tran
                 archive.unlink()
             raise Interrupted(f"the archive is corrupt: {error}") from None
 
-    def through(error: requests.RequestException) -> str:
+    def proxy_note(error: requests.RequestException) -> str:
         return proxies.through(error.request.url) if error.request is not None else ""
 
     def archives() -> list[Path]:

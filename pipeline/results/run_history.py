@@ -139,7 +139,8 @@ class RunHistory:
     def _read(self) -> Iterator[Execution]:
         executions = [e for e in self._store.get_executions() if e.last_known_state in _FINISHED]
         artifacts = {
-            a.id: Artifact(a.id, a.type, a.uri, _values(a.custom_properties)) for a in self._store.get_artifacts()
+            a.id: Artifact(a.id, a.type, a.uri, _property_values(a.custom_properties))
+            for a in self._store.get_artifacts()
         }
         events = defaultdict(list)
         for event in self._store.get_events_by_execution_ids([e.id for e in executions]) if executions else []:
@@ -155,16 +156,16 @@ class RunHistory:
                 node=names["node"].partition(".")[2],
                 run=names["pipeline_run"],
                 cached=execution.last_known_state == metadata_store_pb2.Execution.CACHED,
-                finished_at=_time(execution.last_update_time_since_epoch),
-                properties=_values(execution.custom_properties),
+                finished_at=_format_time(execution.last_update_time_since_epoch),
+                properties=_property_values(execution.custom_properties),
                 inputs=dict(io_artifacts[_Event.INPUT]),
                 outputs=dict(io_artifacts[_Event.OUTPUT]),
             )
 
 
-def _values(properties) -> dict[str, Any]:
+def _property_values(properties) -> dict[str, Any]:
     return {name: getattr(value, value.WhichOneof("value")) for name, value in sorted(properties.items())}
 
 
-def _time(milliseconds: int) -> str:
+def _format_time(milliseconds: int) -> str:
     return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC).isoformat(timespec="seconds")

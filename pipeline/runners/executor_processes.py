@@ -163,12 +163,12 @@ def _execute(connection: Connection) -> None:
         result = "returned", _OPERATORS[type(spec)](spec).run_executor(ExecutionInfo.from_proto(invocation))
     except Exception as error:
         traceback.print_exc()
-        result = "raised", _picklable(error)
+        result = "raised", _to_picklable(error)
     with lock:
         connection.send(result)
 
 
-def _picklable(error: Exception) -> Exception:
+def _to_picklable(error: Exception) -> Exception:
     """The error itself, or a RuntimeError with the same message if another process could not unpickle it."""
     try:
         pickle.loads(pickle.dumps(error))

@@ -117,10 +117,10 @@ def _parse_node(metadata: dict[str, Any], node: dict[str, Any]) -> Node:
         state=_STATES.get(node.get("phase", ""), "PENDING"),
         message=node.get("message", ""),
         pod=f"{metadata['name']}-{node['templateName']}-{identity}" if node.get("type") == "Pod" else "",
-        start=_time(node.get("startedAt")),
-        end=_time(node.get("finishedAt")),
+        start=_parse_time(node.get("startedAt")),
+        end=_parse_time(node.get("finishedAt")),
     )
 
 
-def _time(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None

@@ -91,7 +91,7 @@ class KubeflowClient:
     """
 
     def __init__(self, access: Access):
-        configuration = _configuration(access)
+        configuration = _create_configuration(access)
         self._host, self._uses_kubeconfig = configuration.host, not access.host
         has_kubectl_login = self._uses_kubeconfig and not access.token
         self._sign_in = "sign in to the cluster again" if has_kubectl_login else "pass a new --token or --cookie"
@@ -197,7 +197,7 @@ class KubeflowClient:
         run = api.V2beta1Run(
             display_name=name,
             experiment_id=experiment_id,
-            pipeline_version_reference=_reference(version),
+            pipeline_version_reference=_version_reference(version),
             runtime_config=api.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=pipeline_root),
         )
         return self._call(self._runs.run_service_create_run, run=run).run_id
@@ -261,7 +261,7 @@ class KubeflowClient:
         schedule = api.V2beta1RecurringRun(
             display_name=name,
             experiment_id=experiment_id,
-            pipeline_version_reference=_reference(version),
+            pipeline_version_reference=_version_reference(version),
             runtime_config=api.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=pipeline_root),
             trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
             max_concurrency="1",
@@ -363,7 +363,7 @@ class KubeflowClient:
         return f"{self._host}{self._proxy_note} {problem} ({error.status}: {reason})"
 
 
-def _configuration(access: Access) -> api.Configuration:
+def _create_configuration(access: Access) -> api.Configuration:
     configuration = api.Configuration()
     if access.host:
         if not access.host.startswith(("http://", "https://")):
@@ -410,7 +410,7 @@ def _read_kubeconfig(configuration: api.Configuration, context: str | None) -> N
     configuration.refresh_api_key_hook = renew
 
 
-def _reference(version: tuple[str, str]) -> api.V2beta1PipelineVersionReference:
+def _version_reference(version: tuple[str, str]) -> api.V2beta1PipelineVersionReference:
     pipeline_id, version_id = version
     return api.V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
 

@@ -164,12 +164,12 @@ def _complete_executors(spec: dict[str, Any], config: KubeflowSettings) -> None:
     components = {component["executorLabel"]: component for component in spec["components"].values()}
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
-        container["args"] = _arguments(container["args"], components[label])
+        container["args"] = _entrypoint_arguments(container["args"], components[label])
         container["env"] = [{"name": name, "value": value} for name, value in sorted(config.env.items())]
         container["resources"] = _container_resources(_component_resources(label, config), config.gpu_type)
 
 
-def _arguments(tfx_arguments: list[str], component: dict[str, Any]) -> list[str]:
+def _entrypoint_arguments(tfx_arguments: list[str], component: dict[str, Any]) -> list[str]:
     """Convert arguments of TFX's entry point to arguments of `pipeline.runners.kubeflow.entrypoint`."""
     known, beam = tfx_entrypoint._parse_flags(["", *tfx_arguments])
     uses_beam = issubclass(import_utils.import_class_by_path(known.executor_class_path), BaseBeamExecutor)
