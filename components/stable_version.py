@@ -15,7 +15,7 @@ def stable_identity(registry: Registry) -> str:
 
 
 def stable_version(registry: Registry, identity: str | None) -> int | None:
-    """The stable version in a result of `stable_identity`; for None, the current stable version of the registry."""
+    """Return the stable version in a result of `stable_identity`; for None, the current one of the registry."""
     if identity is None:
         return registry.stable()
     return int(identity.partition("@")[0]) if identity else None

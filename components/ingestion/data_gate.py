@@ -145,7 +145,7 @@ def breed_domain(schema: schema_pb2.Schema) -> schema_pb2.StringDomain | None:
 
 
 def _feature(schema: schema_pb2.Schema, name: str) -> schema_pb2.Feature:
-    """The feature in `schema`; an empty feature if the schema does not have it."""
+    """Return the feature in `schema`; an empty feature if the schema does not have it."""
     return next((feature for feature in schema.feature if feature.name == name), schema_pb2.Feature())
 
 

@@ -317,7 +317,7 @@ class _Layout:
 
 
 def _breed_roots(folder: _Folder) -> list[_Folder]:
-    """The folders whose subfolders are breeds.
+    """Return the folders whose subfolders are breeds.
 
     The search descends into train, val and test folders, and into a single folder of folders.
     """
@@ -360,7 +360,7 @@ def _build_tree(contents: SourceContents) -> _Folder:
 
 
 def _suffix(name: str) -> str:
-    """The last suffix of a file name, in lower case and without the dot."""
+    """Return the last suffix of a file name, in lower case and without the dot."""
     match = _SUFFIX_PATTERN.search(name)
     return match[1].rpartition(".")[2].lower() if match else ""
 

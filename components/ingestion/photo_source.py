@@ -352,7 +352,7 @@ def _is_utf_8(info: zipfile.ZipInfo) -> bool:
 
 
 def _utf_8_name(info: zipfile.ZipInfo) -> str:
-    """The name if it is valid UTF-8, else "". macOS writes UTF-8 names without the UTF-8 flag."""
+    """Return the name if it is valid UTF-8, else "". macOS writes UTF-8 names without the UTF-8 flag."""
     if _is_utf_8(info):
         return info.filename
     try:

@@ -25,7 +25,7 @@ def model_card(
     metrics: dict[str, Any],
     admission: dict[str, Any],
 ) -> dict[str, Any]:
-    """The card as a JSON document with the sections of Model Cards for Model Reporting (Mitchell et al., FAT* 2019).
+    """Return the card as JSON, with the sections of Model Cards for Model Reporting (Mitchell et al., FAT* 2019).
 
     Args:
         name: Name of the model.
@@ -83,7 +83,7 @@ def model_card(
 
 
 def card_page(card: dict[str, Any]) -> str:
-    """The card as a self-contained HTML page."""
+    """Return the card as a self-contained HTML page."""
     return render("model_card", card=card)
 
 

@@ -40,7 +40,7 @@ _PLACEHOLDERS = ("[[", "{{")
 
 
 def resolve_run_date(run_date: str, schedule_time: str) -> str:
-    """The date to record for a run; "" if it is unknown.
+    """Return the date to record for a run; "" if it is unknown.
 
     Args:
         run_date: Date of the run, "" for a run started manually, or `[[ScheduledTime]]` for a scheduled run.

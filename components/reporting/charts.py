@@ -55,7 +55,7 @@ def is_finite(score: float | None) -> bool:
 
 
 def best_trial(trials: list[dict[str, Any]], objective: str) -> dict[str, Any] | None:
-    """The trial with the best finite score; None if no score is finite.
+    """Return the trial with the best finite score; None if no score is finite.
 
     Args:
         trials: Rows of tuner_results.json.
@@ -66,7 +66,7 @@ def best_trial(trials: list[dict[str, Any]], objective: str) -> dict[str, Any] |
 
 
 def _cost(trial: dict[str, Any], objective: str) -> float:
-    """The score, negated if higher is better; infinity if training diverged."""
+    """Return the score, negated if higher is better; infinity if training diverged."""
     if not is_finite(trial["score"]):
         return math.inf
     return trial["score"] if objective == "val_loss" else -trial["score"]
@@ -164,7 +164,7 @@ def calibration_curve(bins: list[dict[str, Any]]) -> Markup:
 
 
 def _cost_limit(costs: list[float]) -> float:
-    """The highest cost that is not an outlier."""
+    """Return the highest cost that is not an outlier."""
     finite = [value for value in costs if math.isfinite(value)]
     best, median = min(finite), statistics.median(finite)
     return best + _OUTLIER_FACTOR * (median - best) if median > best else max(finite)
@@ -201,7 +201,7 @@ def _scale_loss(axes: Axes, losses: Iterable[float | None]) -> None:
 
 
 def _svg(figure: Figure, key: str, label: str) -> Markup:
-    """The figure as an <svg> element of an HTML page.
+    """Render the figure as an <svg> element of an HTML page.
 
     Args:
         figure: Figure to draw.

@@ -59,7 +59,7 @@ class ArtifactUris(NamedTuple):
 
 
 def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The documents of a run that `components.reporting.report_page` renders.
+    """Load the documents of a run that `components.reporting.report_page` renders.
 
     Args:
         uris: URIs of the run's artifacts.
@@ -120,7 +120,7 @@ def effective_settings(
 
 
 def verdict(gate: dict[str, Any]) -> str:
-    """The outcome of the gate and of Pusher in one sentence."""
+    """Return the outcome of the gate and of Pusher in one sentence."""
     if gate["pushed_version"] is not None:
         return f"Passed: pushed as version {gate['pushed_version']}."
     if gate["outcome"] == "nothing_new":

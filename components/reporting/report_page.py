@@ -27,7 +27,7 @@ _SHOWN_CONFUSIONS = 5
 
 
 def report_page(documents: dict[str, Any]) -> str:
-    """The report page: a summary (models, data, rules, results, registry labels), then the details.
+    """Return the report page: a summary (models, data, rules, results, registry labels), then the details.
 
     Args:
         documents: Documents of the run; see `components.reporting.report_data.load_documents`.
@@ -58,7 +58,7 @@ def _format_number(value: float | None, digits: int = 3) -> str:
 
 
 def _tuning(name: str, trials: list[dict[str, Any]], objective: str) -> dict[str, Any]:
-    """A hyperparameter search: its trials, how many `diverged`, and the `best` and `chart` (None if all diverged)."""
+    """Return the trials of a search, the number that diverged, the best one and the chart (None if all diverged)."""
     best = charts.best_trial(trials, objective)
     return {
         "trials": trials,
@@ -123,7 +123,7 @@ def _majority_result(majority: dict[str, Any]) -> str:
 
 
 def _confusions(confusion: dict[str, Any]) -> list[dict[str, Any]]:
-    """The most frequent confusions: true breed, predicted breed, count, and number of photos of the true breed."""
+    """Return the most frequent confusions: true breed, predicted breed, count, and photos of the true breed."""
     breeds = confusion["breeds"]
     confusions = [
         {"breed": breed, "predicted": predicted, "count": count, "photos": sum(row)}

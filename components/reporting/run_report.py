@@ -99,7 +99,7 @@ class RunReport(BaseComponent):
 
 
 def _summary(documents: dict) -> str:
-    """The verdict, its reasons and the comparison, in Markdown."""
+    """Return the verdict, its reasons and the comparison, in Markdown."""
     gate, comparison = documents["gate"], documents["comparison"]
     rows = [
         "| {backbone} | {eval_accuracy:.3f} | {low:.2f}-{high:.2f} | {eval_loss:.2f} | {top3_accuracy:.3f} |".format(

@@ -50,7 +50,7 @@ class Lineage:
         self.pusher = history.execution(self.admission["run_id"], "Pusher")
 
     def inputs(self, execution: Execution) -> list[Execution]:
-        """The executions that produced the inputs of `execution`; for BackboneSelector, only those of the winner."""
+        """Return the executions that produced the inputs of `execution`; for BackboneSelector, only the winner's."""
         artifacts = execution.inputs
         if execution.node == "BackboneSelector":
             winner = execution.outputs["winner"][0].properties["backbone"]
@@ -73,7 +73,7 @@ class Lineage:
         return sorted(visited.values(), key=lambda execution: -execution.id)
 
     def photos(self) -> list[dict[str, Any]]:
-        """The training photos of the model, sorted by path: path, breed, content_hash, width and height.
+        """Return the training photos of the model, sorted by path: path, breed, content_hash, width and height.
 
         Raises:
             FileNotFoundError: If the report of ImageExampleGen has been deleted.
@@ -83,7 +83,7 @@ class Lineage:
         return sorted((row for row in rows if row.get("split") == "train"), key=lambda row: row["path"])
 
     def document(self) -> dict[str, Any]:
-        """The lineage as a JSON document: inputs by name, then each execution with its inputs and outputs."""
+        """Return the lineage as a JSON document: inputs by name, then each execution with its inputs and outputs."""
         executions = self.executions()
         by_node = {execution.node: execution for execution in executions}
         record = self._registry.record(self.version)
@@ -118,7 +118,7 @@ class Lineage:
         }
 
     def tree(self) -> Tree:
-        """The lineage as a tree for the terminal. Each execution appears once; `document` has all edges."""
+        """Return the lineage as a tree for the terminal. Each execution appears once; `document` has all edges."""
         labels = "".join(f" ({name})" for name, version in self._registry.labels().items() if version == self.version)
         record = self._registry.record(self.version)
         hyperparameters = " ".join(f"{name}={value:g}" for name, value in record["hyperparameters"].items())

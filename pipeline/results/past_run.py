@@ -32,7 +32,7 @@ class PastRun:
         self.id = self._history.last_run(reached)
 
     def execution(self, node: str) -> Execution:
-        """The execution of a component in this run.
+        """Return the execution of a component in this run.
 
         Raises:
             HistoryError: If the run did not finish the component.

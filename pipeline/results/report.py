@@ -42,7 +42,7 @@ _TABLE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def read_ingest(run: "NodeRun") -> dict[str, Any]:
-    """The report of ImageExampleGen: photo counts by breed and split, and all excluded files."""
+    """Read the report of ImageExampleGen: photo counts by breed and split, and all excluded files."""
     return _read(Path(run.outputs["report"]) / INGEST_REPORT_FILE)
 
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> Any:
 
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
-    """The documents that the components of a run wrote; see `components.reporting.report_data`."""
+    """Load the documents that the components of a run wrote; see `components.reporting.report_data`."""
 
     def uris(node: str, key: str) -> dict[str, str]:
         return {name: runs[f"{node}-{name}"].outputs[key] for name in settings.backbones}
@@ -140,7 +140,7 @@ def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
 
 
 def _comparison_table(comparison: dict[str, Any]) -> Table:
-    """The comparison with one column per candidate; three candidates fit in 60 terminal columns."""
+    """Return the comparison with one column per candidate; three candidates fit in 60 terminal columns."""
     sizes = comparison["split_sizes"]
     title = f"{len(comparison['breeds'])} breeds; photos: " + ", ".join(f"{n} {split}" for split, n in sizes.items())
     table = Table(title=title, title_justify="left", title_style="")

@@ -86,7 +86,7 @@ class RunHistory:
             self._store = metadata_store.MetadataStore(config)
 
     def last_run(self, node: str) -> str:
-        """The ID of the newest run that finished `node`.
+        """Return the ID of the newest run that finished `node`.
 
         Raises:
             HistoryError: If no run finished it.
@@ -97,7 +97,7 @@ class RunHistory:
         return runs[max(runs)]
 
     def execution(self, run: str, node: str) -> Execution:
-        """The execution of `node` in a run.
+        """Return the execution of `node` in a run.
 
         Raises:
             HistoryError: If the run did not finish `node`.
@@ -110,7 +110,7 @@ class RunHistory:
         raise HistoryError(f"{self._path}: run {run!r} has no finished {node}; runs that have one: {others}")
 
     def producer(self, artifact: Artifact) -> Execution:
-        """The execution that created an artifact, as opposed to executions that reused it from the cache."""
+        """Return the execution that created an artifact, as opposed to executions that reused it from the cache."""
         return self._producers[artifact.id]
 
     @cached_property

@@ -169,7 +169,7 @@ def _execute(connection: Connection) -> None:
 
 
 def _to_picklable(error: Exception) -> Exception:
-    """The error itself, or a RuntimeError with the same message if another process could not unpickle it."""
+    """Return the error itself, or a RuntimeError with the same message if another process could not unpickle it."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # depends on the class of the error

@@ -49,7 +49,7 @@ def from_kubeflow(expression: str) -> str:
 
 
 def next_times(six_fields: str, start: datetime.datetime, count: int) -> list[datetime.datetime]:
-    """The next `count` times after `start` that match a cron expression with six fields.
+    """Return the next `count` times after `start` that match a cron expression with six fields.
 
     Raises:
         CroniterError: If no time matches, or croniter does not support the expression.
