@@ -1,4 +1,4 @@
-"""Normalizes photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
+"""Normalize photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
 
 import contextlib
 import hashlib
@@ -155,7 +155,7 @@ def _normalize(image: Image.Image, data: bytes, max_side: int) -> Photo:
 
 def _upright_rgb(image: Image.Image, max_side: int) -> Image.Image:
     image = _resizable(image)
-    # First, because Pillow then decodes a JPEG at a fraction of its size.
+    # The resize comes first, because Pillow then decodes a JPEG at a fraction of its size.
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return _opaque(ImageOps.exif_transpose(image))
 

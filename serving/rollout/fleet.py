@@ -48,14 +48,14 @@ class Fleet(Protocol):
     description: str
 
     def read(self) -> tuple[ServingConfig | None, str | None]:
-        """Returns the live configuration and its revision; None, None if there is none yet.
+        """Return the live configuration and its revision, or (None, None) if there is none yet.
 
         Raises:
             FleetError: If it cannot be read.
         """
 
     def write(self, config: ServingConfig, revision: str | None) -> str:
-        """Replaces the live configuration if it still has `revision`; returns the new revision.
+        """Replace the live configuration if it still has `revision`; return the new revision.
 
         Raises:
             Conflict: If it has another revision.
@@ -63,13 +63,13 @@ class Fleet(Protocol):
         """
 
     def servers(self) -> list[Server]:
-        """Returns the ready model servers, and the starting ones that may already have read the configuration."""
+        """Return the ready model servers, and the starting ones that may already have read the configuration."""
 
     def gateways(self) -> list[Server]:
-        """Returns the ready gateways."""
+        """Return the ready gateways."""
 
     def reachable_address(self, server: Server) -> str:
-        """Returns the host:port at which this process reaches `server`. Thread-safe.
+        """Return the host:port at which this process reaches `server`. Thread-safe.
 
         Raises:
             Unreachable: If this server cannot be reached at the moment.
