@@ -58,7 +58,7 @@ def find(address: str) -> Proxy | None:
     """Return the proxy for an HTTP(S) URL or a gRPC target; None for a direct connection.
 
     Raises:
-        ProxyError: If the environment variable is not set to a usable HTTP proxy.
+        ProxyError: If the environment variable is set to an unusable proxy.
     """
     scheme, host, port = _split(address)
     if not host or _is_this_machine(host):
@@ -118,7 +118,7 @@ def _first_set(names: Iterable[str]) -> tuple[str, str]:
 
 
 def _split(address: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port; an empty host if there is none or `address` is invalid (checked elsewhere)."""
+    """Return scheme, host and port; an empty host if `address` has none or is invalid (checked elsewhere)."""
     scheme = address.partition("://")[0].lower()
     rest = address
     if scheme not in _PORTS:

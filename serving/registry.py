@@ -1,7 +1,7 @@
 """The registry of pushed models: TensorFlow Serving's base path with one directory per version, and the labels.
 
 Labels move only by `promote`, `rollback` and `unlabel`. Each change is prepared completely and then renamed into place
-under a lock, so concurrent changes do not mix and an interrupted change has either happened or not.
+under a lock, so concurrent changes do not interleave, and an interrupted change takes effect completely or not at all.
 """
 
 import contextlib

@@ -33,9 +33,9 @@ _DESCRIPTION = """Classifies photos of cats by breed.
     curl -F file=@photo.jpg http://localhost:8000/v1/breeds:predict
     curl -T photo.jpg -X POST http://localhost:8000/v1/breeds:predict
 
-Supported formats are JPEG, PNG, WebP, GIF (first frame), BMP and HEIC; the content determines the format, not the file
-name or the content type. Every response has the headers `X-Request-ID` and `traceparent`. A request can set both, to
-choose its ID and to continue a trace."""
+Supported formats are JPEG, PNG, WebP, GIF (first frame), BMP and HEIC. The format is detected from the content, not
+from the file name or the content type. Every response has the headers `X-Request-ID` and `traceparent`. A request can
+set both, to choose its ID and to continue a trace."""
 _PHOTO_PROBLEMS = problems(
     _400="The photo or the form is damaged or empty, or the photo is too small.",
     _408="The request body did not arrive in time.",

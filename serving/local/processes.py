@@ -40,7 +40,7 @@ class Program:
 
     Attributes:
         name: Name for messages.
-        command: Command line. Only this process is stopped, so it should not start others.
+        command: Command line. Only its process is stopped, so it should not start other processes.
         ready_url: URL that returns a 2xx status once the program is ready.
         environment: Environment variables in addition to those of this process.
         log: File for standard output and error, which is overwritten; None to share those of this process.

@@ -1,4 +1,4 @@
-"""Programs of the local serving stack: model server, gateway and page, each configured with the previous address."""
+"""Programs of the local serving stack: model server, gateway and page. Each gets the address of the previous one."""
 
 import shutil
 import sys

@@ -53,7 +53,7 @@ def _is_sample(folder: Path, path: Path) -> bool:
 
 
 def choose_photo(samples: Sequence[Sample]) -> ChosenPhoto | None:
-    """Render the input widgets, and return the chosen photo; None if there is none yet."""
+    """Render the input widgets, and return the chosen photo; None if no photo is chosen yet."""
     sources = [_UPLOAD, _CAMERA, *([_SAMPLE] if samples else [])]
     source = st.segmented_control("Photo source", sources, default=_UPLOAD, required=True, label_visibility="collapsed")
     if source == _SAMPLE:

@@ -58,7 +58,7 @@ class RequestStats:
         return self.failed + self.succeeded
 
     def percentile_bound(self, share: float) -> float:
-        """Return the lowest bound that at most `share` of the successes exceed; infinity if there is none."""
+        """Return the lowest bound that at most `share` of the successes exceed; infinity if no bound qualifies."""
         return min(
             (bound for bound, count in self.slower_than.items() if count <= share * self.succeeded),
             default=float("inf"),
@@ -81,7 +81,7 @@ def read_request_stats(address: str) -> dict[str, RequestStats]:
     """Read a gateway's metrics.
 
     Args:
-        address: host:port of the gateway.
+        address: Address of the gateway, host:port.
 
     Returns:
         Stats by label since the gateway started.

@@ -95,7 +95,7 @@ class RolloutController:
             LoadError, RolloutError, FleetError: See `promote`.
         """
         *_, target = self._registry.require_rollback_targets()
-        self._stop_other_canary(target, f"version {target} was rolled back to")
+        self._stop_other_canary(target, f"stable was rolled back to version {target}")
         result = self._apply(lambda: {**self._registry.labels(), STABLE: target}, skip_unreachable=True)
         previous, stable = self._registry.rollback(target=target)
         if stable != target:  # another process has moved the label meanwhile

@@ -22,10 +22,10 @@ class Server(NamedTuple):
 
     Attributes:
         name: Name for messages.
-        key: Identifier of the process; a restarted process has the same name and another key.
+        key: Identifier of the process; a restarted process has the same name but another key.
         ready: Whether it accepts requests; otherwise it is starting.
-        address: host:port of gRPC, or of HTTP for a gateway; see `Fleet.reachable_address`. "" if the container has not
-            started.
+        address: Address, host:port, of gRPC, or of HTTP for a gateway; "" if the container has not started. See
+            `Fleet.reachable_address`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Fleet(Protocol):
     description: str
 
     def read(self) -> tuple[ServingConfig | None, str | None]:
-        """Return the live configuration and its revision, or (None, None) if there is none yet.
+        """Return the live configuration and its revision, or (None, None) before the first write.
 
         Raises:
             FleetError: If it cannot be read.

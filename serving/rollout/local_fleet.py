@@ -1,4 +1,4 @@
-"""The fleet on one machine: configuration files in the workdir, and the server processes that announce an address."""
+"""The fleet on one machine: configuration files in the workdir, and server processes that announce their addresses."""
 
 import contextlib
 import hashlib

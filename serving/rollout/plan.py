@@ -32,7 +32,7 @@ def plan_steps(live: ServingConfig | None, goal: ServingConfig, max_loaded: int,
     label still points to.
 
     Args:
-        live: Live configuration; None if there is none yet.
+        live: Live configuration; None before the first rollout.
         goal: Configuration to reach.
         max_loaded: Number of versions that fit into a server's memory.
         load_only: Whether to load the versions that the goal's labels need without moving a label. It has no effect
