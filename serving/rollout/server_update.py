@@ -33,7 +33,7 @@ def update_server(
         base_path: Directory of the model's versions, as the server sees it.
         step: Configuration, and the versions that must be loaded before labels move.
         limits: Time limits.
-        cancelled: Set to stop waiting for the server.
+        cancelled: Event that stops the wait for the server when it is set.
 
     Raises:
         LoadError: If the server cannot load a required version, or does not load it in time.
