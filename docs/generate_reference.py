@@ -1,4 +1,4 @@
-"""Generates configuration.md and cli.md from the code: `make docs`, or `python docs/generate_reference.py FOLDER`."""
+"""Generate configuration.md and cli.md from the code: `make docs`, or `python docs/generate_reference.py FOLDER`."""
 
 import dataclasses
 import re

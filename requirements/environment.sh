@@ -43,7 +43,7 @@ done
 if command -v uv >/dev/null; then
   if [ -n "$python" ]; then "$python" -c 'import ensurepip, venv' 2>/dev/null || python=; fi
 elif [ -z "$python" ]; then
-  report "catbreeds needs Python 3.11, found neither python3.11 nor a python3 of that version.
+  report "catbreeds needs Python 3.11; neither python3.11 nor a python3 of that version was found.
 Install Python 3.11, or install uv (pip install uv), which installs it."
 elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   report "$python cannot create environments. Install the missing modules: apt-get install python3-venv"

@@ -12,7 +12,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # Name resolvers of gRPC.
 _RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _PORT = re.compile(r"(?:[a-z]+://)?[^/?#]*:(\d+)(?:[/?#]|$)", re.IGNORECASE)
-# The loopback address that reaches a server that listens on all addresses.
+# Loopback addresses of servers that listen on all addresses.
 _LOOPBACK_OF = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 
@@ -43,7 +43,10 @@ def without_brackets(host: str) -> str:
 
 
 def has_valid_port(address: str) -> bool:
-    """Return whether the port of `address`, a URL or HOST:PORT, is valid; also if it has no port or no number."""
+    """Return whether the port of `address`, a URL or HOST:PORT, is valid.
+
+    A missing port and a port that is not a number count as valid.
+    """
     port = _PORT.match(address)
     return port is None or 1 <= int(port[1]) <= 65535
 
@@ -85,7 +88,7 @@ def local_address(host: str, port: int) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different TCP ports of the loopback address that are free."""
+    """Return `count` different TCP ports that are free on the loopback address."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

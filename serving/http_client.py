@@ -9,7 +9,7 @@ from serving import proxies
 
 
 def client(**options: Any) -> httpx.Client:
-    """Returns an httpx client whose requests raise ProxyError if their proxy cannot be used.
+    """Return an httpx client whose requests raise ProxyError if their proxy cannot be used.
 
     Args:
         options: Arguments of `httpx.Client`.
@@ -18,7 +18,7 @@ def client(**options: Any) -> httpx.Client:
 
 
 class _ProxyTransport(httpx.BaseTransport):
-    """Sends each request through its proxy; creates one httpx transport per proxy when it is first needed."""
+    """Transport that sends each request through its proxy, with one httpx transport per proxy, created on first use."""
 
     def __init__(self):
         self._lock = threading.Lock()  # threads share a client

@@ -1,4 +1,4 @@
-"""Reads the cluster's address and credentials from kubectl's configuration."""
+"""Read the cluster's address and credentials from kubectl's configuration."""
 
 import os
 from typing import TYPE_CHECKING
@@ -8,7 +8,8 @@ import yaml
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
 
-# User of requests without credentials, for example after a sign-in plugin failed. Kubernetes returns 403, not 401.
+# User of requests without credentials, for example after a sign-in plugin failed. Kubernetes rejects them with 403,
+# not 401.
 ANONYMOUS = "system:anonymous"
 
 
@@ -17,7 +18,7 @@ class ConfigurationError(ValueError):
 
 
 def load(configuration: "Configuration", context: str | None) -> None:
-    """Loads the address and credentials that kubectl uses into `configuration`.
+    """Load the address and credentials that kubectl uses into `configuration`.
 
     Args:
         configuration: Configuration of the Kubernetes client.

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Model record: backbones, breeds, hyperparameters, digests.
+# Model record: backbones, breeds, hyperparameters and digests.
 MODEL_RECORD_FILE = "assets.extra/catbreeds.json"
 # Content hashes of the photos in the splits train and eval, one per line.
 LEARNED_PHOTOS_FILE = "assets.extra/learned_photos.txt"
@@ -17,7 +17,7 @@ TRAIN_STATISTICS_FILE = "assets.extra/train_statistics.pb"
 GOLDEN_REQUESTS_FILE = "assets.extra/golden.json"
 # TensorFlow Serving requires this name.
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
-# When, by which run and why the version passed the gate.
+# Admission record: when, by which run and why the version passed the gate.
 ADMISSION_FILE = "admission.json"
 CARD_FILE = "model_card.json"
 CARD_PAGE = "model_card.html"
@@ -28,14 +28,14 @@ _RENAMED_KEYS = {"recipe_digest": "model_digest", "origin_digest": "inputs_diges
 
 
 def with_current_keys(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns the document with keys from earlier versions of this project renamed to the current ones."""
+    """Return the document with keys from earlier versions of this project renamed to the current ones."""
     return {_RENAMED_KEYS.get(key, key): value for key, value in document.items()}
 
 
 def read_record(model: str | Path) -> dict[str, Any]:
-    """Reads the model record of the SavedModel in the directory `model`.
+    """Read the model record of the SavedModel in the directory `model`.
 
     Raises:
-        FileNotFoundError: If there is no such model, or another program wrote it.
+        FileNotFoundError: If the directory does not exist or has no model record.
     """
     return with_current_keys(json.loads((Path(model) / MODEL_RECORD_FILE).read_text(encoding="utf-8")))

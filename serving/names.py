@@ -82,7 +82,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def distinguishable(names: Iterable[str]) -> str:
-    """Return the names as ASCII with escapes, so that names that look the same can be told apart."""
+    """Return the names as ASCII with escapes, so that names that look the same can be distinguished."""
     return " and ".join(ascii(name) for name in names)
 
 

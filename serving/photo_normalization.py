@@ -1,4 +1,4 @@
-"""Normalizes photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
+"""Normalize photos to the model's input format, with Pillow. Ingestion, gateway and client share this module."""
 
 import contextlib
 import hashlib
@@ -141,7 +141,7 @@ def _normalize(image: Image.Image, data: bytes, max_side: int) -> Photo:
             raise PhotoError(
                 "too_small",
                 f"{size[0]} x {size[1]} pixels are too narrow; after resizing, the shorter side would have {shorter} "
-                f"pixels, the minimum is {MIN_SIDE}",
+                f"pixels, fewer than {MIN_SIDE}",
             )
         data = _encode(rgb)
         image = Image.open(io.BytesIO(data))
@@ -155,7 +155,7 @@ def _normalize(image: Image.Image, data: bytes, max_side: int) -> Photo:
 
 def _upright_rgb(image: Image.Image, max_side: int) -> Image.Image:
     image = _resizable(image)
-    # First, because Pillow then decodes a JPEG at a fraction of its size.
+    # The resize comes first, because Pillow then decodes a JPEG at a fraction of its size.
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return _opaque(ImageOps.exif_transpose(image))
 
@@ -237,11 +237,11 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise PhotoError("too_large", f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
     if min(width, height) < MIN_SIDE:
-        raise PhotoError("too_small", f"{width} x {height} pixels; the shorter side needs at least {MIN_SIDE}")
+        raise PhotoError("too_small", f"{width} x {height} pixels; the shorter side must have at least {MIN_SIDE}")
 
 
 def _is_rotated(image: Image.Image) -> bool:
-    # A comparison by value: some files store the number as a fraction, which exif_transpose applies, too.
+    # The comparison is by value, because some files store the number as a fraction, which exif_transpose also applies.
     return image.getexif().get(_ORIENTATION) in range(2, 9)
 
 

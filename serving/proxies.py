@@ -1,8 +1,8 @@
-"""Selects the proxy for a connection from the environment. Connections to this machine never use a proxy.
+"""Select the proxy for a connection from the environment. Connections to this machine never use a proxy.
 
 The environment variables are http_proxy, https_proxy, all_proxy and no_proxy; for gRPC, grpc_proxy and no_grpc_proxy
-take precedence. The names may be in upper case; lower case takes precedence. no_proxy lists hosts, domains
-(example.org, .example.org or *.example.org), addresses and networks such as 10.0.0.0/8, or is *.
+take precedence. The names may be in upper case; lower case takes precedence. no_proxy is *, or lists hosts,
+domains (example.org, .example.org or *.example.org), addresses, and networks such as 10.0.0.0/8.
 """
 
 import base64
@@ -58,7 +58,7 @@ def find(address: str) -> Proxy | None:
     """Return the proxy for an HTTP(S) URL or a gRPC target; None for a direct connection.
 
     Raises:
-        ProxyError: If the environment variable is not set to a usable HTTP proxy.
+        ProxyError: If the environment variable is set to an unusable proxy.
     """
     scheme, host, port = _split(address)
     if not host or _is_this_machine(host):
@@ -67,8 +67,8 @@ def find(address: str) -> Proxy | None:
     no_proxy = ("no_proxy",)
     if scheme == _GRPC:
         names, no_proxy = ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy"), ("no_grpc_proxy", "no_proxy")
-    variable, value = _first(names)
-    if not value or _is_bypassed(host, port, _first(no_proxy)[1]):
+    variable, value = _first_set(names)
+    if not value or _is_bypassed(host, port, _first_set(no_proxy)[1]):
         return None
     proxy = Proxy(variable, value if "://" in value else f"http://{value}")
     _require_supported(proxy, scheme, host)
@@ -96,17 +96,17 @@ def grpc_options(target: str) -> list[tuple[str, str | int]]:
 
 def apply_to_libraries() -> None:
     """Change the environment so that libraries that read it themselves select the same proxies."""
-    value = ",".join(_hosts(_first(("no_proxy",))[1]))
+    value = ",".join(_hosts(_first_set(("no_proxy",))[1]))
     if value != "*":
         value = ",".join(filter(None, [value, *_THIS_MACHINE]))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = value
     for scheme in _PORTS:
-        _, value = _first((f"{scheme}_proxy", "all_proxy"))
+        _, value = _first_set((f"{scheme}_proxy", "all_proxy"))
         if value:
             os.environ[f"{scheme}_proxy"] = value
 
 
-def _first(names: Iterable[str]) -> tuple[str, str]:
+def _first_set(names: Iterable[str]) -> tuple[str, str]:
     """Return the first of the variables that is set, and its value; empty strings if none is set."""
     for name in names:
         # CGI servers store the request header "Proxy" in HTTP_PROXY.
@@ -118,7 +118,7 @@ def _first(names: Iterable[str]) -> tuple[str, str]:
 
 
 def _split(address: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port; an empty host if there is none or `address` is invalid (checked elsewhere)."""
+    """Return scheme, host and port; an empty host if `address` has none or is invalid (checked elsewhere)."""
     scheme = address.partition("://")[0].lower()
     rest = address
     if scheme not in _PORTS:

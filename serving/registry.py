@@ -1,7 +1,7 @@
 """The registry of pushed models: TensorFlow Serving's base path with one directory per version, and the labels.
 
 Labels move only by `promote`, `rollback` and `unlabel`. Each change is prepared completely and then renamed into place
-under a lock, so concurrent changes do not mix and an interrupted change has either happened or not.
+under a lock, so concurrent changes do not interleave, and an interrupted change takes effect completely or not at all.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Registry:
         self.base = Path(base)
 
     def versions(self) -> list[int]:
-        """Returns the pushed versions, oldest first.
+        """Return the pushed versions, oldest first.
 
         Raises:
             RegistryError: If the directory cannot be read, or a sibling has the same name in another spelling.
@@ -80,11 +80,11 @@ class Registry:
                 )
 
     def path(self, version: int) -> Path:
-        """Returns the SavedModel directory of `version`."""
+        """Return the SavedModel directory of `version`."""
         return self.base / str(version)
 
     def labels(self) -> dict[str, int]:
-        """Returns the version by label. The first push sets stable; until it is written, the oldest version is stable.
+        """Return the version by label. The first push sets `stable`; until it is written, the oldest version is stable.
 
         Raises:
             RegistryError: If the labels file is damaged.
@@ -93,11 +93,11 @@ class Registry:
         return {STABLE: oldest[0]} | self._read_labels()["labels"] if oldest else {}
 
     def stable(self) -> int | None:
-        """Returns the stable version; None if nothing was pushed."""
+        """Return the stable version; None if nothing was pushed."""
         return self.labels().get(STABLE)
 
     def admission(self, version: int) -> dict[str, Any]:
-        """Returns when, by which run and why `version` passed the gate.
+        """Return the admission record of `version`: when, by which run and why it passed the gate.
 
         Raises:
             RegistryError: If there is no such version, or its files are damaged.
@@ -105,7 +105,7 @@ class Registry:
         return self._read_json(version, ADMISSION_FILE)
 
     def record(self, version: int) -> dict[str, Any]:
-        """Returns the model record of `version`, see `serving.model_files`.
+        """Return the model record of `version`; see `serving.model_files`.
 
         Raises:
             RegistryError: If there is no such version, or its files are damaged.
@@ -129,7 +129,7 @@ class Registry:
             raise RegistryError(f"{self.base}: no version {version}; existing versions: {versions}")
 
     def require_servable(self, version: int) -> None:
-        """Checks that `version` is complete.
+        """Check that `version` is complete.
 
         Raises:
             RegistryError: If there is no such version, or it is damaged.
@@ -141,25 +141,25 @@ class Registry:
             )
 
     def find_by_model_digest(self, model_digest: str) -> int | None:
-        """Returns the newest undamaged version whose model has this digest."""
+        """Return the newest undamaged version whose model has this digest."""
         return self._find_newest(lambda version: self.record(version)["model_digest"] == model_digest)
 
     def find_by_inputs_digest(self, inputs_digest: str) -> int | None:
-        """Returns the newest undamaged version trained with the data, code, weights and settings of this digest."""
+        """Return the newest undamaged version trained with the data, code, weights and settings of this digest."""
         recorded = self._read_labels()["origins"].get(inputs_digest)
         return self._find_newest(
             lambda version: version == recorded or self.admission(version).get("inputs_digest") == inputs_digest
         )
 
     def add_inputs_digest(self, version: int, inputs_digest: str) -> None:
-        """Records that these inputs produce `version`, too, unless `find_by_inputs_digest` finds a version for them."""
+        """Record that these inputs also produce `version`, unless `find_by_inputs_digest` finds a version for them."""
         if self.find_by_inputs_digest(inputs_digest) is None:
             with self._locked():
                 state = self._read_labels()
                 self._write_labels({**state, "origins": state["origins"] | {inputs_digest: version}})
 
     def _find_newest(self, matches: Callable[[int], bool]) -> int | None:
-        """Returns the newest undamaged version that matches.
+        """Return the newest undamaged version that matches.
 
         All searches skip the same versions. If one search accepted a damaged version that another skips, every
         scheduled run would retrain and push nothing.
@@ -175,7 +175,7 @@ class Registry:
         return None
 
     def promote(self, version: int, label: str = STABLE) -> int | None:
-        """Moves `label` to `version`.
+        """Move `label` to `version`.
 
         Returns:
             The version that had the label before.
@@ -202,7 +202,7 @@ class Registry:
             return previous
 
     def rollback_targets(self, label: str = STABLE) -> list[int]:
-        """Returns the versions that repeated `rollback` calls go back to, the next one last."""
+        """Return the versions to which repeated `rollback` calls go back, the next one last."""
         current = self.labels().get(label)
         if current is None:
             return []
@@ -213,7 +213,7 @@ class Registry:
         return targets
 
     def require_rollback_targets(self, label: str = STABLE) -> list[int]:
-        """Returns `rollback_targets`, at least one.
+        """Return the `rollback_targets`, of which there is at least one.
 
         Raises:
             RegistryError: If there is no version to go back to.
@@ -224,12 +224,12 @@ class Registry:
         return targets
 
     def rollback(self, label: str = STABLE, target: int | None = None) -> tuple[int, int]:
-        """Moves `label` back to the previous undamaged version; each further call goes one version further back.
+        """Move `label` back to the previous undamaged version; each further call goes one version further back.
 
         Args:
             label: Label to move.
-            target: Expected result: the label does not move if it would move to another version. So two concurrent
-                rollbacks go back by one version only.
+            target: Expected result. The label does not move if it would move to another version, so two concurrent
+                rollbacks go back by only one version.
 
         Returns:
             The version that had the label, and the version that has it now.
@@ -254,13 +254,13 @@ class Registry:
             return current, previous
 
     def unlabel(self, label: str, reason: str, version: int | None = None) -> int | None:
-        """Removes a label from the version that has it.
+        """Remove a label from the version that has it.
 
         Args:
             label: Label other than stable.
-            reason: Reason to record for the version, see `stop_reason`; "" records none.
-            version: Removes the label only if this version has it, and records the reason for this version in any case.
-                None removes the label from any version.
+            reason: Reason to record for the version (see `stop_reason`); "" records none.
+            version: Version from which to remove the label; the reason is recorded for it even if it does not have the
+                label. None removes the label from any version.
 
         Returns:
             The version that had the label; None if it was not removed.
@@ -284,11 +284,11 @@ class Registry:
             return previous
 
     def stop_reason(self, version: int) -> str:
-        """Returns the reason why `version` lost a label; "" if none is recorded."""
+        """Return the reason why `version` lost a label; "" if none is recorded."""
         return self._read_labels()["stopped"].get(str(version), "")
 
     def remove(self, versions: Iterable[int]) -> list[int]:
-        """Removes those of the versions that exist and have no label.
+        """Remove those of `versions` that exist and have no label.
 
         Returns:
             The removed versions.
@@ -311,16 +311,17 @@ class Registry:
         extra_files: Mapping[str, str | Path] | None = None,
         make_texts: Callable[[int], Mapping[str, str]] = lambda version: {},
     ) -> int:
-        """Copies a SavedModel byte for byte to a new version. The first version becomes stable; other labels stay.
+        """Copy a SavedModel byte for byte to a new version. The first version becomes stable; other labels do not move.
 
         A version appears completely or not at all: it is renamed into place when it is complete. New folders get the
         write permissions of their parent, so that all users of a shared volume can push and move labels.
 
         Args:
             model: Directory of the SavedModel.
-            admission: Document for `admission`.
+            admission: Admission record; see `admission`.
             extra_files: Files to copy into the version, by their paths in the version.
-            make_texts: Function that returns further files' contents, by their paths, for the number of the version.
+            make_texts: Function that returns the contents of further files, by their paths, for the number of the
+                version.
 
         Returns:
             The new version.
@@ -331,7 +332,7 @@ class Registry:
         with self._registry_errors():
             _create_folder(self.base)
         with self._locked():
-            for leftover in self.base.glob(f".*{_STAGED}"):  # of killed pushes and removals
+            for leftover in self.base.glob(f".*{_STAGED}"):  # from killed pushes and removals
                 shutil.rmtree(leftover)
             state, existing = self._read_labels(), self.versions()
             # Numbers are never reused, even if the folder is gone: reports and servers refer to them.
@@ -364,7 +365,7 @@ class Registry:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Locks the registry against changes by other processes.
+        """Lock the registry against changes by other processes.
 
         Raises:
             RegistryError: If the lock or a file cannot be written.
@@ -374,7 +375,7 @@ class Registry:
 
     @contextlib.contextmanager
     def _registry_errors(self) -> Iterator[None]:
-        """Raises RegistryError for operating system errors."""
+        """Raise RegistryError for operating system errors."""
         try:
             yield
         except PermissionError as error:
@@ -388,11 +389,11 @@ class Registry:
             raise RegistryError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     def _read_labels(self) -> dict[str, Any]:
-        """Reads the state of the registry.
+        """Read the state of the registry.
 
-        Its keys: `labels`: version by label; `replaced`: list of earlier versions by label; `highest`: highest version
-        ever pushed; `stopped`: reason by version that lost a label; `origins`: version by inputs digest, see
-        `add_inputs_digest`.
+        Its keys are `labels` (version by label), `replaced` (list of earlier versions by label), `highest` (highest
+        version ever pushed), `stopped` (reason by version that lost a label) and `origins` (version by inputs digest,
+        see `add_inputs_digest`).
         """
         path = self.base / _LABELS_FILE
         try:
@@ -422,7 +423,7 @@ class Registry:
 
 
 def _create_folder(folder: Path) -> None:
-    """Creates the folder and its parents; a new folder gets the write permissions of its parent."""
+    """Create the folder and its parents; a new folder gets the write permissions of its parent."""
     if folder.is_dir():
         return
     _create_folder(folder.parent)
@@ -432,13 +433,13 @@ def _create_folder(folder: Path) -> None:
 
 
 def _share_write_access(folder: Path, template: Path) -> None:
-    """Adds the group's and others' write permissions of `template` to `folder`."""
+    """Add the group's and others' write permissions of `template` to `folder`."""
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode | _shared_write_bits(template) != mode:
         folder.chmod(mode | _shared_write_bits(template))
 
 
 def _shared_write_bits(folder: Path) -> int:
-    """Returns the mode bits for writing by group and others; 0 for a folder with the sticky bit, such as /tmp."""
+    """Return the mode bits for writing by group and others; 0 for a folder with the sticky bit, such as /tmp."""
     mode = folder.stat().st_mode
     return 0 if mode & stat.S_ISVTX else mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,4 +1,4 @@
-"""Recognizes environment variables that Kubernetes sets and that only look like settings."""
+"""Recognize environment variables that look like settings but are service links, which Kubernetes sets."""
 
 import re
 
@@ -7,7 +7,7 @@ _ADDRESS = re.compile("(tcp|udp|sctp)://")
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Returns whether Kubernetes set the variable for a Service, such as CATBREEDS_PORT=tcp://10.0.0.1:80.
+    """Return whether Kubernetes set the variable for a Service, such as CATBREEDS_PORT=tcp://10.0.0.1:80.
 
     A name like CATBREEDS_PAGE_PORT can be a setting or a service link; it is a link only if its value is an address.
     """

@@ -4,7 +4,7 @@ import json
 
 
 def traffic_text(canary_share: float) -> str:
-    """Returns the content of the file.
+    """Return the content of the file.
 
     Args:
         canary_share: Share of the requests for the canary, 0 to 1.
@@ -13,7 +13,7 @@ def traffic_text(canary_share: float) -> str:
 
 
 def read_canary_share(text: str) -> float:
-    """Returns the canary's share from the content of the file.
+    """Return the canary's share from the content of the file.
 
     Raises:
         ValueError: If the content is not valid.

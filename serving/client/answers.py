@@ -67,7 +67,7 @@ class Answer:
 
 
 def rank(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
-    """Returns the `top_k` most probable breeds, most probable first; all breeds if `top_k` is None.
+    """Return the `top_k` most probable breeds, most probable first; all breeds if `top_k` is None.
 
     Raises:
         ValueError: If there are no breeds, or a probability is not finite.

@@ -19,7 +19,7 @@ class Client(abc.ABC):
     """A synchronous client. Several threads can share one."""
 
     def predict(self, photo: PhotoLike, top_k: int | None = None) -> Answer:
-        """Predicts the breed of one photo.
+        """Predict the breed of one photo.
 
         Args:
             photo: Content of the photo's file, or its path.
@@ -34,11 +34,11 @@ class Client(abc.ABC):
 
     @abc.abstractmethod
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
-        """Predicts the breeds of several photos in one request, with one version of the model. See `predict`."""
+        """Predict the breeds of several photos in one request, with one version of the model. See `predict`."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +48,7 @@ class Client(abc.ABC):
 
 
 def read_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
-    """Returns the content of each photo's file.
+    """Return the content of each photo's file.
 
     Raises:
         PhotoError: If a file exceeds the maximum size, or has no end, like /dev/zero.
@@ -66,12 +66,12 @@ def _read_file(path: str | os.PathLike) -> bytes:
 
 
 def photo_names(photos: Sequence[PhotoLike]) -> list[str]:
-    """Returns a printable name for each photo: its path, or for bytes "photo N", counted from 1."""
+    """Return a printable name for each photo: its path, or for bytes "photo N", counted from 1."""
     return [f"photo {n}" if isinstance(photo, bytes) else printable(str(photo)) for n, photo in enumerate(photos, 1)]
 
 
 def normalize_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
-    """Converts photos to the JPEG or PNG bytes that the model expects, as the gateway does.
+    """Convert photos to the JPEG or PNG bytes that the model expects, as the gateway does.
 
     Raises:
         PhotoError: If a photo cannot be used; the message names the photo.

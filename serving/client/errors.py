@@ -50,5 +50,5 @@ class BadResponse(ClientError):
 
 
 def is_unknown_label(text: str) -> bool:
-    """Returns whether TensorFlow Serving reports an unknown label, for which it has no status code of its own."""
+    """Return whether TensorFlow Serving reports an unknown label, for which it has no status code of its own."""
     return "Unrecognized servable version label" in text

@@ -27,7 +27,7 @@ class GatewayClient(Client):
         api_key: API key, if the gateway requires one.
         timeout: Seconds for connecting, for sending, and for each wait for data.
         request_key: Key of the end user. While a canary runs, requests with the same key get the same version of the
-            model; None: the gateway uses the IP address of the client.
+            model. If it is None, the gateway uses the IP address of the client.
 
     Raises:
         WrongAddress: If the port in `url` is out of range.
@@ -46,7 +46,7 @@ class GatewayClient(Client):
         return _answers(response, len(photos))
 
     def ready(self) -> Model:
-        """Returns the model that serves predictions.
+        """Return the model that serves predictions.
 
         Raises:
             ClientError: If the gateway is not ready.
@@ -105,7 +105,7 @@ def _ready_model(response: httpx.Response) -> Model:
 
 
 def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
-    """Returns the error for a response with problem details; see `serving.gateway.problems`."""
+    """Return the error for a response with problem details; see `serving.gateway.problems`."""
     code, reason = response.status_code, problem.get("reason")
     # The gateway gives a reason with each error; TensorFlow Serving responds with 400 to an unknown path.
     if code in (404, 405) or (code == 400 and reason is None):

@@ -125,7 +125,7 @@ class AsyncGrpcClient:
         top_k: int | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> list[Answer]:
-        """Predicts the breeds of photos that are already normalized.
+        """Predict the breeds of photos that are already normalized.
 
         Args:
             photos: JPEG or PNG bytes, as `serving.photo_normalization` creates them.
@@ -204,7 +204,7 @@ def _answers(response: protos.PredictResponse, photos: int, top_k: int | None) -
 
 
 def _floats(tensor: protos.TensorProto) -> Sequence[float]:
-    """Returns the values of a tensor, which --enable_serialization_as_tensor_content packs into bytes."""
+    """Return the values of a tensor, which --enable_serialization_as_tensor_content packs into bytes."""
     if tensor.tensor_content:
         return struct.unpack(f"<{len(tensor.tensor_content) // 4}f", tensor.tensor_content)
     return tensor.float_val

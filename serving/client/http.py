@@ -16,7 +16,7 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "RECORD_LAYER_FAILURE
 
 
 def check_url(url: str) -> str:
-    """Returns `url` without its trailing slash.
+    """Return `url` without its trailing slash.
 
     Raises:
         WrongAddress: If the port is out of range.
@@ -30,7 +30,7 @@ def check_url(url: str) -> str:
 
 @contextlib.contextmanager
 def translate_errors(url: str) -> Iterator[None]:
-    """Converts httpx's connection errors to ClientErrors.
+    """Convert httpx's connection errors to ClientErrors.
 
     Raises:
         TimedOut: If the server does not respond within the timeout.
@@ -53,7 +53,7 @@ def translate_errors(url: str) -> Iterator[None]:
 
 
 def wrong_address(response: httpx.Response, server: str) -> WrongAddress:
-    """Returns the error for a server that has no such path.
+    """Return the error for a server that has no such path.
 
     Args:
         response: Response of the server.
@@ -66,7 +66,7 @@ def wrong_address(response: httpx.Response, server: str) -> WrongAddress:
 
 
 def json_object(response: httpx.Response, server: str) -> dict[str, Any]:
-    """Returns the JSON object in the body.
+    """Return the JSON object in the body.
 
     Args:
         response: Response of the server.

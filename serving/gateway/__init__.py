@@ -1,5 +1,5 @@
 """HTTP gateway: accepts photos, normalizes them, and returns the breeds that the model server predicts.
 
-The model server only receives photos that decode. Start the gateway with `python -m serving.gateway`; `--help` lists
-the environment variables that configure it.
+The model server receives only photos that can be decoded. Start the gateway with `python -m serving.gateway`; `--help`
+lists the environment variables that configure it.
 """

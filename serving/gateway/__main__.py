@@ -1,4 +1,4 @@
-"""Starts the gateway: `python -m serving.gateway`; `--help` lists the environment variables."""
+"""Start the gateway: `python -m serving.gateway`; `--help` lists the environment variables."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ _BACKLOG = 2048
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT, then finishes the requests in flight. Returns the exit code of the process."""
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight; return the exit code of the process."""
     argparse.ArgumentParser(
         prog="python -m serving.gateway",
         description="HTTP gateway: accepts photos of cats and returns the breeds that a model server predicts.",

@@ -33,9 +33,9 @@ _DESCRIPTION = """Classifies photos of cats by breed.
     curl -F file=@photo.jpg http://localhost:8000/v1/breeds:predict
     curl -T photo.jpg -X POST http://localhost:8000/v1/breeds:predict
 
-Supported formats are JPEG, PNG, WebP, GIF (first frame), BMP and HEIC; the content determines the format, not the file
-name or the content type. Every response has the headers `X-Request-ID` and `traceparent`. A request can set both, to
-choose its ID and to continue a trace."""
+Supported formats are JPEG, PNG, WebP, GIF (first frame), BMP and HEIC. The format is detected from the content, not
+from the file name or the content type. Every response has the headers `X-Request-ID` and `traceparent`. A request can
+set both, to choose its ID and to continue a trace."""
 _PHOTO_PROBLEMS = problems(
     _400="The photo or the form is damaged or empty, or the photo is too small.",
     _408="The request body did not arrive in time.",
@@ -60,7 +60,7 @@ operations = APIRouter()
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Creates the application. It connects to the model server at startup, and is ready once that server is."""
+    """Create the application, which connects to the model server at startup and is ready once that server is."""
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
@@ -93,7 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _authentication(api_keys: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments with which a router requires one of the API keys, given as SHA-256 digests."""
+    """Return the router arguments that require one of the API keys, which are given as SHA-256 digests."""
     if not api_keys:
         return {}
     scheme = HTTPBearer(auto_error=False, description="An API key.")
@@ -116,7 +116,7 @@ def _authentication(api_keys: Sequence[str]) -> dict[str, Any]:
     openapi_extra=photo_body(several=True),
 )
 async def predict(request: Request, top_k: TopK = 5) -> JSONResponse:
-    """Predicts the breed of one or several photos.
+    """Predict the breed of one or several photos.
 
     For one photo, the response has `predictions`, most probable breed first. For a form with several photos, it has
     `photos`, with the predictions for each photo.
@@ -136,7 +136,7 @@ def _breeds(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 
 @predictions.post("/predict", response_model=dict[str, float], openapi_extra=photo_body(several=False))
 async def predict_probabilities(request: Request) -> JSONResponse:
-    """Predicts the breed of one photo, and returns the probability of every breed, most probable first."""
+    """Predict the breed of one photo, and return the probability of every breed, most probable first."""
     answers = await request.state.predictor.predict(request, top_k=None)
     if len(answers) > 1:
         raise Problem(422, "invalid_form", "this endpoint accepts one photo; /v1/breeds:predict accepts several")
@@ -146,7 +146,7 @@ async def predict_probabilities(request: Request) -> JSONResponse:
 @operations.head("/healthz", include_in_schema=False)
 @operations.get("/healthz")
 async def health() -> dict[str, str]:
-    """Liveness: the gateway process is running, regardless of the model server."""
+    """Report that the gateway process is running, regardless of the model server (liveness)."""
     return {"status": "alive"}
 
 
@@ -157,12 +157,12 @@ async def health() -> dict[str, str]:
     responses=problems(_503="The model is not available.", _504="The model server did not respond in time."),
 )
 async def ready(request: Request) -> JSONResponse:
-    """Readiness: the model server has predicted a test photo within the last second."""
+    """Report whether the model server has predicted a test photo within the last second (readiness)."""
     return JSONResponse({"model": dataclasses.asdict(await request.state.readiness.model())})
 
 
 @operations.head("/metrics", include_in_schema=False)
 @operations.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
-    """Metrics in the Prometheus text format."""
+    """Return the metrics in the Prometheus text format."""
     return PlainTextResponse(generate_latest(request.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -7,7 +7,7 @@ import structlog
 
 
 def configure(level: str) -> None:
-    """Configures logging for the whole process.
+    """Configure logging for the whole process.
 
     Args:
         level: Minimum level: debug, info, warning or error.

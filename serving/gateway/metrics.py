@@ -25,7 +25,7 @@ class Metrics:
         decode_seconds: Time per request for parsing the form and normalizing its photos.
         model_server_seconds: Duration of successful requests to the model server, with retries, by requested label.
         model_server_failures: Failed requests to the model server, by requested label.
-        canary_fallbacks: Requests for the canary that stable served, because no canary is loaded.
+        canary_fallbacks: Requests for the canary that the stable version served, because no canary is loaded.
         in_flight: Prediction requests in progress.
     """
 

@@ -1,4 +1,4 @@
-"""Handles prediction requests: enforces limits, decodes photos in threads, and queries the model server."""
+"""Handle prediction requests: enforce limits, decode photos in threads, and query the model server."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from serving.gateway.settings import Settings
 
 
 class Predictor:
-    """Predicts the breeds of the photos in a request. Create it in the event loop that uses it.
+    """Predictor of the breeds of the photos in a request. Create it in the event loop that uses it.
 
     Args:
         settings: Limits, and the address of the model server.
@@ -37,7 +37,7 @@ class Predictor:
         self._in_flight = 0
 
     async def predict(self, request: Request, top_k: int | None) -> list[tuple[str | None, Answer]]:
-        """Returns the name and the predictions of each photo in the request.
+        """Return the name and the predictions of each photo in the request.
 
         Raises:
             Problem: If the request fails.
@@ -56,7 +56,7 @@ class Predictor:
             return [(photo.name, answer) for photo, answer in zip(photos, answers, strict=True)]
 
     async def predict_stable(self, photos: Sequence[bytes], timeout: float, top_k: int | None = None) -> list[Answer]:
-        """Predicts normalized photos with the stable version, without updating the metrics.
+        """Predict the breeds of normalized photos with the stable version, without updating the metrics.
 
         Raises:
             Problem: If the model server returns no predictions.
@@ -95,7 +95,7 @@ class Predictor:
         return answers
 
     async def close(self) -> None:
-        """Closes the connections and stops the decoder threads."""
+        """Close the connections and stop the decoder threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         await self._client.close()
 
@@ -126,7 +126,7 @@ class Predictor:
 
 
 def _request_key(request: Request) -> str:
-    """Returns the key that keeps a client on one version of the model."""
+    """Return the key that keeps a client on one version of the model."""
     # Behind a load balancer, the connection comes from the load balancer's address.
     forwarded = request.headers.get("X-Forwarded-For", "").partition(",")[0].strip()
     return request.headers.get("X-Request-Key") or forwarded or (request.client.host if request.client else "")

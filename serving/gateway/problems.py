@@ -46,7 +46,7 @@ class Problem(Exception):
 
     @classmethod
     def of_photo(cls, error: PhotoError, name: str | None) -> "Problem":
-        """Returns the problem for a photo that cannot be used."""
+        """Return the problem for a photo that cannot be used."""
         # A raw body may be JSON or base64 by mistake, so the message includes the expected format.
         raw = name is None and error.kind == "not_an_image"
         hint = "; send the bytes of the photo, or a form with the field 'file'" if raw else ""
@@ -54,7 +54,7 @@ class Problem(Exception):
 
     @classmethod
     def of_model_server(cls, error: ClientError) -> "Problem":
-        """Returns the problem for a failed request to the model server; only the log contains the server's message."""
+        """Return the problem for a failed request to the model server; only the log contains the server's message."""
         _LOG.warning("model server error", error=str(error))
         if isinstance(error, TimedOut):
             return cls(504, "timed_out", "the model server did not respond in time")
@@ -65,7 +65,7 @@ class Problem(Exception):
         return cls(503, "model_server_failed", "the model server failed; contact the operator")
 
     def response(self, request_id: str) -> JSONResponse:
-        """Returns the response with the problem details."""
+        """Return the response with the problem details."""
         document = {
             "title": HTTPStatus(self.code).phrase,
             "status": self.code,

@@ -15,7 +15,7 @@ _CACHE_SECONDS = 1.0
 
 
 class Readiness:
-    """Caches the readiness for one second, so that frequent probes do not load the model server.
+    """Readiness of the gateway, cached for one second so that frequent probes do not load the model server.
 
     Args:
         predictor: Predictor that sends the photo.
@@ -29,7 +29,7 @@ class Readiness:
         self._outcome: Model | Problem | None = None
 
     async def model(self) -> Model:
-        """Returns the model that predicted the photo.
+        """Return the model that predicted the photo.
 
         Raises:
             Problem: If the model server did not predict it.

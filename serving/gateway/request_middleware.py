@@ -32,7 +32,7 @@ class RequestMiddleware:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles an ASGI connection; passes through all but HTTP."""
+        """Handle an ASGI connection; connections other than HTTP pass through unchanged."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -95,13 +95,13 @@ class ProblemDetails(BaseModel):
 
 
 def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    """Returns OpenAPI responses with problem details; `_415="..."` describes status code 415."""
+    """Return OpenAPI responses with problem details; `_415="..."` describes status code 415."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
     return {int(code[1:]): {"description": text, "content": content} for code, text in descriptions.items()}
 
 
 def photo_body(several: bool) -> dict[str, Any]:
-    """Returns the OpenAPI request body: a form with one or several photos, or the bytes of a photo."""
+    """Return the OpenAPI request body: a form with one or several photos, or the bytes of a photo."""
     photo = {"type": "string", "contentMediaType": "application/octet-stream"}
     file = {"type": "array", "items": photo, "minItems": 1} if several else photo
     form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}

@@ -1,4 +1,4 @@
-"""Chooses the version of the model for a request: the stable version, or the canary for a share of the requests."""
+"""Choose the version of the model for a request: the stable version, or the canary for a share of the requests."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ _CACHE_SECONDS = 1.0
 
 
 class Routing:
-    """Splits traffic by request key.
+    """Traffic split by request key.
 
     Requests with the same key get the same version while the canary's share is constant. When the share grows, keys
     only move from stable to the canary.
@@ -35,7 +35,7 @@ class Routing:
         self._share, self._cached_until = 0.0, 0.0
 
     def choose(self, key: str) -> ModelChoice:
-        """Returns the version to query.
+        """Return the version to query.
 
         Args:
             key: Key of the end user or client.

@@ -26,7 +26,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def _normalize_origin(text: str) -> str:
-    """Returns an origin as browsers send it: lower case, ASCII, without the default port of the scheme."""
+    """Return an origin as browsers send it: lower case, ASCII, without the default port of the scheme."""
     if text in ("*", "null"):
         return text
     parts = urlsplit(text)
@@ -113,7 +113,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Reads the variables that start with PREFIX.
+        """Read the variables that start with PREFIX.
 
         Raises:
             SettingsError: If a variable is unknown or its value is invalid.
@@ -147,7 +147,7 @@ def _explain(error: Mapping[str, Any]) -> str:
 
 
 def help_text() -> str:
-    """Returns the part of `--help` that describes the variables."""
+    """Return the part of `--help` that describes the variables."""
     lines = []
     for field, info in Settings.model_fields.items():
         default = "" if info.default in (None, []) else f" (default {info.default})"

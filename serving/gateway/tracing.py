@@ -26,7 +26,7 @@ class Trace:
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> "Trace":
-        """Continues the trace in the request headers; starts a new trace if there is no valid `traceparent`."""
+        """Continue the trace in the request headers; start a new trace if there is no valid `traceparent`."""
         span_id = secrets.token_hex(8)
         if parent := _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
             return cls(parent[1], span_id, parent[2], headers.get("tracestate", ""))
@@ -38,5 +38,5 @@ class Trace:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
     def metadata(self) -> list[tuple[str, str]]:
-        """Returns the trace context as gRPC metadata."""
+        """Return the trace context as gRPC metadata."""
         return [("traceparent", self.traceparent), *([("tracestate", self.state)] if self.state else [])]

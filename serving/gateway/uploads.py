@@ -1,4 +1,4 @@
-"""Reads request bodies and extracts the photos, normalized for the model."""
+"""Read request bodies and extract the photos, normalized for the model."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ class Upload(NamedTuple):
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """Reads the body within the size and time limits.
+    """Read the body within the size and time limits.
 
     Raises:
         Problem: If the body is compressed, too large, or arrives too slowly.
@@ -57,7 +57,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 
 def read_photos(body: bytes, content_type: str, settings: Settings) -> list[Upload]:
-    """Returns the normalized photos of a form, or the body as one photo. The content determines the image format.
+    """Return the normalized photos of a form, or the body as one photo. The content determines the image format.
 
     Raises:
         Problem: If the form or a photo cannot be used.
@@ -94,7 +94,7 @@ def _parse_form(body: bytes, boundary: bytes | None, settings: Settings) -> list
 
 
 def _split_form(body: bytes, boundary: bytes | None, max_parts: int) -> list[tuple[dict[str, str], bytes]]:
-    """Returns the headers, with lower-case names, and the encoded content of each part of a form.
+    """Return the headers, with lower-case names, and the encoded content of each part of a form.
 
     Raises:
         Problem: If the form is malformed or truncated, or has more than `max_parts` parts.
@@ -136,7 +136,7 @@ def _split_form(body: bytes, boundary: bytes | None, max_parts: int) -> list[tup
 
 
 def _decode(encoding: str, content: bytes) -> bytes:
-    """Decodes the content of a part. RFC 2045's other encodings do not change the content."""
+    """Decode the content of a part. RFC 2045's other encodings do not change the content."""
     encoding = encoding.lower()
     if encoding == "quoted-printable":
         return binascii.a2b_qp(content)

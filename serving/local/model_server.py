@@ -12,7 +12,7 @@ from serving.rollout.serving_config import CONFIG_FILE, ServingConfig
 
 
 class LocalServer:
-    """Serves the stable version of a registry with the label `stable`, until `stop` is called or this process ends.
+    """Model server for the stable version of a registry. It runs until `stop` is called or this process ends.
 
     Args:
         registry: Registry of pushed models.

@@ -1,4 +1,4 @@
-"""Starts programs on this machine, waits until they are ready, and stops them.
+"""Start programs on this machine, wait until they are ready, and stop them.
 
 `start` runs a single program. A `Supervisor` runs several and stops them together. In both cases, the kernel kills the
 programs when this process ends (Linux).
@@ -40,12 +40,12 @@ class Program:
 
     Attributes:
         name: Name for messages.
-        command: Command line. Only this process is stopped, so it should not start others.
+        command: Command line. Only its process is stopped, so it should not start other processes.
         ready_url: URL that returns a 2xx status once the program is ready.
         environment: Environment variables in addition to those of this process.
         log: File for standard output and error, which is overwritten; None to share those of this process.
-        fatal_statuses: HTTP statuses of `ready_url` that mean the program will never be ready, such as 404 where
-            nothing has to load first.
+        fatal_statuses: HTTP statuses of `ready_url` that mean the program will never be ready, such as 404 for a
+            program that loads nothing before it listens.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Process:
         Args:
             timeout: Time limit in seconds.
             wait: Function that sleeps for a number of seconds and raises an exception to stop waiting.
-            show_progress: Print the reason every few seconds while the program is not ready.
+            show_progress: Whether to print the reason every few seconds while the program is not ready.
 
         Returns:
             The number of seconds waited.
@@ -155,7 +155,7 @@ def start(program: Program, timeout: float) -> Process:
 
 
 class Supervisor:
-    """Runs programs inside its `with` block, in the main thread; SIGTERM and SIGINT end the block normally.
+    """Context manager that runs programs, in the main thread; SIGTERM and SIGINT end its `with` block normally.
 
     At the end of the block, it stops the programs in reverse order. Another signal during that time kills the remaining
     programs.
@@ -212,7 +212,7 @@ def unready_reason(program: Program) -> str:
     """Return why `program` is not ready yet; an empty string if it is ready.
 
     Raises:
-        ProgramError: If it returns a status that is fatal.
+        ProgramError: If the program returns a fatal status.
     """
     try:
         with http_client.client(timeout=5) as client:

@@ -1,4 +1,4 @@
-"""Predicts with a SavedModel, in this process or as a program.
+"""Predict with a SavedModel, in this process or as a program.
 
 `python -m serving.local.saved_model_process MODEL_DIR < request.json > response.json` reads and writes the format of
 TensorFlow Serving's REST Predict.

@@ -1,4 +1,4 @@
-"""Programs of the local serving stack: model server, gateway and page, each configured with the previous address."""
+"""Programs of the local serving stack: model server, gateway and page. Each gets the address of the previous one."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ from serving.labels import STABLE
 from serving.local.processes import Program
 
 TENSORFLOW_MODEL_SERVER = "tensorflow_model_server"
-# Time limit for a model server that runs for a single client to load a model.
+# Time limit for loading a model, for a model server that runs for a single client.
 MODEL_SERVER_SECONDS = 300
 # Gateway and page return 503 until they are ready. These statuses mean that another program uses the port or that the
 # settings are wrong.
@@ -35,7 +35,7 @@ def model_server(
     embedded: bool = False,
     load_retries: int = 2,
 ) -> Program:
-    """Return the model server: TensorFlow Serving if it is on PATH, else the embedded server, with the same flags.
+    """Return the model server: TensorFlow Serving if it is on PATH, otherwise the embedded server, with the same flags.
 
     The program is ready once the version with the label `stable` is available. A file that enables metrics is written
     next to `config_file`.
@@ -47,7 +47,7 @@ def model_server(
         rest_port: Port of the REST API.
         log: Log file; see Program.
         host: IP address to listen on; TensorFlow Serving listens on all.
-        embedded: Use the embedded server even if TensorFlow Serving is on PATH.
+        embedded: Whether to use the embedded server even if TensorFlow Serving is on PATH.
         load_retries: Maximum number of retries of a failed load.
     """
     monitoring = config_file.with_name("monitoring.config")

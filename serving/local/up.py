@@ -1,4 +1,4 @@
-"""Runs the servers of `catbreeds serve` and `catbreeds up` for the registry of a workdir."""
+"""Run the servers of `catbreeds serve` and `catbreeds up` for the registry of a workdir."""
 
 import errno
 import threading
@@ -28,7 +28,7 @@ class Deployment:
     Attributes:
         registry: Directory of the registry, with the name of the model.
         workdir: Folder of the serving configuration and the logs.
-        limits: RolloutLimits of the rollout.
+        limits: Limits of the rollout.
     """
 
     registry: Path
@@ -46,7 +46,7 @@ class Ports:
 
     @property
     def grpc_address(self) -> str:
-        """host:port by which this machine reaches the gRPC API."""
+        """Address, host:port, by which this machine reaches the gRPC API."""
         return local_address(self.host, self.grpc)
 
     @property

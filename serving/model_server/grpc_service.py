@@ -25,7 +25,7 @@ _HEALTHY_SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.ser
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the other methods are UNIMPLEMENTED."""
+    """Implementation of Predict and GetModelMetadata; the other methods return UNIMPLEMENTED."""
 
     def __init__(self, service: Service):
         self._service = service
@@ -38,7 +38,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class _Models(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus and HandleReloadConfigRequest."""
+    """Implementation of GetModelStatus and HandleReloadConfigRequest."""
 
     def __init__(self, service: Service, manager: Manager):
         self._service = service
@@ -118,7 +118,7 @@ class GrpcServer:
 
 
 def _health_servicer() -> health.HealthServicer:
-    """Health service that reports SERVING: the gRPC server starts only after the models are loaded."""
+    """Return a health service that reports SERVING: the gRPC server starts only after the models are loaded."""
     servicer = health.HealthServicer()
     for service in _HEALTHY_SERVICES:
         servicer.set(service, health_pb2.HealthCheckResponse.SERVING)

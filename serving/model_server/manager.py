@@ -1,4 +1,4 @@
-"""Loads and unloads versions of models: version policies, directory polling and labels."""
+"""Load and unload versions of models: version policies, directory polling and labels."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ class Version:
     Attributes:
         number: Version number, which is the name of its directory.
         path: Path of its directory.
-        wanted: Whether the version policy of the model selects it.
+        selected: Whether the version policy of the model selects it.
         state: State that GetModelStatus reports.
         error: Error of the failed load.
         model: Loaded model while the state is AVAILABLE or UNLOADING.
@@ -37,7 +37,7 @@ class Version:
 
     number: int
     path: str
-    wanted: bool = True
+    selected: bool = True
     state: int = State.START
     error: ServingError | None = None
     model: Model | None = None
@@ -45,7 +45,7 @@ class Version:
 
 
 class Manager:
-    """Keeps the versions loaded that the configuration selects, and provides them to requests.
+    """Manager that keeps the configured versions loaded and provides them to requests.
 
     A version that is no longer selected is unloaded once no request uses it. If other versions of the model are
     selected, it stays loaded until one of them is available.
@@ -159,43 +159,43 @@ class Manager:
                 configs = self._configs
             if self._flags.file_system_poll_wait_seconds < 0:
                 return
-            wanted = {}
+            selected = {}
             for name, config in configs.items():
                 try:
-                    wanted[name] = _select_versions(config)
+                    selected[name] = _select_versions(config)
                 except OSError as error:
                     _LOG.warning("Could not find base path %s for servable %s: %s", config.base_path, name, error)
             with self._changed:
                 for name in self._versions.keys() | configs.keys():
                     versions = self._versions.setdefault(name, {})
-                    if name in wanted or name not in configs:
-                        self._mark_wanted(versions, wanted.get(name, {}))
+                    if name in selected or name not in configs:
+                        self._mark_selected(versions, selected.get(name, {}))
                     self._converge(name)
 
-    def _mark_wanted(self, versions: dict[int, Version], wanted: dict[int, str]) -> None:
-        for number, path in wanted.items():
+    def _mark_selected(self, versions: dict[int, Version], selected: dict[int, str]) -> None:
+        for number, path in selected.items():
             known = versions.get(number)
-            if known is None or (known.state == State.END and not known.wanted):
+            if known is None or (known.state == State.END and not known.selected):
                 versions[number] = Version(number, path)
             elif known.state != State.UNLOADING:
-                known.wanted = True
+                known.selected = True
         for number, version in versions.items():
-            if number not in wanted and version.wanted:
-                version.wanted = False
+            if number not in selected and version.selected:
+                version.selected = False
                 self._changed.notify_all()
 
     def _converge(self, name: str) -> None:
         """Start the next load or unload of the versions of a model; called again when a load ends."""
         versions = self._versions[name].values()
-        wanted = [version for version in versions if version.wanted]
-        replaced = not wanted or any(version.state == State.AVAILABLE for version in wanted)
+        selected = [version for version in versions if version.selected]
+        replaced = not selected or any(version.state == State.AVAILABLE for version in selected)
         for version in versions:
-            if not version.wanted and version.state == State.START:
+            if not version.selected and version.state == State.START:
                 version.state = State.END
-            if not version.wanted and version.state == State.AVAILABLE and replaced:
+            if not version.selected and version.state == State.AVAILABLE and replaced:
                 version.state = State.UNLOADING
                 threading.Thread(target=self._unload, args=(name, version), daemon=True).start()
-        waiting = [version for version in wanted if version.state == State.START]
+        waiting = [version for version in selected if version.state == State.START]
         if waiting and not self._stopped and not any(version.state == State.LOADING for version in versions):
             version = max(waiting, key=lambda version: version.number)
             version.state = State.LOADING
@@ -224,10 +224,10 @@ class Manager:
         return model, None
 
     def _wait_before_retry(self, version: Version) -> bool:
-        """Wait for the retry interval; return whether the version is still wanted and the manager still runs."""
+        """Wait for the retry interval; return whether the version is still selected and the manager still runs."""
         with self._changed:
             return not self._changed.wait_for(
-                lambda: self._stopped or not version.wanted, self._flags.load_retry_interval_micros / 1e6
+                lambda: self._stopped or not version.selected, self._flags.load_retry_interval_micros / 1e6
             )
 
     def _unload(self, name: str, version: Version) -> None:
@@ -265,9 +265,9 @@ class Manager:
         )
 
     def _failed_versions(self, name: str) -> list[Version]:
-        """Return the wanted versions of a model if loading failed for all of them, else an empty list."""
-        wanted = [version for version in self._versions.get(name, {}).values() if version.wanted]
-        return wanted if all(version.error for version in wanted) else []
+        """Return the selected versions of a model if loading failed for all of them, else an empty list."""
+        selected = [version for version in self._versions.get(name, {}).values() if version.selected]
+        return selected if all(version.error for version in selected) else []
 
     def _set_labels(self, configs: dict[str, ModelConfig]) -> None:
         for name, config in configs.items():
@@ -312,7 +312,7 @@ def _validated(config: model_server_config_pb2.ModelServerConfig) -> dict[str, M
 
 
 def _select_versions(config: ModelConfig) -> dict[int, str]:
-    """Return the versions that the version policy of a model selects, as paths by number. Default: the newest."""
+    """Return the versions that the version policy of a model selects, as paths by number; by default the newest."""
     versions = {
         int(path.name): str(path)
         for path in Path(config.base_path).iterdir()

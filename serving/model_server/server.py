@@ -1,4 +1,4 @@
-"""Starts and stops the gRPC and REST servers of the process."""
+"""Start and stop the gRPC and REST servers of the process."""
 
 import argparse
 import functools
@@ -120,7 +120,7 @@ def _read_text_proto(path: str, message_class: type[_Message]) -> _Message:
     """Read a message in protobuf text format.
 
     Raises:
-        ValueError: If the file cannot be read or is not such a message.
+        ValueError: If the file cannot be read or does not contain such a message.
     """
     try:
         return text_format.Parse(Path(path).read_text(encoding="utf-8"), message_class())

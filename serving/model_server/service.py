@@ -14,7 +14,7 @@ from serving.model_server.status import Code, ServingError, as_serving_error, in
 
 
 class Service:
-    """Handles requests. Errors that a client can cause are always raised as ServingError.
+    """Request handler. It raises every error that a client can cause as a ServingError.
 
     Args:
         manager: Manager of the loaded models.

@@ -12,7 +12,7 @@ from serving.model_server.status import invalid
 _MAX_BYTES = 2**31 - 1
 _STRING_BYTES = 24  # size of an empty string in TensorFlow
 
-# For each type, the field of TensorProto that holds its values and the conversion from NumPy to the field.
+# The field of TensorProto that holds the values of each type, and the conversion from NumPy to the field.
 _FIELDS: dict[tf.DType, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     tf.float32: ("float_val", lambda values: values),
     tf.float64: ("double_val", lambda values: values),

@@ -1,4 +1,4 @@
-"""Starts the page: `python -m serving.page`; `--help` lists the environment variables."""
+"""Start the page: `python -m serving.page`; `--help` lists the environment variables."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ _FLAGS = {
 
 
 def main() -> int:
-    """Replaces this process with Streamlit; returns an exit code if the settings are invalid."""
+    """Replace this process with Streamlit; return an exit code if the settings are invalid."""
     argparse.ArgumentParser(
         prog="python -m serving.page",
         description="Web page that shows the breed of a cat in a photo.",

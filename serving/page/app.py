@@ -16,7 +16,7 @@ _LOG = logging.getLogger("serving.page")
 
 
 def _client(settings: Settings) -> GatewayClient:
-    """Returns the client of this session. Its request key keeps the visitor on one version of the model."""
+    """Return the client of this session. Its request key keeps the visitor on one version of the model."""
     if "client" not in st.session_state:
         st.session_state.client = GatewayClient(settings.gateway, settings.api_key, request_key=uuid.uuid4().hex)
     return st.session_state.client
@@ -35,7 +35,7 @@ def _show_start(client: GatewayClient) -> None:
 
 
 def main() -> None:
-    """Renders the page."""
+    """Render the page."""
     settings = Settings.from_environment(os.environ)
     st.set_page_config(page_title="Which breed is this cat?", page_icon="🐈", layout="wide")
     st.title("Which breed is this cat?", anchor=False)

@@ -1,4 +1,4 @@
-"""Escapes text for Streamlit, which renders all text as Markdown."""
+"""Escape text for Streamlit, which renders all text as Markdown."""
 
 import re
 
@@ -6,5 +6,5 @@ _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 
 
 def escape_markdown(text: str) -> str:
-    """Returns Markdown that renders as `text`; names of files and breeds may contain any character."""
+    """Return Markdown that renders as `text`; names of files and breeds may contain any character."""
     return _PUNCTUATION.sub(r"\\\g<0>", text)

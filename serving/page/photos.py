@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 
 def find_samples(folder: Path | None) -> list[Sample]:
-    """Returns the photos in `folder` and its subfolders, sorted by path; the content determines what is a photo."""
+    """Return the photos in `folder` and its subfolders, sorted by path; photos are detected by content."""
     paths = sorted(path for path in folder.rglob("*") if _is_sample(folder, path)) if folder else []
     return [Sample(path.stem if path.parent == folder else path.parent.name, path) for path in paths]
 
@@ -53,12 +53,12 @@ def _is_sample(folder: Path, path: Path) -> bool:
 
 
 def choose_photo(samples: Sequence[Sample]) -> ChosenPhoto | None:
-    """Renders the input widgets, and returns the chosen photo; None if there is none yet."""
+    """Render the input widgets, and return the chosen photo; None if no photo is chosen yet."""
     sources = [_UPLOAD, _CAMERA, *([_SAMPLE] if samples else [])]
     source = st.segmented_control("Photo source", sources, default=_UPLOAD, required=True, label_visibility="collapsed")
     if source == _SAMPLE:
         return _choose_sample(samples)
-    # The uploader has no list of file extensions: the content determines what is a photo.
+    # The uploader has no list of file extensions, because photos are detected by content.
     file = st.camera_input("Take a photo of the cat") if source == _CAMERA else st.file_uploader("Photo of a cat")
     return ChosenPhoto(file.name, file.getvalue()) if file else None
 

@@ -29,7 +29,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Reads the variables that start with PREFIX; an empty variable counts as unset.
+        """Read the variables that start with PREFIX; an empty variable counts as unset.
 
         Raises:
             SettingsError: If a variable is unknown or its value is invalid.
@@ -89,7 +89,7 @@ _PARSERS = {
 
 
 def help_text() -> str:
-    """Returns the part of `--help` that describes the variables."""
+    """Return the part of `--help` that describes the variables."""
     lines = []
     for field in dataclasses.fields(Settings):
         default = f" (default {field.default})" if field.default is not None else ""

@@ -1,4 +1,4 @@
-"""Renders predictions and errors."""
+"""Render predictions and errors."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ _MESSAGES = {
 
 
 def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
-    """Renders the best breed as heading, the photo, and next to it (on phones: below it) all breeds."""
+    """Render the best breed as heading, the photo, and next to it (on phones: below it) all breeds."""
     best = answer.best
     st.subheader(f"{escape_markdown(best.breed)}, {best.probability:.0%}", anchor=False)
     if note := uncertainty_note(answer.predictions):
@@ -59,7 +59,7 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
 
 
 def uncertainty_note(predictions: Sequence[Prediction]) -> str:
-    """Returns a note if the probability of the best breed is low, otherwise an empty string."""
+    """Return a note if the probability of the best breed is low, otherwise an empty string."""
     best, *others = predictions
     if best.probability >= _MIN_CONFIDENCE:
         return ""
@@ -68,14 +68,14 @@ def uncertainty_note(predictions: Sequence[Prediction]) -> str:
 
 
 def show_photo_error(error: PhotoError) -> None:
-    """Renders the reason why a photo cannot be used."""
+    """Render the reason why a photo cannot be used."""
     # The client calls a photo without a path "photo 1".
     reason = str(error).removeprefix("photo 1: ")
     st.error(f"**This photo cannot be used:** {escape_markdown(reason)}.", icon=":material/image_not_supported:")
 
 
 def show_client_error(error: ClientError) -> None:
-    """Renders the reason for a failed request, and a button to try again."""
+    """Render the reason for a failed request, and a button to try again."""
     title, text = next(message for kind, message in _MESSAGES.items() if isinstance(error, kind))
     st.error(f"**{title}** {text}", icon=":material/cloud_off:")
     st.button("Try again")

@@ -1,4 +1,4 @@
-"""Applies configurations to a fleet: runs planned steps server by server, with retries, conflict checks and undo."""
+"""Apply configurations to a fleet: run planned steps server by server, with retries, conflict checks and undo."""
 
 import contextlib
 import threading
@@ -36,7 +36,7 @@ class ApplyResult(NamedTuple):
 
 
 class ConfigApplier:
-    """Applies configurations to the servers of one fleet.
+    """Applier of configurations to the servers of one fleet.
 
     Args:
         fleet: Model servers and their live configuration.
@@ -53,11 +53,11 @@ class ConfigApplier:
         load_only: bool = False,
         skip_unreachable: bool = False,
     ) -> ApplyResult:
-        """Brings the live configuration and every server to the goal, in the order of `plan_steps`.
+        """Bring the live configuration and every server to the goal, in the order of `plan_steps`.
 
         Args:
-            make_goal: Returns the goal for a live configuration. It is called again after another process has changed
-                the live configuration.
+            make_goal: Function that returns the goal for a live configuration. It is called again after another process
+                has changed the live configuration.
             load_only: Whether to load the goal's versions without moving labels.
             skip_unreachable: Whether to bring all other servers to the goal before failing for one that does not
                 respond. Otherwise the rollout stops at the step at which a server does not respond.
@@ -77,7 +77,7 @@ class ConfigApplier:
                     plan_steps(live, goal, self._limits.loaded_versions, load_only), live, revision, skip_unreachable
                 )
             except Superseded:
-                # Two processes that only load could unload each other's version forever: the first one gives way.
+                # Two processes that only load could unload each other's version forever, so the first one ends.
                 live, _ = self._fleet.read()
                 unloaded = goal.labelled - set(live.versions if live else goal.versions)
                 if load_only and unloaded:
@@ -97,7 +97,7 @@ class ConfigApplier:
     def _run(
         self, steps: list[Step], live: ServingConfig | None, revision: str | None, skip_unreachable: bool
     ) -> ApplyResult:
-        """Runs the steps; every server has applied a step before the next one starts."""
+        """Run the steps; every server must have applied a step before the next one starts."""
         unreachable: dict[Server, Unreachable] = {}
         for step in steps:
             if step.is_write_needed:
@@ -120,16 +120,16 @@ class ConfigApplier:
         return result
 
     def _undo(self, live: ServingConfig, step: Step, revision: str) -> None:
-        """Restores the live configuration from before the rollout, unless another process has changed it."""
+        """Restore the live configuration from before the rollout, unless another process has changed it."""
         with contextlib.suppress(FleetError):
             if step.config != live:
                 self._fleet.write(live, revision)
         self._resend_live()
 
     def _resend_live(self) -> None:
-        """Sends the live configuration to all servers that respond.
+        """Send the live configuration to all servers that respond.
 
-        A configuration of this rollout may have reached a server after that of the process that changed it since.
+        A configuration of this rollout may have reached a server after the newer configuration of another process.
         """
         with contextlib.suppress(FleetError, RolloutError):
             for _ in range(_MAX_ATTEMPTS):
@@ -142,12 +142,12 @@ class ConfigApplier:
                         return
 
     def _send_to_all(self, step: Step, revision: str, ignored: Collection[Server] = ()) -> ApplyResult:
-        """Brings every server to the step's configuration, including servers that start meanwhile.
+        """Bring every server to the step's configuration, including servers that start meanwhile.
 
         Args:
             step: Step whose configuration is the live one.
             revision: Revision of that live configuration.
-            ignored: Servers that did not respond at an earlier step. They are tried, but not waited for.
+            ignored: Servers that did not respond at an earlier step. They are updated if they respond, but not awaited.
 
         Raises:
             Superseded: If another process has changed the live configuration.
@@ -176,7 +176,7 @@ class ConfigApplier:
         return ApplyResult(sorted(updated.values()), [], {})
 
     def _update(self, servers: list[Server], step: Step, revision: str) -> dict[Server, Unreachable]:
-        """Brings the servers to the step's configuration in parallel; returns those that do not respond. See above."""
+        """Bring the servers to the step's configuration in parallel; return those that do not respond."""
         if not servers:
             return {}
         cancelled = threading.Event()
@@ -187,7 +187,7 @@ class ConfigApplier:
                     if self._is_superseded(revision):
                         raise self._superseded()
             finally:
-                cancelled.set()  # no thread keeps waiting for its server
+                cancelled.set()  # stops the threads that wait for their servers
         errors: dict[Server, Unreachable] = {}
         for server, update in zip(servers, updates, strict=True):
             try:
@@ -207,7 +207,7 @@ class ConfigApplier:
             update_server(server.name, client, self._fleet.base_path, step, self._limits, cancelled)
 
     def _is_superseded(self, revision: str | None) -> bool:
-        """Whether another process has changed the live configuration; False while it cannot be read."""
+        """Return whether another process has changed the live configuration; False while it cannot be read."""
         try:
             return self._fleet.read()[1] != revision
         except FleetError:

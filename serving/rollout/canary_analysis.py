@@ -1,4 +1,4 @@
-"""Compares the canary with the stable version by the metrics that the gateways collect for both at the same time."""
+"""Compare the canary with the stable version by the metrics that the gateways collect for both at the same time."""
 
 import dataclasses
 import enum
@@ -58,7 +58,7 @@ class RequestStats:
         return self.failed + self.succeeded
 
     def percentile_bound(self, share: float) -> float:
-        """Returns the lowest bound that at most `share` of the successes exceed; infinity if there is none."""
+        """Return the lowest bound that at most `share` of the successes exceed; infinity if no bound qualifies."""
         return min(
             (bound for bound, count in self.slower_than.items() if count <= share * self.succeeded),
             default=float("inf"),
@@ -70,7 +70,7 @@ class RequestStats:
         return RequestStats(self.failed + other.failed, self.succeeded + other.succeeded, slower_than)
 
     def since(self, earlier: "RequestStats") -> "RequestStats":
-        """Returns the counts since `earlier`; all counts if the gateway has restarted since."""
+        """Return the counts since `earlier`; all counts if the gateway has restarted since."""
         if earlier.failed > self.failed or earlier.succeeded > self.succeeded:
             return self
         slower_than = {bound: count - earlier.slower_than.get(bound, 0) for bound, count in self.slower_than.items()}
@@ -78,10 +78,10 @@ class RequestStats:
 
 
 def read_request_stats(address: str) -> dict[str, RequestStats]:
-    """Reads a gateway's metrics.
+    """Read a gateway's metrics.
 
     Args:
-        address: host:port of the gateway.
+        address: Address of the gateway, host:port.
 
     Returns:
         Stats by label since the gateway started.
@@ -122,7 +122,7 @@ def _parse_metrics(text: str) -> dict[str, RequestStats]:
 
 
 def compare(canary: RequestStats, stable: RequestStats, criteria: CanaryCriteria) -> CanaryAnalysis:
-    """Tests whether the canary's error rate or latency is significantly worse, with Fisher's exact test for each."""
+    """Test whether the canary's error rate or latency is significantly worse, with Fisher's exact test for each."""
     canary_rate, stable_rate = _rate(canary.failed, canary.requests), _rate(stable.failed, stable.requests)
     if canary_rate > stable_rate + criteria.max_error_increase and _is_share_greater(
         canary.failed, canary.requests, stable.failed, stable.requests, criteria.alpha
@@ -159,8 +159,8 @@ def _rate(part: int, whole: int) -> float:
 
 
 def _is_share_greater(part: int, whole: int, other_part: int, other_whole: int, alpha: float) -> bool:
-    """Whether the first share is significantly greater than the second."""
-    from scipy.stats import fisher_exact  # a second to import
+    """Return whether the first share is significantly greater than the second."""
+    from scipy.stats import fisher_exact  # the import takes a second
 
     table = [[part, whole - part], [other_part, other_whole - other_part]]
     return bool(fisher_exact(table, alternative="greater").pvalue < alpha)

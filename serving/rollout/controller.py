@@ -1,4 +1,4 @@
-"""Promotes versions, rolls them back and runs canaries: updates the registry's labels and the servers together.
+"""Promote versions, roll them back and run canaries: update the registry's labels and the servers together.
 
 The registry holds the labels. The live configuration is a ConfigMap or a file in the workdir. Servers read it when they
 start; each change of it is also sent to the running servers. No server ever has a label that points to a version it has
@@ -40,7 +40,7 @@ class RolloutResult(NamedTuple):
 
 
 class RolloutController:
-    """Controls the versions of one registry on one fleet.
+    """Controller of the versions of one registry on one fleet.
 
     Args:
         registry: Versions and their labels.
@@ -55,7 +55,7 @@ class RolloutController:
         self._applier = ConfigApplier(fleet, limits)
 
     def promote(self, version: int) -> tuple[int | None, RolloutResult]:
-        """Makes `version` stable: clients get it once every ready server has loaded it. Its canary label is removed.
+        """Make `version` stable once every ready server has loaded it, and remove its canary label.
 
         Returns:
             The previous stable version, and the result on the servers.
@@ -74,7 +74,7 @@ class RolloutController:
             self._registry.unlabel(CANARY, "")
         try:
             result = self.sync()
-        except LoadError:  # of a server that started meanwhile
+        except LoadError:  # from a server that started meanwhile
             if previous != version and self._registry.stable() == version:
                 self._registry.rollback()
             raise
@@ -82,10 +82,10 @@ class RolloutController:
         return previous, result._replace(removed=self._remove_old_versions())
 
     def rollback(self) -> tuple[int, int, RolloutResult]:
-        """Makes the previous stable version stable again.
+        """Make the previous stable version stable again.
 
         A server that does not respond does not block the others. The registry is changed last: after an interruption
-        before that, the same call goes back to the same version, not one further.
+        before that, the same call goes back to the same version, not one version further.
 
         Returns:
             The version that was stable, the version that is stable now, and the result on the servers.
@@ -95,7 +95,7 @@ class RolloutController:
             LoadError, RolloutError, FleetError: See `promote`.
         """
         *_, target = self._registry.require_rollback_targets()
-        self._stop_other_canary(target, f"version {target} was rolled back to")
+        self._stop_other_canary(target, f"stable was rolled back to version {target}")
         result = self._apply(lambda: {**self._registry.labels(), STABLE: target}, skip_unreachable=True)
         previous, stable = self._registry.rollback(target=target)
         if stable != target:  # another process has moved the label meanwhile
@@ -103,14 +103,14 @@ class RolloutController:
         return previous, stable, result
 
     def start_canary(self, version: int, share: float) -> tuple[int, RolloutResult]:
-        """Makes `version` the canary: loads it, checks its golden requests, then sends it `share` of the requests.
+        """Make `version` the canary: load it, check its golden requests, then send it `share` of the requests.
 
         Returns:
             Number of golden requests of the version, and the result on the servers.
 
         Raises:
             CanaryStopped: If a server fails a golden request; no client request has reached the version.
-            RegistryError, LoadError, RolloutError, FleetError: See `promote`. The version can become canary later.
+            RegistryError, LoadError, RolloutError, FleetError: See `promote`. The version can become the canary later.
         """
         self._registry.require_servable(version)
         if version == self._registry.stable():
@@ -131,10 +131,10 @@ class RolloutController:
         seconds: float,
         criteria: CanaryCriteria = CanaryCriteria(),  # noqa: B008, immutable
     ) -> tuple[int, CanaryAnalysis]:
-        """Checks the canary's golden requests, then compares it with stable by the gateways' metrics from now on.
+        """Check the canary's golden requests, then compare it with stable by the gateways' metrics from now on.
 
         Args:
-            seconds: Longest time to collect metrics.
+            seconds: Maximum time to collect metrics.
             criteria: Criteria that the canary must meet.
 
         Returns:
@@ -168,11 +168,11 @@ class RolloutController:
             time.sleep(min(_STATS_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def stop_canary(self, reason: str, version: int | None = None) -> tuple[int | None, RolloutResult]:
-        """Sends all requests to stable again. A server that does not respond does not block the others.
+        """Send all requests to stable again. A server that does not respond does not block the others.
 
         Args:
             reason: Reason to record in the registry.
-            version: Stops only this version's canary; None stops any.
+            version: Version to stop; another canary keeps running. None stops any canary.
 
         Returns:
             The version that was canary, if any, and the result on the servers.
@@ -183,7 +183,7 @@ class RolloutController:
         return self._registry.unlabel(CANARY, reason, version), self.sync(skip_unreachable=True)
 
     def sync(self, skip_unreachable: bool = False) -> RolloutResult:
-        """Brings the servers to the labels of the registry.
+        """Bring the servers to the labels of the registry.
 
         Args:
             skip_unreachable: Whether a server that does not respond is reported only after all others were updated,
@@ -201,7 +201,7 @@ class RolloutController:
         load_only: bool = False,
         skip_unreachable: bool = False,
     ) -> RolloutResult:
-        """Brings the servers to the labels; see `ConfigApplier.apply`.
+        """Bring the servers to the labels; see `ConfigApplier.apply`.
 
         `read_labels` is called again after a conflict. A `canary_share` of None keeps the current one.
         """
@@ -220,13 +220,13 @@ class RolloutController:
         return make_serving_config(labels, rollback_versions, self._limits.loaded_versions, canary_share)
 
     def _stop_other_canary(self, version: int, reason: str) -> None:
-        """Stops a canary that is not `version`: servers have no memory for three versions with requests."""
+        """Stop a canary that is not `version`: servers have no memory for three versions with requests."""
         canary = self._registry.labels().get(CANARY, version)
         if canary != version:
             self.stop_canary(reason, canary)
 
     def _require_label(self, label: str, version: int) -> None:
-        """Raises if another process has moved `label` away from `version` during the rollout."""
+        """Raise RolloutError if another process has moved `label` away from `version` during the rollout."""
         current = self._registry.labels().get(label)
         if current != version:
             reason = self._registry.stop_reason(version) or (
@@ -237,9 +237,9 @@ class RolloutController:
             )
 
     def _check_golden_requests(self, version: int) -> int:
-        """Checks each ready server; returns the number of golden requests.
+        """Check the golden requests on each ready server; return their number.
 
-        A wrong prediction stops the canary. A server that does not respond stops nothing.
+        A wrong prediction stops the canary. A server that does not respond does not stop it.
         """
         requests = read_golden_requests(self._registry.path(version))
         for server in self._fleet.servers() if requests else []:
@@ -258,7 +258,7 @@ class RolloutController:
         return len(requests)
 
     def _request_stats(self) -> dict[str, dict[str, RequestStats]]:
-        """Returns the stats by label of each gateway that responds, by the gateway's key."""
+        """Return the stats by label of each gateway that responds, by the gateway's key."""
         stats, failure = {}, None
         for gateway in self._fleet.gateways():
             try:
@@ -270,7 +270,7 @@ class RolloutController:
         return stats
 
     def _remove_old_versions(self) -> list[int]:
-        """Removes versions beyond the limit that have no label and that no server has loaded.
+        """Remove versions beyond the limit that have no label and that no server has loaded.
 
         It removes none if a server does not report its versions.
         """

@@ -22,10 +22,10 @@ class Server(NamedTuple):
 
     Attributes:
         name: Name for messages.
-        key: Identifier of the process; a restarted process has the same name and another key.
+        key: Identifier of the process; a restarted process has the same name but another key.
         ready: Whether it accepts requests; otherwise it is starting.
-        address: host:port of gRPC, or of HTTP for a gateway; see `Fleet.reachable_address`. "" if the container has not
-            started.
+        address: Address, host:port, of gRPC, or of HTTP for a gateway; "" if the container has not started. See
+            `Fleet.reachable_address`.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Fleet(Protocol):
     description: str
 
     def read(self) -> tuple[ServingConfig | None, str | None]:
-        """Returns the live configuration and its revision; None, None if there is none yet.
+        """Return the live configuration and its revision, or (None, None) before the first write.
 
         Raises:
             FleetError: If it cannot be read.
         """
 
     def write(self, config: ServingConfig, revision: str | None) -> str:
-        """Replaces the live configuration if it still has `revision`; returns the new revision.
+        """Replace the live configuration if it still has `revision`; return the new revision.
 
         Raises:
             Conflict: If it has another revision.
@@ -63,13 +63,13 @@ class Fleet(Protocol):
         """
 
     def servers(self) -> list[Server]:
-        """Returns the ready model servers, and the starting ones that may already have read the configuration."""
+        """Return the ready model servers, and the starting ones that may already have read the configuration."""
 
     def gateways(self) -> list[Server]:
-        """Returns the ready gateways."""
+        """Return the ready gateways."""
 
     def reachable_address(self, server: Server) -> str:
-        """Returns the host:port at which this process reaches `server`. Thread-safe.
+        """Return the host:port at which this process reaches `server`. Thread-safe.
 
         Raises:
             Unreachable: If this server cannot be reached at the moment.

@@ -1,6 +1,6 @@
 """Golden requests: photos with their expected predictions, stored with a version.
 
-A server must pass them before the version receives requests from clients.
+Every server must return these predictions before the version receives requests from clients.
 """
 
 import base64
@@ -14,7 +14,8 @@ from serving.client.grpc import GrpcClient
 from serving.model_files import GOLDEN_REQUESTS_FILE
 from serving.registry import RegistryError
 
-# Probabilities differ between machines in the last digits; a wrong model, breed or preprocessing changes the first.
+# Probabilities differ between machines in the last digits; a wrong model, breed or preprocessing changes the first
+# digits.
 _TOLERANCE = 0.02
 
 
@@ -37,12 +38,12 @@ class GoldenRequest(NamedTuple):
 
 
 def golden_requests_document(requests: Iterable[GoldenRequest]) -> list[dict[str, Any]]:
-    """Returns the JSON document for GOLDEN_REQUESTS_FILE."""
+    """Return the JSON document for GOLDEN_REQUESTS_FILE."""
     return [{**request._asdict(), "photo": base64.b64encode(request.photo).decode()} for request in requests]
 
 
 def read_golden_requests(model: str | Path) -> list[GoldenRequest]:
-    """Reads the golden requests of the SavedModel in the directory `model`; returns none if it has no such file.
+    """Read the golden requests of the SavedModel in the directory `model`; return [] if it has no such file.
 
     Raises:
         RegistryError: If the file cannot be read or is damaged.
@@ -58,10 +59,10 @@ def read_golden_requests(model: str | Path) -> list[GoldenRequest]:
 
 
 def check_golden_requests(address: str, model_name: str, version: int, requests: list[GoldenRequest]) -> None:
-    """Sends golden requests to a model server, addressed to the version's number, and compares the predictions.
+    """Send golden requests to a model server, addressed to the version's number, and compare the predictions.
 
     Args:
-        address: host:port of the server's gRPC.
+        address: Address of the server's gRPC API, host:port.
         model_name: Name of the model.
         version: Version that the server has loaded.
         requests: Golden requests, at least one.

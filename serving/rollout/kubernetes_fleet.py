@@ -38,7 +38,10 @@ class _InvalidResponse(Exception):
 
 
 class _ApiClient(kubernetes.client.ApiClient):
-    """The generated client, with a check: it would treat a response that is not JSON as an empty object, or crash."""
+    """The generated client with a check of responses.
+
+    Without the check, it treats a response that is not JSON as an empty object, or crashes.
+    """
 
     def deserialize(self, response: Any, response_type: Any) -> Any:
         try:
@@ -56,7 +59,7 @@ class KubernetesFleet:
         namespace: Namespace of the servers.
         model_name: Name of the model.
         models_folder: Folder of the pushed models, as the pods see it.
-        context: Context of kubectl's configuration; None for the current one or, in a pod, the pod's service account.
+        context: Context of kubectl's configuration; None for the current one or, in a pod, for its service account.
 
     Raises:
         FleetError: If no cluster is configured, or the environment names a proxy that cannot be used.
@@ -219,7 +222,7 @@ class _PortForward:
         return self._process.poll() is not None
 
     def address(self) -> str:
-        """Returns the host:port on this machine.
+        """Return the host:port on this machine.
 
         Raises:
             Unreachable: If kubectl does not reach the pod.
@@ -233,7 +236,7 @@ class _PortForward:
             ) from None
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -251,7 +254,7 @@ class _PortForward:
 
 
 def _server_in_pod(pod: Any, port_name: str) -> Server | None:
-    """Returns the server in a pod; None if it has ended, or has no node yet and will read the configuration later."""
+    """Return the server in a pod; None if the pod has ended, or has no node yet and reads the configuration later."""
     if not pod.spec.node_name or pod.status.phase in ("Succeeded", "Failed"):
         return None
     port_number, container_name = next(
@@ -275,7 +278,7 @@ def _server_in_pod(pod: Any, port_name: str) -> Server | None:
 
 
 def _message(error: ApiException) -> str:
-    """Returns the message of Kubernetes' Status object, or the reason phrase if a proxy returned something else."""
+    """Return the message of Kubernetes' Status object, or the reason phrase if a proxy returned something else."""
     text = (error.body or "").strip()
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = str(json.loads(text)["message"]).strip()

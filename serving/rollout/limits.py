@@ -1,4 +1,4 @@
-"""Limits of a rollout and the criteria for a canary, with their defaults. The pipeline's settings use them, too.
+"""Limits of a rollout and the criteria for a canary, with their defaults. The pipeline's settings also use them.
 
 This module imports no gRPC, HTTP or Kubernetes client, so that reading the settings stays fast.
 """
@@ -19,8 +19,8 @@ class RolloutLimits(NamedTuple):
         keep_versions: Number of newest versions that always stay in the registry.
         load_seconds: Time for a server to load a version.
         starting_seconds: Time for a server to start listening.
-        poll_seconds: Time in which a server has looked for versions once (--file_system_poll_wait_seconds). Until then,
-            a reported load error may be from an earlier attempt.
+        poll_seconds: Time within which a server scans for versions at least once (--file_system_poll_wait_seconds).
+            Until then, a reported load error may be from an earlier attempt.
     """
 
     loaded_versions: int = 2
@@ -36,7 +36,7 @@ class CanaryCriteria:
 
     Attributes:
         min_requests: Number of requests that both the canary and the stable version need before the canary can pass.
-        max_error_increase: Largest increase of the error rate over the stable version's, as a share of the requests.
+        max_error_increase: Largest increase over the error rate of the stable version, as a share of the requests.
         max_latency_ratio: Largest ratio of the canary's 95th latency percentile to that of the stable version.
         alpha: One-sided p-value below which a difference counts as significant. The comparison is repeated many times,
             so keep it small.

@@ -1,4 +1,4 @@
-"""The fleet on one machine: configuration files in the workdir, and the server processes that announce an address."""
+"""The fleet on one machine: configuration files in the workdir, and server processes that announce their addresses."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ class LocalFleet:
 
     Args:
         workdir: Workdir of the servers.
-        base: Directory of the registry, whose name is the model's name.
+        base: Directory of the registry, which has the name of the model.
     """
 
     def __init__(self, workdir: str | Path, base: Path):
@@ -70,7 +70,8 @@ class LocalFleet:
         with FileLock(self._folder / ".lock"):
             if self.read()[1] != revision:
                 raise Conflict(f"{self._folder}: another process has changed the configuration")
-            # CONFIG_FILE is written last. The revision covers both files, so a reader in between sees an unknown one.
+            # CONFIG_FILE is written last. The revision covers both files, so a concurrent reader gets
+            # an unknown revision.
             for name, content in sorted(config.files(self.model_name, self.base_path).items(), reverse=True):
                 temporary = self._folder / f".{name}"
                 temporary.write_text(content, encoding="utf-8")
@@ -91,13 +92,13 @@ class LocalFleet:
 
     @contextlib.contextmanager
     def announced(self, kind: str, address: str) -> Iterator[None]:
-        """Adds a process to the fleet while the block runs.
+        """Add a process to the fleet while the block runs.
 
         The process holds a file lock, so the fleet notices if it is killed.
 
         Args:
             kind: MODEL_SERVER or GATEWAY.
-            address: host:port of gRPC for a model server, of HTTP for a gateway.
+            address: Address, host:port, of gRPC for a model server, of HTTP for a gateway.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         entry = self._folder / f"{kind}-{uuid.uuid4().hex}.json"

@@ -1,4 +1,4 @@
-"""Client for one model server's management calls: reload the configuration, read the states of versions and labels."""
+"""Client for the management calls of one model server: reload the configuration, read version states and labels."""
 
 import contextlib
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ class CallRejected(ValueError):
 
 
 class VersionNotAvailable(CallRejected):
-    """A label would move to a version that is not available: the server applied nothing of the configuration."""
+    """A label would move to a version that is not available; the server applied no part of the configuration."""
 
 
 class NotFound(CallRejected):
@@ -65,9 +65,9 @@ class ModelServerClient:
     """gRPC connection to a model server, for use as a context manager.
 
     Args:
-        address: host:port of gRPC.
+        address: Address of the gRPC API, host:port.
         model_name: Name of the model.
-        timeout: Time limit of a call in seconds.
+        timeout: Time limit of a call, in seconds.
 
     Raises:
         Unreachable: If the environment names a proxy that cannot be used.
@@ -98,7 +98,7 @@ class ModelServerClient:
         self._channel.close()
 
     def reload_config(self, config: ServingConfig, base_path: str) -> None:
-        """Applies `config`: the server loads and unloads versions while it continues to serve.
+        """Apply `config`: the server loads and unloads versions while it continues to serve.
 
         Raises:
             VersionNotAvailable: If a label would move to a version that is not available.
@@ -109,7 +109,7 @@ class ModelServerClient:
         self._call(self._reload, ReloadConfigRequest(config=message))
 
     def version_states(self) -> dict[int, VersionState]:
-        """Returns the state of each version that the server has ever been configured with.
+        """Return the state of each version that the server has ever been configured with.
 
         Raises:
             Unreachable: If the server does not respond.
@@ -123,7 +123,7 @@ class ModelServerClient:
         return {status.version: _version_state(status) for status in response.model_version_status}
 
     def labels(self, names: Iterable[str]) -> dict[str, int]:
-        """Returns the version by label, for those of the labels `names` whose version is available.
+        """Return the version by label, for the labels in `names` whose version is available.
 
         Raises:
             Unreachable: If the server does not respond.

@@ -1,4 +1,4 @@
-"""Plans the steps of a rollout: load versions, move labels, unload versions. Pure functions, no servers."""
+"""Plan the steps of a rollout: load versions, move labels, unload versions. Pure functions, no servers."""
 
 import itertools
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Step(NamedTuple):
     Attributes:
         config: Configuration to apply.
         required_versions: Versions that every server must have loaded. The other versions of `config` are optional.
-        is_write_needed: Whether `config` differs from the live configuration that the step before leaves behind.
+        is_write_needed: Whether `config` differs from the live configuration after the previous step.
         is_starting_awaited: Whether servers that are still starting must apply it too.
     """
 
@@ -26,13 +26,13 @@ class Step(NamedTuple):
 
 
 def plan_steps(live: ServingConfig | None, goal: ServingConfig, max_loaded: int, load_only: bool = False) -> list[Step]:
-    """Plans the steps from the live configuration to the goal.
+    """Plan the steps from the live configuration to the goal.
 
-    A step never moves a label to a version that the step before has not loaded, and never unloads a version that a
+    A step never moves a label to a version that the previous step has not loaded, and never unloads a version that a
     label still points to.
 
     Args:
-        live: Live configuration; None if there is none yet.
+        live: Live configuration; None before the first rollout.
         goal: Configuration to reach.
         max_loaded: Number of versions that fit into a server's memory.
         load_only: Whether to load the versions that the goal's labels need without moving a label. It has no effect
@@ -58,5 +58,5 @@ def plan_steps(live: ServingConfig | None, goal: ServingConfig, max_loaded: int,
 
 
 def resend_step(live: ServingConfig) -> Step:
-    """Returns the step that sends the live configuration to the servers once more."""
+    """Return the step that sends the live configuration to the servers once more."""
     return Step(live, frozenset(live.labelled), is_write_needed=False)

@@ -1,4 +1,4 @@
-"""Brings one model server to a configuration."""
+"""Bring one model server to a configuration."""
 
 import dataclasses
 import threading
@@ -23,7 +23,7 @@ def update_server(
     limits: RolloutLimits,
     cancelled: threading.Event,
 ) -> None:
-    """Applies the step's configuration to one server, whichever configuration the server has: it may have missed some.
+    """Apply the step's configuration to one server, whose current configuration may be any earlier one.
 
     The server keeps the versions that its labels point to until the labels have moved.
 
@@ -33,10 +33,10 @@ def update_server(
         base_path: Directory of the model's versions, as the server sees it.
         step: Configuration, and the versions that must be loaded before labels move.
         limits: Time limits.
-        cancelled: Set to stop waiting for the server.
+        cancelled: Event that stops the wait for the server when it is set.
 
     Raises:
-        LoadError: If the server cannot load a required version, or not in time.
+        LoadError: If the server cannot load a required version, or does not load it in time.
         Superseded: If another process has unloaded a required version, or `cancelled` is set.
         CallRejected: If the server rejects the configuration.
         Unreachable: If the server does not respond.
@@ -58,7 +58,7 @@ def update_server(
         except VersionNotAvailable:
             if config.labelled <= step.required_versions:
                 raise
-            # A label that the next step moves away points to a version that may be broken here: the next step fixes it.
+            # A label points to a version that may be broken on this server; the next step moves the label away.
             return
     if transition != config:
         server.reload_config(config, base_path)
@@ -72,7 +72,7 @@ def _wait_until_loaded(
     limits: RolloutLimits,
     cancelled: threading.Event,
 ) -> None:
-    """Waits until the server has loaded the versions.
+    """Wait until the server has loaded the versions.
 
     `previous_states` are the states from before the request to load: an old error may still be reported.
     """

@@ -44,11 +44,11 @@ class ServingConfig:
         return set(self.labels.values())
 
     def with_versions(self, versions: Iterable[int]) -> "ServingConfig":
-        """Returns a configuration with the same labels that loads these versions and the labelled ones."""
+        """Return a configuration with the same labels that loads `versions` and the labelled versions."""
         return dataclasses.replace(self, versions=tuple({*versions, *self.labelled}))
 
     def files(self, model_name: str, base_path: str) -> dict[str, str]:
-        """Returns file contents by name: model servers read CONFIG_FILE at their start, gateways poll TRAFFIC_FILE.
+        """Return file contents by name: model servers read CONFIG_FILE at startup, gateways poll TRAFFIC_FILE.
 
         Args:
             model_name: Name of the model.
@@ -61,7 +61,7 @@ class ServingConfig:
 def model_server_config(
     model_name: str, base_path: str, versions: Iterable[int], labels: Mapping[str, int] | None = None
 ) -> ModelServerConfig:
-    """Returns TensorFlow Serving's configuration for one model, with explicit versions.
+    """Return TensorFlow Serving's configuration for one model, with explicit versions.
 
     Args:
         model_name: Name of the model.
@@ -78,7 +78,7 @@ def model_server_config(
 
 
 def read_serving_config(files: Mapping[str, str], model_name: str) -> ServingConfig:
-    """Parses the contents that `ServingConfig.files` returned.
+    """Parse the contents that `ServingConfig.files` returned.
 
     Raises:
         ServingConfigError: If `catbreeds` did not write the files.
@@ -102,7 +102,7 @@ def make_serving_config(
     canary_share: float = 0.0,
     required: Iterable[int] = (),
 ) -> ServingConfig:
-    """Returns a configuration with the labelled and required versions, and optional ones while memory is left.
+    """Return a configuration with the labelled and required versions, and optional ones while memory allows.
 
     Args:
         labels: Version by label.

@@ -122,7 +122,7 @@ def test_without_a_photo_the_page_prompts_for_one_and_shows_the_model_version(vi
     [
         ("notes.jpg", b"not a photo", "not a JPEG, PNG, WebP, GIF, BMP or HEIC image"),
         ("cut.jpg", PHOTOS[0][: len(PHOTOS[0]) // 2], "the image is damaged or cut off"),
-        ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side needs at least 32"),
+        ("tiny.png", encoded(Image.new("RGB", (4, 4)), "PNG"), "the shorter side must have at least 32"),
     ],
 )
 def test_an_unusable_photo_shows_the_reason(visit, gateway, name, content, reason):

@@ -2,7 +2,7 @@
 
 
 class RecordBatchSQLSliceQuery:
-    """Rejects SQL slice queries; tensorflow-data-validation uses nothing else of the module."""
+    """Stub that rejects SQL slice queries; tensorflow-data-validation uses nothing else from the module."""
 
     def __init__(self, sql, arrow_schema):
         """Raise NotImplementedError, because tfx-bsl 1.21 has no SQL engine."""
