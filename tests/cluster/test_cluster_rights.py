@@ -64,7 +64,7 @@ def test_an_account_has_the_permissions_of_its_role_and_no_others(kubectl_as, se
 
 
 @pytest.mark.parametrize("verb", ["get", "update", "create", "list"])
-def test_rollout_may_make_its_calls(kubectl_as, served, verb):
+def test_rollout_has_permission_for_its_api_calls(kubectl_as, served, verb):
     config = served.live()
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other", "namespace": served.namespace}}
     done = {
@@ -99,7 +99,7 @@ def test_rollout_may_make_its_calls(kubectl_as, served, verb):
         "get nodes",
     ],
 )
-def test_rollout_may_not_make_other_calls(kubectl_as, served, call):
+def test_rollout_has_no_permission_for_other_api_calls(kubectl_as, served, call):
     pod = served.kubelet.ready("model-server")[0].name
     done = kubectl_as("rollout", *call.replace("POD", pod).split(" "))
     assert (done.returncode, "forbidden" in done.stderr) == (1, True), done.stderr

@@ -19,7 +19,7 @@ def served(served):
     return served
 
 
-def test_promote_and_rollback_fail_no_request(served):
+def test_promote_and_rollback_cause_no_failed_requests(served):
     with served.traffic() as traffic:
         assert served.run("promote", 2) == "version 2 is stable (was version 1)\nloaded on 2 servers\n"
         assert traffic.gets_only({2})
@@ -42,7 +42,7 @@ def test_a_canary_gets_its_share_then_becomes_stable_and_no_request_fails(served
     assert served.labels() == [{"stable": 2}] * 3
 
 
-def test_a_stopped_canary_gets_no_requests_and_none_fails(served):
+def test_a_stopped_canary_gets_no_requests_and_no_request_fails(served):
     with served.traffic() as traffic:
         served.run("promote", 2, "--canary", "--share", 0.5)
         eventually(lambda: traffic.gets_only({1, 2}))
@@ -51,7 +51,7 @@ def test_a_stopped_canary_gets_no_requests_and_none_fails(served):
     assert served.labels() == [{"stable": 1}] * 3
 
 
-def test_of_two_concurrent_promotions_in_a_cluster_one_succeeds_and_the_other_fails_at_once(served):
+def test_one_of_two_concurrent_promotions_in_a_cluster_succeeds_and_the_other_fails_immediately(served):
     with served.traffic():
         first = served.start("promote", 3)  # the pods do not see this version yet
         eventually(lambda: 3 in read_serving_config(served.live()["data"], MODEL).versions)
@@ -65,7 +65,7 @@ def test_of_two_concurrent_promotions_in_a_cluster_one_succeeds_and_the_other_fa
     assert "version 3 is stable (was version 2)\n" in served.run("promote", 3)
 
 
-def test_a_write_to_a_configuration_that_another_process_has_changed_is_a_conflict(served, monkeypatch):
+def test_writing_a_configuration_that_another_process_has_changed_is_a_conflict(served, monkeypatch):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with KubernetesFleet(served.namespace, MODEL, str(served.models)) as fleet:
         config, revision = fleet.read()
@@ -76,7 +76,7 @@ def test_a_write_to_a_configuration_that_another_process_has_changed_is_a_confli
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
-def test_a_killed_command_fails_no_request_and_finishes_when_it_is_rerun(served, writes):
+def test_a_killed_command_causes_no_failed_requests_and_completes_when_it_is_rerun(served, writes):
     revisions = [served.live()["metadata"]["resourceVersion"]]
 
     def has_written() -> bool:
@@ -98,7 +98,7 @@ def test_a_killed_command_fails_no_request_and_finishes_when_it_is_rerun(served,
     assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
 
-def test_a_command_that_is_killed_while_a_version_loads_finishes_when_it_is_rerun(served):
+def test_a_command_killed_while_a_version_loads_completes_when_it_is_rerun(served):
     with served.traffic() as traffic:
         command = served.start("promote", 4)  # the pods do not see this version yet
         eventually(lambda: 4 in read_serving_config(served.live()["data"], MODEL).versions)
@@ -111,7 +111,7 @@ def test_a_command_that_is_killed_while_a_version_loads_finishes_when_it_is_reru
     assert served.labels() == [{"stable": 4}] * 3
 
 
-def test_evictions_remove_one_model_server_at_a_time_and_fail_no_request(served):
+def test_evictions_remove_one_model_server_at_a_time_without_failed_requests(served):
     core = client.CoreV1Api(served.kubelet.api)
     name = ("poddisruptionbudget/model-server", "--namespace", served.namespace)
     eventually(lambda: get(*name)["status"]["disruptionsAllowed"] == 1)

@@ -107,7 +107,7 @@ def test_serving_equals_training(winner, demo, tf):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_served_model_of_each_backbone_equals_backbone_and_head(demo, backbone, tf):
+def test_served_model_of_each_backbone_predicts_the_same_as_backbone_and_head(demo, backbone, tf):
     from components.candidates.served_model import ServedModel
 
     paths = [demo.artifact(f"{node}-{backbone}", "model") / "Format-Serving" for node in ("Backbone", "Trainer")]
@@ -126,7 +126,7 @@ def assert_serving_equals_training(demo, backbone, serve, tf):
     np.testing.assert_allclose(served["probabilities"], by_embedding["probabilities"], atol=1e-4)
 
 
-def test_pushed_model_has_each_variable_once(winner):
+def test_pushed_model_stores_each_variable_once(winner):
     _, path, _ = winner
     record = json.loads((path / "assets.extra/catbreeds.json").read_text())
     written = sum(file.stat().st_size for file in (path / "variables").iterdir())

@@ -63,7 +63,7 @@ def test_gate_json_contains_rules_photos_comparison_and_labels(pushed):
     assert (gate["champion"]["version"], gate["pushed_version"], gate["serving"]) == (1, 2, {"stable": 1})
 
 
-def test_models_lists_each_version_with_labels_and_the_reasons_why_it_passed(pushed):
+def test_models_lists_each_version_with_its_labels_and_reasons_for_passing(pushed):
     first, second = as_json(pushed, "models")
     assert (first["version"], first["labels"], second["version"], second["labels"]) == (1, ["stable"], 2, [])
     assert second["backbone"] == "resnet50"

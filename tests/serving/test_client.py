@@ -61,7 +61,7 @@ def connect(request, model_server) -> Callable[..., Client]:
     return lambda *args, **options: create(address(model_server), *args, **options)
 
 
-def test_without_a_choice_the_default_version_predicts(connect):
+def test_the_default_version_predicts_unless_another_is_selected(connect):
     with connect() as client:
         answers = client.predict_many(PHOTOS)
     assert [answer.best.breed for answer in answers] == BREEDS
@@ -73,7 +73,7 @@ def test_without_a_choice_the_default_version_predicts(connect):
         assert {prediction.breed for prediction in answer.predictions} == set(BREEDS)
 
 
-def test_a_version_or_a_label_chooses_the_model(connect):
+def test_a_version_or_a_label_selects_the_model(connect):
     for choice, version in (({"version": 1}, 1), ({"version": 2}, 2), ({"label": "stable"}, 1)):
         with connect(ModelChoice(**choice)) as client:
             assert client.predict(PHOTOS[0]).model.version == version
@@ -87,7 +87,7 @@ def test_a_model_that_is_not_served_raises_not_served(connect, choice):
         client.predict(PHOTOS[0])
 
 
-def test_top_k_limits_the_breeds_and_a_path_is_read(connect, tmp_path):
+def test_top_k_limits_the_breeds_and_a_photo_can_be_given_as_a_path(connect, tmp_path):
     (tmp_path / "photo.png").write_bytes(encoded(picture(2), "PNG"))
     with connect() as client:
         answer = client.predict(tmp_path / "photo.png", top_k=2)
@@ -106,7 +106,7 @@ def test_a_photo_is_normalized_before_it_is_sent(connect):
             assert client.predict(photo).best.breed == BREEDS[1]
 
 
-def test_a_bad_photo_is_named_and_not_sent(connect, tmp_path):
+def test_an_unusable_photo_is_named_and_not_sent(connect, tmp_path):
     (tmp_path / "notes.txt").write_text("not a photo")
     with connect() as client:
         with pytest.raises(PhotoError, match=r"notes.txt: not a JPEG") as caught:

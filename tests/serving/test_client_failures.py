@@ -77,7 +77,7 @@ def test_an_error_that_a_retry_cannot_fix_is_not_retried(predict_with, script, c
     assert len(server.requests) == 1
 
 
-def test_the_request_ends_at_the_deadline_which_the_server_receives(predict_with, script):
+def test_a_request_ends_at_its_deadline_and_the_server_receives_the_deadline(predict_with, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
         predict_with(f"127.0.0.1:{server.port}", 2)

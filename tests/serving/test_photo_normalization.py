@@ -639,7 +639,7 @@ def test_tensorflow_decodes_the_same_image_from_every_accepted_file(name, other,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_models_decoding_nearly_equals_pillows(name):
+def test_decoding_in_the_model_nearly_equals_decoding_in_pillow(name):
     result = normalize(FILES[name])
     seen = tf.io.decode_image(result.data, channels=3, expand_animations=False).numpy()
     assert difference(result, Image.fromarray(seen)) < 2

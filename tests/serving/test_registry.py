@@ -162,7 +162,7 @@ def test_the_first_push_is_version_1_and_stable(registry, model):
     assert registry.labels() == {STABLE: 1}
 
 
-def test_a_later_push_does_not_move_stable(registry, model):
+def test_a_later_push_does_not_move_the_stable_label(registry, model):
     registry.push(model, {})
     assert registry.push(model, {}) == 2
     assert registry.versions() == [1, 2]
@@ -187,7 +187,7 @@ def test_a_push_adds_extra_files_and_texts(registry, model, tmp_path):
     assert files == contents(model) | {"about/card.html": card.read_bytes(), "about.txt": "größer: 2".encode()}
 
 
-def test_a_push_whose_texts_fail_leaves_nothing_and_the_next_push_succeeds(registry, model):
+def test_a_push_that_fails_to_create_its_texts_leaves_nothing_and_the_next_push_succeeds(registry, model):
     registry.push(model, {})
     before = contents(registry.base)
     with pytest.raises(ZeroDivisionError):
@@ -292,7 +292,7 @@ def test_promote_moves_the_label_and_returns_the_previous_version(pushed):
     assert pushed.labels() == {STABLE: 2}
 
 
-def test_a_push_after_a_promotion_does_not_move_stable(pushed, model):
+def test_a_push_after_a_promotion_does_not_move_the_stable_label(pushed, model):
     pushed.promote(3)
     assert pushed.push(model, {}) == 5
     assert pushed.stable() == 3
@@ -495,7 +495,7 @@ def test_no_search_finds_a_damaged_version(registry, tmp_path, name, content):
     assert (registry.find_by_model_digest("model-b"), registry.find_by_inputs_digest("inputs-b")) == (1, 1)
 
 
-def test_added_inputs_are_found_while_their_version_exists_undamaged(registry, tmp_path):
+def test_added_inputs_are_found_as_long_as_their_version_exists_and_is_undamaged(registry, tmp_path):
     for digest in ("model-a", "model-b"):
         registry.push(create_model(tmp_path / digest, digest), {"inputs_digest": f"inputs of {digest}"})
     registry.add_inputs_digest(1, "other inputs")
@@ -524,7 +524,7 @@ def test_the_leftovers_of_a_killed_push_are_ignored_and_removed_by_the_next_push
     assert {path.name for path in registry.base.iterdir()} == before | {"2"}
 
 
-def test_concurrent_pushes_and_label_moves_lose_and_mix_nothing(registry, tmp_path):
+def test_concurrent_pushes_and_label_moves_neither_lose_nor_mix_versions(registry, tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(4, spawn, initializer=spawn.Barrier(4).wait) as processes:
         work = [processes.submit(push_and_move_labels, registry.base, tmp_path / "models", seed) for seed in range(4)]

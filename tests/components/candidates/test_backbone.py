@@ -163,7 +163,7 @@ def test_random_weights_depend_only_on_the_seed(networks, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_find_weights_prefers_the_short_name_to_the_name_of_keras(architecture, tmp_path):
+def test_find_weights_prefers_the_short_file_name_to_the_keras_file_name(architecture, tmp_path):
     preferred, keras_name = weight_file_names(architecture)
     (tmp_path / keras_name).write_bytes(b"")
     assert find_weights(architecture, str(tmp_path)) == str(tmp_path / keras_name)
@@ -172,7 +172,7 @@ def test_find_weights_prefers_the_short_name_to_the_name_of_keras(architecture, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_error_for_missing_weights_has_both_file_names(architecture, tmp_path):
+def test_error_for_missing_weights_contains_both_file_names(architecture, tmp_path):
     for other in set(ARCHITECTURES) - {architecture}:
         (tmp_path / weight_file_names(other)[0]).write_bytes(b"")
     with pytest.raises(WeightsError) as caught:
@@ -205,7 +205,7 @@ def test_weights_file_determines_the_weights_for_any_seed(networks, weights, arc
         (ARCHITECTURES["xception"].keras_weights, "text"),
     ],
 )
-def test_error_for_an_invalid_weights_file_has_its_path(weights, tmp_path, name, content):
+def test_error_for_an_invalid_weights_file_contains_its_path(weights, tmp_path, name, content):
     path = tmp_path / name
     if content == "of another architecture":
         path.write_bytes(next(weights("resnet50")[not name.endswith(".weights.h5")].iterdir()).read_bytes())
@@ -277,7 +277,7 @@ def backbone(weights, tmp_path_factory):
     return model, Path(model.uri) / "Format-Serving"
 
 
-def test_saved_model_has_each_variable_once(backbone, networks):
+def test_saved_model_stores_each_variable_once(backbone, networks):
     _, path = backbone
     size = sum(variable.numpy().nbytes for variable in networks("xception").variables)
     data = sum(file.stat().st_size for file in (path / "variables").glob("variables.data-*"))

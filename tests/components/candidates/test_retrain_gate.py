@@ -77,7 +77,7 @@ def test_a_run_continues_if_the_registry_is_empty(gate):
     assert summary.startswith("**New**")
 
 
-def test_the_inputs_of_a_pushed_version_end_the_run_and_the_version_is_named(pushed):
+def test_a_run_with_the_inputs_of_a_pushed_version_ends_early_and_the_version_is_named(pushed):
     retrain, document, summary = pushed()
     assert (retrain, document["version"]) == (False, 1)
     assert summary.startswith("**Nothing new**: version 1 was trained from this data")
@@ -189,7 +189,7 @@ def test_a_run_that_reproduces_a_pushed_model_from_other_inputs_is_not_repeated(
     assert (retrain, document["version"]) == (False, 1)
 
 
-def test_a_version_without_inputs_digest_does_not_end_the_run(gate):
+def test_a_version_without_an_inputs_digest_does_not_end_the_run(gate):
     gate.push(None)
     assert gate()[0]
 

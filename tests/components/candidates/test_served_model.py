@@ -97,7 +97,7 @@ def test_photos_and_their_embeddings_give_equal_predictions(write_saved_models, 
     assert labels.numpy().tolist() == [2, 0]
 
 
-def test_record_of_several_backbones_has_the_keys_of_one(write_saved_models, tmp_path):
+def test_record_of_several_backbones_has_the_same_keys_as_a_record_of_one(write_saved_models, tmp_path):
     backbones, head = write_saved_models(2, 3)
     ServedModel(backbones, head, top_k=5).save(str(tmp_path / "served"), "catbreeds")
     record = read_record(tmp_path / "served")

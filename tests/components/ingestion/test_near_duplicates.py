@@ -116,7 +116,7 @@ def test_each_rule_gives_the_expected_kind(photos, duplicates):
         max_size=12,
     )
 )
-def test_the_result_agrees_with_comparing_all_pairs(generated):
+def test_the_result_equals_that_of_comparing_all_pairs(generated):
     """The pixels determine hash and split, as in real data."""
 
     def synthetic_hash(pixels: str, shift: int) -> bytes:

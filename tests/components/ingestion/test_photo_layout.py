@@ -307,7 +307,7 @@ def test_a_breed_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path):
     assert result.warnings == [r"breed names that are not UTF-8 are shown with escapes: Gr\xf6\xdfe"]
 
 
-def test_names_that_are_displayed_the_same_are_not_mixed_up(tmp_path):
+def test_names_that_are_displayed_identically_are_distinguished(tmp_path):
     result = listing(tmp_path, "folder", [*VALID_FILES, os.fsdecode(b"Manx/\xff.jpg"), r"Manx/\xff.jpg"])
     assert [reason for _, reason in result.excluded] == [
         "its name is displayed the same as that of another file; rename it"

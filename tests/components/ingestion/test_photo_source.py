@@ -444,7 +444,7 @@ def test_a_truncated_archive_stops_the_run(write, kind, share):
 
 
 @every_archive
-def test_an_archive_with_only_its_first_bytes_stops_the_run(write, kind):
+def test_an_archive_truncated_to_its_first_bytes_stops_the_run(write, kind):
     whole = packed(kind, BIRMAN.items())
     for length in range(1, 40):
         data = write.archive(kind, whole[:length])

@@ -74,7 +74,7 @@ def test_accuracy_below_min_accuracy_is_rejected_even_if_the_candidate_beats_the
     assert decision.comparison["accuracy_difference"] == pytest.approx(0.2)
 
 
-def test_a_candidate_identical_to_the_champion_is_nothing_new_at_any_accuracy():
+def test_a_candidate_identical_to_the_champion_counts_as_nothing_new_at_any_accuracy():
     decision = decide(RULES, outcomes({"Birman": "---"}), [], BREEDS, {**CHAMPION, "is_candidate": True})
     assert decision.outcome == "nothing_new"
     assert len(decision.reasons) == 1
@@ -98,7 +98,7 @@ def test_added_and_removed_breeds_are_named():
 
 
 @pytest.mark.parametrize(("letters", "outcome"), [("++++", "blessed"), ("----", "refused")])
-def test_with_an_unreadable_champion_the_absolute_thresholds_decide_and_a_reason_reports_it(letters, outcome):
+def test_with_an_unreadable_champion_the_absolute_thresholds_apply_and_a_reason_reports_it(letters, outcome):
     champion = {"version": 3, "unreadable": "/models/3: OSError: no saved_model.pb"}
     decision = decide(RULES, outcomes({"Birman": letters}), [], BREEDS, champion)
     assert decision.outcome == outcome
@@ -166,7 +166,7 @@ def test_training_photos_of_the_champion_are_excluded_from_the_comparison_and_a_
     assert fact in decision.reasons
 
 
-def test_if_the_champion_was_trained_on_nearly_all_test_photos_the_absolute_thresholds_decide():
+def test_absolute_thresholds_apply_if_the_champion_was_trained_on_nearly_all_test_photos():
     candidate, champion = outcomes({"Birman": "+" * 20 + "-" * 5}), outcomes({"Birman": "+" * 25})
     learned = [row["content_hash"] for row in candidate[3:]]
     decision = decide(rules(min_test_photos=10), candidate, champion, BREEDS, {**CHAMPION, "learned": learned})
@@ -178,7 +178,7 @@ def test_if_the_champion_was_trained_on_nearly_all_test_photos_the_absolute_thre
     )
 
 
-def test_without_losses_on_few_photos_a_reason_reports_the_possible_loss_rate():
+def test_a_reason_reports_the_possible_loss_rate_if_few_photos_show_no_losses():
     decision = against(both=33, won=0, lost=0)
     assert decision.comparison["lost_share_upper95"] == pytest.approx(0.104, abs=5e-4)
     assert "0 losses on 33 photos, loss rate at most 10.4% (95% CI)" in decision.reasons[-2]
@@ -313,7 +313,7 @@ def test_a_model_that_always_predicts_the_largest_breed_is_rejected_at_any_accur
         (0, 9, "refused"),
     ],
 )
-def test_passing_above_majority_requires_a_significant_sign_test(won, lost, outcome):
+def test_passing_the_majority_rule_requires_a_significant_sign_test(won, lost, outcome):
     rows = outcomes({"Birman": "+" * (60 - lost) + "-" * lost, "Sphynx": "+" * won + "-" * (40 - won)})
     decision = decide(rules(above_majority=True), rows, [], BREEDS, None)
     assert decision.outcome == outcome

@@ -190,7 +190,7 @@ def test_check_uses_the_given_number_of_photos(workspace):
     assert workspace.check(photos=2)["photos"] == 2
 
 
-def test_golden_photos_are_of_as_many_breeds_as_possible_in_any_order(workspace):
+def test_golden_photos_cover_as_many_breeds_as_possible_in_any_order(workspace):
     photos = {f"photo {number}".encode(): [0.01 * number, 0.0, 1 - 0.01 * number] for number in range(9)}
     breeds = ["Birman"] * 6 + ["Sphynx", "Manx", "Sphynx"]
     workspace.write_photos(photos, breeds)
@@ -234,7 +234,7 @@ def test_large_photo_too_narrow_to_be_reduced_is_checked_but_not_stored(workspac
     assert [golden.photo for golden in workspace.golden()] == [b"photo 1"]
 
 
-def test_other_order_of_breeds_and_rounding_differences_pass(workspace):
+def test_different_breed_order_and_rounding_differences_pass(workspace):
     answers = {
         photo: {"breeds": BREEDS[::-1], "probabilities": [value + 2e-4 for value in values[::-1]]}
         for photo, values in PHOTOS.items()
@@ -320,7 +320,7 @@ def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(worksp
     assert workspace.check() == {"checked": True, "server": "tensorflow", "photos": 3}
 
 
-def test_without_a_model_server_a_failed_process_fails(workspace, monkeypatch):
+def test_without_a_model_server_a_failed_process_raises_serving_error(workspace, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(ServingError, match=r"TensorFlow cannot serve .* in a separate process"):
         workspace.check()

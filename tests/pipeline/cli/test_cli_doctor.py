@@ -50,7 +50,7 @@ def other_tree(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("programs", [os.environ["PATH"], "/none"])
-def test_on_a_good_machine_nothing_is_a_problem_and_special_programs_are_optional(tmp_path, programs):
+def test_a_fully_equipped_machine_has_no_problems_and_special_programs_are_optional(tmp_path, programs):
     code, found = doctor(*DEMO, "--workdir", tmp_path, PATH=programs)
     assert code == 0
     for name in ("Python", "packages", "TFX's imports", "memory", "disk", "weights"):
@@ -97,7 +97,7 @@ def test_a_failed_import_is_reported_with_its_reason(other_tree):
     assert doctor(*DEMO, "--imports")[1]["imports"]["state"] == "ok"
 
 
-def test_weights_that_are_missing_and_cannot_be_downloaded_are_a_problem(tmp_path):
+def test_missing_weights_that_cannot_be_downloaded_are_a_problem(tmp_path):
     code, found = doctor("--set", "backbones=[resnet50]", KERAS_HOME=str(tmp_path))
     assert code == 2
     assert f"resnet50: not found in {tmp_path / 'models'}, and https://" in found["weights"]["found"]
@@ -211,7 +211,7 @@ def test_doctor_and_submit_connect_to_kubeflow_through_the_same_proxy(tmp_path):
         assert "secret" not in message
 
 
-def test_on_a_narrow_terminal_no_line_is_truncated_and_the_last_one_is_the_verdict(tmp_path):
+def test_a_narrow_terminal_truncates_no_line_and_the_verdict_is_last(tmp_path):
     code, output = on_terminal(
         60, "doctor", "--workdir", tmp_path / "no" / "weights", KERAS_HOME=str(tmp_path), **ISOLATED
     )

@@ -168,7 +168,7 @@ def test_the_exit_code_is_the_outcome_of_the_run(
 
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("SKIPPED", 3), ("OMITTED", 0)])
-def test_the_verdict_of_a_pipeline_that_an_earlier_version_compiled_is_read(call, server, tmp_path, state, code):
+def test_the_verdict_of_a_pipeline_compiled_by_an_earlier_version_is_read(call, server, tmp_path, state, code):
     """Earlier versions named the task that follows the gate `Admitted`."""
     names = ("DataGate", "Tuner", "ModelGate", "Admitted")
     spec = compiled(tmp_path / "earlier.yaml", task_names=names)
@@ -233,7 +233,7 @@ def test_a_workflow_without_a_readable_outcome_is_a_failure(call, server, spec, 
     assert re.search(f"it is unknown whether a model was pushed: http.*: {why}", done.stderr)
 
 
-def test_an_outcome_in_the_tasks_of_the_run_needs_no_workflow(call, server, spec):
+def test_the_workflow_is_not_needed_if_the_tasks_of_the_run_contain_the_outcome(call, server, spec):
     server.v1beta1 = False
     for tasks, code in [(REJECTED, 3), (dict.fromkeys(TASKS, "SUCCEEDED"), 0)]:
         server.script = [("SUCCEEDED", tasks)]
@@ -258,7 +258,7 @@ def test_a_failed_task_is_printed_with_its_reason_and_the_command_for_its_log(
     assert re.fullmatch(rf"    kubectl logs -n cats catbreeds-x7k2p-{template}-\d+ -c main", log)
 
 
-def test_a_run_that_argo_does_not_start_is_printed_with_argos_reason(call, server, spec):
+def test_a_run_that_argo_does_not_start_is_printed_with_the_reason_from_argo(call, server, spec):
     server.invalid = "invalid spec: templates.root.tasks.Tuner failed to resolve"
     server.script = [("FAILED", {})]
     done = call("submit", spec, "--poll-interval", "0.01")
@@ -275,7 +275,7 @@ def test_a_task_that_fails_without_a_pod_is_printed_with_the_command_for_the_log
     assert log == f"    kubectl logs {pods} -c main --prefix --tail 50"
 
 
-def test_a_run_that_argo_ends_without_a_failed_task_is_printed_with_argos_reason(call, server, spec):
+def test_a_run_that_argo_ends_without_a_failed_task_is_printed_with_the_reason_from_argo(call, server, spec):
     server.ended = "Max duration limit exceeded"
     server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "RUNNING"})]
     done = call("submit", spec, "--poll-interval", "0.01")
@@ -503,7 +503,7 @@ def test_a_damaged_kubectl_configuration_is_named(call_with_kubeconfig, spec, tm
     assert_rejected(call_with_kubeconfig("hello", "submit", spec), f"KUBECONFIG={tmp_path}/kubeconfig: cannot be read")
 
 
-def test_an_untrusted_certificate_is_rejected_unless_it_is_given(call, server, spec, tmp_path):
+def test_an_untrusted_certificate_is_rejected_unless_it_is_passed_as_an_option(call, server, spec, tmp_path):
     certificate = tmp_path / "certificate.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
@@ -516,7 +516,7 @@ def test_an_untrusted_certificate_is_rejected_unless_it_is_given(call, server, s
         assert_rejected(call("submit", spec, "--host", url.replace("https", "http")), url.replace("https", "http"))
 
 
-def test_a_token_authenticates(call, server, spec):
+def test_a_token_authenticates_the_client(call, server, spec):
     server.token = "secret"
     for variables in ({}, {"KF_PIPELINES_TOKEN": "stale"}):
         assert_rejected(call("submit", spec, **variables), "rejects your credentials: pass a new --token", "401")

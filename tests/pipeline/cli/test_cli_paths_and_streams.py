@@ -68,7 +68,7 @@ def test_a_path_that_cannot_be_written_is_reported_on_a_terminal(here):
 @pytest.mark.parametrize(
     "arguments", [["models", "--workdir"], ["serve", "--workdir"], *OUTPUT_COMMANDS[:5]], ids=" ".join
 )
-def test_a_path_that_is_not_a_folder_is_reported_with_what_it_is(here, arguments):
+def test_a_path_that_is_not_a_folder_is_reported_with_its_file_type(here, arguments):
     (here / "link").symlink_to("nowhere")
     is_subfolder = arguments[0] in ("sample-data", "data")  # the command creates a folder in the path
     for path, conflict in (
@@ -164,7 +164,7 @@ def document(here) -> Path:
         ({"PYTHONIOENCODING": "utf-8"}, "Européen 😺 \\udcff".encode()),
     ],
 )
-def test_characters_that_the_terminal_lacks_are_escaped(document, variables, expected):
+def test_characters_that_the_terminal_cannot_encode_are_escaped(document, variables, expected):
     command = [str(CATBREEDS), "report", "--photos", "--workdir", "work"]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **variables})
     assert (done.returncode, done.stderr) == (0, b"")

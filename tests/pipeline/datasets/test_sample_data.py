@@ -27,7 +27,7 @@ def thumbnails(numbers: range, breeds: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(small), labels
 
 
-def test_every_breed_can_be_drawn_and_has_a_unique_name():
+def test_photos_of_every_breed_can_be_generated_and_breed_names_are_unique():
     assert len(BREEDS) >= 8
     assert len({breed.name for breed in BREEDS}) == len({breed.slug for breed in BREEDS}) == len(BREEDS)
     assert any(" " in breed.name for breed in BREEDS)

@@ -103,7 +103,7 @@ def test_one_worker_runs_one_component_at_a_time(tmp_path):
     assert running_counts == [1, 1, 1, 1]
 
 
-def test_a_second_run_takes_everything_from_the_cache(tmp_path):
+def test_a_second_run_reads_all_results_from_the_cache(tmp_path):
     release(tmp_path, "left", "right").join()
     first = run(tmp_path)
     second = run(tmp_path, run_id="second")

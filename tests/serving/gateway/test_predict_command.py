@@ -59,7 +59,7 @@ def photos(tmp_path) -> list[Path]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_endless_file_is_too_large_and_a_pipe_is_read(backends, photos, backend):
+def test_an_endless_file_is_rejected_as_too_large_and_a_pipe_is_read(backends, photos, backend):
     pipe = photos[0].with_name("pipe")
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(photos[0].read_bytes()))

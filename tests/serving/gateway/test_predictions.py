@@ -12,7 +12,7 @@ from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
 
 
-def test_a_photo_gets_its_breeds_most_probable_first(gateway):
+def test_a_prediction_lists_the_breeds_most_probable_first(gateway):
     for photo, breed in zip(PHOTOS, BREEDS, strict=True):
         response = gateway.predict(photo)
         assert response.status_code == 200

@@ -35,7 +35,7 @@ def test_every_variant_renders_and_is_valid(rendered, overlay, version):
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_validation_can_fail(rendered, version):
+def test_an_invalid_object_fails_validation(rendered, version):
     deployment = rendered["local"][0].find("Deployment", "gateway")
     assert invalid(json.dumps(deployment | {"speck": {}}), version)
 
@@ -73,7 +73,7 @@ def test_custom_resources_of_every_variant_are_valid(rendered, api_group):
         ("PrometheusRule/catbreeds", put("PrometheusRule/catbreeds", "apiVersion", "monitoring.coreos.com/v2")),
     ],
 )
-def test_validation_of_custom_resources_can_fail(rendered, which, change):
+def test_an_invalid_custom_resource_fails_validation(rendered, which, change):
     object_ = changed(rendered["gke"][-1], change).find(*which.split("/"))
     require_definitions(custom_resources.group(object_))
     assert custom_resources.invalid(json.dumps(object_))

@@ -92,7 +92,7 @@ def test_killed_parent_leaves_no_program_running(start):
     eventually(lambda: have_ended(children))
 
 
-def test_program_that_dies_stops_all_and_its_error_names_it_with_the_end_of_its_log(start):
+def test_program_that_dies_stops_all_others_and_the_error_contains_its_name_and_the_end_of_its_log(start):
     parent = start(free_port(), free_port())
     children = parent.children()
     children[0].send_signal(signal.SIGKILL)

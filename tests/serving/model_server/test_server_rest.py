@@ -247,7 +247,7 @@ def test_body_of_megabytes_is_accepted(server):
         ':tensorflow:serving:runtime_latency_count{model_name="toys",API="Predict",runtime="TF1"}',
     ],
 )
-def test_metrics_count_requests_with_tensorflow_servings_names(server, line):
+def test_metrics_count_requests_under_the_names_of_tensorflow_serving(server, line):
     before = server.metric(line)
     server.rest_predict("toys", instances=[1.0])
     server.rest_predict("toys", instances=["one"])

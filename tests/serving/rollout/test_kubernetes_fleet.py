@@ -97,7 +97,7 @@ def test_after_a_fault_at_any_call_stable_is_served_and_the_same_command_succeed
         read_serving_config(data, registry.base.name)  # raises if a label points to a version that is not loaded
 
 
-def test_of_two_concurrent_promotions_one_succeeds_and_the_other_fails_at_once_with_the_reason(
+def test_one_of_two_concurrent_promotions_succeeds_and_the_other_fails_immediately_with_the_reason(
     api, strict_servers, registry, command
 ):
     command("promote", 2)
@@ -231,7 +231,7 @@ def test_a_command_fails_if_another_process_moves_its_label(api, strict_servers,
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "UNAVAILABLE", "INTERNAL", "INVALID_ARGUMENT"])
-def test_a_server_that_does_not_respond_to_golden_requests_stops_no_canary(
+def test_a_server_that_does_not_respond_to_golden_requests_does_not_stop_the_canary(
     api, strict_servers, registry, command, code
 ):
     requests = [GoldenRequest(PHOTOS[0], BREEDS[0], 0.5)]
@@ -250,7 +250,7 @@ def test_a_server_that_does_not_respond_to_golden_requests_stops_no_canary(
     assert (registry.labels(), registry.stop_reason(3)) == ({"stable": 1, CANARY: 3}, "")
 
 
-def test_unreadable_golden_requests_stop_no_canary(api, strict_servers, registry, command):
+def test_unreadable_golden_requests_do_not_stop_the_canary(api, strict_servers, registry, command):
     (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text("[")
     with pytest.raises(RegistryError, match=r"golden\.json: unreadable or damaged"):
         command("start_canary", 3, 0.1)
@@ -258,7 +258,7 @@ def test_unreadable_golden_requests_stop_no_canary(api, strict_servers, registry
 
 
 @pytest.mark.parametrize("failure", ["forbidden", "not running", "dead node", "lost"])
-def test_a_pod_that_kubectl_does_not_reach_is_named_and_blocks_no_other_from_rolling_back(
+def test_a_pod_that_kubectl_cannot_reach_is_named_and_does_not_block_the_rollback_of_others(
     api, strict_servers, registry, command, tmp_path, monkeypatch, failure
 ):
     command("promote", 2)
@@ -386,7 +386,7 @@ def test_a_ready_pod_that_does_not_respond_stops_a_promotion_before_anything_mov
     assert stable(registry, pods) == [2, 2]
 
 
-def test_a_ready_pod_that_does_not_respond_blocks_no_rollback_and_no_stop_of_a_canary(api, pods, registry, command):
+def test_a_ready_pod_that_does_not_respond_blocks_neither_rollback_nor_stopping_a_canary(api, pods, registry, command):
     command("promote", 2)
     api.add_pod("model-server-gone", free_port())
     with pytest.raises(
@@ -405,7 +405,7 @@ def test_a_ready_pod_that_does_not_respond_blocks_no_rollback_and_no_stop_of_a_c
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"])
-def test_a_pod_that_responds_with_an_error_blocks_no_other_from_rolling_back(
+def test_a_pod_that_responds_with_an_error_does_not_block_the_rollback_of_others(
     api, strict_servers, registry, command, code
 ):
     command("promote", 2)
@@ -422,7 +422,7 @@ def test_a_pod_that_responds_with_an_error_blocks_no_other_from_rolling_back(
     assert registry.labels() == {"stable": 1}
 
 
-def test_two_concurrent_rollbacks_go_back_by_one_version(api, pods, registry, command):
+def test_two_concurrent_rollbacks_go_back_only_one_version(api, pods, registry, command):
     command("promote", 2)
     command("promote", 3)
     fired = []

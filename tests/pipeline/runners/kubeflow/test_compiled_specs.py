@@ -91,7 +91,7 @@ def test_every_run_parameter_has_a_default_and_a_description():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_boolean_rule_is_boolean_for_the_run_and_for_the_component(profile):
+def test_a_boolean_rule_has_a_boolean_parameter_in_the_run_and_in_the_component(profile):
     spec = backend.load(text(profile))[0]
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     assert parameters["gate_above_majority"]["parameterType"] == "BOOLEAN"

@@ -204,7 +204,7 @@ def test_an_exception_of_the_component_fails_the_task(call, tmp_path):
     assert not list(tmp_path.rglob("output_metadata.json"))
 
 
-def test_on_vertex_ai_nothing_is_translated(call, monkeypatch, tmp_path):
+def test_uris_are_not_translated_on_vertex_ai(call, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUD_ML_PROJECT_ID", "cats")
     invocation = {
         "inputs": {
