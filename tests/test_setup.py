@@ -32,7 +32,7 @@ OTHER_TOOLS = ("sh", "awk", "env", "id", "ln", "mkdir", "touch")
 
 @pytest.fixture
 def make_setup(tmp_path):
-    """Runs `make setup` on the fake machine; returns the exit code, stderr and the calls in ran.txt."""
+    """Run `make setup` on the fake machine; return the exit code, stderr and the calls in ran.txt."""
     (tmp_path / "requirements").mkdir()
     for name in ("Makefile", "setup.py", "requirements/environment.sh", "requirements/dev.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)

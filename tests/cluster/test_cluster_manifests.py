@@ -11,7 +11,7 @@ from tests.serving.k8s.variants import OVERLAYS, Object, Variant
 
 
 def validation_errors(variants: list[Variant], namespace: str, groups: set[str], custom: bool) -> str:
-    """Returns the errors and warnings of a strict dry run with the objects of some API groups."""
+    """Return the errors and warnings of a strict dry run with the objects of some API groups."""
     # Variants share most of their objects.
     objects = {json.dumps(object_, sort_keys=True) for variant in variants for object_ in variant.objects}
     selected: list[Object] = []

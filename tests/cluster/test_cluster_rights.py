@@ -19,7 +19,7 @@ FORWARDING = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/por
 
 @pytest.fixture(scope="session")
 def kubectl_as(served):
-    """Returns a function that runs kubectl as a ServiceAccount of the namespace."""
+    """Return a function that runs kubectl as a ServiceAccount of the namespace."""
     role = yaml.safe_load((K8S / "rollout-from-outside.yaml").read_text())
     role["metadata"]["namespace"] = served.namespace
     kubectl("apply", objects=in_namespace([role], served.namespace))
@@ -36,7 +36,7 @@ def kubectl_as(served):
 
 
 def permissions(kubectl_as, account: str, namespace: str) -> set[tuple[str, str, str]]:
-    """Returns resource, verb and name of every permission that an account has in the namespace."""
+    """Return resource, verb and name of every permission that an account has in the namespace."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",

@@ -209,7 +209,7 @@ def test_second_run_finds_nothing_new_and_third_run_uses_the_cache(demo):
     second = run_pipeline(demo.photos, demo.workdir)
     assert second.process.returncode == 0
     assert "Nothing new" in second.process.stdout
-    # The components that read the champion, which the first run did not have.
+    # These components read the champion, which did not exist in the first run.
     assert second.ran == {"DataGate", "ChampionModel", "Evaluator-champion", "ModelGate", "ServingCheck", "Pusher"}
     assert json.loads((demo.workdir / "report" / "gate.json").read_text())["pushed_version"] is None
     third = run_pipeline(demo.photos, demo.workdir)

@@ -201,7 +201,7 @@ def test_each_version_has_a_model_card(pushed):
 
 
 class GateRerun:
-    """Reruns ChampionModel and ModelGate on the candidate of a run with a registry that a test modifies."""
+    """ChampionModel and ModelGate, rerun on the candidate of a run with a registry that a test modifies."""
 
     def __init__(self, run: Run, folder):
         self.run, self.folder = run, folder
@@ -221,7 +221,7 @@ class GateRerun:
         return self._artifact(kind, self.folder / name)
 
     def champion(self) -> dict:
-        """Runs ChampionModel and returns champion.json."""
+        """Run ChampionModel and return champion.json."""
         self.model = self._output(Model, "champion")
         identity = stable_identity(self.registry)
         ChampionModel.test_call(
@@ -234,7 +234,7 @@ class GateRerun:
         return json.loads((self.folder / "champion" / "champion.json").read_text())
 
     def decide(self, champion_evaluation=None, **rules) -> dict:
-        """Runs ModelGate and returns gate.json."""
+        """Run ModelGate and return gate.json."""
         if champion_evaluation is None:
             (self.folder / "none").mkdir()
             (self.folder / "none" / "metrics.json").write_text("null")

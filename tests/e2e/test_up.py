@@ -1,4 +1,4 @@
-"""`catbreeds up` with a pushed model. tests/serving/rollout tests how it follows `promote`."""
+"""`catbreeds up` with a pushed model. The tests in tests/serving/rollout cover its response to `promote`."""
 
 import json
 import shutil

@@ -35,7 +35,7 @@ class FlakyServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handles one connection."""
+    """Handler of one connection."""
 
     protocol_version = "HTTP/1.1"
 
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def send_file(handler: Handler, content: bytes, sent: bytes | None = None, cut: int | None = None) -> None:
-    """Sends `content`, or the bytes `sent` in place of it, from the requested byte; closes after `cut` bytes if set."""
+    """Send `content`, or the bytes `sent` in place of it, from the requested byte; close after `cut` bytes if set."""
     start = handler.start(content)
     if start >= len(content) and start:
         handler.head(416, 0, Content_Range=f"bytes */{len(content)}")
@@ -128,7 +128,7 @@ def status(code: int, body: bytes = b"") -> Answer:
 
 
 def stall_after(count: int, released: threading.Event) -> Answer:
-    """Sends `count` bytes and then nothing until `released` is set."""
+    """Send `count` bytes and then nothing until `released` is set."""
 
     def answer(handler: Handler, content: bytes) -> None:
         handler.head(200, len(content), Accept_Ranges="bytes")

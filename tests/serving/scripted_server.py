@@ -25,7 +25,7 @@ class RecordedRequest(NamedTuple):
 
 
 class ScriptedServer:
-    """Responds to requests as scripted, then successfully.
+    """A server with scripted responses to its first requests; later requests succeed.
 
     Args:
         script: Result of each request: a gRPC status code, HANG, or a response.

@@ -56,7 +56,7 @@ CLIENTS = {
 
 @pytest.fixture(params=CLIENTS)
 def connect(request, model_server) -> Callable[..., Client]:
-    """Creates clients that connect to the model server without a gateway."""
+    """Create clients that connect to the model server without a gateway."""
     address, create = CLIENTS[request.param]
     return lambda *args, **options: create(address(model_server), *args, **options)
 

@@ -19,7 +19,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 @pytest.fixture
 def script() -> Iterator[Callable[..., ScriptedServer]]:
-    """Starts scripted servers, and stops them at the end of the test."""
+    """Start scripted servers, and stop them at the end of the test."""
     servers = []
 
     def start(*script) -> ScriptedServer:

@@ -621,7 +621,7 @@ def test_any_mutated_file_gives_a_valid_photo_or_a_photo_error(name, other, edit
 
 
 def difference_in_tensorflow(result: Photo) -> float:
-    """Return the mean difference to TensorFlow's decoding; fail if it does not decode to the same size."""
+    """Return the mean difference to TensorFlow's decoding; fail if the sizes differ."""
     seen = tf.io.decode_image(result.data, channels=3, expand_animations=False).numpy()
     assert seen.shape == (result.height, result.width, 3)
     if result.data.startswith(b"\xff\xd8"):

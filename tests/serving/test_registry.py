@@ -1,4 +1,4 @@
-"""The registry: complete versions only, a stable label that no push moves, rollback, concurrency and damage."""
+"""The registry contains only complete versions; covers labels, rollback, concurrent access and damaged files."""
 
 import json
 import multiprocessing
@@ -68,18 +68,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def as_pushed(registry: Registry, version: int) -> tuple[dict[str, bytes], dict]:
-    """Returns the files of a version and its admission document; fails if the document is missing."""
+    """Return the files of a version and its admission document; fail if the document is missing."""
     files = contents(registry.path(version))
     return files, json.loads(files.pop("admission.json"))
 
 
 def start_process(code: str, *arguments: object) -> subprocess.Popen:
-    """Starts a separate process that can be killed."""
+    """Start a separate process that can be killed."""
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT)
 
 
 def push_and_move_labels(base: Path, models: Path, seed: int) -> tuple[dict[int, str], list[tuple], list[tuple]]:
-    """Runs in each of several processes.
+    """Push versions and move labels at random; runs in several processes at the same time.
 
     Returns:
         Name of the pushed model by version; the promotions and the rollbacks, each as (label, from, to).
@@ -102,7 +102,7 @@ def push_and_move_labels(base: Path, models: Path, seed: int) -> tuple[dict[int,
 
 @contextmanager
 def full_disk():
-    """Limits the size of written files to a few bytes."""
+    """Limit the size of written files to a few bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -123,7 +123,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def pushed(registry, model):
-    """The registry with versions 1 to 4; no label was moved."""
+    """The registry with versions 1 to 4; no label has been moved."""
     for _ in range(4):
         registry.push(model, {})
     return registry
@@ -131,7 +131,7 @@ def pushed(registry, model):
 
 @pytest.fixture
 def break_copy(monkeypatch):
-    """Returns a function that makes copies fail after half of the files, as if the disk were full."""
+    """Return a function that makes copies fail after half of the files, as if the disk were full."""
 
     def copy_half(source, target, **_):
         files = sorted(p for p in Path(source).rglob("*") if p.is_file())
@@ -517,7 +517,7 @@ def test_the_leftovers_of_a_killed_push_are_ignored_and_removed_by_the_next_push
     before = {path.name for path in registry.base.iterdir()}
     for _ in range(2):
         assert start_process(DIE_IN_A_PUSH, registry.base, model).wait() == -signal.SIGKILL
-    # Otherwise nothing is left over, and this test proves nothing.
+    # Without leftovers, the test would prove nothing.
     assert {path.name for path in registry.base.iterdir()} > before
     assert registry.versions() == [1]
     assert registry.push(model, {}) == 2
@@ -549,7 +549,7 @@ def test_concurrent_pushes_and_label_moves_neither_lose_nor_mix_versions(registr
     for label, first in [(STABLE, 1), (CANARY, None)]:
         promoted = [(had, has) for one in promotions for moved, had, has in one if moved == label]
         rolled_back = [(had, has) for one in rollbacks for moved, had, has in one if moved == label]
-        # Each move starts from the version to which the move before it has moved the label, in any order.
+        # In some order, each move starts from the version to which the previous move has moved the label.
         moves = promoted + rolled_back
         assert Counter([first, *(has for _, has in moves)]) == Counter([*(had for had, _ in moves), labels.get(label)])
         # The remaining rollback targets are the versions that promotions replaced and no rollback has used.
@@ -574,7 +574,7 @@ def test_a_process_killed_at_any_moment_leaves_complete_versions_and_the_next_pu
         try:
             while registry.versions() == before:
                 assert process.poll() is None
-            time.sleep(rng.uniform(0, 0.02))  # varies the moment of the kill
+            time.sleep(rng.uniform(0, 0.02))  # varies the time of the kill
         finally:
             process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -660,7 +660,7 @@ def test_new_folders_get_the_write_permissions_of_the_volume(tmp_path, model, mo
 
 
 def push_promote_and_remove(user: int, base: Path, model: Path) -> list[int] | str:
-    """Works as the user with this id; returns the removed versions or the error message."""
+    """Push, promote and remove versions as the user with this ID; return the removed versions or the error message."""
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
@@ -687,7 +687,7 @@ def volume():
 
 
 def work_as(user: int, volume: Path) -> list[int] | str:
-    """Runs `push_promote_and_remove` in a separate process."""
+    """Run `push_promote_and_remove` in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         work = process.submit(push_promote_and_remove, user, volume / "to serve" / "catbreeds", volume.parent / "model")
         return work.result()

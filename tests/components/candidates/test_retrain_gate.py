@@ -30,13 +30,13 @@ PARAMETERS = {
 
 
 class Gate:
-    """Runs the component on an ingestion report and a registry."""
+    """Callable that runs the component on an ingestion report and a registry."""
 
     def __init__(self, folder: Path):
         self.folder, self.registry, self.calls = folder, Registry(folder / "serving"), 0
 
     def __call__(self, photos: list[dict] = PHOTOS, **changed: str) -> tuple[bool, dict, str]:
-        """Return whether to retrain, the content of retrain.json and the summary."""
+        """Return whether the run retrains, the content of retrain.json and the summary."""
         self.calls += 1
         artifacts = {"ingest": IngestReport(), "decision": RetrainDecision(), "summary": Markdown()}
         for name, artifact in artifacts.items():
@@ -155,7 +155,7 @@ def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_again_once(p
     (pushed.registry.path(1) / "saved_model.pb").unlink()
     (pushed.registry.path(2) / MODEL_RECORD_FILE).write_text('{"model_digest": "s"}', encoding="utf-8")
     assert pushed()[0]
-    assert pushed.registry.find_by_model_digest("r") is None  # otherwise Pusher would never push it again
+    assert pushed.registry.find_by_model_digest("r") is None  # otherwise, Pusher would never push it again
     pushed.push(inputs_digest)
     assert not pushed()[0]
 

@@ -49,7 +49,7 @@ every_folder = pytest.mark.parametrize("kind", FOLDERS)
 
 
 def zipped(members: Iterable[tuple], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """Members are (name, content) or (name, content, attributes of the ZipInfo)."""
+    """Zip of members given as (name, content) or (name, content, attributes of the ZipInfo)."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", compression) as archive:
         for name, content, *special in members:
@@ -62,7 +62,7 @@ def zipped(members: Iterable[tuple], compression: int = zipfile.ZIP_STORED) -> b
 
 
 def tarred(members: Iterable[tuple], compression: str = "gz") -> bytes:
-    """Members are (name, content) or (name, content, type of member)."""
+    """Tar of members given as (name, content) or (name, content, type of member)."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode=f"w:{compression}") as archive:
         for name, content, *special in members:
@@ -79,7 +79,7 @@ def packed(kind: str, members: Iterable[tuple]) -> bytes:
 
 
 class Writer:
-    """Writes sources of any kind, each to its own path, and returns their addresses."""
+    """Callable that writes a source of any kind to a new path and returns its address."""
 
     def __init__(self, folder: Path):
         self._paths = (folder / f"source{number}" for number in itertools.count())

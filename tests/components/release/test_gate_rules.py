@@ -1,4 +1,4 @@
-"""When a candidate passes the gate, case by case."""
+"""Rules of the gate: candidates that pass, are rejected, or count as nothing new."""
 
 import re
 

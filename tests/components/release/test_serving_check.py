@@ -1,4 +1,4 @@
-"""ServingCheck with a fake `tensorflow_model_server`: which models pass, which fail, what it leaves behind."""
+"""ServingCheck with a fake `tensorflow_model_server`: models that pass, models that fail, and cleanup."""
 
 import base64
 import hashlib
@@ -130,7 +130,7 @@ class Workspace:
 
         Args:
             mode: Behavior of the server.
-            answers: Predictions that differ from the measured ones, by photo.
+            predictions: Predictions that differ from the measured ones, by photo.
             other: Prediction for unknown photos.
         """
         predictions = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}

@@ -1,4 +1,4 @@
-"""The `catbreeds` command: fast help, exit codes, error messages without tracebacks."""
+"""The `catbreeds` command: fast help, exit codes, and error messages without tracebacks."""
 
 import os
 import subprocess

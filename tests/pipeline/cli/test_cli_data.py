@@ -1,4 +1,4 @@
-"""`catbreeds data` with a server that fails in many ways: it writes the photos as published, or reports the cause."""
+"""`catbreeds data` with a failing server: the command writes the photos as published, or reports the cause."""
 
 import base64
 import hashlib
@@ -101,7 +101,7 @@ def oxford(server, tmp_path, environment):
 
 @pytest.fixture
 def kaggle(server, tmp_path, environment):
-    """Runs `catbreeds data kaggle`; kagglehub connects to http://localhost, with the test server as its proxy."""
+    """Run `catbreeds data kaggle`; kagglehub connects to http://localhost, with the test server as its proxy."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in CATS.items():

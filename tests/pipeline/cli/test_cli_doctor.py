@@ -1,4 +1,4 @@
-"""`catbreeds doctor`: every missing prerequisite has a line, and those that make a run fail set the exit code."""
+"""`catbreeds doctor` prints a line for every missing prerequisite; those that make a run fail set the exit code."""
 
 import json
 import os
@@ -26,7 +26,7 @@ DEMO = ("--profile", "demo")
 
 
 def doctor(*options: object, cwd: Path | None = None, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:
-    """Returns the exit code and the findings by name."""
+    """Return the exit code and the findings by name."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_")}
     command = [str(CATBREEDS), "doctor", "--json", *map(str, options)]
     environment = kept | ISOLATED | variables
@@ -39,7 +39,7 @@ def doctor(*options: object, cwd: Path | None = None, **variables: str) -> tuple
 
 @pytest.fixture
 def other_tree(tmp_path, monkeypatch):
-    """Copies the code and the lock files to a folder that tests may change."""
+    """Copy the code and the lock files to a folder that tests may change."""
     for package in ("pipeline", "components", "serving"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "requirements").mkdir()
@@ -144,7 +144,7 @@ def test_a_used_port_is_reported_with_the_server_that_needs_it(tmp_path):
             listener.bind(("", 8501))
             listener.listen()
         except OSError:
-            pass  # another process uses it, which serves the test as well
+            pass  # another process already uses it, which is sufficient for the test
         code, found = doctor(*DEMO, "--workdir", tmp_path)
     assert code == 0
     assert found["port 8501"]["state"] == "optional"

@@ -40,7 +40,7 @@ PARAMETERS = {
 def compiled(
     path: Path, parameters: dict = PARAMETERS, schema: str = "2.1.0", task_names: tuple[str, ...] = TASKS
 ) -> Path:
-    """Writes a compiled pipeline: the pipeline spec, then the platform spec as a second document."""
+    """Write a compiled pipeline: the pipeline spec, then the platform spec as a second document."""
     container = {"image": "catbreeds-pipeline:0.1.0", "command": ["true"]}
     tasks = {name: {"taskInfo": {"name": name}, "componentRef": {"name": name}} for name in task_names}
     pipeline = {
@@ -73,7 +73,7 @@ def url(server) -> Iterator[str]:
 
 @pytest.fixture
 def call(url) -> Callable[..., Result]:
-    """Runs a command with that server, in this process because there are many calls."""
+    """Run a command with that server, in this process because there are many calls."""
 
     def call(*arguments: object, **variables: str) -> Result:
         done = CliRunner().invoke(app, list(map(str, arguments)), env={"KF_PIPELINES_ENDPOINT": url, **variables})
@@ -85,7 +85,7 @@ def call(url) -> Callable[..., Result]:
 
 @pytest.fixture
 def call_with_kubeconfig(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `catbreeds` with a kubectl configuration and without a host."""
+    """Run `catbreeds` with a kubectl configuration and without a host."""
 
     def call(config: dict | str, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"

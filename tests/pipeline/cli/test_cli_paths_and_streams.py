@@ -1,4 +1,4 @@
-"""Unusable paths, closed or full output streams, and terminals with other encodings: every command reports them."""
+"""Every command handles unusable paths, closed or full output streams, and terminals with other encodings."""
 
 import json
 import os
@@ -148,7 +148,7 @@ INGEST = {
 
 @pytest.fixture
 def document(here) -> Path:
-    """Writes ingest.json of a run in `work`."""
+    """Write ingest.json of a run in `work`."""
     path = here / "work" / "report" / "ingest.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(INGEST))

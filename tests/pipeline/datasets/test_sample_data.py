@@ -74,7 +74,7 @@ def test_another_process_generates_the_same_bytes(tmp_path):
 def test_a_second_call_generates_nothing(tmp_path, monkeypatch):
     first = write_sample_data(tmp_path, breeds=2, photos=8)
     before = contents(tmp_path)
-    monkeypatch.setattr(sample_data, "draw_photo", None)  # drawing would fail
+    monkeypatch.setattr(sample_data, "draw_photo", None)  # generation would fail
     assert write_sample_data(tmp_path, breeds=2, photos=8) == first
     assert contents(tmp_path) == before
 

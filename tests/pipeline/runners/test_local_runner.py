@@ -1,4 +1,4 @@
-"""Local runner: parallel components, failures, killed processes, progress."""
+"""Local runner: parallel components, failures, killed processes and progress."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from tests.pipeline.runners.toy_components import DEADLINE, Branch, Join, Source
 
 
 class RecordingListener:
-    """Records the events of a run."""
+    """Listener that records the events of a run."""
 
     def __init__(self):
         self.started, self.finished, self.progress, self.failed = [], [], [], []
@@ -61,7 +61,7 @@ def run(folder, listener=None, workers=2, run_id="run", **behaviors):
 
 
 def release(folder, *names, after=()):
-    """Lets the branches `names` continue as soon as those in `after` have started; waits in another thread."""
+    """Release the branches `names` from another thread as soon as the branches in `after` have started."""
 
     def wait_and_release():
         for name in after:

@@ -144,7 +144,7 @@ def test_the_size_limit_applies_while_the_body_arrives(start_gateway, model_serv
     gateway = start_gateway(model_server.port, max_bytes=100_000)
     assert problem(gateway.http.post(PREDICT, content=bytes(100_001))) == (413, "too_large")
     with socket.create_connection(("localhost", gateway.port), DEADLINE) as connection:
-        # A chunked body without a length and without an end.
+        # A chunked body, which has no declared length and never ends.
         connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for _ in range(11):
             connection.sendall(b"2710\r\n" + bytes(10_000) + b"\r\n")

@@ -43,7 +43,7 @@ MANIFEST_RULES: dict[str, ManifestRule] = {}
 
 
 def manifest_rule(*changes: Change) -> Callable[[Check], Check]:
-    """Registers a check as a rule under the name of its function."""
+    """Register a check as a rule under the name of its function."""
 
     def add(check: Check) -> Check:
         assert changes, "a check needs at least one change that makes it fail"
@@ -54,17 +54,17 @@ def manifest_rule(*changes: Change) -> Callable[[Check], Check]:
 
 
 def changed(variant: Variant, change: Change) -> Variant:
-    """Returns a changed copy of a variant."""
+    """Return a changed copy of a variant."""
     other = Variant(variant.name, copy.deepcopy(variant.objects))
     change(other)
     return other
 
 
 def put(which: str, path: str, value: Any) -> Change:
-    """Sets a field.
+    """Set a field.
 
     Args:
-        which: Object, as Kind/name.
+        target: Object, as Kind/name.
         path: Keys and indices of the field, separated by slashes.
         value: New value.
     """
@@ -78,7 +78,7 @@ def put(which: str, path: str, value: Any) -> Change:
 
 
 def drop(which: str, path: str = "") -> Change:
-    """Removes a field, or without a path the whole object."""
+    """Remove a field, or without a path the whole object."""
 
     def change(variant: Variant) -> None:
         if not path:
@@ -92,12 +92,12 @@ def drop(which: str, path: str = "") -> Change:
 
 
 def add(which: str, path: str, value: Any) -> Change:
-    """Appends to a list."""
+    """Append to a list."""
     return lambda variant: _descend(_find(variant, which), path.split("/")).append(value)
 
 
 def insert(object_: Object) -> Change:
-    """Adds an object."""
+    """Add an object."""
     return lambda variant: variant.objects.append(object_)
 
 
@@ -168,7 +168,7 @@ def _matching_pods(selector: Object, labels: dict[str, dict[str, str]]) -> set[s
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Returns whether a LabelSelector matches; the only supported operator is In."""
+    """Return whether a LabelSelector matches; the only supported operator is In."""
     assert selector.keys() <= {"matchLabels", "matchExpressions"}, selector
     expressions = selector.get("matchExpressions", [])
     assert all(expression["operator"] == "In" for expression in expressions), selector
@@ -178,7 +178,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def _ports(container: Object) -> dict[Any, int]:
-    """Returns the container ports by name and by number."""
+    """Return the container ports by name and by number."""
     ports = container.get("ports", [])
     return {key: port["containerPort"] for port in ports for key in (port["name"], port["containerPort"])}
 
@@ -627,7 +627,7 @@ _OUTSIDE_PORTS = {
 
 
 def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
-    """Yields source, target and port of each connection that the NetworkPolicies allow."""
+    """Yield source, target and port of each connection that the NetworkPolicies allow."""
     own_pods = {name: template["metadata"]["labels"] for name, template in variant.pods()}
     peers = _OUTSIDE_PEERS | {name: (_NAMESPACE_LABELS, labels, "10.0.0.5") for name, labels in own_pods.items()}
     ports = {name: _ports(container) for name, _, container in variant.containers()}
@@ -644,7 +644,7 @@ def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
 
 
 def _is_allowed(variant, direction: str, labels, peer, port: int, names: dict[Any, int]) -> bool:
-    """Returns whether the policies of a pod allow `port`; other peers have no labels (None) and no policies."""
+    """Return whether the policies of a pod allow `port`; other peers have no labels (None) and no policies."""
     policies = [
         policy["spec"]
         for policy in variant.of("NetworkPolicy")

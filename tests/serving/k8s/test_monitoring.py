@@ -29,7 +29,7 @@ def dashboard(variant) -> Object:
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
-    """Returns the selectors of a query.
+    """Return the selectors of a query.
 
     Raises:
         ValueError: If the query is invalid.
@@ -46,7 +46,7 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
 
 
 def series(text: str) -> dict[str, set[str]]:
-    """Returns the label names of each metric in the Prometheus text format."""
+    """Return the label names of each metric in the Prometheus text format."""
     found: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^([a-zA-Z_:][\w:]*)(\{.*\})? ", text, re.MULTILINE):
         found.setdefault(name, set()).update(re.findall(r'([a-zA-Z_]\w*)="', labels))
@@ -60,7 +60,7 @@ def known(scraped) -> dict[str, dict[str, set[str]]]:
 
 
 def unknown(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
-    """Returns the metrics and labels of a query that no process exports."""
+    """Return the metrics and labels of a query that no process exports."""
     found = []
     for selector in selectors(query):
         matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
@@ -135,7 +135,7 @@ def test_every_alert_is_documented(rules):
     assert documented == {rule["alert"] for rule in rules}
 
 
-# The samples of a healthy hour; each scenario changes some series.
+# Samples of one hour without errors; each scenario changes some series.
 _MODEL_SERVER = 'job="catbreeds/model-server", pod="model-server-0"'
 _GATEWAY = 'job="catbreeds/gateway", pod="gateway-0"'
 _PREDICT = f'{_GATEWAY}, route="/v1/breeds:predict"'

@@ -35,7 +35,7 @@ def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def visit(monkeypatch) -> Callable[..., AppTest]:
-    """Opens the page with the given settings."""
+    """Open the page with the given settings."""
 
     def open_page(**settings: object) -> AppTest:
         for name in [name for name in os.environ if name.startswith(PREFIX)]:

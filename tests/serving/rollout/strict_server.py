@@ -19,17 +19,17 @@ State = get_model_status_pb2.ModelVersionStatus
 
 
 class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Serves one model. Every version loads immediately, except those in `broken` and `slow`.
+    """A server of one model. Every version loads immediately, except those in `broken` and `slow`.
 
     Attributes:
-        port: Port of gRPC.
-        labels: Version by label, as requests find them.
+        port: gRPC port.
+        labels: Version by label, as requests resolve them.
         loaded: Versions that are available.
-        most: Largest number of versions that were loaded at a time.
+        max_loaded: Largest number of versions that were loaded at the same time.
         faults: Configurations that unloaded a version to which a label pointed.
         broken: Versions that cannot be loaded.
         slow: Versions that do not finish loading while they are in this set.
-        wanted: Versions of the latest configuration.
+        requested: Versions in the latest configuration.
         predict_code: Status code of every response to Predict.
         status_code: Status code of every response to GetModelStatus; None returns the versions.
     """

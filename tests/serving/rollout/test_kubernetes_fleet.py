@@ -38,7 +38,7 @@ def pods(api, model_servers):
 
 @pytest.fixture
 def command(registry):
-    """Calls a method of RolloutController with a new connection to the API, as each command does."""
+    """Call a method of RolloutController with a new connection to the API, as each command does."""
 
     def command(name: str, *arguments: object):
         limits = RolloutLimits(loaded_versions=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
@@ -308,7 +308,7 @@ def test_an_error_of_kubernetes_is_shown_with_its_message_and_a_remedy(api, comm
 def test_a_server_that_cannot_load_the_current_version_can_roll_back(api, strict_servers, registry, command):
     command("promote", 2)
     late = StrictServer(broken=frozenset({2}))
-    late.loaded, late.labels = {1}, {"stable": 2}  # as it starts with the live configuration
+    late.loaded, late.labels = {1}, {"stable": 2}  # a new pod starts with the live configuration
     api.add_pod("model-server-late", late.port)
     command("rollback")
     assert [server.labels for server in [*strict_servers, late]] == [{"stable": 1}] * 3
@@ -454,7 +454,7 @@ def test_rollout_makes_only_the_calls_that_its_role_allows(api, pods, registry, 
 
 @pytest.fixture
 def kubeconfig(tmp_path, monkeypatch):
-    """Returns a function that writes kubectl's configuration for a cluster at an address."""
+    """Return a function that writes kubectl's configuration for a cluster at an address."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     config = {

@@ -84,7 +84,7 @@ INVOCATION = {
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """Runs an executor like a container; returns the ExecutorOutput for the backend."""
+    """Run an executor like a container; return the ExecutorOutput for the backend."""
     monkeypatch.setenv(entrypoint.ROOT_VARIABLE, str(tmp_path))
     executors.seen.clear()
 
