@@ -42,7 +42,7 @@ def namespace(cluster) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def defined_groups(cluster) -> Iterator[set[str]]:
-    """Create missing definitions of custom resources, return the defined API groups, and delete the created ones at the end."""
+    """Create missing definitions of custom resources and return the defined API groups; delete the created ones."""
     existing = {one["metadata"]["name"] for one in get("customresourcedefinitions")["items"]}
     groups, created = {name.partition(".")[2] for name in existing} & {*custom_resources.GROUPS}, []
     for group in set(custom_resources.GROUPS) - groups:

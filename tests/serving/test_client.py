@@ -63,14 +63,14 @@ def connect(request, model_server) -> Callable[..., Client]:
 
 def test_the_default_version_predicts_unless_another_is_selected(connect):
     with connect() as client:
-        answers = client.predict_many(PHOTOS)
-    assert [answer.best.breed for answer in answers] == BREEDS
-    assert {(answer.model.name, answer.model.version) for answer in answers} == {("catbreeds", 2)}
-    for answer in answers:
-        probabilities = [prediction.probability for prediction in answer.predictions]
+        results = client.predict_many(PHOTOS)
+    assert [result.best.breed for result in results] == BREEDS
+    assert {(result.model.name, result.model.version) for result in results} == {("catbreeds", 2)}
+    for result in results:
+        probabilities = [prediction.probability for prediction in result.predictions]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
-        assert {prediction.breed for prediction in answer.predictions} == set(BREEDS)
+        assert {prediction.breed for prediction in result.predictions} == set(BREEDS)
 
 
 def test_a_version_or_a_label_selects_the_model(connect):
@@ -90,9 +90,9 @@ def test_a_model_that_is_not_served_raises_not_served(connect, choice):
 def test_top_k_limits_the_breeds_and_a_photo_can_be_given_as_a_path(connect, tmp_path):
     (tmp_path / "photo.png").write_bytes(encoded(picture(2), "PNG"))
     with connect() as client:
-        answer = client.predict(tmp_path / "photo.png", top_k=2)
-    assert len(answer.predictions) == 2
-    assert answer.best.breed == BREEDS[2]
+        result = client.predict(tmp_path / "photo.png", top_k=2)
+    assert len(result.predictions) == 2
+    assert result.best.breed == BREEDS[2]
 
 
 def test_a_photo_is_normalized_before_it_is_sent(connect):

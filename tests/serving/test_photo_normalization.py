@@ -208,12 +208,12 @@ def test_every_mode_is_converted_to_rgb(mode):
     assert Image.open(io.BytesIO(data)).mode == mode
     result = normalize(data)
     assert result.data != data
-    wanted = gradient().convert("L") if mode == "I;16" else image
-    assert difference(result, wanted) < (8 if mode == "1" else 3)
+    expected = gradient().convert("L") if mode == "I;16" else image
+    assert difference(result, expected) < (8 if mode == "1" else 3)
 
 
 @pytest.mark.parametrize(
-    ("data", "wanted"),
+    ("data", "expected"),
     [
         (png(b"\x12\x34\x56\x78\x9a\xbc", 16, 2), (0x12, 0x56, 0x9A)),
         (png(b"\x12\x34\x56\x78\x9a\xbc\xff\xff", 16, 6), (0x12, 0x56, 0x9A)),
@@ -224,18 +224,18 @@ def test_every_mode_is_converted_to_rgb(mode):
     ],
     ids=["rgb", "rgba", "grey with alpha", "grey", "from 32 bits", "heic"],
 )
-def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, wanted):
+def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, expected):
     result = normalize(data)
     assert result.data != data
-    assert difference(result, Image.new("RGB", (64, 64), wanted)) <= 1
+    assert difference(result, Image.new("RGB", (64, 64), expected)) <= 1
 
 
 def test_16_bit_grey_keeps_its_shades():
     ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (32, 1))
     data = encode(Image.fromarray(ramp), "PNG")
     assert Image.open(io.BytesIO(data)).mode == "I;16"
-    wanted = np.repeat((ramp // 256)[..., None], 3, axis=-1).astype(int)
-    assert np.abs(pixels(normalize(data)) - wanted).max() <= 4
+    expected = np.repeat((ramp // 256)[..., None], 3, axis=-1).astype(int)
+    assert np.abs(pixels(normalize(data)) - expected).max() <= 4
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_half_transparent_black_becomes_grey(kind):
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"),
+    ("size", "expected"),
     [((400, 160), (200, 80)), ((160, 400), (80, 200)), ((201, 50), (200, 50)), ((200, 50), (200, 50))],
 )
 @pytest.mark.parametrize("mode", MODES)
-def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, wanted):
+def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, expected):
     data = encode(in_mode(gradient(*size), mode), "JPEG" if mode == "CMYK" else "PNG")
     result = normalize(data, max_side=200)
-    assert (result.width, result.height) == wanted
+    assert (result.width, result.height) == expected
     picture = gradient(*size).convert("L" if mode in ("L", "1", "LA", "I;16") else "RGB").convert("RGB")
     seen, meant = (image.resize((8, 8), Image.Resampling.BOX) for image in (decoded(result), picture))
     assert np.abs(np.asarray(seen).astype(int) - np.asarray(meant)).mean() < (8 if mode in "1P" else 2)
@@ -327,9 +327,9 @@ def test_digest_does_not_depend_on_the_png_encoding(other):
 )
 def test_luma_is_the_brightness_of_the_image(data):
     result = normalize(data)
-    wanted = np.asarray(decoded(result).convert("L")).astype(int)
+    expected = np.asarray(decoded(result).convert("L")).astype(int)
     assert result.luma.mode == "L"
-    assert np.abs(np.asarray(result.luma) - wanted).mean() < (1 if result.data.startswith(b"\xff\xd8") else 0.001)
+    assert np.abs(np.asarray(result.luma) - expected).mean() < (1 if result.data.startswith(b"\xff\xd8") else 0.001)
 
 
 def test_digest_does_not_depend_on_jpeg_metadata():

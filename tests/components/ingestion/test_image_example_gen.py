@@ -116,8 +116,8 @@ def test_every_unusable_file_is_reported_with_kind_and_reason_and_hidden_files_a
 
 def test_duplicates_name_the_photo_that_is_kept(mixed):
     _, result, defects = mixed
-    likes = {row["path"]: row["like"] for row in result.rows if "like" in row}
-    assert len(likes) == sum(d.kind in ("duplicate", "near_duplicate", "label_conflict") for d in defects)
+    originals = {row["path"]: row["like"] for row in result.rows if "like" in row}
+    assert len(originals) == sum(d.kind in ("duplicate", "near_duplicate", "label_conflict") for d in defects)
     for row in result.rows:
         if row.get("kind") in ("duplicate", "near_duplicate"):
             assert row["like"] in result.splits()

@@ -111,7 +111,7 @@ class KubeflowServer:
     def changes(self) -> int:
         return sum(not request.startswith("GET") for request in self.requests)
 
-    def answer(self, method: str, path: str, request: Request) -> dict:
+    def respond(self, method: str, path: str, request: Request) -> dict:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             raise ErrorResponse(401, "Unauthenticated: Request header error: there is no user identity header.")
         run = re.fullmatch(rf"{self.root}/apis/v1beta1/runs/([^/]+)", path)
@@ -309,12 +309,12 @@ def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator
                     return self.connection.close()
                 server.changes_left -= 1
             try:
-                status, answer = 200, server.answer(self.command, url.path, Request(query, self.headers, body))
+                status, document = 200, server.respond(self.command, url.path, Request(query, self.headers, body))
             except ErrorResponse as error:
-                status, answer = error.status, {"error": str(error), "code": 3, "message": str(error)}
+                status, document = error.status, {"error": str(error), "code": 3, "message": str(error)}
                 if "upload" in url.path:  # the upload handler of the real server has another error format
-                    answer = {"error_message": str(error), "error_details": f"{error}\nat stack"}
-            return self._send(status, "application/json", json.dumps(answer).encode())
+                    document = {"error_message": str(error), "error_details": f"{error}\nat stack"}
+            return self._send(status, "application/json", json.dumps(document).encode())
 
         do_POST = do_DELETE = do_GET
 

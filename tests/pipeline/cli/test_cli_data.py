@@ -120,8 +120,8 @@ def kaggle(server, tmp_path, environment):
     def redirect(handler, _):
         handler.head(302, 0, Location=f"{server.address}/stored.zip")
 
-    server.answers[f"{API}/GetDataset"] = [describe] * 20
-    server.answers[f"{API}/DownloadDataset"] = [redirect] * 20
+    server.responses[f"{API}/GetDataset"] = [describe] * 20
+    server.responses[f"{API}/DownloadDataset"] = [redirect] * 20
     proxy = {"http_proxy": server.address, "no_proxy": "", "NO_PROXY": "", "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
 
     def call(*options: str, token: str | None = "a token", **variables: str) -> subprocess.CompletedProcess:
@@ -173,7 +173,7 @@ def test_oxford_cats_are_written_in_the_layout_of_ingestion_and_a_second_call_do
 
 def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, server):
     size = len(server.files[IMAGES])
-    server.answers[IMAGES] = [cut_after(600_000) for _ in range(size // 600_000)]
+    server.responses[IMAGES] = [cut_after(600_000) for _ in range(size // 600_000)]
     done = oxford("--tries", 1)
     assert_complete(done, oxford.out)
     assert server.ranges(IMAGES) == [None, *(f"bytes={start}-" for start in range(600_000, size, 600_000))]
@@ -182,7 +182,7 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
 
 
 @pytest.mark.parametrize(
-    ("answers", "starts_again"),
+    ("responses", "starts_again"),
     [
         (
             [
@@ -202,16 +202,16 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
     ],
     ids=["cut and rejected", "Content-Length too large", "corrupted", "Content-Length too small"],
 )
-def test_the_download_recovers_from_temporary_failures(oxford, server, answers, starts_again):
-    server.answers[IMAGES] = [*answers]
+def test_the_download_recovers_from_temporary_failures(oxford, server, responses, starts_again):
+    server.responses[IMAGES] = [*responses]
     done = oxford()
     assert_complete(done, oxford.out)
-    assert server.answers[IMAGES] == []
+    assert server.responses[IMAGES] == []
     assert ("the download was corrupt; starting again" in done.stderr) == starts_again
 
 
 @pytest.mark.parametrize(
-    ("answer", "requests", "message"),
+    ("response", "requests", "message"),
     [
         (corrupted, 2, "images.tar.gz: the download was corrupt twice (MD5 is "),
         (status(404), 1, "images.tar.gz: the server returned 404 Not Found"),
@@ -219,8 +219,8 @@ def test_the_download_recovers_from_temporary_failures(oxford, server, answers, 
         (cut_after(0), 3, "images.tar.gz: connection lost"),
     ],
 )
-def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server, answer, requests, message):
-    server.answers[IMAGES] = [answer] * 20
+def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server, response, requests, message):
+    server.responses[IMAGES] = [response] * 20
     assert_failed(oxford("--tries", 3), 1, message, "Rerun the command to resume", "pass --archives FOLDER")
     assert len(server.ranges(IMAGES)) == requests
     assert visible_files(oxford.out) == {}
@@ -228,7 +228,7 @@ def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server,
 
 def test_a_killed_download_resumes_when_the_command_is_rerun(oxford, server):
     released = threading.Event()
-    server.answers[IMAGES] = [stall_after(60_000, released)]
+    server.responses[IMAGES] = [stall_after(60_000, released)]
     process = subprocess.Popen(oxford.command(), env=oxford.environment)
     try:
         part = oxford.out / ".download" / "images.tar.gz.part"
@@ -332,7 +332,7 @@ def test_without_credentials_no_request_is_sent_and_the_message_explains_how_to_
 def test_a_kaggle_download_recovers_from_broken_connections_and_corrupt_data(kaggle, server, hashed):
     if not hashed:
         server.headers.clear()
-    server.answers["/stored.zip"] = [cut_after(3_000_000), send_file, corrupted, cut_after(2_500_000)]
+    server.responses["/stored.zip"] = [cut_after(3_000_000), send_file, corrupted, cut_after(2_500_000)]
     files = {f"CatBreedsRefined-v2/{name}": content for name, content in CATS.items()}
     done = kaggle()
     assert_complete(done, kaggle.out, files)
@@ -356,12 +356,12 @@ def test_a_kaggle_download_recovers_from_broken_connections_and_corrupt_data(kag
     ],
 )
 def test_an_error_response_of_kaggle_is_reported(kaggle, server, code, exit_code, message):
-    server.answers[f"{API}/GetDataset"] = [status(code)] * 20
+    server.responses[f"{API}/GetDataset"] = [status(code)] * 20
     assert_failed(kaggle("--tries", "1"), exit_code, message)
 
 
 def test_a_permanently_corrupt_kaggle_archive_is_reported_and_no_photo_is_written(kaggle, server):
-    server.answers["/stored.zip"] = [corrupted] * 20
+    server.responses["/stored.zip"] = [corrupted] * 20
     assert_failed(kaggle("--tries", "2"), 1, f"{HANDLE}: the archive is corrupt", "Rerun the command to resume")
     assert visible_files(kaggle.out) == {}
 

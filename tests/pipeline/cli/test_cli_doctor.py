@@ -169,7 +169,7 @@ def test_the_connections_to_a_cluster_and_to_kubeflow_are_checked(tmp_path):
         assert found["Kubeflow"]["found"] == f"{server.address}/: Kubeflow Pipelines responds"
 
         kubectl.write_text("#!/bin/sh\necho 'no such cluster' >&2\nexit 1\n")
-        server.answers["/apis/v2beta1/healthz"] = [status(404)]
+        server.responses["/apis/v2beta1/healthz"] = [status(404)]
         code, found = doctor(*DEMO, **reached)
     assert code == 0
     assert found["kubectl"]["state"] == found["Kubeflow"]["state"] == "optional"

@@ -205,7 +205,7 @@ def test_a_run_whose_outcome_cannot_be_read_is_a_failure(call, server, spec, tas
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("response", "reason"),
     [
         ({}, "the server returned no Workflow"),
         ({"pipeline_runtime": {"workflow_manifest": ""}}, "the server returned no Workflow"),
@@ -225,12 +225,12 @@ def test_a_run_whose_outcome_cannot_be_read_is_a_failure(call, server, spec, tas
         ),
     ],
 )
-def test_a_workflow_without_a_readable_outcome_is_a_failure(call, server, spec, monkeypatch, answer, why):
+def test_a_workflow_without_a_readable_outcome_is_a_failure(call, server, spec, monkeypatch, response, reason):
     server.node_bytes, server.script = LARGE, [("SUCCEEDED", REJECTED)]
-    monkeypatch.setattr(server, "get_run_v1beta1", lambda run_id: answer)
+    monkeypatch.setattr(server, "get_run_v1beta1", lambda run_id: response)
     done = call("submit", spec, "--poll-interval", "0.01")
     assert done.exit_code == 1
-    assert re.search(f"it is unknown whether a model was pushed: http.*: {why}", done.stderr)
+    assert re.search(f"it is unknown whether a model was pushed: http.*: {reason}", done.stderr)
 
 
 def test_the_workflow_is_not_needed_if_the_tasks_of_the_run_contain_the_outcome(call, server, spec):
@@ -403,7 +403,7 @@ def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "answer", "message"),
+    ("body", "response", "message"),
     [
         (b'{"multi_user": tr', send_file, "returned invalid JSON (17 characters received)"),
         (b'{"multi_user": true}', cut_after(9), "no response from"),
@@ -418,10 +418,10 @@ def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
         ),
     ],
 )
-def test_a_truncated_or_foreign_response_is_reported(spec, body, answer, message):
+def test_a_truncated_or_foreign_response_is_reported(spec, body, response, message):
     with flaky_server.serving() as server:
         server.files["/apis/v2beta1/healthz"] = body
-        server.answers["/apis/v2beta1/healthz"] = [answer] * 9
+        server.responses["/apis/v2beta1/healthz"] = [response] * 9
         done = catbreeds("submit", spec, "--host", server.address)
     assert_rejected(done, f"{server.address}", message)
 

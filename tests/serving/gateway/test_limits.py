@@ -219,10 +219,10 @@ def test_an_api_key_is_required_if_keys_are_configured(start_gateway, model_serv
 
 def test_a_broken_photo_does_not_affect_other_requests(gateway):
     with futures.ThreadPoolExecutor(16) as clients:
-        answers = list(
+        codes = list(
             clients.map(lambda n: gateway.predict(PHOTOS[n % 4] if n % 2 else PHOTOS[0][:-300]).status_code, range(64))
         )
-    assert answers == [400, 200] * 32
+    assert codes == [400, 200] * 32
 
 
 @MORE

@@ -56,7 +56,7 @@ def definitions(api_group: str) -> tuple[Object, ...]:
 
 @functools.cache
 def _download(api_group: str) -> tuple[Object, ...] | str:
-    """Return the definitions, or the reason why they are not available; cached, so that only one test waits for the network."""
+    """Return the definitions or the reason for their absence; cached, so that only one test waits for the network."""
     if api_group in UNPUBLISHED:
         return UNPUBLISHED[api_group]
     module, version, path, plurals = MODULES[api_group]

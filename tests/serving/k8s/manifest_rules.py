@@ -60,7 +60,7 @@ def changed(variant: Variant, change: Change) -> Variant:
     return other
 
 
-def put(which: str, path: str, value: Any) -> Change:
+def put(target: str, path: str, value: Any) -> Change:
     """Set a field.
 
     Args:
@@ -71,29 +71,29 @@ def put(which: str, path: str, value: Any) -> Change:
 
     def change(variant: Variant) -> None:
         *parents, last = path.split("/")
-        parent = _descend(_find(variant, which), parents)
+        parent = _descend(_find(variant, target), parents)
         parent[_key(parent, last)] = value
 
     return change
 
 
-def drop(which: str, path: str = "") -> Change:
+def drop(target: str, path: str = "") -> Change:
     """Remove a field, or without a path the whole object."""
 
     def change(variant: Variant) -> None:
         if not path:
-            variant.objects.remove(_find(variant, which))
+            variant.objects.remove(_find(variant, target))
             return
         *parents, last = path.split("/")
-        parent = _descend(_find(variant, which), parents)
+        parent = _descend(_find(variant, target), parents)
         del parent[_key(parent, last)]
 
     return change
 
 
-def add(which: str, path: str, value: Any) -> Change:
+def add(target: str, path: str, value: Any) -> Change:
     """Append to a list."""
-    return lambda variant: _descend(_find(variant, which), path.split("/")).append(value)
+    return lambda variant: _descend(_find(variant, target), path.split("/")).append(value)
 
 
 def insert(object_: Object) -> Change:
@@ -101,12 +101,12 @@ def insert(object_: Object) -> Change:
     return lambda variant: variant.objects.append(object_)
 
 
-def _find(variant: Variant, which: str) -> Object:
-    kind, name = which.split("/")
+def _find(variant: Variant, target: str) -> Object:
+    kind, name = target.split("/")
     pattern = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # generated names end with a hash
     matching = [object_ for object_ in variant.of(kind) if pattern.fullmatch(object_["metadata"]["name"])]
     if not matching:
-        raise LookupError(f"{variant.name} has no {which}")
+        raise LookupError(f"{variant.name} has no {target}")
     return matching[0]
 
 

@@ -140,7 +140,7 @@ _MODEL_SERVER = 'job="catbreeds/model-server", pod="model-server-0"'
 _GATEWAY = 'job="catbreeds/gateway", pod="gateway-0"'
 _PREDICT = f'{_GATEWAY}, route="/v1/breeds:predict"'
 _REQUESTS, _SECONDS = "catbreeds_gateway_requests_total", "catbreeds_gateway_request_seconds_bucket"
-_LOADS, _ANSWERS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
+_LOADS, _MODEL_REQUESTS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
 _HEALTHY = {
     f"up{{{_GATEWAY}}}": "1x60",
     f"up{{{_MODEL_SERVER}}}": "1x60",
@@ -150,7 +150,7 @@ _HEALTHY = {
     f'{_SECONDS}{{{_PREDICT}, le="0.5"}}': "0+890x60",
     f'{_SECONDS}{{{_PREDICT}, le="2.5"}}': "0+900x60",
     f'{_SECONDS}{{{_PREDICT}, le="+Inf"}}': "0+901x60",
-    f'{_ANSWERS}{{{_MODEL_SERVER}, status="OK"}}': "0+600x60",
+    f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="OK"}}': "0+600x60",
     f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/1", status="success"}}': "1x60",
 }
 _SCENARIOS = {
@@ -175,12 +175,12 @@ _SCENARIOS = {
         {"CatbreedsModelServerStuck"},
     ),
     "requests to the model fail": (
-        {f'{_ANSWERS}{{{_MODEL_SERVER}, status="NOT_FOUND"}}': "0+20x60"},
+        {f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="NOT_FOUND"}}': "0+20x60"},
         "15m",
         {"CatbreedsModelServerErrors"},
     ),
     "a canary stopped, and gateways still request it": (
-        {f'{_ANSWERS}{{{_MODEL_SERVER}, status="INVALID_ARGUMENT"}}': "0+60x60"},
+        {f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="INVALID_ARGUMENT"}}': "0+60x60"},
         "15m",
         set(),
     ),

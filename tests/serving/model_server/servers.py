@@ -155,7 +155,7 @@ class ModelServer:
         text_format.Parse(policy, config.model_version_policy)
         self.push_configs({**self._configs, name: config})
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Push a configuration without this model."""
         self.push_configs({other: config for other, config in self._configs.items() if other != name})
 

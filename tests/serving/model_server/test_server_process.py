@@ -157,8 +157,8 @@ def test_output_filter_applies_with_batching(batching):
 
 
 def test_request_in_an_incomplete_batch_times_out(batching):
-    code, answer = batching.rest_predict("toys", signature_name="spell", instances=["late"])
-    assert (code, answer["error"]) == (504, "Timed out waiting for notification")
+    code, document = batching.rest_predict("toys", signature_name="spell", instances=["late"])
+    assert (code, document["error"]) == (504, "Timed out waiting for notification")
 
 
 def test_metrics_contain_batch_sizes(batching):

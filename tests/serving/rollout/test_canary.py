@@ -144,7 +144,7 @@ def test_a_response_that_is_not_from_a_gateway_is_an_error_with_the_address(
 ):
     controller.start_canary(2, share=0.1)
     with flaky_server.serving() as server, fleet.announced(GATEWAY, server.address.removeprefix("http://")):
-        server.answers["/metrics"] = [flaky_server.status(code, body)]
+        server.responses["/metrics"] = [flaky_server.status(code, body)]
         with pytest.raises(
             RolloutError, match=f"cannot read the metrics of gateway at .*: {server.address}/metrics: {message}"
         ):

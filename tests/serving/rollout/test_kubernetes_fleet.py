@@ -92,7 +92,7 @@ def test_after_a_fault_at_any_call_stable_is_served_and_the_same_command_succeed
             assert [server.labels for server in strict_servers] == [labels] * 2
     assert call > 5
     assert [server.faults for server in strict_servers] == [[], []]
-    assert max(server.most for server in strict_servers) == 2
+    assert max(server.max_loaded for server in strict_servers) == 2
     for data in api.history:
         read_serving_config(data, registry.base.name)  # raises if a label points to a version that is not loaded
 
@@ -105,7 +105,7 @@ def test_one_of_two_concurrent_promotions_succeeds_and_the_other_fails_immediate
         server.slow.add(3)
     with ThreadPoolExecutor(1) as thread:
         first = thread.submit(command, "promote", 3)
-        eventually(lambda: all(3 in server.wanted for server in strict_servers))
+        eventually(lambda: all(3 in server.requested for server in strict_servers))
         previous, result = command("promote", 4)
         assert (previous, len(result.servers)) == (2, 2)
         with pytest.raises(
@@ -129,14 +129,14 @@ def test_a_promotion_ends_when_the_live_configuration_changes_before_any_server_
         server.slow.add(3)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
-        eventually(lambda: all(3 in server.wanted for server in strict_servers))
+        eventually(lambda: all(3 in server.requested for server in strict_servers))
         data = dict(api.config_map["data"])
         data[CONFIG_FILE] = data[CONFIG_FILE].replace("versions: 3", "versions: 1")
         api.change({**api.config_map, "data": data})
         with pytest.raises(RolloutError, match="another rollout is running and has unloaded version 3"):
             promotion.result(20)  # versions may take 30 s to load
     assert registry.labels() == {"stable": 2}
-    assert [server.wanted for server in strict_servers] == [{1, 2}] * 2
+    assert [server.requested for server in strict_servers] == [{1, 2}] * 2
 
 
 def test_an_outdated_configuration_that_arrives_late_does_not_stay_on_the_server(
@@ -193,7 +193,7 @@ def test_a_rollback_reloads_its_version_after_a_promotion_has_unloaded_it(api, s
         api.change({**api.config_map, "data": data})
         for server in strict_servers:
             server.slow.clear()
-            server.wanted, server.loaded = {2, 3}, {2, 3}
+            server.requested, server.loaded = {2, 3}, {2, 3}
         rollback.result(DEADLINE)
     assert registry.labels() == {"stable": 1}
     assert [server.labels for server in strict_servers] == [{"stable": 1}] * 2
@@ -204,8 +204,8 @@ def test_a_promotion_reloads_a_version_that_a_late_configuration_has_unloaded(ap
     strict_servers[0].slow.add(3)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
-        eventually(lambda: 3 in strict_servers[0].wanted)
-        strict_servers[0].wanted = {1, 2}
+        eventually(lambda: 3 in strict_servers[0].requested)
+        strict_servers[0].requested = {1, 2}
         strict_servers[0].slow.clear()
         promotion.result(DEADLINE)
     assert [server.labels for server in strict_servers] == [{"stable": 3}] * 2
@@ -503,7 +503,7 @@ def test_a_truncated_or_foreign_response_is_an_error(kubeconfig, body):
 def test_an_error_response_is_shown_in_one_line_even_from_a_proxy(kubeconfig, code, body, message):
     with flaky_server.serving() as server:
         kubeconfig(server.address)
-        server.answers[CONFIG_MAP] = [flaky_server.status(code, body)]
+        server.responses[CONFIG_MAP] = [flaky_server.status(code, body)]
         with (
             KubernetesFleet("cats", "catbreeds", "/models") as fleet,
             pytest.raises(FleetError, match=f"^namespace cats: {message}$"),
@@ -515,7 +515,7 @@ def test_a_missing_namespace_is_named(kubeconfig):
     with flaky_server.serving() as server:
         kubeconfig(server.address)
         missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
-        server.answers[CONFIG_MAP.removesuffix("/model-config")] = [missing]
+        server.responses[CONFIG_MAP.removesuffix("/model-config")] = [missing]
         expected = r'^namespace cats: namespaces "cats" not found; check --namespace and --context$'
         with KubernetesFleet("cats", "catbreeds", "/models") as fleet, pytest.raises(FleetError, match=expected):
             fleet.write(make_serving_config({"stable": 1}, [], 2, 0.0), None)
@@ -540,7 +540,7 @@ def test_calls_to_kubernetes_use_the_proxy_of_the_environment_and_errors_name_it
         with KubernetesFleet("cats", "catbreeds", "/models") as fleet:
             assert fleet.read() == (None, None)
         assert proxy.requests == [(CONFIG_MAP, None)]
-        proxy.answers[CONFIG_MAP] = [flaky_server.status(502)]
+        proxy.responses[CONFIG_MAP] = [flaky_server.status(502)]
         with (
             KubernetesFleet("cats", "catbreeds", "/models") as fleet,
             pytest.raises(FleetError, match=rf"502 .*{proxy.address}"),
