@@ -65,7 +65,7 @@ def test_setup_installs_the_locked_packages(make_setup):
     assert re.search("locked pip install .* -e .\n", ran)
 
 
-@pytest.mark.skipif(not os.access("/proc/cpuinfo", os.R_OK), reason="no /proc/cpuinfo here")
+@pytest.mark.skipif(not os.access("/proc/cpuinfo", os.R_OK), reason="requires /proc/cpuinfo")
 def test_setup_warns_about_a_cpu_without_avx(make_setup):
     code, stderr, _ = make_setup(grep="exit 1")
     assert code == 0

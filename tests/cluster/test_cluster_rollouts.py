@@ -53,7 +53,7 @@ def test_a_stopped_canary_gets_no_requests_and_no_request_fails(served):
 
 def test_one_of_two_concurrent_promotions_in_a_cluster_succeeds_and_the_other_fails_immediately(served):
     with served.traffic():
-        first = served.start("promote", 3)  # the pods do not see this version yet
+        first = served.start("promote", 3)  # this version is not in the folder of the pods yet
         eventually(lambda: 3 in read_serving_config(served.live()["data"], MODEL).versions)
         second_output = served.run("promote", 2)
         output, errors = first.communicate(timeout=DEADLINE)  # a fifth of the time limit for loading
@@ -100,7 +100,7 @@ def test_a_killed_command_causes_no_failed_requests_and_completes_when_it_is_rer
 
 def test_a_command_killed_while_a_version_loads_completes_when_it_is_rerun(served):
     with served.traffic() as traffic:
-        command = served.start("promote", 4)  # the pods do not see this version yet
+        command = served.start("promote", 4)  # this version is not in the folder of the pods yet
         eventually(lambda: 4 in read_serving_config(served.live()["data"], MODEL).versions)
         command.kill()
         assert command.wait(DEADLINE) == -signal.SIGKILL

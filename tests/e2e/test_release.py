@@ -81,7 +81,7 @@ def test_models_lists_each_version_with_its_labels_and_reasons_for_passing(pushe
         assert text in table
 
 
-def test_damaged_files_are_named_without_a_traceback_and_other_versions_stay_visible(pushed, tmp_path):
+def test_damaged_files_are_reported_without_a_traceback_and_other_versions_stay_visible(pushed, tmp_path):
     base = tmp_path / "serving" / "catbreeds"
     shutil.copytree(registry(pushed).base, base)
     (base / "1" / "admission.json").write_text("{}")

@@ -106,7 +106,7 @@ def test_a_photo_is_normalized_before_it_is_sent(connect):
             assert client.predict(photo).best.breed == BREEDS[1]
 
 
-def test_an_unusable_photo_is_named_and_not_sent(connect, tmp_path):
+def test_an_unusable_photo_is_reported_and_not_sent(connect, tmp_path):
     (tmp_path / "notes.txt").write_text("not a photo")
     with connect() as client:
         with pytest.raises(PhotoError, match=r"notes.txt: not a JPEG") as caught:

@@ -323,7 +323,7 @@ def test_digest_does_not_depend_on_the_png_encoding(other):
         rotated(gradient(), 6),
         encode(gradient(2100, 1400), "PNG"),
     ],
-    ids=[*FILES, "rgb jpeg", "turned jpeg", "large png"],
+    ids=[*FILES, "rgb jpeg", "rotated jpeg", "large png"],
 )
 def test_luma_is_the_brightness_of_the_image(data):
     result = normalize(data)
@@ -373,8 +373,19 @@ def test_different_images_have_different_digests():
         (rotated(gradient(40, 2048), 6), "too_small", "2048 x 40 pixels are too narrow"),
     ],
     ids=[
-        *["empty", "text", "zeros", "tiff", "pdf", "svg", "space before", "png header", "jpeg start", "jpeg then text"],
-        *["too narrow", "too low", "one pixel", "low once reduced", "narrow once reduced", "turned and low"],
+        *[
+            "empty",
+            "text",
+            "zeros",
+            "tiff",
+            "pdf",
+            "svg",
+            "space before",
+            "png header",
+            "jpeg header",
+            "text after jpeg header",
+        ],
+        *["too narrow", "too low", "one pixel", "low once reduced", "narrow once reduced", "rotated and low"],
     ],
 )
 def test_unusable_file_is_rejected_with_a_reason(data, kind, reason):
@@ -412,7 +423,9 @@ def test_photo_truncated_after_its_pixels_is_intact_or_damaged(name):
             assert difference(result, decoded(whole)) < 2
 
 
-@pytest.mark.parametrize("size", [(10_000, 10_000), (15_000, 12_000)], ids=["over our cap", "over Pillow's limit"])
+@pytest.mark.parametrize(
+    "size", [(10_000, 10_000), (15_000, 12_000)], ids=["over the project's limit", "over Pillow's limit"]
+)
 def test_small_file_with_too_many_pixels_is_rejected_before_decoding(size, monkeypatch):
     data = encode(Image.new("1", size), "PNG")
     assert len(data) < 200_000
@@ -690,7 +703,7 @@ def test_file_that_only_pillow_decodes_is_reencoded(data):
         FILES["jpeg"][:2] + b"\xff\xff" + FILES["jpeg"][2:],
         FILES["jpeg"].replace(b"\xff\xda", b"text\xff\xda", 1),
     ],
-    ids=["png with a row too many", "suggested palette", "interlaced", "padded jpeg", "text in a jpeg"],
+    ids=["png with an extra row", "suggested palette", "interlaced", "padded jpeg", "text in a jpeg"],
 )
 def test_unusual_but_decodable_file_keeps_its_image(data):
     assert difference(normalize(data), Image.open(io.BytesIO(data))) < 1

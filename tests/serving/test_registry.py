@@ -266,7 +266,7 @@ def test_reading_a_missing_version_is_an_error_that_lists_the_existing_ones(push
     ("read", "name"), [(Registry.record, "assets.extra/catbreeds.json"), (Registry.admission, "admission.json")]
 )
 @pytest.mark.parametrize("damaged", [None, b"", b'{"recipe_dig', b"\xff\xfe"])
-def test_a_missing_or_damaged_file_of_a_version_is_named(pushed, read, name, damaged):
+def test_the_error_names_a_missing_or_damaged_file_of_a_version(pushed, read, name, damaged):
     file = pushed.path(2) / name
     file.unlink()
     if damaged is not None:
@@ -440,7 +440,7 @@ def test_labels_and_rollback_targets_persist(pushed):
         b'{"labels": 1, "replaced": 1}',
     ],
 )
-def test_a_damaged_labels_file_is_named_and_not_overwritten(pushed, damaged):
+def test_a_damaged_labels_file_is_reported_and_not_overwritten(pushed, damaged):
     pushed.promote(2)
     file = pushed.base / "labels.json"
     file.write_bytes(damaged)
@@ -694,7 +694,7 @@ def work_as(user: int, volume: Path) -> list[int] | str:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
-def test_different_users_share_one_registry(volume):
+def test_several_users_can_share_one_registry(volume):
     assert work_as(10001, volume) == [1]
     assert work_as(1000, volume) == [2]
     assert work_as(10001, volume) == [3]
@@ -709,7 +709,7 @@ def test_a_user_without_write_permission_gets_an_error_with_the_remedy(volume):
     assert work_as(1000, volume) == expected
 
 
-def test_an_unusable_lock_or_labels_file_is_named(pushed):
+def test_the_error_names_an_unusable_lock_or_labels_file(pushed):
     (pushed.base / ".lock").unlink()
     (pushed.base / ".lock").mkdir()
     for move in [lambda: pushed.promote(2), lambda: pushed.unlabel(CANARY, "no"), lambda: pushed.remove([2])]:

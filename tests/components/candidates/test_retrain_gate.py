@@ -77,7 +77,7 @@ def test_a_run_continues_if_the_registry_is_empty(gate):
     assert summary.startswith("**New**")
 
 
-def test_a_run_with_the_inputs_of_a_pushed_version_ends_early_and_the_version_is_named(pushed):
+def test_a_run_with_the_inputs_of_a_pushed_version_ends_early_and_reports_the_version(pushed):
     retrain, document, summary = pushed()
     assert (retrain, document["version"]) == (False, 1)
     assert summary.startswith("**Nothing new**: version 1 was trained from this data")
@@ -194,7 +194,7 @@ def test_a_version_without_an_inputs_digest_does_not_end_the_run(gate):
     assert gate()[0]
 
 
-def test_the_newest_version_with_the_same_inputs_is_named(pushed):
+def test_the_newest_version_with_the_same_inputs_is_reported(pushed):
     pushed.push(pushed()[1]["inputs_digest"])
     pushed.push("another")
     assert pushed()[1]["version"] == 2

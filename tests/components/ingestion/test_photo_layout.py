@@ -32,8 +32,8 @@ UNUSABLE = {
     "is nested two levels deeper": ["Bombay/photos/raw/1"],
     "is split into train and test": ["Bombay/train/1.jpg", "Bombay/test/2.jpg"],
     "is in the folder of another breed": ["Manx/Bombay/1.jpg"],
-    "is as many stray files as another breed has": [f"Bombay_{number}" for number in range(4)],
-    "is stray photos, fewer than another breed has": [f"Bombay_{number}.JPG" for number in range(3)],
+    "consists of as many stray files as another breed has photos": [f"Bombay_{number}" for number in range(4)],
+    "consists of fewer stray photos than another breed has": [f"Bombay_{number}.JPG" for number in range(3)],
     "is named like a metadata folder but has photos": ["data/1.jpg.zip"],
 }
 MESSAGES = {
@@ -48,8 +48,8 @@ MESSAGES = {
     "is nested two levels deeper": "Bombay/: contains 1 folder with 1 file ('photos')",
     "is split into train and test": "Bombay/: contains 2 folders with 2 files ('test', 'train')",
     "is in the folder of another breed": "Manx/Bombay/: contains 1 .jpg file",
-    "is as many stray files as another breed has": "4 files outside the breed folders: ",
-    "is stray photos, fewer than another breed has": "3 files outside the breed folders: ",
+    "consists of as many stray files as another breed has photos": "4 files outside the breed folders: ",
+    "consists of fewer stray photos than another breed has": "3 files outside the breed folders: ",
     "is named like a metadata folder but has photos": "data/: contains 1 .jpg.zip file",
 }
 

@@ -601,7 +601,7 @@ def test_an_empty_archive_stops_the_run(write, kind):
 
 @every_kind
 @pytest.mark.parametrize("names", [["1.jpg"], ["1.jpg", "2.jpg"]], ids=["one", "two"])
-def test_photos_without_breed_folders_stop_the_run_and_the_first_is_named(write, kind, names):
+def test_photos_without_breed_folders_stop_the_run_and_the_error_names_the_first(write, kind, names):
     data = write(kind, dict.fromkeys(names, b"x"))
     message = rf"^{data}: no photos found \({names[0]}: not directly in a breed folder\); {EXPECTED_LAYOUT}"
     with pytest.raises(DataError, match=message):

@@ -91,7 +91,7 @@ def test_a_champion_with_other_breeds_is_not_compared(champion_breeds):
     assert any("the breeds differ from those of champion version 3" in reason for reason in decision.reasons)
 
 
-def test_added_and_removed_breeds_are_named():
+def test_added_and_removed_breeds_are_reported():
     rows = outcomes({"Birman": "++"})
     decision = decide(RULES, rows, rows, BREEDS, {**CHAMPION, "breeds": ["Birman", "Manx", "Korat"]})
     assert "(added: Sphynx; removed: Korat, Manx): only the absolute thresholds apply" in decision.reasons[-1]

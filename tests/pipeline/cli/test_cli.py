@@ -104,7 +104,7 @@ RENAMED_OPTIONS = [
 
 
 @pytest.mark.parametrize(("arguments", "new_name"), RENAMED_OPTIONS, ids=lambda value: str(value))
-def test_the_former_name_of_an_option_is_rejected_with_the_new_name(catbreeds, tmp_path, arguments, new_name):
+def test_a_renamed_option_is_rejected_with_its_new_name(catbreeds, tmp_path, arguments, new_name):
     command, former_name = arguments[0], next(argument for argument in arguments if argument.startswith("--"))
     expected = f"catbreeds: {former_name}: this option was renamed; use {new_name}\n"
     for variant in (arguments, [*arguments[: arguments.index(former_name)], f"{former_name}=1"]):

@@ -200,7 +200,7 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
         ([cut_after(30_000), corrupted], True),
         ([content_length_too_small], True),
     ],
-    ids=["cut and rejected", "Content-Length too large", "corrupted", "Content-Length too small"],
+    ids=["truncated and rejected", "Content-Length too large", "corrupted", "Content-Length too small"],
 )
 def test_the_download_recovers_from_temporary_failures(oxford, server, responses, starts_again):
     server.responses[IMAGES] = [*responses]
@@ -258,7 +258,7 @@ def test_without_internet_the_message_suggests_local_archives_which_are_used_and
     assert server.requests == []
 
 
-def test_a_local_archive_with_the_wrong_checksum_is_named_and_kept(oxford, tmp_path):
+def test_a_local_archive_with_the_wrong_checksum_is_reported_and_kept(oxford, tmp_path):
     (tmp_path / "images.tar.gz").write_bytes(b"mine")
     message = f"{tmp_path / 'images.tar.gz'}: not the expected file"
     assert_failed(oxford("--archives", tmp_path), 1, message, "move it away")
@@ -290,7 +290,7 @@ def test_unexpected_annotations_are_rejected(oxford, server):
     assert_failed(oxford(), 2, "annotations/list.txt is not the expected list of photos")
 
 
-def test_other_photos_are_kept_and_a_conflicting_one_is_named(oxford):
+def test_other_photos_are_kept_and_a_conflicting_photo_is_reported(oxford):
     own = {"Maine Coon/mine.jpg": b"mine", "Tabby/1.jpg": b"mine, too"}
     for name, content in (own | {"Maine Coon/Maine_Coon_1.jpg": b"another"}).items():
         (oxford.out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +301,7 @@ def test_other_photos_are_kept_and_a_conflicting_one_is_named(oxford):
     assert_complete(oxford(), oxford.out, CATS | own)
 
 
-def test_a_changed_photo_is_named_and_a_deleted_one_is_restored(oxford):
+def test_a_changed_photo_is_reported_and_a_deleted_photo_is_restored(oxford):
     assert_complete(oxford(), oxford.out)
     changed = oxford.out / "Abyssinian" / "Abyssinian_3.jpg"
     changed.write_bytes(b"changed")
@@ -381,7 +381,7 @@ def test_archives_on_this_machine_are_downloaded_without_a_proxy(oxford):
         ("http://127.0.0.1:9", "cannot connect (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )
-def test_a_proxy_that_makes_a_download_fail_is_named(oxford, kaggle, proxy, message):
+def test_the_error_of_a_failed_download_names_the_proxy(oxford, kaggle, proxy, message):
     oxford.environment.update(PROXIES | {"ALL_PROXY": proxy})
     assert_failed(oxford("--tries", "1", "--url", "http://cats.invalid"), 1, message)
     if "socks5" in proxy:

@@ -180,7 +180,7 @@ def test_the_connections_to_a_cluster_and_to_kubeflow_are_checked(tmp_path):
 PROXIES = {"ALL_PROXY": "", "https_proxy": "", "http_proxy": ""}
 
 
-def test_an_unusable_proxy_is_named(tmp_path):
+def test_an_unusable_proxy_is_reported(tmp_path):
     host = {"KF_PIPELINES_ENDPOINT": "http://kubeflow.invalid", "KERAS_HOME": str(tmp_path)}
     code, found = doctor("--set", "backbones=[resnet50]", **PROXIES | host | {"ALL_PROXY": "socks5://127.0.0.1:9"})
     assert code == 2

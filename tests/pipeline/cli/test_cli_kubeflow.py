@@ -448,7 +448,7 @@ def test_without_a_host_the_error_explains_how_to_reach_one(call_with_kubeconfig
     assert_rejected(done, "pass --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
 
 
-def test_a_host_that_does_not_respond_is_named(call, server, spec):
+def test_the_error_names_a_host_that_does_not_respond(call, server, spec):
     with serving(server) as gone:
         pass
     assert_rejected(call("submit", spec, "--host", gone), f"no response from {gone}", "kubectl port-forward")
@@ -499,7 +499,7 @@ def test_the_kubectl_context_determines_the_server(call_with_kubeconfig, server,
     )
 
 
-def test_a_damaged_kubectl_configuration_is_named(call_with_kubeconfig, spec, tmp_path):
+def test_the_error_names_a_damaged_kubectl_configuration(call_with_kubeconfig, spec, tmp_path):
     assert_rejected(call_with_kubeconfig("hello", "submit", spec), f"KUBECONFIG={tmp_path}/kubeconfig: cannot be read")
 
 
@@ -644,7 +644,7 @@ def test_an_interrupted_update_never_leaves_two_active_schedules_and_can_be_reru
     assert server.max_active == 1
 
 
-def test_a_missing_experiment_is_named_and_an_archived_one_is_not_used(call, server, spec):
+def test_a_missing_experiment_is_reported_and_an_archived_one_is_not_used(call, server, spec):
     assert_rejected(call("schedule", spec, "--list"), "no experiment 'catbreeds'; available: none")
     call("submit", spec, "--no-wait")
     done = call("schedule", spec, "--pause", "--experiment", "cats")

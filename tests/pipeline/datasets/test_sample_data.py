@@ -1,4 +1,4 @@
-"""Synthetic photos are reproducible, and their breeds can be learned but not perfectly."""
+"""Synthetic photos are reproducible; a model can learn their breeds, but not perfectly."""
 
 import os
 import subprocess

@@ -55,7 +55,7 @@ def empty_png(side: int) -> bytes:
         (encoded(Image.new("RGB", (8, 8))), (400, "too_small")),
         (empty_png(10_000), (413, "too_large")),
     ],
-    ids=["empty", "text", "tiff", "cut off", "tiny", "100 megapixels"],
+    ids=["empty", "text", "tiff", "truncated", "tiny", "100 megapixels"],
 )
 def test_an_unusable_photo_is_rejected_with_the_reason(gateway, photo, expected):
     assert problem(gateway.http.post(PREDICT, content=photo)) == expected
@@ -65,7 +65,7 @@ def test_an_unusable_photo_is_rejected_with_the_reason(gateway, photo, expected)
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"instances": []}', b"[1]", base64.b64encode(PHOTOS[0])], ids=["object", "list", "64"]
+    "body", [b'{"instances": []}', b"[1]", base64.b64encode(PHOTOS[0])], ids=["object", "list", "base64"]
 )
 def test_json_and_base64_bodies_get_a_hint_about_the_expected_format(gateway, body):
     response = gateway.http.post(PREDICT, content=body, headers={"Content-Type": "application/json"})

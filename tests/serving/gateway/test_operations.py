@@ -31,7 +31,7 @@ def test_the_gateway_is_ready_only_while_the_model_server_predicts(start_gateway
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
-def test_get_endpoints_also_support_head(gateway, path):
+def test_get_endpoints_also_support_head_requests(gateway, path):
     with_body, without = gateway.http.get(path), gateway.http.head(path)
     assert (without.status_code, without.content) == (200, b"")
     assert without.headers["content-type"] == with_body.headers["content-type"]

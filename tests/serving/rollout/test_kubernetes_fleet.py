@@ -258,7 +258,7 @@ def test_unreadable_golden_requests_do_not_stop_the_canary(api, strict_servers, 
 
 
 @pytest.mark.parametrize("failure", ["forbidden", "not running", "dead node", "lost"])
-def test_a_pod_that_kubectl_cannot_reach_is_named_and_does_not_block_the_rollback_of_others(
+def test_a_pod_that_kubectl_cannot_reach_is_reported_and_does_not_block_the_rollback_of_others(
     api, strict_servers, registry, command, tmp_path, monkeypatch, failure
 ):
     command("promote", 2)
@@ -348,7 +348,7 @@ def test_the_config_map_is_created_before_any_pod_runs(api, registry, command):
     assert read_serving_config(api.config_map["data"], registry.base.name).labels == {"stable": 1}
 
 
-def test_a_pod_that_cannot_load_the_version_is_named_and_the_configuration_is_restored(api, pods, registry, command):
+def test_a_pod_that_cannot_load_the_version_is_reported_and_the_configuration_is_restored(api, pods, registry, command):
     command("sync")
     before = api.config_map["data"]
     with pytest.raises(LoadError, match=r"^pod model-server-[01] cannot load version 4: "):
@@ -357,12 +357,12 @@ def test_a_pod_that_cannot_load_the_version_is_named_and_the_configuration_is_re
     assert registry.labels() == {"stable": 1}
 
 
-def test_a_starting_pod_is_updated_or_named_if_it_does_not_listen_yet(api, pods, registry, command):
+def test_a_starting_pod_is_updated_or_reported_if_it_does_not_listen_yet(api, pods, registry, command):
     command("sync")
     listening = api.pods[1]
     listening["status"]["conditions"][0]["status"] = "False"
-    deaf = api.add_pod("model-server-deaf", free_port())
-    deaf["status"]["conditions"][0]["status"] = "False"
+    closed = api.add_pod("model-server-closed", free_port())
+    closed["status"]["conditions"][0]["status"] = "False"
     for name in ("pulling", "unscheduled"):
         pod = api.add_pod(f"model-server-{name}", free_port())
         pod["status"]["conditions"][0]["status"] = "False"
@@ -370,7 +370,7 @@ def test_a_starting_pod_is_updated_or_named_if_it_does_not_listen_yet(api, pods,
     del pod["spec"]["nodeName"]  # without a node, the pod cannot have mounted the configuration yet
     _, result = command("promote", 2)
     assert result.servers == ["pod model-server-0", "pod model-server-1"]
-    assert result.starting == ["pod model-server-deaf", "pod model-server-pulling"]
+    assert result.starting == ["pod model-server-closed", "pod model-server-pulling"]
     assert stable(registry, pods) == [2, 2]
 
 
@@ -511,7 +511,7 @@ def test_an_error_response_is_shown_in_one_line_even_from_a_proxy(kubeconfig, co
             fleet.read()
 
 
-def test_a_missing_namespace_is_named(kubeconfig):
+def test_the_error_names_a_missing_namespace(kubeconfig):
     with flaky_server.serving() as server:
         kubeconfig(server.address)
         missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
@@ -522,7 +522,7 @@ def test_a_missing_namespace_is_named(kubeconfig):
 
 
 @pytest.mark.parametrize("content", ["a: [1", "hello", "[]", "clusters: 7\n", "\0"])
-def test_a_damaged_kubectl_configuration_is_named(tmp_path, monkeypatch, content):
+def test_the_error_names_a_damaged_kubectl_configuration(tmp_path, monkeypatch, content):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     (tmp_path / "kubeconfig").write_text(content)
