@@ -8,13 +8,13 @@ import yaml
 from tests.cluster.clusters import in_namespace, kubectl
 from tests.serving.k8s.variants import K8S
 
-INSIDE = {
+ROLLOUT_PERMISSIONS = {
     ("configmaps", "get", "model-config"),
     ("configmaps", "update", "model-config"),
     ("configmaps", "create", "*"),
     ("pods", "list", "*"),
 }
-FORWARDING = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/portforward", "create", "*")}
+PORT_FORWARD_PERMISSIONS = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/portforward", "create", "*")}
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,10 @@ def permissions(kubectl_as, account: str, namespace: str) -> set[tuple[str, str,
     }
 
 
-@pytest.mark.parametrize(("account", "expected"), [("rollout", INSIDE), ("outside", INSIDE | FORWARDING)])
+@pytest.mark.parametrize(
+    ("account", "expected"),
+    [("rollout", ROLLOUT_PERMISSIONS), ("outside", ROLLOUT_PERMISSIONS | PORT_FORWARD_PERMISSIONS)],
+)
 def test_an_account_has_the_permissions_of_its_role_and_no_others(kubectl_as, served, account, expected):
     assert (
         permissions(kubectl_as, account, served.namespace) - permissions(kubectl_as, "default", served.namespace)

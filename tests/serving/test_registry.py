@@ -36,19 +36,19 @@ while True:
     registry.promote(registry.push(sys.argv[2], {"accuracy": 0.75}))
 """
 
-DIE_IN_A_PUSH = """
+KILLED_DURING_PUSH = """
 import os, shutil, signal, sys
 from serving.registry import Registry
 
 copytree = shutil.copytree
 
 
-def copy_and_die(*arguments, **options):
+def copy_and_kill_process(*arguments, **options):
     copytree(*arguments, **options)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-shutil.copytree = copy_and_die
+shutil.copytree = copy_and_kill_process
 Registry(sys.argv[1]).push(sys.argv[2], {})
 """
 
@@ -516,7 +516,7 @@ def test_the_leftovers_of_a_killed_push_are_ignored_and_removed_by_the_next_push
     registry.push(model, {})
     before = {path.name for path in registry.base.iterdir()}
     for _ in range(2):
-        assert start_process(DIE_IN_A_PUSH, registry.base, model).wait() == -signal.SIGKILL
+        assert start_process(KILLED_DURING_PUSH, registry.base, model).wait() == -signal.SIGKILL
     # Without leftovers, the test would prove nothing.
     assert {path.name for path in registry.base.iterdir()} > before
     assert registry.versions() == [1]
@@ -722,7 +722,7 @@ def test_the_error_names_an_unusable_lock_or_labels_file(pushed):
 
 
 @pytest.mark.parametrize("other", ["Stable", " stable", "stable ", "STABLE", "\uff53table", "sta\u200bble"], ids=ascii)
-def test_a_label_in_another_spelling_is_rejected_with_both_names(tmp_path, other):
+def test_a_label_that_differs_only_in_spelling_is_rejected_with_both_names(tmp_path, other):
     registry = Registry(tmp_path / "base")
     registry.push(create_model(tmp_path / "model"), {})
     with pytest.raises(RegistryError, match="the same name in two spellings") as caught:
@@ -738,7 +738,7 @@ def test_a_label_in_another_spelling_is_rejected_with_both_names(tmp_path, other
 
 @pytest.mark.parametrize("other", ["CatBreeds", "catbreeds ", "\uff43atbreeds"], ids=ascii)
 @pytest.mark.parametrize("base", [True, False], ids=["both exist", "other exists"])
-def test_a_registry_next_to_one_with_the_same_name_in_another_spelling_is_rejected(tmp_path, other, base):
+def test_a_registry_whose_name_differs_only_in_spelling_from_an_existing_one_is_rejected(tmp_path, other, base):
     Registry(tmp_path / other).push(create_model(tmp_path / "model"), {})
     registry = Registry(tmp_path / "catbreeds")
     if base:

@@ -118,7 +118,7 @@ def test_model_digest_depends_on_the_backbone(write_saved_models, tmp_path):
     assert len(digests) == 2
 
 
-def test_head_with_another_embedding_size_is_rejected(write_saved_models):
+def test_head_with_a_different_embedding_size_is_rejected(write_saved_models):
     backbones, head = write_saved_models(2, head_size=3)
     with pytest.raises(ValueError, match="takes embeddings of length 3, but the backbones return 2"):
         ServedModel(backbones, head, top_k=5)

@@ -219,11 +219,23 @@ def test_folders_in_a_zip_are_not_read_as_files(write, kind):
     assert contents(open_source(data)) == PHOTOS
 
 
-NAMES_OUTSIDE = ("../x", "../../.x", "{}/abs.jpg", "/../x", "C:\\x", "C:/Birman/x", "a\\..\\..\\x", "Birman/../../x")
+NAMES_OUTSIDE_ARCHIVE = (
+    "../x",
+    "../../.x",
+    "{}/abs.jpg",
+    "/../x",
+    "C:\\x",
+    "C:/Birman/x",
+    "a\\..\\..\\x",
+    "Birman/../../x",
+)
 
 
 @every_archive
-@pytest.mark.parametrize("names", [NAMES_OUTSIDE[:2], NAMES_OUTSIDE[2:4], NAMES_OUTSIDE[4:6], NAMES_OUTSIDE[6:]])
+@pytest.mark.parametrize(
+    "names",
+    [NAMES_OUTSIDE_ARCHIVE[:2], NAMES_OUTSIDE_ARCHIVE[2:4], NAMES_OUTSIDE_ARCHIVE[4:6], NAMES_OUTSIDE_ARCHIVE[6:]],
+)
 def test_members_that_point_outside_the_archive_are_excluded_and_nothing_is_unpacked(
     write, kind, names, tmp_path, monkeypatch
 ):

@@ -114,7 +114,7 @@ def test_too_few_test_photos_are_rejected_even_if_all_predictions_are_correct(mi
     assert too_few == (outcome == "refused")
 
 
-def test_breeds_in_another_order_are_compared():
+def test_breeds_in_a_different_order_are_compared():
     rows = outcomes({"Birman": "++"})
     decision = decide(rules(margin=0.5), rows, rows, BREEDS, {**CHAMPION, "breeds": BREEDS[::-1]})
     assert decision.comparison["photos"] == 2

@@ -64,14 +64,18 @@ def link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
 
 
 PUBLISHED = [(f"images/{name.split('/')[1]}", content) for name, content in CATS.items()]
-OTHERS = [("images/great_pyrenees_5.jpg", b"a dog"), ("images/Abyssinian_3.mat", b""), ("images/Abyssinian_9.jpg", b"")]
+UNUSED_MEMBERS = [
+    ("images/great_pyrenees_5.jpg", b"a dog"),
+    ("images/Abyssinian_3.mat", b""),
+    ("images/Abyssinian_9.jpg", b""),
+]
 
 
 @pytest.fixture
 def server():
     with serving() as state:
         state.files["/annotations.tar.gz"] = tarred(("annotations/list.txt", LIST.encode()))
-        state.files[IMAGES] = tarred(*PUBLISHED, *OTHERS)
+        state.files[IMAGES] = tarred(*PUBLISHED, *UNUSED_MEMBERS)
         yield state
 
 
@@ -171,7 +175,7 @@ def test_oxford_cats_are_written_in_the_layout_of_ingestion_and_a_second_call_do
     assert server.requests == []
 
 
-def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, server):
+def test_a_download_over_an_unstable_connection_transfers_no_byte_twice(oxford, server):
     size = len(server.files[IMAGES])
     server.responses[IMAGES] = [cut_after(600_000) for _ in range(size // 600_000)]
     done = oxford("--tries", 1)

@@ -60,7 +60,7 @@ def test_a_fully_equipped_machine_has_no_problems_and_special_programs_are_optio
         assert (finding["advice"] != "") == (finding["state"] != "ok") or finding["name"] == "model server", finding
 
 
-def test_a_missing_package_is_a_problem_and_another_version_is_a_warning(other_tree):
+def test_a_missing_package_is_a_problem_and_a_different_version_is_a_warning(other_tree):
     lock = other_tree / "requirements" / "pipeline.lock"
     lock.write_text("rich==0.1 \\\n    --hash=sha256:0\ntyper[all]==0.2 \\\nno-such-package==1.0\n")
     (other_tree / "requirements" / "dev.lock").write_text("no-such-package==1.0\n")

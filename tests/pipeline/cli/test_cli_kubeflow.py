@@ -443,15 +443,17 @@ def test_an_interrupted_submit_reports_that_the_run_continues(server, url, spec)
 # Connection to the server.
 
 
-def test_without_a_host_the_error_explains_how_to_reach_one(call_with_kubeconfig, spec):
+def test_the_error_for_a_missing_host_explains_how_to_connect_to_one(call_with_kubeconfig, spec):
     done = call_with_kubeconfig({}, "submit", spec)
     assert_rejected(done, "pass --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
 
 
 def test_the_error_names_a_host_that_does_not_respond(call, server, spec):
-    with serving(server) as gone:
+    with serving(server) as closed_url:
         pass
-    assert_rejected(call("submit", spec, "--host", gone), f"no response from {gone}", "kubectl port-forward")
+    assert_rejected(
+        call("submit", spec, "--host", closed_url), f"no response from {closed_url}", "kubectl port-forward"
+    )
     assert_rejected(call("submit", spec, "--host", "localhost:8080"), "write http://localhost:8080")
 
 
@@ -459,7 +461,7 @@ def test_an_address_copied_from_the_browser_works(call, url, spec):
     assert call("submit", spec, "--no-wait", "--host", f"{url}/#/runs").exit_code == 0
 
 
-def test_the_ui_may_have_another_address(call, spec):
+def test_the_ui_may_have_a_different_address(call, spec):
     done = call("submit", spec, "--no-wait", "--ui", "https://cats.example/pipeline/")
     assert ": https://cats.example/pipeline/#/runs/details/" in done.stdout
 
@@ -543,7 +545,7 @@ def test_a_multi_user_server_requires_a_permitted_namespace(call, server, spec):
     assert only(server.experiments)["namespace"] == "alice"
 
 
-def test_a_server_for_one_user_has_no_namespaces(call, spec):
+def test_a_single_user_server_has_no_namespaces(call, spec):
     assert_rejected(call("submit", spec, "--namespace", "kubeflow"), "remove --namespace")
 
 

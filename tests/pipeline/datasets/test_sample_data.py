@@ -56,12 +56,12 @@ def test_more_photos_include_the_earlier_ones_unchanged(tmp_path):
     assert contents(c) == {name: many[name] for name in many if name[-8:-4] > "0004"}
 
 
-def test_another_seed_gives_other_photos():
+def test_a_different_seed_generates_different_photos():
     assert draw_photo(BREEDS[0], 1).tobytes() == draw_photo(BREEDS[0], "1").tobytes()
     assert draw_photo(BREEDS[0], 1).tobytes() != draw_photo(BREEDS[0], 2).tobytes()
 
 
-def test_another_process_generates_the_same_bytes(tmp_path):
+def test_a_separate_process_generates_the_same_bytes(tmp_path):
     """Python's hash() differs between processes, so nothing may depend on it."""
     write_sample_data(tmp_path / "here", breeds=2, photos=2)
     code = "from pipeline.datasets.sample_data import *; write_sample_data(Path(sys.argv[1]), breeds=2, photos=2)"

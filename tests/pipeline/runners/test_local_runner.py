@@ -120,7 +120,9 @@ def test_a_second_run_reads_all_results_from_the_cache(tmp_path):
         ("die", ExecutorDiedError, "workers=1"),
     ],
 )
-def test_after_a_failure_running_components_complete_and_no_other_starts(tmp_path, behavior, error_type, message):
+def test_after_a_failure_running_components_complete_and_no_further_component_starts(
+    tmp_path, behavior, error_type, message
+):
     release(tmp_path, "left", after=("right",))
     listener = RecordingListener()
 

@@ -30,7 +30,7 @@ FILES = {
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "TIFF": encoded(picture(1), "TIFF"),
 }
-MORE = hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+MORE_EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 
 
 def empty_png(side: int) -> bytes:
@@ -225,7 +225,7 @@ def test_a_broken_photo_does_not_affect_other_requests(gateway):
     assert codes == [400, 200] * 32
 
 
-@MORE
+@MORE_EXAMPLES
 @hypothesis.given(
     name=st.sampled_from(sorted(FILES)),
     other=st.sampled_from(sorted(FILES)),
@@ -252,7 +252,7 @@ def test_responses_to_generated_requests_match_the_openapi_schema(gateway):
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @MORE
+        @MORE_EXAMPLES
         @hypothesis.given(case=operation.as_strategy())
         def check(case):
             response = case.call(timeout=DEADLINE)

@@ -331,7 +331,7 @@ def test_concurrent_changes_to_the_config_map_are_read_again_and_kept(api, pods,
     assert stable(registry, pods) == [2, 2]
 
 
-def test_a_promotion_fails_and_moves_nothing_if_the_configuration_keeps_changing(api, pods, registry, command):
+def test_a_promotion_fails_and_moves_no_label_if_the_configuration_keeps_changing(api, pods, registry, command):
     command("sync")
     api.before_write = lambda: api.change(api.config_map)
     with pytest.raises(RolloutError, match="try again"):

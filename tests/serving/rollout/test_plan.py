@@ -31,7 +31,7 @@ def test_a_promotion_unloads_the_oldest_version_before_it_loads_a_third_and_keep
     ]
 
 
-def test_a_version_is_unloaded_in_a_step_of_its_own_after_the_label_has_moved():
+def test_a_version_is_unloaded_in_a_separate_step_after_the_label_has_moved():
     goal = ServingConfig((2,), {"stable": 2})
     assert [step.config for step in plan_steps(STABLE_1, goal, max_loaded=1)] == [
         ServingConfig((1, 2), {"stable": 1}),
@@ -66,7 +66,7 @@ def test_at_the_goal_the_only_step_sends_the_configuration_again_without_a_write
     ]
 
 
-def test_sending_the_live_configuration_again_writes_nothing_and_waits_for_no_starting_server():
+def test_sending_the_live_configuration_again_writes_nothing_and_does_not_wait_for_starting_servers():
     assert resend_step(CANARY_2) == Step(CANARY_2, frozenset({1, 2}), is_write_needed=False, is_starting_awaited=False)
 
 
