@@ -203,7 +203,7 @@ class Traffic:
             else:
                 self.failures.append(response.text)
 
-    def gets_only(self, versions: set[int]) -> bool:
+    def receives_only(self, versions: set[int]) -> bool:
         """Return whether responses from now on come from all of these versions and from no others."""
         start = len(self.versions)
         eventually(lambda: self.failures or len(self.versions) > start + 40)

@@ -22,10 +22,10 @@ def served(served):
 def test_promote_and_rollback_cause_no_failed_requests(served):
     with served.traffic() as traffic:
         assert served.run("promote", 2) == "version 2 is stable (was version 1)\nloaded on 2 servers\n"
-        assert traffic.gets_only({2})
+        assert traffic.receives_only({2})
         assert served.labels() == [{"stable": 2}] * 3
         assert served.run("rollback") == "version 1 is stable again (was version 2)\nloaded on 2 servers\n"
-        assert traffic.gets_only({1})
+        assert traffic.receives_only({1})
     assert served.labels() == [{"stable": 1}] * 3
     assert {*traffic.versions} == {1, 2}
 
@@ -35,19 +35,19 @@ def test_a_canary_gets_its_share_then_becomes_stable_and_no_request_fails(served
         output = served.run("promote", 2, "--canary", "--share", 0.5)
         assert "version 2 is the canary and gets 50% of the gateways' requests\n1 golden request returned" in output
         assert served.labels() == [{"stable": 1, "canary": 2}] * 3
-        eventually(lambda: traffic.gets_only({1, 2}))
+        eventually(lambda: traffic.receives_only({1, 2}))
         output = served.run("canary", "--promote", "--timeout", DEADLINE / 2)
         assert "version 2 is stable (was version 1)\nloaded on 2 servers\n" in output
-        assert traffic.gets_only({2})
+        assert traffic.receives_only({2})
     assert served.labels() == [{"stable": 2}] * 3
 
 
 def test_a_stopped_canary_gets_no_requests_and_no_request_fails(served):
     with served.traffic() as traffic:
         served.run("promote", 2, "--canary", "--share", 0.5)
-        eventually(lambda: traffic.gets_only({1, 2}))
+        eventually(lambda: traffic.receives_only({1, 2}))
         assert served.run("canary", "--stop") == "canary stopped: version 2\nupdated 2 servers\n"
-        assert traffic.gets_only({1})
+        assert traffic.receives_only({1})
     assert served.labels() == [{"stable": 1}] * 3
 
 
@@ -93,7 +93,7 @@ def test_a_killed_command_causes_no_failed_requests_and_completes_when_it_is_rer
         command.communicate(timeout=DEADLINE)
         assert all(labels["stable"] in (1, 2) for labels in served.labels())
         assert "version 2 is stable" in served.run("promote", 2)
-        assert traffic.gets_only({2})
+        assert traffic.receives_only({2})
     assert served.labels() == [{"stable": 2}] * 3
     assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
 
@@ -107,7 +107,7 @@ def test_a_command_killed_while_a_version_loads_completes_when_it_is_rerun(serve
         assert served.labels() == [{"stable": 1}] * 3
         served.publish(4)
         assert "version 4 is stable (was version 1)\n" in served.run("promote", 4)
-        assert traffic.gets_only({4})
+        assert traffic.receives_only({4})
     assert served.labels() == [{"stable": 4}] * 3
 
 

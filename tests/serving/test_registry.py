@@ -686,7 +686,7 @@ def volume():
         yield Path(folder) / "volume"
 
 
-def work_as(user: int, volume: Path) -> list[int] | str:
+def run_as_user(user: int, volume: Path) -> list[int] | str:
     """Run `push_promote_and_remove` in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         work = process.submit(push_promote_and_remove, user, volume / "to serve" / "catbreeds", volume.parent / "model")
@@ -695,18 +695,18 @@ def work_as(user: int, volume: Path) -> list[int] | str:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
 def test_several_users_can_share_one_registry(volume):
-    assert work_as(10001, volume) == [1]
-    assert work_as(1000, volume) == [2]
-    assert work_as(10001, volume) == [3]
+    assert run_as_user(10001, volume) == [1]
+    assert run_as_user(1000, volume) == [2]
+    assert run_as_user(10001, volume) == [3]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
 def test_a_user_without_write_permission_gets_an_error_with_the_remedy(volume):
-    work_as(10001, volume)
+    run_as_user(10001, volume)
     base = volume / "to serve" / "catbreeds"
     (base / ".lock").chmod(0o644)
     expected = f"{base / '.lock'}: this user (id 1000) may not write there; run as its owner: chmod -R a+rwX '{base}'"
-    assert work_as(1000, volume) == expected
+    assert run_as_user(1000, volume) == expected
 
 
 def test_the_error_names_an_unusable_lock_or_labels_file(pushed):

@@ -38,15 +38,15 @@ class Variant:
     name: str
     objects: list[Object] = field(repr=False)
 
-    def of(self, *kinds: str) -> list[Object]:
+    def of_kind(self, *kinds: str) -> list[Object]:
         return [object_ for object_ in self.objects if object_["kind"] in kinds]
 
     def find(self, kind: str, name: str) -> Object | None:
-        return next((object_ for object_ in self.of(kind) if object_["metadata"]["name"] == name), None)
+        return next((object_ for object_ in self.of_kind(kind) if object_["metadata"]["name"] == name), None)
 
     def pods(self) -> Iterator[tuple[str, Object]]:
         """Yield the name and the pod template of each Deployment."""
-        for deployment in self.of("Deployment"):
+        for deployment in self.of_kind("Deployment"):
             yield deployment["metadata"]["name"], deployment["spec"]["template"]
 
     def containers(self) -> Iterator[tuple[str, Object, Object]]:

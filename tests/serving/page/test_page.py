@@ -42,19 +42,19 @@ def visit(monkeypatch) -> Callable[..., AppTest]:
             monkeypatch.delenv(name)
         for name, value in settings.items():
             monkeypatch.setenv(PREFIX + name.upper(), str(value))
-        return without_exception(AppTest.from_file(str(APP), default_timeout=DEADLINE).run())
+        return assert_no_exception(AppTest.from_file(str(APP), default_timeout=DEADLINE).run())
 
     return open_page
 
 
-def without_exception(page: AppTest) -> AppTest:
+def assert_no_exception(page: AppTest) -> AppTest:
     assert not page.exception, page.exception
     return page
 
 
 def upload(page: AppTest, photo: bytes, name: str = "cat.jpg") -> AppTest:
     page.get("file_uploader")[0].upload(name, photo)
-    return without_exception(page.run())
+    return assert_no_exception(page.run())
 
 
 def test_a_photo_shows_its_breed_all_probabilities_and_the_model_version(visit, gateway):
@@ -180,7 +180,7 @@ def test_samples_have_the_names_of_their_folders(visit, gateway, tmp_path):
     assert len(page.button) == len(BREEDS)
     assert any("damaged" in caption.value and "cannot be displayed" in caption.value for caption in page.caption)
     button = next(button for button in page.button if button.label == BREEDS[2])
-    assert without_exception(button.click().run()).subheader[0].value.startswith(BREEDS[2])
+    assert assert_no_exception(button.click().run()).subheader[0].value.startswith(BREEDS[2])
 
 
 @pytest.mark.parametrize(

@@ -146,13 +146,13 @@ def test_an_outdated_configuration_that_arrives_late_does_not_stay_on_the_server
     reaching, rolled_back = threading.Event(), threading.Event()
     reach = KubernetesFleet.reachable_address
 
-    def reach_late(fleet: KubernetesFleet, server: Server) -> str:
+    def reach_after_rollback(fleet: KubernetesFleet, server: Server) -> str:
         if server.name == "pod model-server-1" and not reaching.is_set():
             reaching.set()
             assert rolled_back.wait(DEADLINE)
         return reach(fleet, server)
 
-    monkeypatch.setattr(KubernetesFleet, "reachable_address", reach_late)
+    monkeypatch.setattr(KubernetesFleet, "reachable_address", reach_after_rollback)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
         assert reaching.wait(DEADLINE)
@@ -317,16 +317,16 @@ def test_a_server_that_cannot_load_the_current_version_can_roll_back(api, strict
 
 def test_concurrent_changes_to_the_config_map_are_read_again_and_kept(api, pods, registry, command):
     command("sync")
-    rivals = iter(range(3))
+    remaining_writes = iter(range(3))
 
-    def rival() -> None:
-        if next(rivals, None) is not None:
+    def concurrent_write() -> None:
+        if next(remaining_writes, None) is not None:
             data = {**api.config_map["data"], "note": "kept"}
             api.change({**api.config_map, "data": data})
 
-    api.before_write = rival
+    api.before_write = concurrent_write
     command("promote", 2)
-    assert next(rivals, None) is None
+    assert next(remaining_writes, None) is None
     assert api.config_map["data"]["note"] == "kept"
     assert stable(registry, pods) == [2, 2]
 
@@ -427,12 +427,12 @@ def test_two_concurrent_rollbacks_go_back_only_one_version(api, pods, registry, 
     command("promote", 3)
     fired = []
 
-    def rival() -> None:
+    def concurrent_write() -> None:
         if not fired:
             fired.append(True)
             registry.rollback()
 
-    api.before_write = rival
+    api.before_write = concurrent_write
     command("rollback")
     assert fired
     assert registry.labels() == {"stable": 2}
