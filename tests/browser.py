@@ -14,7 +14,7 @@ _MISSING = "chromium not found on PATH; install Debian's with `make browser`"
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Starts headless Chromium. Without Chromium, the test is skipped, or fails in CI."""
+    """Start headless Chromium. Without Chromium, the test is skipped, or fails in CI."""
     if CHROMIUM is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(_MISSING)
     with sync_playwright() as playwright:

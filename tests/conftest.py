@@ -1,4 +1,4 @@
-"""Session fixtures for runs that many tests read. They run the command line as a user would.
+"""Session fixtures for runs that many tests read. The runs use the command line, as a user does.
 
 `make test` runs the tests in two processes. All tests that share a run execute in the same process, so that the run
 happens once; all other tests of a file execute in the same process. The longest groups start first, so that both

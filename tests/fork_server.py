@@ -1,4 +1,4 @@
-"""Starts processes in milliseconds, as forks of a process that has already imported TensorFlow and TFX.
+"""Start processes in milliseconds, as forks of a process that has already imported TensorFlow and TFX.
 
 `Popen` runs the commands of this project whose imports take seconds: `catbreeds ...`,
 `python -m serving.model_server ...`, `python -m pipeline.runners.kubeflow.entrypoint ...`. The processes have their own
@@ -46,7 +46,7 @@ _ROOT = Path(__file__).parents[1]
 
 @functools.cache
 def _start_server() -> str:
-    """Starts the server and returns the path of its socket."""
+    """Start the server and return the path of its socket."""
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     path = os.path.join(folder.name, "socket")
     command = [sys.executable, "-m", "tests.fork_server", path]
@@ -66,7 +66,7 @@ class Popen(subprocess.Popen):
     """Like `subprocess.Popen`, for `[catbreeds, ...]` and `[python, "-m", module, ...]`."""
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others):
-        """Called by `subprocess.Popen.__init__` with the ends of the pipes that it created."""
+        """Start the process; `subprocess.Popen.__init__` calls this with the ends of the pipes that it created."""
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = others[3:9]
         child_ends = (p2cread, c2pwrite, errwrite)
         request = {
@@ -180,7 +180,7 @@ def _fork(connection: socket.socket) -> int:
 
 
 def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
-    """Runs a command as the interpreter does and returns its exit code."""
+    """Run a command as the interpreter does and return its exit code."""
     os.chdir(cwd)
     tempfile.tempdir = None  # cached, but depends on the environment
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background ignore it by default

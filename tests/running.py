@@ -1,4 +1,4 @@
-"""Runs the `catbreeds` command in tests."""
+"""Helpers that run the `catbreeds` command."""
 
 import os
 import pty
@@ -55,19 +55,19 @@ class Run:
         return {row[0] for row in rows if row[1] == status}
 
     def artifact(self, node_id: str, key: str) -> Path:
-        """Returns the folder of the newest artifact of a component."""
+        """Return the folder of the newest artifact of a component."""
         folder = self.workdir / "artifacts" / node_id / key
         return max(folder.iterdir(), key=lambda path: int(path.name))
 
 
 def catbreeds(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Runs the console script."""
+    """Run the console script."""
     environment = {**os.environ, **options.pop("env", {})}
     return fork_server.run([str(CATBREEDS), *map(str, arguments)], env=environment, **options)
 
 
 def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int, str]:
-    """Runs the console script in a terminal with that many columns; returns its exit code and its output."""
+    """Run the console script in a terminal with that many columns; return its exit code and its output."""
     parent_end, child_end = pty.openpty()
     termios.tcsetwinsize(child_end, (40, columns))
     terminal_variables = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM")
@@ -91,7 +91,7 @@ def on_terminal(columns: int, *arguments: object, **variables: str) -> tuple[int
 
 
 def run_pipeline(photos: Path, workdir: Path, *settings: str, **options) -> Run:
-    """Runs `catbreeds run --profile demo` with settings of the form `key=value`."""
+    """Run `catbreeds run --profile demo` with settings of the form `key=value`."""
     overrides = [part for setting in settings for part in ("--set", setting)]
     process = catbreeds("run", "--profile", "demo", "--data", photos, "--workdir", workdir, *overrides, **options)
     return Run(workdir, photos, process, settings)

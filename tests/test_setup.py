@@ -32,7 +32,7 @@ OTHER_TOOLS = ("sh", "awk", "env", "id", "ln", "mkdir", "touch")
 
 @pytest.fixture
 def make_setup(tmp_path):
-    """Runs `make setup` on the fake machine; returns the exit code, stderr and the calls in ran.txt."""
+    """Run `make setup` on the fake machine; return the exit code, stderr and the calls in ran.txt."""
     (tmp_path / "requirements").mkdir()
     for name in ("Makefile", "setup.py", "requirements/environment.sh", "requirements/dev.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
@@ -65,7 +65,7 @@ def test_setup_installs_the_locked_packages(make_setup):
     assert re.search("locked pip install .* -e .\n", ran)
 
 
-@pytest.mark.skipif(not os.access("/proc/cpuinfo", os.R_OK), reason="no /proc/cpuinfo here")
+@pytest.mark.skipif(not os.access("/proc/cpuinfo", os.R_OK), reason="requires /proc/cpuinfo")
 def test_setup_warns_about_a_cpu_without_avx(make_setup):
     code, stderr, _ = make_setup(grep="exit 1")
     assert code == 0
@@ -113,7 +113,7 @@ def test_installers_receive_the_variables_of_package_sources_but_none_that_redir
     assert [name for name, value in SOURCE_VARIABLES.items() if f"{name}={value}" not in lines] == []
 
 
-def test_pip_ignores_a_configuration_to_install_for_the_user(make_setup):
+def test_pip_ignores_a_configuration_for_user_installs(make_setup):
     _, _, ran = make_setup()
     assert "PIP_USER=0\n" in ran
 
@@ -158,7 +158,7 @@ def test_uv_creates_the_environment_if_python_cannot(make_setup, python3):
     assert "uv venv --seed --python 3.11 .venv\n" in ran
 
 
-def test_the_page_that_the_message_for_other_systems_names_has_the_entry(make_setup):
+def test_the_page_named_in_the_message_for_other_systems_has_the_entry(make_setup):
     _, error, _ = make_setup(uname="echo Darwin")
     page, symptom = re.search(r'(docs/\S+) .*"(.+)"', error).groups()
     assert f"**`{symptom}" in (ROOT / page).read_text()
@@ -212,7 +212,7 @@ def test_an_exception_may_be_installed_from_source(source_only, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_locks_have_the_rules_of_wheels_txt():
+def test_the_locks_contain_the_rules_of_wheels_txt():
     expected = sorted(rules(ROOT / "requirements" / "wheels.txt"))
     assert {lock.name: sorted(rules(lock)) for lock in LOCKS} == {lock.name: expected for lock in LOCKS}
 

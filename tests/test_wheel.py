@@ -75,15 +75,15 @@ def imported_modules() -> dict[str, str]:
 
 def closure(requirements: list[str]) -> set[str]:
     """Names of the packages that installing `requirements` installs, including dependencies."""
-    found, todo = set(), [Requirement(text) for text in requirements]
-    while todo:
-        requirement = todo.pop()
+    found, pending = set(), [Requirement(text) for text in requirements]
+    while pending:
+        requirement = pending.pop()
         name = canonicalize_name(requirement.name)
         for extra in {"", *requirement.extras} - {extra for seen, extra in found if seen == name}:
             found.add((name, extra))
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 requires = map(Requirement, importlib.metadata.requires(name) or ())
-                todo += [one for one in requires if not one.marker or one.marker.evaluate({"extra": extra})]
+                pending += [one for one in requires if not one.marker or one.marker.evaluate({"extra": extra})]
     return {name for name, _ in found}
 
 

@@ -31,7 +31,7 @@ MODEL = "catbreeds"
 
 
 def kubectl(*arguments: object, objects: list[Object] | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    """Runs kubectl with `objects` as its standard input."""
+    """Run kubectl with `objects` as its standard input."""
     text = None if objects is None else json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     command = [KUBECTL, *map(str, arguments), *([] if objects is None else ["--filename", "-"])]
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=10 * DEADLINE, check=False)
@@ -40,13 +40,13 @@ def kubectl(*arguments: object, objects: list[Object] | None = None, check: bool
 
 
 def get(*arguments: object) -> Object:
-    """Returns an object or a list of objects."""
+    """Return an object or a list of objects."""
     return json.loads(kubectl("get", *arguments, "--output", "json").stdout)
 
 
 @contextlib.contextmanager
 def temporary_namespace() -> Iterator[str]:
-    """Creates the namespace of `serving/k8s/namespace.yaml` under a unique name, and deletes it afterwards."""
+    """Create the namespace of `serving/k8s/namespace.yaml` under a unique name, and delete it afterwards."""
     name = f"catbreeds-test-{secrets.token_hex(3)}"
     kubectl("apply", objects=in_namespace([yaml.safe_load((K8S / "namespace.yaml").read_text())], name))
     try:
@@ -58,7 +58,7 @@ def temporary_namespace() -> Iterator[str]:
 
 
 def in_namespace(objects: list[Object], namespace: str, node: str | None = None) -> list[Object]:
-    """Returns copies of a variant's objects in another namespace, with their pods on `node` if it is given."""
+    """Return copies of a variant's objects in another namespace, with their pods on `node` if it is given."""
     text = json.dumps(objects)
     for key in ("namespace", "name"):
         text = text.replace(f'"{key}": "catbreeds-models"', f'"{key}": "{namespace}-models"')
@@ -81,10 +81,10 @@ class Deployed:
 
     Attributes:
         namespace: Name of the namespace.
-        objects: Objects as they were applied.
+        objects: Applied objects.
         kubelet: Kubelet of the node that runs the pods.
         registry: Registry with versions 1 to 4.
-        models: Folder of models as the pods see it; it contains the versions that `publish` copied.
+        models: Folder that the pods mount as models; it contains the versions that `publish` copied.
         account: Folder with the token of the ServiceAccount `rollout`.
     """
 
@@ -99,20 +99,20 @@ class Deployed:
         return kubectl("apply", objects=self.objects).stdout
 
     def publish(self, version: int) -> None:
-        """Copies a version to the folder that the pods see."""
+        """Copy a version to the folder that the pods mount."""
         target = self.models / MODEL / str(version)
         if not target.exists():
             shutil.copytree(self.registry.path(version), target.with_suffix(".staged"))
             target.with_suffix(".staged").rename(target)
 
     def sign_in(self) -> None:
-        """Writes the token and certificate that a pod of the ServiceAccount `rollout` has."""
+        """Write the token and certificate that a pod of the ServiceAccount `rollout` has."""
         token = kubectl("--namespace", self.namespace, "create", "token", "rollout", "--duration", "2h").stdout
         (self.account / "token").write_text(token.strip())
         (self.account / "ca.crt").write_bytes(base64.b64decode(_cluster()["certificate-authority-data"]))
 
     def start(self, *arguments: object) -> subprocess.Popen:
-        """Starts `catbreeds` as a pod of the ServiceAccount `rollout` would."""
+        """Start `catbreeds` in the environment of a pod with the ServiceAccount `rollout`."""
         server = urlsplit(_cluster()["server"])
         environment = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"} | {
             "KUBERNETES_SERVICE_HOST": server.hostname,
@@ -128,24 +128,24 @@ class Deployed:
         return fork_server.Popen(list(map(str, command)), env=environment, text=True, **pipes)
 
     def run(self, *arguments: object) -> str:
-        """Runs `catbreeds` like `start`, asserts that it succeeds, and returns its output."""
+        """Run `catbreeds` like `start`, assert that it succeeds, and return its output."""
         process = self.start(*arguments)
         output, errors = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0, output + errors
         return output
 
     def reset_to(self, version: int) -> None:
-        """Makes a version stable and stops any canary."""
+        """Make a version stable and stop any canary."""
         self.run("canary", "--stop")
         self.run("promote", version)
         eventually(lambda: len(self.kubelet.ready("model-server")) == len(self.kubelet.ready("gateway")) == 2)
 
     def live(self) -> Object:
-        """Returns the live configuration, a ConfigMap."""
+        """Return the live configuration, a ConfigMap."""
         return get("configmap", CONFIG_MAP, "--namespace", self.namespace)
 
     def labels(self) -> list[dict[str, int]]:
-        """Returns the labels of the registry and of each ready model server."""
+        """Return the labels of the registry and of each ready model server."""
         labels = [self.registry.labels()]
         for pod in self.kubelet.ready("model-server"):
             with ModelServerClient(f"{pod.address}:8500", MODEL) as server:
@@ -154,7 +154,7 @@ class Deployed:
 
     @contextlib.contextmanager
     def traffic(self, clients: int = 4) -> Iterator["Traffic"]:
-        """Sends requests to the gateways while the block runs, and asserts that none fails."""
+        """Send requests to the gateways while the block runs, and assert that none fails."""
         traffic = Traffic(self.kubelet)
         with ThreadPoolExecutor(clients) as threads:
             senders = [threads.submit(traffic.send, f"person {number}") for number in range(clients)]
@@ -203,8 +203,8 @@ class Traffic:
             else:
                 self.failures.append(response.text)
 
-    def gets_only(self, versions: set[int]) -> bool:
-        """Returns whether responses from now on come from all of these versions and from no others."""
+    def receives_only(self, versions: set[int]) -> bool:
+        """Return whether responses from now on come from all of these versions and from no others."""
         start = len(self.versions)
         eventually(lambda: self.failures or len(self.versions) > start + 40)
         assert not self.failures, self.failures[0]
@@ -212,6 +212,6 @@ class Traffic:
 
 
 def _cluster() -> dict[str, str]:
-    """Returns the address and certificate of the API server."""
+    """Return the address and certificate of the API server."""
     view = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "--output", "json").stdout)
     return view["clusters"][0]["cluster"]

@@ -1,4 +1,4 @@
-"""Runs `catbreeds` as in a pod of the cluster, with the ServiceAccount's files in another folder.
+"""Run `catbreeds` as in a pod of the cluster, with the ServiceAccount's files in another folder.
 
 The environment contains KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, as in every pod, and SERVICE_ACCOUNT, the
 folder that a pod would mount at /var/run/secrets/kubernetes.io/serviceaccount.

@@ -22,27 +22,27 @@ from tests.serving.model_server.servers import eventually
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> None:
-    """Skips all tests if KUBECONFIG is not set: kubectl's default cluster may be in use by others."""
+    """Skip all tests if KUBECONFIG is not set, because others may use kubectl's default cluster."""
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("KUBECONFIG is not set; CONTRIBUTING.md describes how to start a cluster")
 
 
 @pytest.fixture(scope="session")
 def rendered(cluster, tmp_path_factory) -> list[Variant]:
-    """Returns all variants of the manifests."""
+    """Return all variants of the manifests."""
     return [one for overlay in OVERLAYS for one in variants(overlay, tmp_path_factory.mktemp(overlay))]
 
 
 @pytest.fixture(scope="session")
 def namespace(cluster) -> Iterator[str]:
-    """Creates an empty namespace."""
+    """Create an empty namespace."""
     with temporary_namespace() as name:
         yield name
 
 
 @pytest.fixture(scope="session")
 def defined_groups(cluster) -> Iterator[set[str]]:
-    """Creates missing definitions of custom resources, returns the defined API groups, and deletes what it created."""
+    """Create missing definitions of custom resources and return the defined API groups; delete the created ones."""
     existing = {one["metadata"]["name"] for one in get("customresourcedefinitions")["items"]}
     groups, created = {name.partition(".")[2] for name in existing} & {*custom_resources.GROUPS}, []
     for group in set(custom_resources.GROUPS) - groups:
@@ -62,7 +62,7 @@ def defined_groups(cluster) -> Iterator[set[str]]:
 
 @pytest.fixture(scope="session")
 def deployed(rendered, tmp_path_factory) -> Iterator[Deployed]:
-    """Deploys the overlay `local`; no version has been promoted yet."""
+    """Deploy the overlay `local`; no version has been promoted yet."""
     folder = tmp_path_factory.mktemp("deployed")
     model = folder / "model"
     Classifier().save(model)
@@ -98,7 +98,7 @@ def deployed(rendered, tmp_path_factory) -> Iterator[Deployed]:
 
 @pytest.fixture(scope="session")
 def served(deployed) -> Deployed:
-    """Promotes the first version. Before that, no model server starts."""
+    """Promote the first version. Before that, no model server starts."""
     kubelet = deployed.kubelet
     eventually(lambda: [pod.process for pod in kubelet.pods.values() if pod.app == "model-server"] == [None, None])
     deployed.run("promote", 1)

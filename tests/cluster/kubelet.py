@@ -1,9 +1,9 @@
 """A cluster node on this machine: model servers and gateways are processes, each on its own loopback address.
 
-It does the work of a kubelet: it starts the containers of the pods on its node with their flags, variables and
+Like a kubelet, it starts the containers of the pods on its node with their flags, variables and
 ConfigMaps, runs their readiness probes, reports their status, waits in `preStop`, sends SIGTERM and removes the pod.
 It polls every 0.25 s; a kubelet takes up to two minutes for a ConfigMap, and runs probes by their period. Containers of
-other apps stay in the state ContainerCreating. It restarts nothing and forwards no ports.
+other apps stay in the state ContainerCreating. It neither restarts containers nor forwards ports.
 """
 
 import contextlib
@@ -97,10 +97,10 @@ class Pod:
         self._config_maps = [volume for volume in pod["spec"]["volumes"] if "configMap" in volume]
         self._dns = dns
         self._started = ""
-        self._failed_probes = 0  # in a row
+        self._failed_probes = 0  # consecutive failures
 
     def mount(self, config_maps: dict[str, dict[str, str]]) -> bool:
-        """Writes the ConfigMaps' files; returns False if a required ConfigMap is missing."""
+        """Write the ConfigMaps' files; return False if a required ConfigMap is missing."""
         for volume in self._config_maps:
             files = config_maps.get(volume["configMap"]["name"])
             if files is None and not volume["configMap"].get("optional"):
@@ -113,7 +113,7 @@ class Pod:
         return True
 
     def start(self) -> None:
-        """Starts the container's process if it is a model server or a gateway."""
+        """Start the container's process if it is a model server or a gateway."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_")}
         if self.app == "model-server":
             flags = [self._with_local_paths(argument) for argument in self.container["args"]]
@@ -134,7 +134,7 @@ class Pod:
             self.process = popen(command, env=environment, stdout=log, stderr=log)
 
     def probe(self) -> None:
-        """Runs the readiness probe."""
+        """Run the readiness probe."""
         probe = self.container["readinessProbe"]
         path, port_name = probe["httpGet"]["path"], probe["httpGet"]["port"]
         port = next(port["containerPort"] for port in self.container["ports"] if port["name"] == port_name)
@@ -146,7 +146,7 @@ class Pod:
         self.ready = succeeds or (self.ready and self._failed_probes < probe["failureThreshold"])
 
     def status(self) -> dict[str, Any]:
-        """Returns the status that a kubelet reports."""
+        """Return the status that a kubelet reports."""
         running = self.process is not None
         state = {"running": {"startedAt": self._started}} if running else {"waiting": {"reason": "ContainerCreating"}}
         conditions = [{"type": kind, "status": str(self.ready)} for kind in ("Ready", "ContainersReady")]
@@ -169,7 +169,7 @@ class Pod:
         }
 
     def end(self, signal_: signal.Signals = signal.SIGTERM) -> None:
-        """Ends the process; kills it after the grace period."""
+        """End the process; kill it after the grace period."""
         if self.process is None:
             return
         self.process.send_signal(signal_)
@@ -185,7 +185,7 @@ class Pod:
 
 
 class Kubelet:
-    """Runs the node until `close`.
+    """A node that runs pods until `close`.
 
     Args:
         api: Client of the cluster.
@@ -212,13 +212,13 @@ class Kubelet:
         self._thread.start()
 
     def ready(self, app: str) -> list[Pod]:
-        """Returns the ready pods of an app that are not being deleted; raises the error if the node has failed."""
+        """Return the ready pods of an app that are not being deleted; raise the error if the node has failed."""
         if self.failure:
             raise self.failure
         return [pod for pod in list(self.pods.values()) if pod.app == app and pod.ready and not pod.ending]
 
     def close(self) -> None:
-        """Ends all processes and removes the node."""
+        """End all processes and remove the node."""
         self._closed.set()
         self._thread.join()
         for pod in self.pods.values():

@@ -20,7 +20,7 @@ _START_SECONDS = 10 * DEADLINE  # includes pulling an image of several GB
 
 @pytest.fixture(scope="session")
 def registry(cluster) -> Path:
-    """Returns the workdir whose models the node mounts."""
+    """Return the workdir whose models the node mounts."""
     if not any(node["status"].get("nodeInfo", {}).get("kubeletVersion") for node in get("nodes")["items"]):
         pytest.skip("no node of the cluster has a kubelet")
     (node,) = yaml.safe_load((K8S / "overlays" / "local" / "kind.yaml").read_text())["nodes"]
@@ -32,7 +32,7 @@ def registry(cluster) -> Path:
 
 @pytest.fixture(scope="session")
 def outside(registry, rendered) -> Iterator[str]:
-    """Deploys the overlay `local` and promotes the first version from outside the cluster."""
+    """Deploy the overlay `local` and promote the first version from outside the cluster."""
     local = next(one for one in rendered if one.name == "local")
     with temporary_namespace() as name:
         kubectl("apply", objects=in_namespace(local.objects, name))
@@ -42,7 +42,7 @@ def outside(registry, rendered) -> Iterator[str]:
 
 
 def promote(workdir: Path, namespace: str) -> str:
-    """Promotes the stable version again, which updates every model server."""
+    """Promote the stable version again, which updates every model server."""
     done = catbreeds("promote", 1, "--workdir", workdir, "--namespace", namespace)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -11,7 +11,7 @@ from tests.serving.k8s.variants import OVERLAYS, Object, Variant
 
 
 def validation_errors(variants: list[Variant], namespace: str, groups: set[str], custom: bool) -> str:
-    """Returns the errors and warnings of a strict dry run with the objects of some API groups."""
+    """Return the errors and warnings of a strict dry run with the objects of some API groups."""
     # Variants share most of their objects.
     objects = {json.dumps(object_, sort_keys=True) for variant in variants for object_ in variant.objects}
     selected: list[Object] = []
@@ -26,13 +26,13 @@ def validation_errors(variants: list[Variant], namespace: str, groups: set[str],
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_server_accepts_every_variant(rendered, namespace, overlay):
+def test_the_api_server_accepts_every_variant(rendered, namespace, overlay):
     variants = [one for one in rendered if one.name.split("+")[0] == overlay]
     assert validation_errors(variants, namespace, {*custom_resources.GROUPS}, custom=False) == ""
 
 
 @pytest.mark.parametrize("group", custom_resources.GROUPS)
-def test_the_server_accepts_the_custom_resources_of_every_variant(rendered, namespace, defined_groups, group):
+def test_the_api_server_accepts_the_custom_resources_of_every_variant(rendered, namespace, defined_groups, group):
     if group not in defined_groups:
         with pytest.raises(custom_resources.Unavailable) as missing:
             custom_resources.definitions(group)
@@ -49,7 +49,7 @@ def test_the_server_accepts_the_custom_resources_of_every_variant(rendered, name
         put("Deployment/page", "spec/template/spec/hostNetwork", True),  # warning of Pod Security
     ],
 )
-def test_the_server_rejects_invalid_manifests(rendered, namespace, change):
+def test_the_api_server_rejects_invalid_manifests(rendered, namespace, change):
     variant = changed(next(one for one in rendered if one.name == "gke"), change)
     assert validation_errors([variant], namespace, {*custom_resources.GROUPS}, custom=False)
 

@@ -8,18 +8,18 @@ import yaml
 from tests.cluster.clusters import in_namespace, kubectl
 from tests.serving.k8s.variants import K8S
 
-INSIDE = {
+ROLLOUT_PERMISSIONS = {
     ("configmaps", "get", "model-config"),
     ("configmaps", "update", "model-config"),
     ("configmaps", "create", "*"),
     ("pods", "list", "*"),
 }
-FORWARDING = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/portforward", "create", "*")}
+PORT_FORWARD_PERMISSIONS = {("pods", "get", "*"), ("pods/portforward", "get", "*"), ("pods/portforward", "create", "*")}
 
 
 @pytest.fixture(scope="session")
 def kubectl_as(served):
-    """Returns a function that runs kubectl as a ServiceAccount of the namespace."""
+    """Return a function that runs kubectl as a ServiceAccount of the namespace."""
     role = yaml.safe_load((K8S / "rollout-from-outside.yaml").read_text())
     role["metadata"]["namespace"] = served.namespace
     kubectl("apply", objects=in_namespace([role], served.namespace))
@@ -36,7 +36,7 @@ def kubectl_as(served):
 
 
 def permissions(kubectl_as, account: str, namespace: str) -> set[tuple[str, str, str]]:
-    """Returns resource, verb and name of every permission that an account has in the namespace."""
+    """Return resource, verb and name of every permission that an account has in the namespace."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -54,7 +54,10 @@ def permissions(kubectl_as, account: str, namespace: str) -> set[tuple[str, str,
     }
 
 
-@pytest.mark.parametrize(("account", "expected"), [("rollout", INSIDE), ("outside", INSIDE | FORWARDING)])
+@pytest.mark.parametrize(
+    ("account", "expected"),
+    [("rollout", ROLLOUT_PERMISSIONS), ("outside", ROLLOUT_PERMISSIONS | PORT_FORWARD_PERMISSIONS)],
+)
 def test_an_account_has_the_permissions_of_its_role_and_no_others(kubectl_as, served, account, expected):
     assert (
         permissions(kubectl_as, account, served.namespace) - permissions(kubectl_as, "default", served.namespace)
@@ -64,7 +67,7 @@ def test_an_account_has_the_permissions_of_its_role_and_no_others(kubectl_as, se
 
 
 @pytest.mark.parametrize("verb", ["get", "update", "create", "list"])
-def test_rollout_may_make_its_calls(kubectl_as, served, verb):
+def test_rollout_has_permission_for_its_api_calls(kubectl_as, served, verb):
     config = served.live()
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other", "namespace": served.namespace}}
     done = {
@@ -99,7 +102,7 @@ def test_rollout_may_make_its_calls(kubectl_as, served, verb):
         "get nodes",
     ],
 )
-def test_rollout_may_not_make_other_calls(kubectl_as, served, call):
+def test_rollout_has_no_permission_for_other_api_calls(kubectl_as, served, call):
     pod = served.kubelet.ready("model-server")[0].name
     done = kubectl_as("rollout", *call.replace("POD", pod).split(" "))
     assert (done.returncode, "forbidden" in done.stderr) == (1, True), done.stderr

@@ -91,7 +91,7 @@ def test_the_code_digest_of_a_real_component_covers_its_imports(monkeypatch, tmp
     assert code_digest("components.ingestion.image_example_gen") == before
 
 
-def test_git_commit_is_the_source_commit_of_the_image(monkeypatch):
+def test_git_commit_is_read_from_the_environment_of_the_image(monkeypatch):
     monkeypatch.setenv("SOURCE_COMMIT", "0123abc")
     assert digests.git_commit() == "0123abc"
 

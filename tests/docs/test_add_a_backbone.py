@@ -1,4 +1,4 @@
-"""Follows the instructions of docs/add-a-backbone.md."""
+"""The instructions in docs/add-a-backbone.md work as written."""
 
 import json
 import os

@@ -11,7 +11,7 @@ import pytest
 from tests.running import Run, catbreeds, run_pipeline
 
 SHARED = Path(__file__).parents[3] / "shared"
-REAL = (SHARED / "data" / "cats12", SHARED / "weights")
+REAL_INPUTS = (SHARED / "data" / "cats12", SHARED / "weights")
 
 
 def count_correct(run) -> tuple[int, int]:
@@ -44,19 +44,21 @@ def test_accuracy_with_shuffled_labels_is_at_chance(demo, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.skipif(not all(path.exists() for path in REAL), reason="needs ../shared with the real photos and weights")
+@pytest.mark.skipif(
+    not all(path.exists() for path in REAL_INPUTS), reason="needs ../shared with the real photos and weights"
+)
 def test_accuracy_on_real_photos_is_above_chance(tmp_path):
     scores = []
     for seed in range(5):
         process = catbreeds(
-            *("run", "--data", REAL[0], "--workdir", tmp_path, "--set", "backbones=[xception]"),
-            *("--set", f"weights_dir={REAL[1]}", "--set", f"split.seed={seed}", "--set", "gate.min_accuracy=0"),
+            *("run", "--data", REAL_INPUTS[0], "--workdir", tmp_path, "--set", "backbones=[xception]"),
+            *("--set", f"weights_dir={REAL_INPUTS[1]}", "--set", f"split.seed={seed}", "--set", "gate.min_accuracy=0"),
             # With 84 photos, test may be very small, and a search of the size of the demo is sufficient.
             *("--set", "gate.min_test_photos=1", "--set", "tuner.max_epochs=4", "--set", "tuner.units=[0]"),
         )
         assert process.returncode in (0, 3), process.stdout + process.stderr  # the gate may reject some splits
-        correct, photos = count_correct(Run(tmp_path, REAL[0], process))
+        correct, photos = count_correct(Run(tmp_path, REAL_INPUTS[0], process))
         scores.append(correct / photos)
     breeds = json.loads((tmp_path / "report" / "comparison.json").read_text())["breeds"]
-    assert sorted(breeds) == sorted(path.name for path in REAL[0].iterdir())
+    assert sorted(breeds) == sorted(path.name for path in REAL_INPUTS[0].iterdir())
     assert sum(scores) / len(scores) >= 0.55, scores

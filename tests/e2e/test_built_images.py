@@ -117,7 +117,7 @@ class Container:
 def store(debian, tmp_path_factory) -> Iterator[Store]:
     """Store with all images."""
     if not shutil.which("buildah"):
-        pytest.skip("no buildah; make buildah installs it")
+        pytest.skip("buildah not found; install it with `make buildah`")
     folder = tmp_path_factory.mktemp("store")
     store = Store(folder)
     try:

@@ -80,7 +80,7 @@ def test_notebook_helpers_read_the_last_run(unpacked):
     assert run.trials("resnet50")
 
 
-def test_lineage_has_data_settings_and_code_of_a_version(unpacked):
+def test_lineage_contains_data_settings_and_code_of_a_version(unpacked):
     lineage = json_output(unpacked, "lineage", 2)
     record = Registry(unpacked / "serving" / "catbreeds").record(2)
     assert lineage["data"]["data"] == "/catbreeds/photos"

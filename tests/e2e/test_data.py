@@ -102,7 +102,7 @@ def test_data_report_lists_each_defect_with_its_reason(tmp_path):
     assert reported == kinds
 
 
-def test_report_without_a_run_names_the_command_that_writes_it(tmp_path):
+def test_report_without_a_run_names_the_command_that_creates_it(tmp_path):
     for option in ([], ["--photos"]):
         failed = catbreeds("report", "--workdir", tmp_path, *option)
         assert failed.returncode == 2

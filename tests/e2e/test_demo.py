@@ -17,7 +17,7 @@ def tf():
 
 
 @pytest.fixture(scope="module")
-def unseen(tmp_path_factory):
+def unseen_photo(tmp_path_factory):
     path = tmp_path_factory.mktemp("unseen") / "photo.jpg"
     draw_photo(BREEDS[0], "unseen").save(path, quality=90)
     return path
@@ -107,7 +107,7 @@ def test_serving_equals_training(winner, demo, tf):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_served_model_of_each_backbone_equals_backbone_and_head(demo, backbone, tf):
+def test_served_model_of_each_backbone_predicts_the_same_as_backbone_and_head(demo, backbone, tf):
     from components.candidates.served_model import ServedModel
 
     paths = [demo.artifact(f"{node}-{backbone}", "model") / "Format-Serving" for node in ("Backbone", "Trainer")]
@@ -126,7 +126,7 @@ def assert_serving_equals_training(demo, backbone, serve, tf):
     np.testing.assert_allclose(served["probabilities"], by_embedding["probabilities"], atol=1e-4)
 
 
-def test_pushed_model_has_each_variable_once(winner):
+def test_pushed_model_stores_each_variable_once(winner):
     _, path, _ = winner
     record = json.loads((path / "assets.extra/catbreeds.json").read_text())
     written = sum(file.stat().st_size for file in (path / "variables").iterdir())
@@ -146,14 +146,14 @@ def test_pushed_model_uses_only_core_operations(winner, tf):
     assert not operations & {"DecodeWebP", "DecodeJxl", "PyFunc", "EagerPyFunc"}
 
 
-def test_pushed_model_predicts_the_breeds_for_photos_of_any_size(demo, unseen, tf):
+def test_pushed_model_predicts_the_breeds_for_photos_of_any_size(demo, unseen_photo, tf):
     model = tf.saved_model.load(str(demo.workdir / "serving" / "catbreeds" / "1"))
     tiny = tf.io.encode_png(tf.zeros([40, 300, 3], tf.uint8))
-    outputs = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen.read_bytes()), tiny]))
+    outputs = model.signatures["serving_default"](image_bytes=tf.stack([tf.constant(unseen_photo.read_bytes()), tiny]))
     names = [name.decode() for name in outputs["breeds"].numpy()[0]]
     assert sorted(names) == sorted(path.name for path in demo.photos.iterdir())
     np.testing.assert_allclose(outputs["probabilities"].numpy().sum(axis=1), 1, atol=1e-5)
-    top = model.signatures["top_k"](image_bytes=tf.constant([unseen.read_bytes()]))
+    top = model.signatures["top_k"](image_bytes=tf.constant([unseen_photo.read_bytes()]))
     best = int(outputs["probabilities"].numpy()[0].argmax())
     assert top["breeds"].numpy()[0, 0].decode() == names[best]
     assert top["probabilities"].shape == (1, 5)
@@ -192,8 +192,8 @@ def test_report_shows_the_verdict_and_needs_no_network(demo):
     assert "https://" not in page
 
 
-def test_predict_uses_the_stable_version(demo, unseen, tmp_path):
-    response = json.loads(catbreeds("predict", unseen, "--workdir", demo.workdir, "--json").stdout)
+def test_predict_uses_the_stable_version(demo, unseen_photo, tmp_path):
+    response = json.loads(catbreeds("predict", unseen_photo, "--workdir", demo.workdir, "--json").stdout)
     assert response["photos"][0]["model"] == {"name": "catbreeds", "version": 1}
     probabilities = [row["probability"] for row in response["photos"][0]["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -209,7 +209,7 @@ def test_second_run_finds_nothing_new_and_third_run_uses_the_cache(demo):
     second = run_pipeline(demo.photos, demo.workdir)
     assert second.process.returncode == 0
     assert "Nothing new" in second.process.stdout
-    # The components that read the champion, which the first run did not have.
+    # These components read the champion, which did not exist in the first run.
     assert second.ran == {"DataGate", "ChampionModel", "Evaluator-champion", "ModelGate", "ServingCheck", "Pusher"}
     assert json.loads((demo.workdir / "report" / "gate.json").read_text())["pushed_version"] is None
     third = run_pipeline(demo.photos, demo.workdir)

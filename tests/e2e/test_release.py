@@ -63,7 +63,7 @@ def test_gate_json_contains_rules_photos_comparison_and_labels(pushed):
     assert (gate["champion"]["version"], gate["pushed_version"], gate["serving"]) == (1, 2, {"stable": 1})
 
 
-def test_models_lists_each_version_with_labels_and_the_reasons_why_it_passed(pushed):
+def test_models_lists_each_version_with_its_labels_and_reasons_for_passing(pushed):
     first, second = as_json(pushed, "models")
     assert (first["version"], first["labels"], second["version"], second["labels"]) == (1, ["stable"], 2, [])
     assert second["backbone"] == "resnet50"
@@ -81,7 +81,7 @@ def test_models_lists_each_version_with_labels_and_the_reasons_why_it_passed(pus
         assert text in table
 
 
-def test_damaged_files_are_named_without_a_traceback_and_other_versions_stay_visible(pushed, tmp_path):
+def test_damaged_files_are_reported_without_a_traceback_and_other_versions_stay_visible(pushed, tmp_path):
     base = tmp_path / "serving" / "catbreeds"
     shutil.copytree(registry(pushed).base, base)
     (base / "1" / "admission.json").write_text("{}")
@@ -201,7 +201,7 @@ def test_each_version_has_a_model_card(pushed):
 
 
 class GateRerun:
-    """Reruns ChampionModel and ModelGate on the candidate of a run with a registry that a test modifies."""
+    """ChampionModel and ModelGate, rerun on the candidate of a run with a registry that a test modifies."""
 
     def __init__(self, run: Run, folder):
         self.run, self.folder = run, folder
@@ -221,7 +221,7 @@ class GateRerun:
         return self._artifact(kind, self.folder / name)
 
     def champion(self) -> dict:
-        """Runs ChampionModel and returns champion.json."""
+        """Run ChampionModel and return champion.json."""
         self.model = self._output(Model, "champion")
         identity = stable_identity(self.registry)
         ChampionModel.test_call(
@@ -234,7 +234,7 @@ class GateRerun:
         return json.loads((self.folder / "champion" / "champion.json").read_text())
 
     def decide(self, champion_evaluation=None, **rules) -> dict:
-        """Runs ModelGate and returns gate.json."""
+        """Run ModelGate and return gate.json."""
         if champion_evaluation is None:
             (self.folder / "none").mkdir()
             (self.folder / "none" / "metrics.json").write_text("null")

@@ -1,4 +1,4 @@
-"""`catbreeds up` with a pushed model. tests/serving/rollout tests how it follows `promote`."""
+"""`catbreeds up` with a pushed model. The tests in tests/serving/rollout cover its response to `promote`."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_up_prints_addresses_and_writes_a_log_per_program(up):
         assert (up.workdir / "logs" / f"{name}.log").is_file()
 
 
-def test_page_shows_the_prediction_that_curl_and_a_plain_grpc_client_get(up, photo):
+def test_page_shows_the_same_prediction_as_curl_and_a_plain_grpc_client(up, photo):
     response = httpx.post(
         f"{up.gateway}/v1/breeds:predict", files={"file": photo.read_bytes()}, timeout=DEADLINE
     ).json()
@@ -125,7 +125,7 @@ def test_page_offers_sample_photos(up):
     assert folders == sorted(breed.name for breed in BREEDS[:3])
 
 
-def test_predict_gets_the_same_prediction_with_every_option(up, photo):
+def test_predict_prints_the_same_prediction_with_every_option(up, photo):
     predictions = []
     for options in (
         ("--gateway", up.gateway),

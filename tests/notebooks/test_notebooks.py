@@ -36,7 +36,7 @@ class ExecutedNotebook:
         notebook = read(name)
         client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(FOLDER)}})
         environment = {**os.environ, "CATBREEDS_WORKDIR": str(workdir), "PYTHONPATH": str(ROOT)}
-        environment.pop("MPLBACKEND", None)  # Streamlit sets it on import, which would suppress plots
+        environment.pop("MPLBACKEND", None)  # Streamlit sets the variable on import, which would suppress plots
         client.execute(env=environment)
         outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
         data = [output.data for output in outputs if "data" in output]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # Writes the response to one request; the arguments are the handler and the content of the file.
-Answer = Callable[["Handler", bytes], None]
+Responder = Callable[["Handler", bytes], None]
 
 
 @dataclass
@@ -20,14 +20,14 @@ class FlakyServer:
         address: URL of the root.
         files: Path -> content.
         headers: Path -> headers of correct responses.
-        answers: Path -> scripted responses, one per request; after the last one, responses are correct.
+        responses: Path -> scripted responses, one per request; after the last one, responses are correct.
         requests: Path and Range header, or None, of each request.
     """
 
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    responses: dict[str, list[Responder]] = field(default_factory=dict)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
     def ranges(self, path: str) -> list[str | None]:
@@ -35,7 +35,7 @@ class FlakyServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handles one connection."""
+    """Handler of one connection."""
 
     protocol_version = "HTTP/1.1"
 
@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         path = re.sub(r"^http://[^/]+", "", self.path)
         self.state.requests.append((path, self.headers["Range"]))
         self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if queue := self.state.answers.get(path):
+        if queue := self.state.responses.get(path):
             queue.pop(0)(self, self.state.files.get(path, b""))
         elif path in self.state.files:
             send_file(self, self.state.files[path])
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def send_file(handler: Handler, content: bytes, sent: bytes | None = None, cut: int | None = None) -> None:
-    """Sends `content`, or the bytes `sent` in place of it, from the requested byte; closes after `cut` bytes if set."""
+    """Send `content`, or the bytes `sent` in place of it, from the requested byte; close after `cut` bytes if set."""
     start = handler.start(content)
     if start >= len(content) and start:
         handler.head(416, 0, Content_Range=f"bytes */{len(content)}")
@@ -92,7 +92,7 @@ def send_file(handler: Handler, content: bytes, sent: bytes | None = None, cut: 
     handler.close_connection = cut is not None
 
 
-def cut_after(count: int) -> Answer:
+def cut_after(count: int) -> Responder:
     return functools.partial(send_file, cut=count)
 
 
@@ -123,21 +123,21 @@ def content_length_too_small(handler: Handler, content: bytes) -> None:
     handler.wfile.write(content[:-100])
 
 
-def status(code: int, body: bytes = b"") -> Answer:
+def status(code: int, body: bytes = b"") -> Responder:
     return lambda handler, _: (handler.head(code, len(body)), handler.wfile.write(body))
 
 
-def stall_after(count: int, released: threading.Event) -> Answer:
-    """Sends `count` bytes and then nothing until `released` is set."""
+def stall_after(count: int, released: threading.Event) -> Responder:
+    """Send `count` bytes and then nothing until `released` is set."""
 
-    def answer(handler: Handler, content: bytes) -> None:
+    def respond(handler: Handler, content: bytes) -> None:
         handler.head(200, len(content), Accept_Ranges="bytes")
         handler.wfile.write(content[:count])
         handler.wfile.flush()
         released.wait()
         handler.close_connection = True
 
-    return answer
+    return respond
 
 
 @contextlib.contextmanager

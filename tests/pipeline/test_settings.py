@@ -95,7 +95,7 @@ OLD_KEYS = [
 ]
 
 
-def test_every_renamed_key_leads_to_a_setting():
+def test_every_renamed_key_maps_to_a_setting():
     assert [key for key, _ in OLD_KEYS] == sorted(RENAMED_KEYS)
     for new_key in RENAMED_KEYS.values():
         value = Settings()
@@ -305,12 +305,12 @@ def service_links(service: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("service", ["catbreeds", "catbreeds-tuner", "catbreeds-8080", "catbreeds-gateway"])
-def test_service_links_of_kubernetes_are_not_settings(service):
+def test_kubernetes_service_links_are_not_read_as_settings(service):
     assert load("demo", environment=service_links(service)) == load("demo")
 
 
 @pytest.mark.parametrize("kind", [gateway.Settings, page.Settings])
-def test_service_links_of_kubernetes_are_not_settings_of_a_server(kind):
+def test_kubernetes_service_links_are_not_read_as_server_settings(kind):
     links = service_links("catbreeds-gateway") | service_links("catbreeds-page")
     assert kind.from_environment(links) == kind()
 

@@ -25,7 +25,7 @@ class RecordedRequest(NamedTuple):
 
 
 class ScriptedServer:
-    """Responds to requests as scripted, then successfully.
+    """A server with scripted responses to its first requests; later requests succeed.
 
     Args:
         script: Result of each request: a gRPC status code, HANG, or a response.
@@ -52,7 +52,7 @@ class ScriptedServer:
 
     def _predict(self, request: protos.PredictRequest, context: grpc.ServicerContext) -> protos.PredictResponse:
         self.requests.append(RecordedRequest(context.time_remaining(), dict(context.invocation_metadata())))
-        result = self._script.pop(0) if self._script else answer()
+        result = self._script.pop(0) if self._script else prediction_response()
         if result == HANG:
             ended = threading.Event()  # set at the client's deadline
             if context.add_callback(ended.set):
@@ -62,7 +62,7 @@ class ScriptedServer:
         return result
 
 
-def answer(breeds: tuple[str, ...] = ("Rex", "Van"), probability: float = 0.5) -> protos.PredictResponse:
+def prediction_response(breeds: tuple[str, ...] = ("Rex", "Van"), probability: float = 0.5) -> protos.PredictResponse:
     """Return a response for one photo with the same probability for each breed."""
     response = protos.PredictResponse()
     response.model_spec.name = "catbreeds"

@@ -56,24 +56,24 @@ CLIENTS = {
 
 @pytest.fixture(params=CLIENTS)
 def connect(request, model_server) -> Callable[..., Client]:
-    """Creates clients that connect to the model server without a gateway."""
+    """Create clients that connect to the model server without a gateway."""
     address, create = CLIENTS[request.param]
     return lambda *args, **options: create(address(model_server), *args, **options)
 
 
-def test_without_a_choice_the_default_version_predicts(connect):
+def test_the_default_version_predicts_unless_another_is_selected(connect):
     with connect() as client:
-        answers = client.predict_many(PHOTOS)
-    assert [answer.best.breed for answer in answers] == BREEDS
-    assert {(answer.model.name, answer.model.version) for answer in answers} == {("catbreeds", 2)}
-    for answer in answers:
-        probabilities = [prediction.probability for prediction in answer.predictions]
+        results = client.predict_many(PHOTOS)
+    assert [result.best.breed for result in results] == BREEDS
+    assert {(result.model.name, result.model.version) for result in results} == {("catbreeds", 2)}
+    for result in results:
+        probabilities = [prediction.probability for prediction in result.predictions]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
-        assert {prediction.breed for prediction in answer.predictions} == set(BREEDS)
+        assert {prediction.breed for prediction in result.predictions} == set(BREEDS)
 
 
-def test_a_version_or_a_label_chooses_the_model(connect):
+def test_a_version_or_a_label_selects_the_model(connect):
     for choice, version in (({"version": 1}, 1), ({"version": 2}, 2), ({"label": "stable"}, 1)):
         with connect(ModelChoice(**choice)) as client:
             assert client.predict(PHOTOS[0]).model.version == version
@@ -87,12 +87,12 @@ def test_a_model_that_is_not_served_raises_not_served(connect, choice):
         client.predict(PHOTOS[0])
 
 
-def test_top_k_limits_the_breeds_and_a_path_is_read(connect, tmp_path):
+def test_top_k_limits_the_breeds_and_a_photo_can_be_given_as_a_path(connect, tmp_path):
     (tmp_path / "photo.png").write_bytes(encoded(picture(2), "PNG"))
     with connect() as client:
-        answer = client.predict(tmp_path / "photo.png", top_k=2)
-    assert len(answer.predictions) == 2
-    assert answer.best.breed == BREEDS[2]
+        result = client.predict(tmp_path / "photo.png", top_k=2)
+    assert len(result.predictions) == 2
+    assert result.best.breed == BREEDS[2]
 
 
 def test_a_photo_is_normalized_before_it_is_sent(connect):
@@ -106,7 +106,7 @@ def test_a_photo_is_normalized_before_it_is_sent(connect):
             assert client.predict(photo).best.breed == BREEDS[1]
 
 
-def test_a_bad_photo_is_named_and_not_sent(connect, tmp_path):
+def test_an_unusable_photo_is_reported_and_not_sent(connect, tmp_path):
     (tmp_path / "notes.txt").write_text("not a photo")
     with connect() as client:
         with pytest.raises(PhotoError, match=r"notes.txt: not a JPEG") as caught:

@@ -11,7 +11,7 @@ from serving.client import BadResponse, RequestRejected, TimedOut, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from tests.serving.classifier import encoded, picture
 from tests.serving.gateway.gateways import Gateway, problem
-from tests.serving.scripted_server import HANG, ScriptedServer, answer
+from tests.serving.scripted_server import HANG, ScriptedServer, prediction_response
 
 PHOTO = encoded(picture())
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -19,7 +19,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 @pytest.fixture
 def script() -> Iterator[Callable[..., ScriptedServer]]:
-    """Starts scripted servers, and stops them at the end of the test."""
+    """Start scripted servers, and stop them at the end of the test."""
     servers = []
 
     def start(*script) -> ScriptedServer:
@@ -77,7 +77,7 @@ def test_an_error_that_a_retry_cannot_fix_is_not_retried(predict_with, script, c
     assert len(server.requests) == 1
 
 
-def test_the_request_ends_at_the_deadline_which_the_server_receives(predict_with, script):
+def test_a_request_ends_at_its_deadline_and_the_server_receives_the_deadline(predict_with, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
         predict_with(f"127.0.0.1:{server.port}", 2)
@@ -86,7 +86,7 @@ def test_the_request_ends_at_the_deadline_which_the_server_receives(predict_with
 
 @pytest.mark.parametrize(
     "response",
-    [protos.PredictResponse(), answer(()), answer(probability=float("nan"))],
+    [protos.PredictResponse(), prediction_response(()), prediction_response(probability=float("nan"))],
     ids=["empty", "no breeds", "not a number"],
 )
 def test_an_invalid_response_raises_bad_response(predict_with, script, response):
@@ -106,7 +106,7 @@ def test_requests_are_balanced_between_the_addresses_of_a_name(script):
 
 
 def test_the_gateway_passes_on_the_trace_and_the_remaining_deadline(script, tmp_path):
-    server = script(UNAVAILABLE, answer(), HANG)
+    server = script(UNAVAILABLE, prediction_response(), HANG)
     gateway = Gateway(tmp_path, server.port, deadline_seconds=5)
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "tracestate": "vendor=1"}

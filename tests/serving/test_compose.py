@@ -16,7 +16,7 @@ VALUES = {"CATBREEDS_WORKDIR": "/runs/demo"}
 
 
 def interpolate(text: str) -> str:
-    """Replaces variables as Compose does."""
+    """Substitute variables like Compose."""
     return re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", lambda match: VALUES.get(match[1], match[2]), text)
 
 

@@ -208,12 +208,12 @@ def test_every_mode_is_converted_to_rgb(mode):
     assert Image.open(io.BytesIO(data)).mode == mode
     result = normalize(data)
     assert result.data != data
-    wanted = gradient().convert("L") if mode == "I;16" else image
-    assert difference(result, wanted) < (8 if mode == "1" else 3)
+    expected = gradient().convert("L") if mode == "I;16" else image
+    assert difference(result, expected) < (8 if mode == "1" else 3)
 
 
 @pytest.mark.parametrize(
-    ("data", "wanted"),
+    ("data", "expected"),
     [
         (png(b"\x12\x34\x56\x78\x9a\xbc", 16, 2), (0x12, 0x56, 0x9A)),
         (png(b"\x12\x34\x56\x78\x9a\xbc\xff\xff", 16, 6), (0x12, 0x56, 0x9A)),
@@ -224,18 +224,18 @@ def test_every_mode_is_converted_to_rgb(mode):
     ],
     ids=["rgb", "rgba", "grey with alpha", "grey", "from 32 bits", "heic"],
 )
-def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, wanted):
+def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, expected):
     result = normalize(data)
     assert result.data != data
-    assert difference(result, Image.new("RGB", (64, 64), wanted)) <= 1
+    assert difference(result, Image.new("RGB", (64, 64), expected)) <= 1
 
 
 def test_16_bit_grey_keeps_its_shades():
     ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (32, 1))
     data = encode(Image.fromarray(ramp), "PNG")
     assert Image.open(io.BytesIO(data)).mode == "I;16"
-    wanted = np.repeat((ramp // 256)[..., None], 3, axis=-1).astype(int)
-    assert np.abs(pixels(normalize(data)) - wanted).max() <= 4
+    expected = np.repeat((ramp // 256)[..., None], 3, axis=-1).astype(int)
+    assert np.abs(pixels(normalize(data)) - expected).max() <= 4
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_half_transparent_black_becomes_grey(kind):
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"),
+    ("size", "expected"),
     [((400, 160), (200, 80)), ((160, 400), (80, 200)), ((201, 50), (200, 50)), ((200, 50), (200, 50))],
 )
 @pytest.mark.parametrize("mode", MODES)
-def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, wanted):
+def test_longer_side_is_limited_and_aspect_ratio_kept_in_every_mode(mode, size, expected):
     data = encode(in_mode(gradient(*size), mode), "JPEG" if mode == "CMYK" else "PNG")
     result = normalize(data, max_side=200)
-    assert (result.width, result.height) == wanted
+    assert (result.width, result.height) == expected
     picture = gradient(*size).convert("L" if mode in ("L", "1", "LA", "I;16") else "RGB").convert("RGB")
     seen, meant = (image.resize((8, 8), Image.Resampling.BOX) for image in (decoded(result), picture))
     assert np.abs(np.asarray(seen).astype(int) - np.asarray(meant)).mean() < (8 if mode in "1P" else 2)
@@ -323,13 +323,13 @@ def test_digest_does_not_depend_on_the_png_encoding(other):
         rotated(gradient(), 6),
         encode(gradient(2100, 1400), "PNG"),
     ],
-    ids=[*FILES, "rgb jpeg", "turned jpeg", "large png"],
+    ids=[*FILES, "rgb jpeg", "rotated jpeg", "large png"],
 )
 def test_luma_is_the_brightness_of_the_image(data):
     result = normalize(data)
-    wanted = np.asarray(decoded(result).convert("L")).astype(int)
+    expected = np.asarray(decoded(result).convert("L")).astype(int)
     assert result.luma.mode == "L"
-    assert np.abs(np.asarray(result.luma) - wanted).mean() < (1 if result.data.startswith(b"\xff\xd8") else 0.001)
+    assert np.abs(np.asarray(result.luma) - expected).mean() < (1 if result.data.startswith(b"\xff\xd8") else 0.001)
 
 
 def test_digest_does_not_depend_on_jpeg_metadata():
@@ -373,8 +373,19 @@ def test_different_images_have_different_digests():
         (rotated(gradient(40, 2048), 6), "too_small", "2048 x 40 pixels are too narrow"),
     ],
     ids=[
-        *["empty", "text", "zeros", "tiff", "pdf", "svg", "space before", "png header", "jpeg start", "jpeg then text"],
-        *["too narrow", "too low", "one pixel", "low once reduced", "narrow once reduced", "turned and low"],
+        *[
+            "empty",
+            "text",
+            "zeros",
+            "tiff",
+            "pdf",
+            "svg",
+            "space before",
+            "png header",
+            "jpeg header",
+            "text after jpeg header",
+        ],
+        *["too narrow", "too low", "one pixel", "low once reduced", "narrow once reduced", "rotated and low"],
     ],
 )
 def test_unusable_file_is_rejected_with_a_reason(data, kind, reason):
@@ -412,7 +423,9 @@ def test_photo_truncated_after_its_pixels_is_intact_or_damaged(name):
             assert difference(result, decoded(whole)) < 2
 
 
-@pytest.mark.parametrize("size", [(10_000, 10_000), (15_000, 12_000)], ids=["over our cap", "over Pillow's limit"])
+@pytest.mark.parametrize(
+    "size", [(10_000, 10_000), (15_000, 12_000)], ids=["over the project's limit", "over Pillow's limit"]
+)
 def test_small_file_with_too_many_pixels_is_rejected_before_decoding(size, monkeypatch):
     data = encode(Image.new("1", size), "PNG")
     assert len(data) < 200_000
@@ -621,7 +634,7 @@ def test_any_mutated_file_gives_a_valid_photo_or_a_photo_error(name, other, edit
 
 
 def difference_in_tensorflow(result: Photo) -> float:
-    """Return the mean difference to TensorFlow's decoding; fail if it does not decode to the same size."""
+    """Return the mean difference to TensorFlow's decoding; fail if the sizes differ."""
     seen = tf.io.decode_image(result.data, channels=3, expand_animations=False).numpy()
     assert seen.shape == (result.height, result.width, 3)
     if result.data.startswith(b"\xff\xd8"):
@@ -639,7 +652,7 @@ def test_tensorflow_decodes_the_same_image_from_every_accepted_file(name, other,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_models_decoding_nearly_equals_pillows(name):
+def test_decoding_in_the_model_nearly_equals_decoding_in_pillow(name):
     result = normalize(FILES[name])
     seen = tf.io.decode_image(result.data, channels=3, expand_animations=False).numpy()
     assert difference(result, Image.fromarray(seen)) < 2
@@ -690,7 +703,7 @@ def test_file_that_only_pillow_decodes_is_reencoded(data):
         FILES["jpeg"][:2] + b"\xff\xff" + FILES["jpeg"][2:],
         FILES["jpeg"].replace(b"\xff\xda", b"text\xff\xda", 1),
     ],
-    ids=["png with a row too many", "suggested palette", "interlaced", "padded jpeg", "text in a jpeg"],
+    ids=["png with an extra row", "suggested palette", "interlaced", "padded jpeg", "text in a jpeg"],
 )
 def test_unusual_but_decodable_file_keeps_its_image(data):
     assert difference(normalize(data), Image.open(io.BytesIO(data))) < 1

@@ -135,8 +135,8 @@ def test_socks_proxy_is_rejected_with_its_variable_except_for_this_machine(clien
 
 def test_rollout_reaches_servers_of_this_machine_without_a_proxy(proxy):
     server = ScriptedServer()
-    answers = pytest.raises(Unreachable, match=r"^UNIMPLEMENTED: Method not found!$")
-    with ModelServerClient(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, answers:
+    server_responds = pytest.raises(Unreachable, match=r"^UNIMPLEMENTED: Method not found!$")
+    with ModelServerClient(f"127.0.0.1:{server.port}", "catbreeds", timeout=30) as connection, server_responds:
         connection.version_states()
     server.stop()
     with pytest.raises(OSError, match="http://127") as caught:

@@ -1,4 +1,4 @@
-"""The registry: complete versions only, a stable label that no push moves, rollback, concurrency and damage."""
+"""The registry contains only complete versions; covers labels, rollback, concurrent access and damaged files."""
 
 import json
 import multiprocessing
@@ -36,19 +36,19 @@ while True:
     registry.promote(registry.push(sys.argv[2], {"accuracy": 0.75}))
 """
 
-DIE_IN_A_PUSH = """
+KILLED_DURING_PUSH = """
 import os, shutil, signal, sys
 from serving.registry import Registry
 
 copytree = shutil.copytree
 
 
-def copy_and_die(*arguments, **options):
+def copy_and_kill_process(*arguments, **options):
     copytree(*arguments, **options)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-shutil.copytree = copy_and_die
+shutil.copytree = copy_and_kill_process
 Registry(sys.argv[1]).push(sys.argv[2], {})
 """
 
@@ -68,18 +68,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def as_pushed(registry: Registry, version: int) -> tuple[dict[str, bytes], dict]:
-    """Returns the files of a version and its admission document; fails if the document is missing."""
+    """Return the files of a version and its admission document; fail if the document is missing."""
     files = contents(registry.path(version))
     return files, json.loads(files.pop("admission.json"))
 
 
 def start_process(code: str, *arguments: object) -> subprocess.Popen:
-    """Starts a separate process that can be killed."""
+    """Start a separate process that can be killed."""
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT)
 
 
 def push_and_move_labels(base: Path, models: Path, seed: int) -> tuple[dict[int, str], list[tuple], list[tuple]]:
-    """Runs in each of several processes.
+    """Push versions and move labels at random; runs in several processes at the same time.
 
     Returns:
         Name of the pushed model by version; the promotions and the rollbacks, each as (label, from, to).
@@ -102,7 +102,7 @@ def push_and_move_labels(base: Path, models: Path, seed: int) -> tuple[dict[int,
 
 @contextmanager
 def full_disk():
-    """Limits the size of written files to a few bytes."""
+    """Limit the size of written files to a few bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -123,7 +123,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def pushed(registry, model):
-    """The registry with versions 1 to 4; no label was moved."""
+    """The registry with versions 1 to 4; no label has been moved."""
     for _ in range(4):
         registry.push(model, {})
     return registry
@@ -131,7 +131,7 @@ def pushed(registry, model):
 
 @pytest.fixture
 def break_copy(monkeypatch):
-    """Returns a function that makes copies fail after half of the files, as if the disk were full."""
+    """Return a function that makes copies fail after half of the files, as if the disk were full."""
 
     def copy_half(source, target, **_):
         files = sorted(p for p in Path(source).rglob("*") if p.is_file())
@@ -162,7 +162,7 @@ def test_the_first_push_is_version_1_and_stable(registry, model):
     assert registry.labels() == {STABLE: 1}
 
 
-def test_a_later_push_does_not_move_stable(registry, model):
+def test_a_later_push_does_not_move_the_stable_label(registry, model):
     registry.push(model, {})
     assert registry.push(model, {}) == 2
     assert registry.versions() == [1, 2]
@@ -187,7 +187,7 @@ def test_a_push_adds_extra_files_and_texts(registry, model, tmp_path):
     assert files == contents(model) | {"about/card.html": card.read_bytes(), "about.txt": "größer: 2".encode()}
 
 
-def test_a_push_whose_texts_fail_leaves_nothing_and_the_next_push_succeeds(registry, model):
+def test_a_push_that_fails_to_create_its_texts_leaves_nothing_and_the_next_push_succeeds(registry, model):
     registry.push(model, {})
     before = contents(registry.base)
     with pytest.raises(ZeroDivisionError):
@@ -266,7 +266,7 @@ def test_reading_a_missing_version_is_an_error_that_lists_the_existing_ones(push
     ("read", "name"), [(Registry.record, "assets.extra/catbreeds.json"), (Registry.admission, "admission.json")]
 )
 @pytest.mark.parametrize("damaged", [None, b"", b'{"recipe_dig', b"\xff\xfe"])
-def test_a_missing_or_damaged_file_of_a_version_is_named(pushed, read, name, damaged):
+def test_the_error_names_a_missing_or_damaged_file_of_a_version(pushed, read, name, damaged):
     file = pushed.path(2) / name
     file.unlink()
     if damaged is not None:
@@ -292,7 +292,7 @@ def test_promote_moves_the_label_and_returns_the_previous_version(pushed):
     assert pushed.labels() == {STABLE: 2}
 
 
-def test_a_push_after_a_promotion_does_not_move_stable(pushed, model):
+def test_a_push_after_a_promotion_does_not_move_the_stable_label(pushed, model):
     pushed.promote(3)
     assert pushed.push(model, {}) == 5
     assert pushed.stable() == 3
@@ -440,7 +440,7 @@ def test_labels_and_rollback_targets_persist(pushed):
         b'{"labels": 1, "replaced": 1}',
     ],
 )
-def test_a_damaged_labels_file_is_named_and_not_overwritten(pushed, damaged):
+def test_a_damaged_labels_file_is_reported_and_not_overwritten(pushed, damaged):
     pushed.promote(2)
     file = pushed.base / "labels.json"
     file.write_bytes(damaged)
@@ -495,7 +495,7 @@ def test_no_search_finds_a_damaged_version(registry, tmp_path, name, content):
     assert (registry.find_by_model_digest("model-b"), registry.find_by_inputs_digest("inputs-b")) == (1, 1)
 
 
-def test_added_inputs_are_found_while_their_version_exists_undamaged(registry, tmp_path):
+def test_added_inputs_are_found_as_long_as_their_version_exists_and_is_undamaged(registry, tmp_path):
     for digest in ("model-a", "model-b"):
         registry.push(create_model(tmp_path / digest, digest), {"inputs_digest": f"inputs of {digest}"})
     registry.add_inputs_digest(1, "other inputs")
@@ -516,15 +516,15 @@ def test_the_leftovers_of_a_killed_push_are_ignored_and_removed_by_the_next_push
     registry.push(model, {})
     before = {path.name for path in registry.base.iterdir()}
     for _ in range(2):
-        assert start_process(DIE_IN_A_PUSH, registry.base, model).wait() == -signal.SIGKILL
-    # Otherwise nothing is left over, and this test proves nothing.
+        assert start_process(KILLED_DURING_PUSH, registry.base, model).wait() == -signal.SIGKILL
+    # Without leftovers, the test would prove nothing.
     assert {path.name for path in registry.base.iterdir()} > before
     assert registry.versions() == [1]
     assert registry.push(model, {}) == 2
     assert {path.name for path in registry.base.iterdir()} == before | {"2"}
 
 
-def test_concurrent_pushes_and_label_moves_lose_and_mix_nothing(registry, tmp_path):
+def test_concurrent_pushes_and_label_moves_neither_lose_nor_mix_versions(registry, tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(4, spawn, initializer=spawn.Barrier(4).wait) as processes:
         work = [processes.submit(push_and_move_labels, registry.base, tmp_path / "models", seed) for seed in range(4)]
@@ -549,7 +549,7 @@ def test_concurrent_pushes_and_label_moves_lose_and_mix_nothing(registry, tmp_pa
     for label, first in [(STABLE, 1), (CANARY, None)]:
         promoted = [(had, has) for one in promotions for moved, had, has in one if moved == label]
         rolled_back = [(had, has) for one in rollbacks for moved, had, has in one if moved == label]
-        # Each move starts from the version to which the move before it has moved the label, in any order.
+        # In some order, each move starts from the version to which the previous move has moved the label.
         moves = promoted + rolled_back
         assert Counter([first, *(has for _, has in moves)]) == Counter([*(had for had, _ in moves), labels.get(label)])
         # The remaining rollback targets are the versions that promotions replaced and no rollback has used.
@@ -574,7 +574,7 @@ def test_a_process_killed_at_any_moment_leaves_complete_versions_and_the_next_pu
         try:
             while registry.versions() == before:
                 assert process.poll() is None
-            time.sleep(rng.uniform(0, 0.02))  # varies the moment of the kill
+            time.sleep(rng.uniform(0, 0.02))  # varies the time of the kill
         finally:
             process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -660,7 +660,7 @@ def test_new_folders_get_the_write_permissions_of_the_volume(tmp_path, model, mo
 
 
 def push_promote_and_remove(user: int, base: Path, model: Path) -> list[int] | str:
-    """Works as the user with this id; returns the removed versions or the error message."""
+    """Push, promote and remove versions as the user with this ID; return the removed versions or the error message."""
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
@@ -686,30 +686,30 @@ def volume():
         yield Path(folder) / "volume"
 
 
-def work_as(user: int, volume: Path) -> list[int] | str:
-    """Runs `push_promote_and_remove` in a separate process."""
+def run_as_user(user: int, volume: Path) -> list[int] | str:
+    """Run `push_promote_and_remove` in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         work = process.submit(push_promote_and_remove, user, volume / "to serve" / "catbreeds", volume.parent / "model")
         return work.result()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
-def test_different_users_share_one_registry(volume):
-    assert work_as(10001, volume) == [1]
-    assert work_as(1000, volume) == [2]
-    assert work_as(10001, volume) == [3]
+def test_several_users_can_share_one_registry(volume):
+    assert run_as_user(10001, volume) == [1]
+    assert run_as_user(1000, volume) == [2]
+    assert run_as_user(10001, volume) == [3]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
 def test_a_user_without_write_permission_gets_an_error_with_the_remedy(volume):
-    work_as(10001, volume)
+    run_as_user(10001, volume)
     base = volume / "to serve" / "catbreeds"
     (base / ".lock").chmod(0o644)
     expected = f"{base / '.lock'}: this user (id 1000) may not write there; run as its owner: chmod -R a+rwX '{base}'"
-    assert work_as(1000, volume) == expected
+    assert run_as_user(1000, volume) == expected
 
 
-def test_an_unusable_lock_or_labels_file_is_named(pushed):
+def test_the_error_names_an_unusable_lock_or_labels_file(pushed):
     (pushed.base / ".lock").unlink()
     (pushed.base / ".lock").mkdir()
     for move in [lambda: pushed.promote(2), lambda: pushed.unlabel(CANARY, "no"), lambda: pushed.remove([2])]:
@@ -722,7 +722,7 @@ def test_an_unusable_lock_or_labels_file_is_named(pushed):
 
 
 @pytest.mark.parametrize("other", ["Stable", " stable", "stable ", "STABLE", "\uff53table", "sta\u200bble"], ids=ascii)
-def test_a_label_in_another_spelling_is_rejected_with_both_names(tmp_path, other):
+def test_a_label_that_differs_only_in_spelling_is_rejected_with_both_names(tmp_path, other):
     registry = Registry(tmp_path / "base")
     registry.push(create_model(tmp_path / "model"), {})
     with pytest.raises(RegistryError, match="the same name in two spellings") as caught:
@@ -738,7 +738,7 @@ def test_a_label_in_another_spelling_is_rejected_with_both_names(tmp_path, other
 
 @pytest.mark.parametrize("other", ["CatBreeds", "catbreeds ", "\uff43atbreeds"], ids=ascii)
 @pytest.mark.parametrize("base", [True, False], ids=["both exist", "other exists"])
-def test_a_registry_next_to_one_with_the_same_name_in_another_spelling_is_rejected(tmp_path, other, base):
+def test_a_registry_whose_name_differs_only_in_spelling_from_an_existing_one_is_rejected(tmp_path, other, base):
     Registry(tmp_path / other).push(create_model(tmp_path / "model"), {})
     registry = Registry(tmp_path / "catbreeds")
     if base:

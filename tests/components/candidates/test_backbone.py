@@ -28,8 +28,8 @@ from components.errors import WeightsError
 
 SIDE = 71  # smallest size that all architectures accept
 # Building EfficientNetB7 takes ten seconds.
-FAST = ("xception", "resnet50")
-ALL = (*FAST, pytest.param("efficientnetb7", marks=pytest.mark.slow))
+FAST_ARCHITECTURES = ("xception", "resnet50")
+ALL_ARCHITECTURES = (*FAST_ARCHITECTURES, pytest.param("efficientnetb7", marks=pytest.mark.slow))
 
 
 def noise_photo(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[np.ndarray, bytes]:
@@ -103,7 +103,7 @@ def download(monkeypatch):
     return replace
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_photos_are_preprocessed_as_in_keras_applications(networks, architecture):
     network = networks(architecture)
     module = importlib.import_module(f"keras.applications.{ARCHITECTURES[architecture].module}")
@@ -114,7 +114,7 @@ def test_photos_are_preprocessed_as_in_keras_applications(networks, architecture
     expected = network(module.preprocess_input(pixels.copy()), training=False).numpy()
     assert distance(embedded, expected) < 1e-3
     assert distance(expected[::-1], expected) > 0.01
-    if architecture in FAST:
+    if architecture in FAST_ARCHITECTURES:
         assert distance(network(pixels, training=False), expected) > 0.1
 
 
@@ -153,7 +153,7 @@ def test_jpeg_and_png_of_one_image_decode_to_similar_pixels():
     assert np.abs(png - jpeg).max() <= 4
 
 
-@pytest.mark.parametrize("architecture", FAST)
+@pytest.mark.parametrize("architecture", FAST_ARCHITECTURES)
 def test_random_weights_depend_only_on_the_seed(networks, architecture):
     assert_same_weights(networks(architecture), build_network(architecture, "random", SIDE, seed=3))
     other = build_network(architecture, "random", SIDE, seed=4)
@@ -163,7 +163,7 @@ def test_random_weights_depend_only_on_the_seed(networks, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_find_weights_prefers_the_short_name_to_the_name_of_keras(architecture, tmp_path):
+def test_find_weights_prefers_the_short_file_name_to_the_keras_file_name(architecture, tmp_path):
     preferred, keras_name = weight_file_names(architecture)
     (tmp_path / keras_name).write_bytes(b"")
     assert find_weights(architecture, str(tmp_path)) == str(tmp_path / keras_name)
@@ -172,7 +172,7 @@ def test_find_weights_prefers_the_short_name_to_the_name_of_keras(architecture, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_error_for_missing_weights_has_both_file_names(architecture, tmp_path):
+def test_error_for_missing_weights_contains_both_file_names(architecture, tmp_path):
     for other in set(ARCHITECTURES) - {architecture}:
         (tmp_path / weight_file_names(other)[0]).write_bytes(b"")
     with pytest.raises(WeightsError) as caught:
@@ -188,7 +188,7 @@ def test_weights_dir_with_random_weights_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [0, 1], ids=["preferred", "keras"])
-@pytest.mark.parametrize("architecture", FAST)
+@pytest.mark.parametrize("architecture", FAST_ARCHITECTURES)
 def test_weights_file_determines_the_weights_for_any_seed(networks, weights, architecture, folder):
     path = find_weights(architecture, str(weights(architecture)[folder]))
     assert_same_weights(build_network(architecture, path, SIDE, seed=9), networks(architecture))
@@ -205,7 +205,7 @@ def test_weights_file_determines_the_weights_for_any_seed(networks, weights, arc
         (ARCHITECTURES["xception"].keras_weights, "text"),
     ],
 )
-def test_error_for_an_invalid_weights_file_has_its_path(weights, tmp_path, name, content):
+def test_error_for_an_invalid_weights_file_contains_its_path(weights, tmp_path, name, content):
     path = tmp_path / name
     if content == "of another architecture":
         path.write_bytes(next(weights("resnet50")[not name.endswith(".weights.h5")].iterdir()).read_bytes())
@@ -220,7 +220,7 @@ def test_error_for_an_invalid_weights_file_has_its_path(weights, tmp_path, name,
     assert str(caught.value).startswith(f"{path}: not a weights file of xception")
 
 
-@pytest.mark.parametrize("architecture", FAST)
+@pytest.mark.parametrize("architecture", FAST_ARCHITECTURES)
 def test_error_for_a_failed_download_explains_weights_dir(download, architecture):
     def fail(name):
         raise Exception(
@@ -277,7 +277,7 @@ def backbone(weights, tmp_path_factory):
     return model, Path(model.uri) / "Format-Serving"
 
 
-def test_saved_model_has_each_variable_once(backbone, networks):
+def test_saved_model_stores_each_variable_once(backbone, networks):
     _, path = backbone
     size = sum(variable.numpy().nbytes for variable in networks("xception").variables)
     data = sum(file.stat().st_size for file in (path / "variables").glob("variables.data-*"))

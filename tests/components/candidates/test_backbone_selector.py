@@ -41,7 +41,7 @@ def test_smallest_candidate_within_the_interval_wins(low, winner):
         assert "efficientnetb7" in reason or "most accurate" in reason
 
 
-def test_reason_has_interval_size_and_both_accuracies():
+def test_reason_contains_interval_size_and_both_accuracies():
     best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [0.8, 0.95]}
     _, reason = select([best, XCEPTION, RESNET50], "smaller_within_interval")
     assert reason == (

@@ -30,13 +30,13 @@ PARAMETERS = {
 
 
 class Gate:
-    """Runs the component on an ingestion report and a registry."""
+    """Callable that runs the component on an ingestion report and a registry."""
 
     def __init__(self, folder: Path):
         self.folder, self.registry, self.calls = folder, Registry(folder / "serving"), 0
 
     def __call__(self, photos: list[dict] = PHOTOS, **changed: str) -> tuple[bool, dict, str]:
-        """Return whether to retrain, the content of retrain.json and the summary."""
+        """Return whether the run retrains, the content of retrain.json and the summary."""
         self.calls += 1
         artifacts = {"ingest": IngestReport(), "decision": RetrainDecision(), "summary": Markdown()}
         for name, artifact in artifacts.items():
@@ -77,7 +77,7 @@ def test_a_run_continues_if_the_registry_is_empty(gate):
     assert summary.startswith("**New**")
 
 
-def test_the_inputs_of_a_pushed_version_end_the_run_and_the_version_is_named(pushed):
+def test_a_run_with_the_inputs_of_a_pushed_version_ends_early_and_reports_the_version(pushed):
     retrain, document, summary = pushed()
     assert (retrain, document["version"]) == (False, 1)
     assert summary.startswith("**Nothing new**: version 1 was trained from this data")
@@ -155,7 +155,7 @@ def test_a_damaged_version_that_is_not_stable_is_trained_and_pushed_again_once(p
     (pushed.registry.path(1) / "saved_model.pb").unlink()
     (pushed.registry.path(2) / MODEL_RECORD_FILE).write_text('{"model_digest": "s"}', encoding="utf-8")
     assert pushed()[0]
-    assert pushed.registry.find_by_model_digest("r") is None  # otherwise Pusher would never push it again
+    assert pushed.registry.find_by_model_digest("r") is None  # otherwise, Pusher would never push it again
     pushed.push(inputs_digest)
     assert not pushed()[0]
 
@@ -189,12 +189,12 @@ def test_a_run_that_reproduces_a_pushed_model_from_other_inputs_is_not_repeated(
     assert (retrain, document["version"]) == (False, 1)
 
 
-def test_a_version_without_inputs_digest_does_not_end_the_run(gate):
+def test_a_version_without_an_inputs_digest_does_not_end_the_run(gate):
     gate.push(None)
     assert gate()[0]
 
 
-def test_the_newest_version_with_the_same_inputs_is_named(pushed):
+def test_the_newest_version_with_the_same_inputs_is_reported(pushed):
     pushed.push(pushed()[1]["inputs_digest"])
     pushed.push("another")
     assert pushed()[1]["version"] == 2

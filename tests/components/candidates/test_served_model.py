@@ -97,7 +97,7 @@ def test_photos_and_their_embeddings_give_equal_predictions(write_saved_models, 
     assert labels.numpy().tolist() == [2, 0]
 
 
-def test_record_of_several_backbones_has_the_keys_of_one(write_saved_models, tmp_path):
+def test_record_of_several_backbones_has_the_same_keys_as_a_record_of_one(write_saved_models, tmp_path):
     backbones, head = write_saved_models(2, 3)
     ServedModel(backbones, head, top_k=5).save(str(tmp_path / "served"), "catbreeds")
     record = read_record(tmp_path / "served")
@@ -118,7 +118,7 @@ def test_model_digest_depends_on_the_backbone(write_saved_models, tmp_path):
     assert len(digests) == 2
 
 
-def test_head_with_another_embedding_size_is_rejected(write_saved_models):
+def test_head_with_a_different_embedding_size_is_rejected(write_saved_models):
     backbones, head = write_saved_models(2, head_size=3)
     with pytest.raises(ValueError, match="takes embeddings of length 3, but the backbones return 2"):
         ServedModel(backbones, head, top_k=5)

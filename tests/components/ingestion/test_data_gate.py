@@ -37,7 +37,7 @@ def statistics(photos: int, width: int) -> statistics_pb2.DatasetFeatureStatisti
 
 
 class Gate:
-    """Runs the component on inputs as the upstream components write them."""
+    """DataGate with inputs in the format of the upstream components."""
 
     def __init__(self, folder: Path):
         self._folder = folder

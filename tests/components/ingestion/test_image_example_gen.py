@@ -98,7 +98,7 @@ def test_every_valid_photo_is_in_exactly_one_split_with_its_breed(mixed, valid_p
         assert (feature["width"], feature["height"]) == (expected[path].width, expected[path].height)
 
 
-def test_the_photos_are_in_the_split_of_the_report(mixed):
+def test_photos_are_in_the_split_given_in_the_report(mixed):
     _, result, _ = mixed
     assert artifact_utils.decode_split_names(result.examples.split_names) == list(SPLITS)
     for split in SPLITS:
@@ -116,8 +116,8 @@ def test_every_unusable_file_is_reported_with_kind_and_reason_and_hidden_files_a
 
 def test_duplicates_name_the_photo_that_is_kept(mixed):
     _, result, defects = mixed
-    likes = {row["path"]: row["like"] for row in result.rows if "like" in row}
-    assert len(likes) == sum(d.kind in ("duplicate", "near_duplicate", "label_conflict") for d in defects)
+    originals = {row["path"]: row["like"] for row in result.rows if "like" in row}
+    assert len(originals) == sum(d.kind in ("duplicate", "near_duplicate", "label_conflict") for d in defects)
     for row in result.rows:
         if row.get("kind") in ("duplicate", "near_duplicate"):
             assert row["like"] in result.splits()
@@ -133,7 +133,7 @@ def test_the_report_counts_photos_by_breed_and_split(mixed):
     assert {(b, s): n for b, splits in result.report["breeds"].items() for s, n in splits.items() if n} == split_counts
 
 
-def test_only_examples_and_report_are_left(mixed):
+def test_only_examples_and_report_are_written(mixed):
     folder, result, _ = mixed
     files = {path.name for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents}
     assert {name for name in files if not name.startswith("data_tfrecord")} == {"photos.jsonl", "report.json"}

@@ -69,13 +69,13 @@ def test_different_photos_have_distant_hashes():
 
 
 A, B = bytes(32), bytes([0, 7, *[0] * 30])  # 3 bits apart
-FAR = bytes([255] * 32)
+DISTANT = bytes([255] * 32)
 
 
 @pytest.mark.parametrize(
     ("photos", "duplicates"),
     [
-        ([("x", "1", "Manx", 0, A), ("y", "2", "Manx", 0, FAR)], {}),
+        ([("x", "1", "Manx", 0, A), ("y", "2", "Manx", 0, DISTANT)], {}),
         ([("x", "2", "Manx", 0, A), ("x", "1", "Manx", 0, A)], {"2": ("duplicate", "1")}),
         ([("x", "1", "Manx", 0, A), ("y", "2", "Manx", 0, B)], {}),
         ([("x", "1", "Manx", 2, A), ("y", "2", "Manx", 0, B)], {"1": ("near_duplicate", "2")}),
@@ -116,7 +116,7 @@ def test_each_rule_gives_the_expected_kind(photos, duplicates):
         max_size=12,
     )
 )
-def test_the_result_agrees_with_comparing_all_pairs(generated):
+def test_the_result_equals_that_of_comparing_all_pairs(generated):
     """The pixels determine hash and split, as in real data."""
 
     def synthetic_hash(pixels: str, shift: int) -> bytes:

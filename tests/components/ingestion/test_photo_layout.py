@@ -32,8 +32,8 @@ UNUSABLE = {
     "is nested two levels deeper": ["Bombay/photos/raw/1"],
     "is split into train and test": ["Bombay/train/1.jpg", "Bombay/test/2.jpg"],
     "is in the folder of another breed": ["Manx/Bombay/1.jpg"],
-    "is as many stray files as another breed has": [f"Bombay_{number}" for number in range(4)],
-    "is stray photos, fewer than another breed has": [f"Bombay_{number}.JPG" for number in range(3)],
+    "consists of as many stray files as another breed has photos": [f"Bombay_{number}" for number in range(4)],
+    "consists of fewer stray photos than another breed has": [f"Bombay_{number}.JPG" for number in range(3)],
     "is named like a metadata folder but has photos": ["data/1.jpg.zip"],
 }
 MESSAGES = {
@@ -48,8 +48,8 @@ MESSAGES = {
     "is nested two levels deeper": "Bombay/: contains 1 folder with 1 file ('photos')",
     "is split into train and test": "Bombay/: contains 2 folders with 2 files ('test', 'train')",
     "is in the folder of another breed": "Manx/Bombay/: contains 1 .jpg file",
-    "is as many stray files as another breed has": "4 files outside the breed folders: ",
-    "is stray photos, fewer than another breed has": "3 files outside the breed folders: ",
+    "consists of as many stray files as another breed has photos": "4 files outside the breed folders: ",
+    "consists of fewer stray photos than another breed has": "3 files outside the breed folders: ",
     "is named like a metadata folder but has photos": "data/: contains 1 .jpg.zip file",
 }
 
@@ -307,7 +307,7 @@ def test_a_breed_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path):
     assert result.warnings == [r"breed names that are not UTF-8 are shown with escapes: Gr\xf6\xdfe"]
 
 
-def test_names_that_are_displayed_the_same_are_not_mixed_up(tmp_path):
+def test_names_that_are_displayed_identically_are_distinguished(tmp_path):
     result = listing(tmp_path, "folder", [*VALID_FILES, os.fsdecode(b"Manx/\xff.jpg"), r"Manx/\xff.jpg"])
     assert [reason for _, reason in result.excluded] == [
         "its name is displayed the same as that of another file; rename it"

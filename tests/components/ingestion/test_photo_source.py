@@ -49,7 +49,7 @@ every_folder = pytest.mark.parametrize("kind", FOLDERS)
 
 
 def zipped(members: Iterable[tuple], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """Members are (name, content) or (name, content, attributes of the ZipInfo)."""
+    """Zip of members given as (name, content) or (name, content, attributes of the ZipInfo)."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", compression) as archive:
         for name, content, *special in members:
@@ -62,7 +62,7 @@ def zipped(members: Iterable[tuple], compression: int = zipfile.ZIP_STORED) -> b
 
 
 def tarred(members: Iterable[tuple], compression: str = "gz") -> bytes:
-    """Members are (name, content) or (name, content, type of member)."""
+    """Tar of members given as (name, content) or (name, content, type of member)."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode=f"w:{compression}") as archive:
         for name, content, *special in members:
@@ -79,7 +79,7 @@ def packed(kind: str, members: Iterable[tuple]) -> bytes:
 
 
 class Writer:
-    """Writes sources of any kind, each to its own path, and returns their addresses."""
+    """Callable that writes a source of any kind to a new path and returns its address."""
 
     def __init__(self, folder: Path):
         self._paths = (folder / f"source{number}" for number in itertools.count())
@@ -219,11 +219,23 @@ def test_folders_in_a_zip_are_not_read_as_files(write, kind):
     assert contents(open_source(data)) == PHOTOS
 
 
-NAMES_OUTSIDE = ("../x", "../../.x", "{}/abs.jpg", "/../x", "C:\\x", "C:/Birman/x", "a\\..\\..\\x", "Birman/../../x")
+NAMES_OUTSIDE_ARCHIVE = (
+    "../x",
+    "../../.x",
+    "{}/abs.jpg",
+    "/../x",
+    "C:\\x",
+    "C:/Birman/x",
+    "a\\..\\..\\x",
+    "Birman/../../x",
+)
 
 
 @every_archive
-@pytest.mark.parametrize("names", [NAMES_OUTSIDE[:2], NAMES_OUTSIDE[2:4], NAMES_OUTSIDE[4:6], NAMES_OUTSIDE[6:]])
+@pytest.mark.parametrize(
+    "names",
+    [NAMES_OUTSIDE_ARCHIVE[:2], NAMES_OUTSIDE_ARCHIVE[2:4], NAMES_OUTSIDE_ARCHIVE[4:6], NAMES_OUTSIDE_ARCHIVE[6:]],
+)
 def test_members_that_point_outside_the_archive_are_excluded_and_nothing_is_unpacked(
     write, kind, names, tmp_path, monkeypatch
 ):
@@ -444,7 +456,7 @@ def test_a_truncated_archive_stops_the_run(write, kind, share):
 
 
 @every_archive
-def test_an_archive_with_only_its_first_bytes_stops_the_run(write, kind):
+def test_an_archive_truncated_to_its_first_bytes_stops_the_run(write, kind):
     whole = packed(kind, BIRMAN.items())
     for length in range(1, 40):
         data = write.archive(kind, whole[:length])
@@ -601,7 +613,7 @@ def test_an_empty_archive_stops_the_run(write, kind):
 
 @every_kind
 @pytest.mark.parametrize("names", [["1.jpg"], ["1.jpg", "2.jpg"]], ids=["one", "two"])
-def test_photos_without_breed_folders_stop_the_run_and_the_first_is_named(write, kind, names):
+def test_photos_without_breed_folders_stop_the_run_and_the_error_names_the_first(write, kind, names):
     data = write(kind, dict.fromkeys(names, b"x"))
     message = rf"^{data}: no photos found \({names[0]}: not directly in a breed folder\); {EXPECTED_LAYOUT}"
     with pytest.raises(DataError, match=message):

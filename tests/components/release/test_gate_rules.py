@@ -1,4 +1,4 @@
-"""When a candidate passes the gate, case by case."""
+"""Rules of the gate: candidates that pass, are rejected, or count as nothing new."""
 
 import re
 
@@ -39,8 +39,8 @@ def outcomes(predictions: dict[str, str]) -> list[dict]:
     ]
 
 
-def against(both: int, won: int, lost: int, neither: int = 0, **changes):
-    """The decision on photos of one breed; they are too few for a slice unless `min_slice` is given."""
+def decide_from_counts(both: int, won: int, lost: int, neither: int = 0, **changes):
+    """Decision from the counts of photos of one breed, which are too few for a slice unless `min_slice` is given."""
     candidate = outcomes({"Birman": "+" * both + "+" * won + "-" * lost + "-" * neither})
     champion = outcomes({"Birman": "+" * both + "-" * won + "+" * lost + "-" * neither})
     return decide(rules(**{"min_slice": 10_000, **changes}), candidate, champion, BREEDS, CHAMPION)
@@ -69,12 +69,12 @@ def test_accuracy_below_min_accuracy_is_rejected_with_the_settings_key(champion)
 
 
 def test_accuracy_below_min_accuracy_is_rejected_even_if_the_candidate_beats_the_champion():
-    decision = against(both=10, won=20, lost=0, neither=70)
+    decision = decide_from_counts(both=10, won=20, lost=0, neither=70)
     assert decision.outcome == "refused"
     assert decision.comparison["accuracy_difference"] == pytest.approx(0.2)
 
 
-def test_a_candidate_identical_to_the_champion_is_nothing_new_at_any_accuracy():
+def test_a_candidate_identical_to_the_champion_counts_as_nothing_new_at_any_accuracy():
     decision = decide(RULES, outcomes({"Birman": "---"}), [], BREEDS, {**CHAMPION, "is_candidate": True})
     assert decision.outcome == "nothing_new"
     assert len(decision.reasons) == 1
@@ -91,14 +91,14 @@ def test_a_champion_with_other_breeds_is_not_compared(champion_breeds):
     assert any("the breeds differ from those of champion version 3" in reason for reason in decision.reasons)
 
 
-def test_added_and_removed_breeds_are_named():
+def test_added_and_removed_breeds_are_reported():
     rows = outcomes({"Birman": "++"})
     decision = decide(RULES, rows, rows, BREEDS, {**CHAMPION, "breeds": ["Birman", "Manx", "Korat"]})
     assert "(added: Sphynx; removed: Korat, Manx): only the absolute thresholds apply" in decision.reasons[-1]
 
 
 @pytest.mark.parametrize(("letters", "outcome"), [("++++", "blessed"), ("----", "refused")])
-def test_with_an_unreadable_champion_the_absolute_thresholds_decide_and_a_reason_reports_it(letters, outcome):
+def test_with_an_unreadable_champion_the_absolute_thresholds_apply_and_a_reason_reports_it(letters, outcome):
     champion = {"version": 3, "unreadable": "/models/3: OSError: no saved_model.pb"}
     decision = decide(RULES, outcomes({"Birman": letters}), [], BREEDS, champion)
     assert decision.outcome == outcome
@@ -114,7 +114,7 @@ def test_too_few_test_photos_are_rejected_even_if_all_predictions_are_correct(mi
     assert too_few == (outcome == "refused")
 
 
-def test_breeds_in_another_order_are_compared():
+def test_breeds_in_a_different_order_are_compared():
     rows = outcomes({"Birman": "++"})
     decision = decide(rules(margin=0.5), rows, rows, BREEDS, {**CHAMPION, "breeds": BREEDS[::-1]})
     assert decision.comparison["photos"] == 2
@@ -146,7 +146,7 @@ def test_photos_are_paired_by_content_and_not_by_position():
     ],
 )
 def test_each_policy_passes_exactly_the_candidates_that_meet_it(policy, won, lost, outcome):
-    decision = against(both=500 - won - lost, won=won, lost=lost, policy=policy)
+    decision = decide_from_counts(both=500 - won - lost, won=won, lost=lost, policy=policy)
     assert decision.outcome == outcome
     assert decision.comparison["policy"] == policy
     (reason,) = (reason for reason in decision.reasons if "against version 3" in reason)
@@ -166,7 +166,7 @@ def test_training_photos_of_the_champion_are_excluded_from_the_comparison_and_a_
     assert fact in decision.reasons
 
 
-def test_if_the_champion_was_trained_on_nearly_all_test_photos_the_absolute_thresholds_decide():
+def test_absolute_thresholds_apply_if_the_champion_was_trained_on_nearly_all_test_photos():
     candidate, champion = outcomes({"Birman": "+" * 20 + "-" * 5}), outcomes({"Birman": "+" * 25})
     learned = [row["content_hash"] for row in candidate[3:]]
     decision = decide(rules(min_test_photos=10), candidate, champion, BREEDS, {**CHAMPION, "learned": learned})
@@ -178,8 +178,8 @@ def test_if_the_champion_was_trained_on_nearly_all_test_photos_the_absolute_thre
     )
 
 
-def test_without_losses_on_few_photos_a_reason_reports_the_possible_loss_rate():
-    decision = against(both=33, won=0, lost=0)
+def test_a_reason_reports_the_possible_loss_rate_if_few_photos_show_no_losses():
+    decision = decide_from_counts(both=33, won=0, lost=0)
     assert decision.comparison["lost_share_upper95"] == pytest.approx(0.104, abs=5e-4)
     assert "0 losses on 33 photos, loss rate at most 10.4% (95% CI)" in decision.reasons[-2]
 
@@ -192,12 +192,12 @@ def test_without_test_photos_the_candidate_is_rejected_for_too_few_photos():
 
 def test_a_wider_margin_allows_a_larger_loss():
     worse = {"both": 480, "won": 5, "lost": 15}
-    assert against(**worse, margin=0.02).outcome == "refused"
-    assert against(**worse, margin=0.06).outcome == "blessed"
+    assert decide_from_counts(**worse, margin=0.02).outcome == "refused"
+    assert decide_from_counts(**worse, margin=0.06).outcome == "blessed"
 
 
 def test_comparison_contains_the_numbers_behind_the_decision():
-    comparison = against(both=80, won=10, lost=2, neither=8).comparison
+    comparison = decide_from_counts(both=80, won=10, lost=2, neither=8).comparison
     assert comparison["photos"] == 100
     assert (comparison["only_candidate_right"], comparison["only_champion_right"]) == (10, 2)
     assert comparison["accuracy_difference"] == pytest.approx(0.08)
@@ -313,7 +313,7 @@ def test_a_model_that_always_predicts_the_largest_breed_is_rejected_at_any_accur
         (0, 9, "refused"),
     ],
 )
-def test_passing_above_majority_requires_a_significant_sign_test(won, lost, outcome):
+def test_passing_the_majority_rule_requires_a_significant_sign_test(won, lost, outcome):
     rows = outcomes({"Birman": "+" * (60 - lost) + "-" * lost, "Sphynx": "+" * won + "-" * (40 - won)})
     decision = decide(rules(above_majority=True), rows, [], BREEDS, None)
     assert decision.outcome == outcome
@@ -359,25 +359,25 @@ def test_balanced_accuracy_weights_all_breeds_equally():
     ],
 )
 def test_a_margin_met_only_because_few_photos_were_compared_is_reported(photos, changes, warning):
-    decision = against(both=photos, won=0, lost=0, **changes)
+    decision = decide_from_counts(both=photos, won=0, lost=0, **changes)
     assert decision.outcome == "blessed"
     warnings = [reason for reason in decision.reasons if "cannot rule out" in reason]
     assert [reason.startswith(warning or "") for reason in warnings] == ([True] if warning else [])
 
 
 def test_the_warning_states_the_possible_loss_and_how_many_photos_are_needed():
-    reason = against(both=10, won=0, lost=0).reasons[-1]
+    reason = decide_from_counts(both=10, won=0, lost=0).reasons[-1]
     assert reason.endswith("the score interval (Newcombe) is -0.278; at least 189 photos are needed")
-    assert "are needed" not in against(both=10, won=0, lost=0, margin=0.0).reasons[-1]
+    assert "are needed" not in decide_from_counts(both=10, won=0, lost=0, margin=0.0).reasons[-1]
 
 
 def test_the_warning_about_a_met_policy_is_not_reported_for_a_rejected_candidate():
-    reasons = against(both=10, won=0, lost=0, min_accuracy=1.0, neither=1).reasons
+    reasons = decide_from_counts(both=10, won=0, lost=0, min_accuracy=1.0, neither=1).reasons
     assert not any("cannot rule out" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize(("won", "lost", "warned"), [(1, 0, True), (5, 0, True), (6, 0, False), (20, 19, True)])
 def test_an_improvement_that_is_not_significant_is_reported(won, lost, warned):
-    decision = against(both=100, won=won, lost=lost, policy="better")
+    decision = decide_from_counts(both=100, won=won, lost=lost, policy="better")
     assert decision.outcome == "blessed"
     assert any("improvement is not statistically significant" in reason for reason in decision.reasons) == warned

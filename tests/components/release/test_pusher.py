@@ -1,4 +1,4 @@
-"""The date that a pushed version records. Tests of whole runs cover the rest of Pusher."""
+"""The date that Pusher records in a version. Tests of complete runs cover the rest of Pusher."""
 
 import pytest
 

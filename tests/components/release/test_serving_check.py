@@ -1,4 +1,4 @@
-"""ServingCheck with a fake `tensorflow_model_server`: which models pass, which fail, what it leaves behind."""
+"""ServingCheck with a fake `tensorflow_model_server`: models that pass, models that fail, and cleanup."""
 
 import base64
 import hashlib
@@ -43,7 +43,7 @@ assert open(options.model_base_path + "/1/saved_model.pb").read() == "the model"
 unavailable_responses = iter(range(10**9 if plan["mode"] == "never loads" else 2))
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, code, document):
+    def respond(self, code, document):
         self.send_response(code)
         self.end_headers()
         self.wfile.write(json.dumps(document).encode())
@@ -51,18 +51,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         known = self.path == "/v1/models/" + options.model_name + "/metadata"
         ready = known and next(unavailable_responses, None) is None
-        self.answer(200 if ready else 404, {{"model_spec": {{"name": options.model_name}}}})
+        self.respond(200 if ready else 404, {{"model_spec": {{"name": options.model_name}}}})
 
     def do_POST(self):
         assert self.path == "/v1/models/" + options.model_name + ":predict"
         if plan["mode"] == "dies":
             os._exit(9)
         if plan["mode"] == "rejects":
-            return self.answer(400, {{"error": "input is not a JPEG"}})
+            return self.respond(400, {{"error": "input is not a JPEG"}})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         photos = [base64.b64decode(row["image_bytes"]["b64"]) for row in body["instances"]]
-        rows = [plan["answers"].get(hashlib.sha256(photo).hexdigest(), plan["other"]) for photo in photos]
-        self.answer(200, {{"predictions": rows[:-1] if plan["mode"] == "forgets" else rows}})
+        rows = [plan["predictions"].get(hashlib.sha256(photo).hexdigest(), plan["other"]) for photo in photos]
+        self.respond(200, {{"predictions": rows[:-1] if plan["mode"] == "omits" else rows}})
 
 http.server.HTTPServer(("127.0.0.1", int(options.rest_api_port)), Handler).serve_forever()
 """
@@ -124,18 +124,18 @@ class Workspace:
         }
 
     def install_server(
-        self, mode: str = "serves", answers: dict[bytes, dict] | None = None, other: dict | None = None
+        self, mode: str = "serves", overrides: dict[bytes, dict] | None = None, other: dict | None = None
     ) -> None:
         """Put the fake server on PATH.
 
         Args:
             mode: Behavior of the server.
-            answers: Predictions that differ from the measured ones, by photo.
+            overrides: Predictions that differ from the measured ones, by photo.
             other: Prediction for unknown photos.
         """
         predictions = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
-        predictions = {sha(photo): row for photo, row in {**predictions, **(answers or {})}.items()}
-        plan = {"mode": mode, "answers": predictions, "other": other, "started": str(self.folder / "started")}
+        predictions = {sha(photo): row for photo, row in {**predictions, **(overrides or {})}.items()}
+        plan = {"mode": mode, "predictions": predictions, "other": other, "started": str(self.folder / "started")}
         (self.folder / "plan.json").write_text(json.dumps(plan))
         program = self.folder / "bin" / "tensorflow_model_server"
         program.parent.mkdir()
@@ -186,11 +186,11 @@ def test_requests_to_the_server_bypass_the_proxy(workspace, monkeypatch):
 
 def test_check_uses_the_given_number_of_photos(workspace):
     last = list(PHOTOS)[-1]
-    workspace.install_server(answers={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
+    workspace.install_server(overrides={last: {"breeds": BREEDS, "probabilities": [0, 0, 1]}})
     assert workspace.check(photos=2)["photos"] == 2
 
 
-def test_golden_photos_are_of_as_many_breeds_as_possible_in_any_order(workspace):
+def test_golden_photos_cover_as_many_breeds_as_possible_in_any_order(workspace):
     photos = {f"photo {number}".encode(): [0.01 * number, 0.0, 1 - 0.01 * number] for number in range(9)}
     breeds = ["Birman"] * 6 + ["Sphynx", "Manx", "Sphynx"]
     workspace.write_photos(photos, breeds)
@@ -234,30 +234,30 @@ def test_large_photo_too_narrow_to_be_reduced_is_checked_but_not_stored(workspac
     assert [golden.photo for golden in workspace.golden()] == [b"photo 1"]
 
 
-def test_other_order_of_breeds_and_rounding_differences_pass(workspace):
-    answers = {
+def test_different_breed_order_and_rounding_differences_pass(workspace):
+    overrides = {
         photo: {"breeds": BREEDS[::-1], "probabilities": [value + 2e-4 for value in values[::-1]]}
         for photo, values in PHOTOS.items()
     }
-    workspace.install_server(answers=answers)
+    workspace.install_server(overrides=overrides)
     assert workspace.check()["checked"]
 
 
 @pytest.mark.parametrize("photo", PHOTOS)
 def test_different_confidence_fails_and_names_the_photo(workspace, photo):
-    workspace.install_server(answers={photo: {"breeds": BREEDS, "probabilities": [0.05, 0.9, 0.05]}})
+    workspace.install_server(overrides={photo: {"breeds": BREEDS, "probabilities": [0.05, 0.9, 0.05]}})
     with pytest.raises(ServingError, match=rf"/{photo.decode()}\.jpg: the model server predicts Manx with 0.9000"):
         workspace.check()
 
 
 def test_probabilities_that_do_not_sum_to_one_fail(workspace):
-    workspace.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.5, 0.5, 0.8]}})
+    workspace.install_server(overrides={b"photo 0": {"breeds": BREEDS, "probabilities": [0.5, 0.5, 0.8]}})
     with pytest.raises(ServingError, match="photo 0"):
         workspace.check()
 
 
 def test_different_breed_with_the_same_confidence_fails(workspace):
-    workspace.install_server(answers={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
+    workspace.install_server(overrides={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
     with pytest.raises(ServingError, match="predicts Birman"):
         workspace.check()
 
@@ -285,14 +285,14 @@ def test_server_that_rejects_the_request_fails_with_its_response(workspace):
         workspace.check()
 
 
-@pytest.mark.parametrize("mode", ["dies", "forgets"])
+@pytest.mark.parametrize("mode", ["dies", "omits"])
 def test_server_that_dies_or_omits_a_photo_raises_serving_error(workspace, mode):
     workspace.install_server(mode)
     with pytest.raises(ServingError):
         workspace.check()
 
 
-@pytest.mark.parametrize("mode", ["dies", "forgets"])
+@pytest.mark.parametrize("mode", ["dies", "omits"])
 def test_server_that_dies_or_omits_a_photo_never_passes(workspace, mode):
     workspace.install_server(mode)
     with pytest.raises(Exception):  # noqa: B017, PT011
@@ -320,7 +320,7 @@ def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(worksp
     assert workspace.check() == {"checked": True, "server": "tensorflow", "photos": 3}
 
 
-def test_without_a_model_server_a_failed_process_fails(workspace, monkeypatch):
+def test_without_a_model_server_a_failed_process_raises_serving_error(workspace, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(ServingError, match=r"TensorFlow cannot serve .* in a separate process"):
         workspace.check()

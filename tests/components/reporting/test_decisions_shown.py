@@ -187,7 +187,7 @@ class GateRun:
         return artifact
 
     def decide(self, case: Case) -> dict:
-        """Runs ModelGate and returns gate.json."""
+        """Run ModelGate and return gate.json."""
         counts = dict(zip(BREEDS, case.train, strict=True))
         tested = {breed: sum(key[0] == str(number) for key in case.candidate) for number, breed in enumerate(BREEDS)}
         breeds = {breed: {"train": counts[breed], "eval": 2, "test": tested[breed]} for breed in BREEDS}

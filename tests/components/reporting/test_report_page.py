@@ -1,4 +1,4 @@
-"""The report page as its readers see it, also for unusual runs and names."""
+"""The report page as a browser shows it, including unusual runs and names."""
 
 import math
 from collections import Counter

@@ -46,7 +46,7 @@ class Request:
     body: bytes
 
     def model(self, name: str) -> dict:
-        """Returns the body if it matches the official model exactly."""
+        """Return the body if it matches the official model exactly."""
         body = json.loads(self.body)
         parsed = _MODELS.deserialize(types.SimpleNamespace(data=self.body), name)
         if _MODELS.sanitize_for_serialization(parsed) != body:
@@ -54,7 +54,7 @@ class Request:
         return body
 
     def file(self) -> bytes:
-        """Returns the uploaded file."""
+        """Return the uploaded file."""
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         (part,) = email.message_from_bytes(head + self.body, policy=email.policy.HTTP).iter_parts()
         assert part.get_param("name", header="Content-Disposition") == "uploadfile"
@@ -111,7 +111,7 @@ class KubeflowServer:
     def changes(self) -> int:
         return sum(not request.startswith("GET") for request in self.requests)
 
-    def answer(self, method: str, path: str, request: Request) -> dict:
+    def respond(self, method: str, path: str, request: Request) -> dict:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             raise ErrorResponse(401, "Unauthenticated: Request header error: there is no user identity header.")
         run = re.fullmatch(rf"{self.root}/apis/v1beta1/runs/([^/]+)", path)
@@ -229,12 +229,12 @@ class KubeflowServer:
         return {}
 
     def transfer_schedules(self, name: str, cron: str) -> None:
-        """Changes all schedules to ones that another user created in the UI."""
+        """Change all schedules to ones that another user created in the UI."""
         for schedule in self.schedules.values():
             schedule.update(display_name=name, trigger={"cron_schedule": {"cron": cron}})
 
     def active(self) -> list[dict]:
-        """Returns the schedules that are enabled."""
+        """Return the schedules that are enabled."""
         return [schedule for schedule in self.schedules.values() if schedule["status"] == "ENABLED"]
 
     def _set_mode(self, schedule: dict, mode: str) -> None:
@@ -295,7 +295,7 @@ _ROUTES = (
 
 @contextlib.contextmanager
 def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator[str]:
-    """Serves `server` and yields its address, which is https if `certificate`, a file with its key, is given."""
+    """Serve `server` and yield its address, which is https if `certificate`, a file with its key, is given."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -309,12 +309,12 @@ def serving(server: KubeflowServer, certificate: Path | None = None) -> Iterator
                     return self.connection.close()
                 server.changes_left -= 1
             try:
-                status, answer = 200, server.answer(self.command, url.path, Request(query, self.headers, body))
+                status, document = 200, server.respond(self.command, url.path, Request(query, self.headers, body))
             except ErrorResponse as error:
-                status, answer = error.status, {"error": str(error), "code": 3, "message": str(error)}
+                status, document = error.status, {"error": str(error), "code": 3, "message": str(error)}
                 if "upload" in url.path:  # the upload handler of the real server has another error format
-                    answer = {"error_message": str(error), "error_details": f"{error}\nat stack"}
-            return self._send(status, "application/json", json.dumps(answer).encode())
+                    document = {"error_message": str(error), "error_details": f"{error}\nat stack"}
+            return self._send(status, "application/json", json.dumps(document).encode())
 
         do_POST = do_DELETE = do_GET
 
@@ -348,7 +348,7 @@ def _get(items: dict[str, dict], key: str) -> dict:
 
 
 def _unescaped(text: str) -> str:
-    """Unescapes like Go's url.QueryUnescape, which the server applies to filters that are already unescaped."""
+    """Unescape like Go's url.QueryUnescape, which the server applies to filters that are already unescaped."""
     if re.search("%(?![0-9a-fA-F]{2})", text):
         raise ErrorResponse(400, f"failed to parse valid filter from {text}: invalid URL escape")
     return urllib.parse.unquote_plus(text)
@@ -363,7 +363,7 @@ def _store(items: dict[str, dict], key: str, item: dict) -> dict:
 def _workflow(
     tasks: dict[str, str], messages: dict[str, str], podless: set[str], node_bytes: int, default_retries: bool
 ) -> dict:
-    """Returns Argo's Workflow of a run, with four nodes per task: driver, task, executor and the executor's pod."""
+    """Return Argo's Workflow of a run, with four nodes per task: driver, task, executor and the executor's pod."""
     name = "catbreeds-x7k2p"
     states = {"root": "RUNNING", "root-driver": "SUCCEEDED"}
     for task, state in tasks.items():
@@ -410,7 +410,7 @@ def _workflow(
 
 
 def _task(node: dict) -> dict:
-    """Returns a node as the server reports it: an omitted task has no state, and failures have no reason."""
+    """Return a node as the server reports it: an omitted task has no state, and failures have no reason."""
     state = {} if node["phase"] == "Omitted" else {"state": node["phase"].upper()}
     times = {"create_time": NOW, "start_time": NOW, "end_time": node["finishedAt"] or "0001-01-01T00:00:00Z"}
     return {"display_name": node["displayName"], **state, **times, "child_tasks": [{"pod_name": node["id"]}]}

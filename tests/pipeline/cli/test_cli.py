@@ -1,4 +1,4 @@
-"""The `catbreeds` command: fast help, exit codes, error messages without tracebacks."""
+"""The `catbreeds` command: fast help, exit codes, and error messages without tracebacks."""
 
 import os
 import subprocess
@@ -90,7 +90,7 @@ def test_an_invalid_environment_variable_is_rejected_with_a_message(catbreeds):
     assert_rejected(catbreeds("run", CATBREEDS_GATE__MARGIN="2"), "catbreeds: gate.margin:", "at most 1")
 
 
-def test_run_without_photos_names_the_option_data(catbreeds):
+def test_run_without_photos_reports_the_missing_data_option(catbreeds):
     assert_rejected(catbreeds("run", "--profile", "demo"), "no photos given; pass --data FOLDER")
 
 
@@ -104,7 +104,7 @@ RENAMED_OPTIONS = [
 
 
 @pytest.mark.parametrize(("arguments", "new_name"), RENAMED_OPTIONS, ids=lambda value: str(value))
-def test_the_former_name_of_an_option_is_rejected_with_the_new_name(catbreeds, tmp_path, arguments, new_name):
+def test_a_renamed_option_is_rejected_with_its_new_name(catbreeds, tmp_path, arguments, new_name):
     command, former_name = arguments[0], next(argument for argument in arguments if argument.startswith("--"))
     expected = f"catbreeds: {former_name}: this option was renamed; use {new_name}\n"
     for variant in (arguments, [*arguments[: arguments.index(former_name)], f"{former_name}=1"]):
@@ -116,11 +116,11 @@ def test_the_former_name_of_an_option_is_rejected_with_the_new_name(catbreeds, t
     assert f" {former_name} " not in help_text
 
 
-def test_an_argument_after_two_dashes_is_not_treated_as_a_renamed_option(catbreeds):
+def test_an_argument_after_a_double_dash_is_not_treated_as_a_renamed_option(catbreeds):
     assert catbreeds("sample-data", "--breeds", "2", "--photos", "1", "--", "--first").returncode == 0
 
 
-def test_a_run_on_a_missing_folder_names_it_and_writes_nothing(catbreeds, tmp_path):
+def test_a_run_on_a_missing_folder_reports_its_path_and_writes_nothing(catbreeds, tmp_path):
     done = catbreeds("run", "--profile", "demo", "--data", "nowhere", "--workdir", "work")
     assert_rejected(done, "data: nowhere: no such folder")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`catbreeds data` with a server that fails in many ways: it writes the photos as published, or reports the cause."""
+"""`catbreeds data` with a failing server: the command writes the photos as published, or reports the cause."""
 
 import base64
 import hashlib
@@ -64,14 +64,18 @@ def link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
 
 
 PUBLISHED = [(f"images/{name.split('/')[1]}", content) for name, content in CATS.items()]
-OTHERS = [("images/great_pyrenees_5.jpg", b"a dog"), ("images/Abyssinian_3.mat", b""), ("images/Abyssinian_9.jpg", b"")]
+UNUSED_MEMBERS = [
+    ("images/great_pyrenees_5.jpg", b"a dog"),
+    ("images/Abyssinian_3.mat", b""),
+    ("images/Abyssinian_9.jpg", b""),
+]
 
 
 @pytest.fixture
 def server():
     with serving() as state:
         state.files["/annotations.tar.gz"] = tarred(("annotations/list.txt", LIST.encode()))
-        state.files[IMAGES] = tarred(*PUBLISHED, *OTHERS)
+        state.files[IMAGES] = tarred(*PUBLISHED, *UNUSED_MEMBERS)
         yield state
 
 
@@ -101,7 +105,7 @@ def oxford(server, tmp_path, environment):
 
 @pytest.fixture
 def kaggle(server, tmp_path, environment):
-    """Runs `catbreeds data kaggle`; kagglehub connects to http://localhost, with the test server as its proxy."""
+    """Run `catbreeds data kaggle`; kagglehub connects to http://localhost, with the test server as its proxy."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in CATS.items():
@@ -120,8 +124,8 @@ def kaggle(server, tmp_path, environment):
     def redirect(handler, _):
         handler.head(302, 0, Location=f"{server.address}/stored.zip")
 
-    server.answers[f"{API}/GetDataset"] = [describe] * 20
-    server.answers[f"{API}/DownloadDataset"] = [redirect] * 20
+    server.responses[f"{API}/GetDataset"] = [describe] * 20
+    server.responses[f"{API}/DownloadDataset"] = [redirect] * 20
     proxy = {"http_proxy": server.address, "no_proxy": "", "NO_PROXY": "", "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
 
     def call(*options: str, token: str | None = "a token", **variables: str) -> subprocess.CompletedProcess:
@@ -171,9 +175,9 @@ def test_oxford_cats_are_written_in_the_layout_of_ingestion_and_a_second_call_do
     assert server.requests == []
 
 
-def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, server):
+def test_a_download_over_an_unstable_connection_transfers_no_byte_twice(oxford, server):
     size = len(server.files[IMAGES])
-    server.answers[IMAGES] = [cut_after(600_000) for _ in range(size // 600_000)]
+    server.responses[IMAGES] = [cut_after(600_000) for _ in range(size // 600_000)]
     done = oxford("--tries", 1)
     assert_complete(done, oxford.out)
     assert server.ranges(IMAGES) == [None, *(f"bytes={start}-" for start in range(600_000, size, 600_000))]
@@ -182,7 +186,7 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
 
 
 @pytest.mark.parametrize(
-    ("answers", "starts_again"),
+    ("responses", "starts_again"),
     [
         (
             [
@@ -200,18 +204,18 @@ def test_a_connection_that_breaks_repeatedly_downloads_no_byte_twice(oxford, ser
         ([cut_after(30_000), corrupted], True),
         ([content_length_too_small], True),
     ],
-    ids=["cut and rejected", "Content-Length too large", "corrupted", "Content-Length too small"],
+    ids=["truncated and rejected", "Content-Length too large", "corrupted", "Content-Length too small"],
 )
-def test_the_download_recovers_from_temporary_failures(oxford, server, answers, starts_again):
-    server.answers[IMAGES] = [*answers]
+def test_the_download_recovers_from_temporary_failures(oxford, server, responses, starts_again):
+    server.responses[IMAGES] = [*responses]
     done = oxford()
     assert_complete(done, oxford.out)
-    assert server.answers[IMAGES] == []
+    assert server.responses[IMAGES] == []
     assert ("the download was corrupt; starting again" in done.stderr) == starts_again
 
 
 @pytest.mark.parametrize(
-    ("answer", "requests", "message"),
+    ("response", "requests", "message"),
     [
         (corrupted, 2, "images.tar.gz: the download was corrupt twice (MD5 is "),
         (status(404), 1, "images.tar.gz: the server returned 404 Not Found"),
@@ -219,8 +223,8 @@ def test_the_download_recovers_from_temporary_failures(oxford, server, answers, 
         (cut_after(0), 3, "images.tar.gz: connection lost"),
     ],
 )
-def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server, answer, requests, message):
-    server.answers[IMAGES] = [answer] * 20
+def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server, response, requests, message):
+    server.responses[IMAGES] = [response] * 20
     assert_failed(oxford("--tries", 3), 1, message, "Rerun the command to resume", "pass --archives FOLDER")
     assert len(server.ranges(IMAGES)) == requests
     assert visible_files(oxford.out) == {}
@@ -228,7 +232,7 @@ def test_a_permanent_failure_is_reported_and_no_photo_is_written(oxford, server,
 
 def test_a_killed_download_resumes_when_the_command_is_rerun(oxford, server):
     released = threading.Event()
-    server.answers[IMAGES] = [stall_after(60_000, released)]
+    server.responses[IMAGES] = [stall_after(60_000, released)]
     process = subprocess.Popen(oxford.command(), env=oxford.environment)
     try:
         part = oxford.out / ".download" / "images.tar.gz.part"
@@ -258,7 +262,7 @@ def test_without_internet_the_message_suggests_local_archives_which_are_used_and
     assert server.requests == []
 
 
-def test_a_local_archive_with_the_wrong_checksum_is_named_and_kept(oxford, tmp_path):
+def test_a_local_archive_with_the_wrong_checksum_is_reported_and_kept(oxford, tmp_path):
     (tmp_path / "images.tar.gz").write_bytes(b"mine")
     message = f"{tmp_path / 'images.tar.gz'}: not the expected file"
     assert_failed(oxford("--archives", tmp_path), 1, message, "move it away")
@@ -290,7 +294,7 @@ def test_unexpected_annotations_are_rejected(oxford, server):
     assert_failed(oxford(), 2, "annotations/list.txt is not the expected list of photos")
 
 
-def test_other_photos_are_kept_and_a_conflicting_one_is_named(oxford):
+def test_other_photos_are_kept_and_a_conflicting_photo_is_reported(oxford):
     own = {"Maine Coon/mine.jpg": b"mine", "Tabby/1.jpg": b"mine, too"}
     for name, content in (own | {"Maine Coon/Maine_Coon_1.jpg": b"another"}).items():
         (oxford.out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +305,7 @@ def test_other_photos_are_kept_and_a_conflicting_one_is_named(oxford):
     assert_complete(oxford(), oxford.out, CATS | own)
 
 
-def test_a_changed_photo_is_named_and_a_deleted_one_is_restored(oxford):
+def test_a_changed_photo_is_reported_and_a_deleted_photo_is_restored(oxford):
     assert_complete(oxford(), oxford.out)
     changed = oxford.out / "Abyssinian" / "Abyssinian_3.jpg"
     changed.write_bytes(b"changed")
@@ -332,7 +336,7 @@ def test_without_credentials_no_request_is_sent_and_the_message_explains_how_to_
 def test_a_kaggle_download_recovers_from_broken_connections_and_corrupt_data(kaggle, server, hashed):
     if not hashed:
         server.headers.clear()
-    server.answers["/stored.zip"] = [cut_after(3_000_000), send_file, corrupted, cut_after(2_500_000)]
+    server.responses["/stored.zip"] = [cut_after(3_000_000), send_file, corrupted, cut_after(2_500_000)]
     files = {f"CatBreedsRefined-v2/{name}": content for name, content in CATS.items()}
     done = kaggle()
     assert_complete(done, kaggle.out, files)
@@ -356,12 +360,12 @@ def test_a_kaggle_download_recovers_from_broken_connections_and_corrupt_data(kag
     ],
 )
 def test_an_error_response_of_kaggle_is_reported(kaggle, server, code, exit_code, message):
-    server.answers[f"{API}/GetDataset"] = [status(code)] * 20
+    server.responses[f"{API}/GetDataset"] = [status(code)] * 20
     assert_failed(kaggle("--tries", "1"), exit_code, message)
 
 
 def test_a_permanently_corrupt_kaggle_archive_is_reported_and_no_photo_is_written(kaggle, server):
-    server.answers["/stored.zip"] = [corrupted] * 20
+    server.responses["/stored.zip"] = [corrupted] * 20
     assert_failed(kaggle("--tries", "2"), 1, f"{HANDLE}: the archive is corrupt", "Rerun the command to resume")
     assert visible_files(kaggle.out) == {}
 
@@ -381,7 +385,7 @@ def test_archives_on_this_machine_are_downloaded_without_a_proxy(oxford):
         ("http://127.0.0.1:9", "cannot connect (through the proxy ALL_PROXY=http://127.0.0.1:9)"),
     ],
 )
-def test_a_proxy_that_makes_a_download_fail_is_named(oxford, kaggle, proxy, message):
+def test_the_error_of_a_failed_download_names_the_proxy(oxford, kaggle, proxy, message):
     oxford.environment.update(PROXIES | {"ALL_PROXY": proxy})
     assert_failed(oxford("--tries", "1", "--url", "http://cats.invalid"), 1, message)
     if "socks5" in proxy:

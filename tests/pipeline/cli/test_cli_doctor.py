@@ -1,4 +1,4 @@
-"""`catbreeds doctor`: every missing prerequisite has a line, and those that make a run fail set the exit code."""
+"""`catbreeds doctor` prints a line for every missing prerequisite; those that make a run fail set the exit code."""
 
 import json
 import os
@@ -26,7 +26,7 @@ DEMO = ("--profile", "demo")
 
 
 def doctor(*options: object, cwd: Path | None = None, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:
-    """Returns the exit code and the findings by name."""
+    """Return the exit code and the findings by name."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CATBREEDS_")}
     command = [str(CATBREEDS), "doctor", "--json", *map(str, options)]
     environment = kept | ISOLATED | variables
@@ -39,7 +39,7 @@ def doctor(*options: object, cwd: Path | None = None, **variables: str) -> tuple
 
 @pytest.fixture
 def other_tree(tmp_path, monkeypatch):
-    """Copies the code and the lock files to a folder that tests may change."""
+    """Copy the code and the lock files to a folder that tests may change."""
     for package in ("pipeline", "components", "serving"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "requirements").mkdir()
@@ -50,7 +50,7 @@ def other_tree(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("programs", [os.environ["PATH"], "/none"])
-def test_on_a_good_machine_nothing_is_a_problem_and_special_programs_are_optional(tmp_path, programs):
+def test_a_fully_equipped_machine_has_no_problems_and_special_programs_are_optional(tmp_path, programs):
     code, found = doctor(*DEMO, "--workdir", tmp_path, PATH=programs)
     assert code == 0
     for name in ("Python", "packages", "TFX's imports", "memory", "disk", "weights"):
@@ -60,7 +60,7 @@ def test_on_a_good_machine_nothing_is_a_problem_and_special_programs_are_optiona
         assert (finding["advice"] != "") == (finding["state"] != "ok") or finding["name"] == "model server", finding
 
 
-def test_a_missing_package_is_a_problem_and_another_version_is_a_warning(other_tree):
+def test_a_missing_package_is_a_problem_and_a_different_version_is_a_warning(other_tree):
     lock = other_tree / "requirements" / "pipeline.lock"
     lock.write_text("rich==0.1 \\\n    --hash=sha256:0\ntyper[all]==0.2 \\\nno-such-package==1.0\n")
     (other_tree / "requirements" / "dev.lock").write_text("no-such-package==1.0\n")
@@ -97,7 +97,7 @@ def test_a_failed_import_is_reported_with_its_reason(other_tree):
     assert doctor(*DEMO, "--imports")[1]["imports"]["state"] == "ok"
 
 
-def test_weights_that_are_missing_and_cannot_be_downloaded_are_a_problem(tmp_path):
+def test_missing_weights_that_cannot_be_downloaded_are_a_problem(tmp_path):
     code, found = doctor("--set", "backbones=[resnet50]", KERAS_HOME=str(tmp_path))
     assert code == 2
     assert f"resnet50: not found in {tmp_path / 'models'}, and https://" in found["weights"]["found"]
@@ -144,7 +144,7 @@ def test_a_used_port_is_reported_with_the_server_that_needs_it(tmp_path):
             listener.bind(("", 8501))
             listener.listen()
         except OSError:
-            pass  # another process uses it, which serves the test as well
+            pass  # another process already uses it, which is sufficient for the test
         code, found = doctor(*DEMO, "--workdir", tmp_path)
     assert code == 0
     assert found["port 8501"]["state"] == "optional"
@@ -169,7 +169,7 @@ def test_the_connections_to_a_cluster_and_to_kubeflow_are_checked(tmp_path):
         assert found["Kubeflow"]["found"] == f"{server.address}/: Kubeflow Pipelines responds"
 
         kubectl.write_text("#!/bin/sh\necho 'no such cluster' >&2\nexit 1\n")
-        server.answers["/apis/v2beta1/healthz"] = [status(404)]
+        server.responses["/apis/v2beta1/healthz"] = [status(404)]
         code, found = doctor(*DEMO, **reached)
     assert code == 0
     assert found["kubectl"]["state"] == found["Kubeflow"]["state"] == "optional"
@@ -180,7 +180,7 @@ def test_the_connections_to_a_cluster_and_to_kubeflow_are_checked(tmp_path):
 PROXIES = {"ALL_PROXY": "", "https_proxy": "", "http_proxy": ""}
 
 
-def test_an_unusable_proxy_is_named(tmp_path):
+def test_an_unusable_proxy_is_reported(tmp_path):
     host = {"KF_PIPELINES_ENDPOINT": "http://kubeflow.invalid", "KERAS_HOME": str(tmp_path)}
     code, found = doctor("--set", "backbones=[resnet50]", **PROXIES | host | {"ALL_PROXY": "socks5://127.0.0.1:9"})
     assert code == 2
@@ -211,7 +211,7 @@ def test_doctor_and_submit_connect_to_kubeflow_through_the_same_proxy(tmp_path):
         assert "secret" not in message
 
 
-def test_on_a_narrow_terminal_no_line_is_truncated_and_the_last_one_is_the_verdict(tmp_path):
+def test_a_narrow_terminal_truncates_no_line_and_the_verdict_is_last(tmp_path):
     code, output = on_terminal(
         60, "doctor", "--workdir", tmp_path / "no" / "weights", KERAS_HOME=str(tmp_path), **ISOLATED
     )

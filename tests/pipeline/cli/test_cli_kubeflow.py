@@ -40,7 +40,7 @@ PARAMETERS = {
 def compiled(
     path: Path, parameters: dict = PARAMETERS, schema: str = "2.1.0", task_names: tuple[str, ...] = TASKS
 ) -> Path:
-    """Writes a compiled pipeline: the pipeline spec, then the platform spec as a second document."""
+    """Write a compiled pipeline: the pipeline spec, then the platform spec as a second document."""
     container = {"image": "catbreeds-pipeline:0.1.0", "command": ["true"]}
     tasks = {name: {"taskInfo": {"name": name}, "componentRef": {"name": name}} for name in task_names}
     pipeline = {
@@ -73,7 +73,7 @@ def url(server) -> Iterator[str]:
 
 @pytest.fixture
 def call(url) -> Callable[..., Result]:
-    """Runs a command with that server, in this process because there are many calls."""
+    """Run a command with that server, in this process because there are many calls."""
 
     def call(*arguments: object, **variables: str) -> Result:
         done = CliRunner().invoke(app, list(map(str, arguments)), env={"KF_PIPELINES_ENDPOINT": url, **variables})
@@ -85,7 +85,7 @@ def call(url) -> Callable[..., Result]:
 
 @pytest.fixture
 def call_with_kubeconfig(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `catbreeds` with a kubectl configuration and without a host."""
+    """Run `catbreeds` with a kubectl configuration and without a host."""
 
     def call(config: dict | str, *arguments: object) -> subprocess.CompletedProcess:
         file = tmp_path / "kubeconfig"
@@ -106,7 +106,7 @@ def assert_rejected(done: Result | subprocess.CompletedProcess, *parts: str) -> 
         assert part in done.stderr, done.stderr
 
 
-def only(items: dict[str, dict]) -> dict:
+def single_value(items: dict[str, dict]) -> dict:
     (item,) = items.values()
     return item
 
@@ -121,12 +121,12 @@ def test_submit_uploads_a_pipeline_runs_it_and_follows_the_run(call, server, url
     done = call("submit", spec, "--param", "data=gs://cats/a=b", "--param", "min_accuracy=1", "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr) == (0, "")
 
-    assert only(server.pipelines)["display_name"] == "catbreeds"
-    assert only(server.versions)["pipeline_id"] == only(server.pipelines)["pipeline_id"]
-    assert only(server.experiments)["display_name"] == "catbreeds"
-    run = only(server.runs)
+    assert single_value(server.pipelines)["display_name"] == "catbreeds"
+    assert single_value(server.versions)["pipeline_id"] == single_value(server.pipelines)["pipeline_id"]
+    assert single_value(server.experiments)["display_name"] == "catbreeds"
+    run = single_value(server.runs)
     assert run["runtime_config"]["parameters"] == {"data": "gs://cats/a=b", "min_accuracy": 1.0}
-    assert run["experiment_id"] == only(server.experiments)["experiment_id"]
+    assert run["experiment_id"] == single_value(server.experiments)["experiment_id"]
 
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert f"Run {run['run_id']}: {url}/#/runs/details/{run['run_id']}" in lines
@@ -168,7 +168,7 @@ def test_the_exit_code_is_the_outcome_of_the_run(
 
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("SKIPPED", 3), ("OMITTED", 0)])
-def test_the_verdict_of_a_pipeline_that_an_earlier_version_compiled_is_read(call, server, tmp_path, state, code):
+def test_the_verdict_of_a_pipeline_compiled_by_an_earlier_version_is_read(call, server, tmp_path, state, code):
     """Earlier versions named the task that follows the gate `Admitted`."""
     names = ("DataGate", "Tuner", "ModelGate", "Admitted")
     spec = compiled(tmp_path / "earlier.yaml", task_names=names)
@@ -205,7 +205,7 @@ def test_a_run_whose_outcome_cannot_be_read_is_a_failure(call, server, spec, tas
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("response", "reason"),
     [
         ({}, "the server returned no Workflow"),
         ({"pipeline_runtime": {"workflow_manifest": ""}}, "the server returned no Workflow"),
@@ -225,15 +225,15 @@ def test_a_run_whose_outcome_cannot_be_read_is_a_failure(call, server, spec, tas
         ),
     ],
 )
-def test_a_workflow_without_a_readable_outcome_is_a_failure(call, server, spec, monkeypatch, answer, why):
+def test_a_workflow_without_a_readable_outcome_is_a_failure(call, server, spec, monkeypatch, response, reason):
     server.node_bytes, server.script = LARGE, [("SUCCEEDED", REJECTED)]
-    monkeypatch.setattr(server, "get_run_v1beta1", lambda run_id: answer)
+    monkeypatch.setattr(server, "get_run_v1beta1", lambda run_id: response)
     done = call("submit", spec, "--poll-interval", "0.01")
     assert done.exit_code == 1
-    assert re.search(f"it is unknown whether a model was pushed: http.*: {why}", done.stderr)
+    assert re.search(f"it is unknown whether a model was pushed: http.*: {reason}", done.stderr)
 
 
-def test_an_outcome_in_the_tasks_of_the_run_needs_no_workflow(call, server, spec):
+def test_the_workflow_is_not_needed_if_the_tasks_of_the_run_contain_the_outcome(call, server, spec):
     server.v1beta1 = False
     for tasks, code in [(REJECTED, 3), (dict.fromkeys(TASKS, "SUCCEEDED"), 0)]:
         server.script = [("SUCCEEDED", tasks)]
@@ -258,7 +258,7 @@ def test_a_failed_task_is_printed_with_its_reason_and_the_command_for_its_log(
     assert re.fullmatch(rf"    kubectl logs -n cats catbreeds-x7k2p-{template}-\d+ -c main", log)
 
 
-def test_a_run_that_argo_does_not_start_is_printed_with_argos_reason(call, server, spec):
+def test_a_run_that_argo_does_not_start_is_printed_with_the_reason_from_argo(call, server, spec):
     server.invalid = "invalid spec: templates.root.tasks.Tuner failed to resolve"
     server.script = [("FAILED", {})]
     done = call("submit", spec, "--poll-interval", "0.01")
@@ -271,18 +271,18 @@ def test_a_task_that_fails_without_a_pod_is_printed_with_the_command_for_the_log
     server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "FAILED"})]
     *_, failed, log = call("submit", spec, "--poll-interval", "0.01").stdout.splitlines()
     assert failed == "Tuner failed: exceeded quota: compute"
-    pods = f"-n kubeflow -l pipeline/runid={only(server.runs)['run_id']}"
+    pods = f"-n kubeflow -l pipeline/runid={single_value(server.runs)['run_id']}"
     assert log == f"    kubectl logs {pods} -c main --prefix --tail 50"
 
 
-def test_a_run_that_argo_ends_without_a_failed_task_is_printed_with_argos_reason(call, server, spec):
+def test_a_run_that_argo_ends_without_a_failed_task_is_printed_with_the_reason_from_argo(call, server, spec):
     server.ended = "Max duration limit exceeded"
     server.script = [("FAILED", {"DataGate": "SUCCEEDED", "Tuner": "RUNNING"})]
     done = call("submit", spec, "--poll-interval", "0.01")
     assert (done.exit_code, done.stderr) == (1, "")
     *_, failed, log = done.stdout.splitlines()
     assert failed == "No task failed; Argo Workflows ended the run: Max duration limit exceeded"
-    assert log.startswith(f"    kubectl logs -n kubeflow -l pipeline/runid={only(server.runs)['run_id']} ")
+    assert log.startswith(f"    kubectl logs -n kubeflow -l pipeline/runid={single_value(server.runs)['run_id']} ")
 
 
 @pytest.mark.parametrize("namespace", ["", "alice"])
@@ -293,7 +293,7 @@ def test_a_failed_task_is_printed_even_if_the_workflow_cannot_be_read(call, serv
     assert done.exit_code == 1
     assert "The cause of the failure cannot be read" in done.stdout
     assert re.search(r"^Tuner-driver failed: pods catbreeds-x7k2p-\d+$", done.stdout, re.MULTILINE)
-    pods = f"-n {namespace or 'kubeflow'} -l pipeline/runid={only(server.runs)['run_id']}"
+    pods = f"-n {namespace or 'kubeflow'} -l pipeline/runid={single_value(server.runs)['run_id']}"
     assert done.stdout.splitlines()[-1] == f"    kubectl logs {pods} -c main --prefix --tail 50"
 
 
@@ -306,7 +306,7 @@ def test_the_compiled_pipelines_are_accepted_and_their_verdict_is_read(call, ser
         server.script = [("SUCCEEDED", {"ModelGate": "SUCCEEDED", "GatePassed": state})]
         assert call("submit", path, "--param", "gate_policy=better", "--poll-interval", "0.01").exit_code == code
     assert call("schedule", path, "--cron", "@daily").exit_code == 0
-    assert only(server.versions)["pipeline_spec"] == pipeline
+    assert single_value(server.versions)["pipeline_spec"] == pipeline
 
 
 def test_only_a_changed_pipeline_creates_a_new_version(call, server, spec):
@@ -324,7 +324,7 @@ def test_an_experiment_of_any_name_is_reused(call, server, spec, experiment):
     for _ in range(2):
         done = call("submit", spec, "--no-wait", "--experiment", experiment)
         assert (done.exit_code, done.stderr) == (0, "")
-    assert only(server.experiments)["display_name"] == experiment
+    assert single_value(server.experiments)["display_name"] == experiment
     assert call("schedule", spec, "--cron", "@daily", "--experiment", experiment).exit_code == 0
     assert "catbreeds  active" in call("schedule", spec, "--list", "--experiment", experiment).stdout
 
@@ -347,7 +347,7 @@ def test_an_unsupported_pipeline_root_is_rejected_before_any_request(call, serve
 def test_with_no_wait_the_run_is_not_followed(call, server, spec):
     assert call("submit", spec, "--no-wait", "--pipeline-root", "minio://cats/runs").exit_code == 0
     assert not [request for request in server.requests if request.startswith("GET /runs")]
-    assert only(server.runs)["runtime_config"]["pipeline_root"] == "minio://cats/runs"
+    assert single_value(server.runs)["runtime_config"]["pipeline_root"] == "minio://cats/runs"
 
 
 def test_a_run_is_followed_after_a_broken_connection(call, server, spec):
@@ -388,7 +388,7 @@ def test_a_parameter_without_a_default_is_required(call, server, tmp_path):
     spec = compiled(tmp_path / "bare.yaml", {"data": {"parameterType": "STRING"}})
     assert_rejected(call("submit", spec), "missing parameters: data; pass --param data=...")
     assert call("submit", spec, "--no-wait", "--param", "data=cats").exit_code == 0
-    assert only(server.runs)["runtime_config"]["parameters"] == {"data": "cats"}
+    assert single_value(server.runs)["runtime_config"]["parameters"] == {"data": "cats"}
 
 
 def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
@@ -403,7 +403,7 @@ def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "answer", "message"),
+    ("body", "response", "message"),
     [
         (b'{"multi_user": tr', send_file, "returned invalid JSON (17 characters received)"),
         (b'{"multi_user": true}', cut_after(9), "no response from"),
@@ -418,10 +418,10 @@ def test_a_file_that_is_not_a_compiled_pipeline_is_rejected(call, tmp_path):
         ),
     ],
 )
-def test_a_truncated_or_foreign_response_is_reported(spec, body, answer, message):
+def test_a_truncated_or_foreign_response_is_reported(spec, body, response, message):
     with flaky_server.serving() as server:
         server.files["/apis/v2beta1/healthz"] = body
-        server.answers["/apis/v2beta1/healthz"] = [answer] * 9
+        server.responses["/apis/v2beta1/healthz"] = [response] * 9
         done = catbreeds("submit", spec, "--host", server.address)
     assert_rejected(done, f"{server.address}", message)
 
@@ -443,15 +443,17 @@ def test_an_interrupted_submit_reports_that_the_run_continues(server, url, spec)
 # Connection to the server.
 
 
-def test_without_a_host_the_error_explains_how_to_reach_one(call_with_kubeconfig, spec):
+def test_the_error_for_a_missing_host_explains_how_to_connect_to_one(call_with_kubeconfig, spec):
     done = call_with_kubeconfig({}, "submit", spec)
     assert_rejected(done, "pass --host", "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80")
 
 
-def test_a_host_that_does_not_respond_is_named(call, server, spec):
-    with serving(server) as gone:
+def test_the_error_names_a_host_that_does_not_respond(call, server, spec):
+    with serving(server) as closed_url:
         pass
-    assert_rejected(call("submit", spec, "--host", gone), f"no response from {gone}", "kubectl port-forward")
+    assert_rejected(
+        call("submit", spec, "--host", closed_url), f"no response from {closed_url}", "kubectl port-forward"
+    )
     assert_rejected(call("submit", spec, "--host", "localhost:8080"), "write http://localhost:8080")
 
 
@@ -459,7 +461,7 @@ def test_an_address_copied_from_the_browser_works(call, url, spec):
     assert call("submit", spec, "--no-wait", "--host", f"{url}/#/runs").exit_code == 0
 
 
-def test_the_ui_may_have_another_address(call, spec):
+def test_the_ui_may_have_a_different_address(call, spec):
     done = call("submit", spec, "--no-wait", "--ui", "https://cats.example/pipeline/")
     assert ": https://cats.example/pipeline/#/runs/details/" in done.stdout
 
@@ -499,11 +501,11 @@ def test_the_kubectl_context_determines_the_server(call_with_kubeconfig, server,
     )
 
 
-def test_a_damaged_kubectl_configuration_is_named(call_with_kubeconfig, spec, tmp_path):
+def test_the_error_names_a_damaged_kubectl_configuration(call_with_kubeconfig, spec, tmp_path):
     assert_rejected(call_with_kubeconfig("hello", "submit", spec), f"KUBECONFIG={tmp_path}/kubeconfig: cannot be read")
 
 
-def test_an_untrusted_certificate_is_rejected_unless_it_is_given(call, server, spec, tmp_path):
+def test_an_untrusted_certificate_is_rejected_unless_it_is_passed_as_an_option(call, server, spec, tmp_path):
     certificate = tmp_path / "certificate.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
@@ -516,7 +518,7 @@ def test_an_untrusted_certificate_is_rejected_unless_it_is_given(call, server, s
         assert_rejected(call("submit", spec, "--host", url.replace("https", "http")), url.replace("https", "http"))
 
 
-def test_a_token_authenticates(call, server, spec):
+def test_a_token_authenticates_the_client(call, server, spec):
     server.token = "secret"
     for variables in ({}, {"KF_PIPELINES_TOKEN": "stale"}):
         assert_rejected(call("submit", spec, **variables), "rejects your credentials: pass a new --token", "401")
@@ -540,10 +542,10 @@ def test_a_multi_user_server_requires_a_permitted_namespace(call, server, spec):
     assert_rejected(wrong, "denies access to namespace 'bob'", "not authorized")
     assert "at stack" not in wrong.stderr
     assert call("submit", spec, "--no-wait", KF_PIPELINES_NAMESPACE="alice").exit_code == 0
-    assert only(server.experiments)["namespace"] == "alice"
+    assert single_value(server.experiments)["namespace"] == "alice"
 
 
-def test_a_server_for_one_user_has_no_namespaces(call, spec):
+def test_a_single_user_server_has_no_namespaces(call, spec):
     assert_rejected(call("submit", spec, "--namespace", "kubeflow"), "remove --namespace")
 
 
@@ -564,7 +566,7 @@ def test_a_server_for_one_user_has_no_namespaces(call, spec):
 def test_five_cron_fields_are_converted_to_the_six_of_kubeflow(call, server, spec, cron, six):
     done = call("schedule", spec, "--cron", cron, "--param", "data=cats")
     assert (done.exit_code, done.stderr) == (0, "")
-    schedule = only(server.schedules)
+    schedule = single_value(server.schedules)
     assert schedule["trigger"] == {"cron_schedule": {"cron": six}}
     assert (schedule["max_concurrency"], schedule["no_catchup"], schedule["status"]) == ("1", True, "ENABLED")
     assert schedule["runtime_config"]["parameters"] == {"data": "cats", "run_date": "[[ScheduledTime]]"}
@@ -595,7 +597,7 @@ def test_an_invalid_cron_expression_is_rejected_with_a_message(call, server, spe
 def test_a_schedule_can_be_replaced_paused_resumed_listed_and_deleted(call, server, spec):
     assert call("schedule", spec, "--cron", "0 3 * * 1").exit_code == 0
     assert call("schedule", spec, "--cron", "30 4 * * *").exit_code == 0
-    assert only(server.schedules)["trigger"]["cron_schedule"]["cron"] == "0 30 4 * * *"
+    assert single_value(server.schedules)["trigger"]["cron_schedule"]["cron"] == "0 30 4 * * *"
     assert call("schedule", spec, "--pause").exit_code == 0
     assert server.active() == []
     shown = call("schedule", spec, "--list").stdout
@@ -604,10 +606,10 @@ def test_a_schedule_can_be_replaced_paused_resumed_listed_and_deleted(call, serv
     resumed = call("schedule", spec, "--resume")
     assert resumed.exit_code == 0
     assert "If the schedule missed runs while it was paused, the latest one starts now." in resumed.stdout
-    assert server.active() == [only(server.schedules)]
+    assert server.active() == [single_value(server.schedules)]
     assert "catbreeds  active" in call("schedule", spec, "--list").stdout
     assert call("schedule", spec, "--cron", "@daily", "--pause").exit_code == 0
-    assert (only(server.schedules)["status"], server.max_active) == ("DISABLED", 1)
+    assert (single_value(server.schedules)["status"], server.max_active) == ("DISABLED", 1)
     assert call("schedule", spec, "--delete").exit_code == 0
     assert server.schedules == {}
     assert "No schedule in experiment catbreeds" in call("schedule", spec, "--list").stdout
@@ -621,7 +623,7 @@ def test_schedules_with_other_names_are_not_changed(call, server, spec):
     assert sorted(schedule["display_name"] for schedule in server.active()) == ["by hand", "catbreeds"]
     assert "by hand  active  '@every 1h', next unknown" in call("schedule", spec, "--list").stdout
     assert call("schedule", spec, "--delete").exit_code == 0
-    assert only(server.schedules)["display_name"] == "by hand"
+    assert single_value(server.schedules)["display_name"] == "by hand"
 
 
 def test_an_interrupted_update_never_leaves_two_active_schedules_and_can_be_rerun(call, server, spec):
@@ -640,16 +642,16 @@ def test_an_interrupted_update_never_leaves_two_active_schedules_and_can_be_reru
             assert_rejected(call("schedule", spec, "--resume"), "an update was interrupted; rerun it with --cron")
         server.changes_left = None
         assert call(*update).exit_code == 0
-        assert server.active() == [only(server.schedules)]
+        assert server.active() == [single_value(server.schedules)]
     assert server.max_active == 1
 
 
-def test_a_missing_experiment_is_named_and_an_archived_one_is_not_used(call, server, spec):
+def test_a_missing_experiment_is_reported_and_an_archived_one_is_not_used(call, server, spec):
     assert_rejected(call("schedule", spec, "--list"), "no experiment 'catbreeds'; available: none")
     call("submit", spec, "--no-wait")
     done = call("schedule", spec, "--pause", "--experiment", "cats")
     assert_rejected(done, "no experiment 'cats'; available: 'catbreeds'")
-    only(server.experiments)["storage_state"] = "ARCHIVED"
+    single_value(server.experiments)["storage_state"] = "ARCHIVED"
     done = call("submit", spec, "--no-wait")
     assert done.exit_code == 2
     assert "experiment 'catbreeds' is archived: restore it in the UI" in done.stderr

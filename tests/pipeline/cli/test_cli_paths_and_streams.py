@@ -1,4 +1,4 @@
-"""Unusable paths, closed or full output streams, and terminals with other encodings: every command reports them."""
+"""Every command handles unusable paths, closed or full output streams, and terminals with other encodings."""
 
 import json
 import os
@@ -37,7 +37,7 @@ OUTPUT_COMMANDS = [
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def cwd(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "file").write_text("a file")
@@ -53,13 +53,13 @@ def assert_error(done: subprocess.CompletedProcess, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", WORKDIR_COMMANDS + OUTPUT_COMMANDS, ids=" ".join)
-def test_an_unusable_path_is_named(here, generate_photos, arguments):
-    (here / "cat.jpg").write_bytes(next(generate_photos(breeds=2, photos=1).rglob("*.jpg")).read_bytes())
+def test_the_error_names_an_unusable_path(cwd, generate_photos, arguments):
+    (cwd / "cat.jpg").write_bytes(next(generate_photos(breeds=2, photos=1).rglob("*.jpg")).read_bytes())
     for path in ("file", "file/below", "/proc/nowhere", "x" * 300):
         assert_error(catbreeds(*arguments, path), path)
 
 
-def test_a_path_that_cannot_be_written_is_reported_on_a_terminal(here):
+def test_a_path_that_cannot_be_written_is_reported_on_a_terminal(cwd):
     code, output = on_terminal(200, "compile", "--output", "file")
     assert code == 2
     assert output == "catbreeds: file: not a folder; --output must be a writable folder\n"
@@ -68,8 +68,8 @@ def test_a_path_that_cannot_be_written_is_reported_on_a_terminal(here):
 @pytest.mark.parametrize(
     "arguments", [["models", "--workdir"], ["serve", "--workdir"], *OUTPUT_COMMANDS[:5]], ids=" ".join
 )
-def test_a_path_that_is_not_a_folder_is_reported_with_what_it_is(here, arguments):
-    (here / "link").symlink_to("nowhere")
+def test_a_path_that_is_not_a_folder_is_reported_with_its_file_type(cwd, arguments):
+    (cwd / "link").symlink_to("nowhere")
     is_subfolder = arguments[0] in ("sample-data", "data")  # the command creates a folder in the path
     for path, conflict in (
         ("file", "file is not a folder" if is_subfolder else "file: not a folder"),
@@ -79,12 +79,12 @@ def test_a_path_that_is_not_a_folder_is_reported_with_what_it_is(here, arguments
         done = catbreeds(*arguments, path)
         assert_error(done, path, conflict)
         assert done.returncode == 2
-    assert not (here / "nowhere").exists()
+    assert not (cwd / "nowhere").exists()
 
 
 @pytest.mark.parametrize("arguments", [["run", "--print-config"], ["models"], ["--help"]], ids=" ".join)
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_standard_stream_closed_by_the_caller_is_not_an_error(here, arguments, closed):
+def test_a_standard_stream_closed_by_the_caller_is_not_an_error(cwd, arguments, closed):
     command = f"{shlex.quote(str(CATBREEDS))} {' '.join(arguments)} {closed}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -92,14 +92,14 @@ def test_a_standard_stream_closed_by_the_caller_is_not_an_error(here, arguments,
 
 
 @pytest.mark.parametrize("arguments", [["run", "--print-config"], ["models"], ["models", "--json"]], ids=" ".join)
-def test_a_closed_pipe_ends_the_command_without_a_traceback(here, arguments):
+def test_a_closed_pipe_ends_the_command_without_a_traceback(cwd, arguments):
     command = f"{shlex.quote(str(CATBREEDS))} {' '.join(arguments)} | true"
     assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False).stderr == ""
 
 
-def test_a_full_disk_is_reported(here):
-    (here / "out").mkdir()
-    (here / "out" / "smoke.yaml").symlink_to("/dev/full")
+def test_a_full_disk_is_reported(cwd):
+    (cwd / "out").mkdir()
+    (cwd / "out" / "smoke.yaml").symlink_to("/dev/full")
     assert_error(catbreeds("compile", "--profile", "smoke", "--output", "out"), "No space left on device")
     with open("/dev/full", "w") as full:
         process = fork_server.Popen([str(CATBREEDS), "models"], stdout=full, stderr=subprocess.PIPE, text=True)
@@ -117,8 +117,8 @@ def test_a_full_disk_is_reported(here):
         (b"\xff\xfe", "'utf-8' codec can't decode"),
     ],
 )
-def test_a_malformed_schema_is_reported_before_photos_are_read(here, content, reason):
-    schema = here / "mine" / "schema.pbtxt"
+def test_a_malformed_schema_is_reported_before_photos_are_read(cwd, content, reason):
+    schema = cwd / "mine" / "schema.pbtxt"
     schema.parent.mkdir()
     schema.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert_error(
@@ -126,15 +126,15 @@ def test_a_malformed_schema_is_reported_before_photos_are_read(here, content, re
         "mine/schema.pbtxt: cannot be read: ",
         reason,
     )
-    assert not (here / "work").exists()
+    assert not (cwd / "work").exists()
 
 
-def test_a_run_with_a_malformed_schema_does_not_start(here, generate_photos):
+def test_a_run_with_a_malformed_schema_does_not_start(cwd, generate_photos):
     photos = generate_photos(breeds=2, photos=3)
-    (here / "schema.pbtxt").write_text("feature { nme: 'breed' }")
+    (cwd / "schema.pbtxt").write_text("feature { nme: 'breed' }")
     done = catbreeds("run", "--profile", "smoke", "--data", photos, "--workdir", "work", "--set", "photos_schema=.")
     assert done.returncode == 2
-    assert f"Cannot start: photos_schema: {here / 'schema.pbtxt'}: cannot be read: line 1:11" in done.stdout
+    assert f"Cannot start: photos_schema: {cwd / 'schema.pbtxt'}: cannot be read: line 1:11" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -147,9 +147,9 @@ INGEST = {
 
 
 @pytest.fixture
-def document(here) -> Path:
-    """Writes ingest.json of a run in `work`."""
-    path = here / "work" / "report" / "ingest.json"
+def document(cwd) -> Path:
+    """Write ingest.json of a run in `work`."""
+    path = cwd / "work" / "report" / "ingest.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(INGEST))
     return path
@@ -164,14 +164,14 @@ def document(here) -> Path:
         ({"PYTHONIOENCODING": "utf-8"}, "Européen 😺 \\udcff".encode()),
     ],
 )
-def test_characters_that_the_terminal_lacks_are_escaped(document, variables, expected):
+def test_characters_that_the_terminal_cannot_encode_are_escaped(document, variables, expected):
     command = [str(CATBREEDS), "report", "--photos", "--workdir", "work"]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **variables})
     assert (done.returncode, done.stderr) == (0, b"")
     assert expected in done.stdout
 
 
-def test_the_console_of_a_run_escapes_characters_and_other_output_goes_to_the_log(here):
+def test_the_console_of_a_run_escapes_characters_and_other_output_goes_to_the_log(cwd):
     code = (
         "from pathlib import Path\nfrom pipeline.console import noise_to, print_error\n"
         "with noise_to(Path('log')) as console:\n"
@@ -180,7 +180,7 @@ def test_the_console_of_a_run_escapes_characters_and_other_output_goes_to_the_lo
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"gr\\xf6\\xdfe\n", b"sch\\xf6n\n")
-    assert (here / "log").read_text() == "noise\n"
+    assert (cwd / "log").read_text() == "noise\n"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "5", '{"photos": 1, "files": 1, "breeds": 7, "left_out": []}'])
@@ -191,8 +191,8 @@ def test_a_damaged_document_is_reported(document, content):
 
 
 @pytest.mark.parametrize("arguments", [["lineage", "1"], ["gate"]], ids=" ".join)
-def test_a_run_history_that_cannot_be_opened_is_not_reported_as_damaged_or_missing(here, arguments):
-    (here / "work" / "metadata.sqlite").mkdir(parents=True)
+def test_a_run_history_that_cannot_be_opened_is_not_reported_as_damaged_or_missing(cwd, arguments):
+    (cwd / "work" / "metadata.sqlite").mkdir(parents=True)
     done = catbreeds(*arguments, "--workdir", "work")
     assert_error(done, "work/metadata.sqlite: cannot be read: Is a directory")
 
@@ -212,7 +212,7 @@ def test_a_run_history_that_cannot_be_opened_is_not_reported_as_damaged_or_missi
     ],
     ids=" ".join,
 )
-def test_the_url_of_a_bucket_is_rejected_where_a_local_path_is_required(here, arguments):
+def test_the_url_of_a_bucket_is_rejected_where_a_local_path_is_required(cwd, arguments):
     *others, last = arguments
     option = [f"{last}gs://cats/out"] if last.endswith("=") else [last, "gs://cats/out"]
     done = catbreeds(*others, *option)
@@ -220,4 +220,4 @@ def test_the_url_of_a_bucket_is_rejected_where_a_local_path_is_required(here, ar
     assert done.returncode == 2
     assert "gs://cats/out" in message
     assert "mustbealocalpath;mountthebucket" in message
-    assert not list(here.glob("gs:*"))
+    assert not list(cwd.glob("gs:*"))

@@ -68,7 +68,7 @@ class Serve:
         return json.loads((self.bin / "flags").read_text())
 
     def config(self) -> tuple[list[int], dict[str, int]]:
-        """Reads the versions to load and the labels from the configuration of the server."""
+        """Read the versions to load and the labels from the configuration of the server."""
         text = Path(self.flags()["model_config_file"]).read_text()
         (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
         assert (model.name, model.base_path, model.model_platform) == (

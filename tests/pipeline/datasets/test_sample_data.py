@@ -1,4 +1,4 @@
-"""Synthetic photos are reproducible, and their breeds can be learned but not perfectly."""
+"""Synthetic photos are reproducible; a model can learn their breeds, but not perfectly."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def thumbnails(numbers: range, breeds: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(small), labels
 
 
-def test_every_breed_can_be_drawn_and_has_a_unique_name():
+def test_photos_of_every_breed_can_be_generated_and_breed_names_are_unique():
     assert len(BREEDS) >= 8
     assert len({breed.name for breed in BREEDS}) == len({breed.slug for breed in BREEDS}) == len(BREEDS)
     assert any(" " in breed.name for breed in BREEDS)
@@ -56,12 +56,12 @@ def test_more_photos_include_the_earlier_ones_unchanged(tmp_path):
     assert contents(c) == {name: many[name] for name in many if name[-8:-4] > "0004"}
 
 
-def test_another_seed_gives_other_photos():
+def test_a_different_seed_generates_different_photos():
     assert draw_photo(BREEDS[0], 1).tobytes() == draw_photo(BREEDS[0], "1").tobytes()
     assert draw_photo(BREEDS[0], 1).tobytes() != draw_photo(BREEDS[0], 2).tobytes()
 
 
-def test_another_process_generates_the_same_bytes(tmp_path):
+def test_a_separate_process_generates_the_same_bytes(tmp_path):
     """Python's hash() differs between processes, so nothing may depend on it."""
     write_sample_data(tmp_path / "here", breeds=2, photos=2)
     code = "from pipeline.datasets.sample_data import *; write_sample_data(Path(sys.argv[1]), breeds=2, photos=2)"
@@ -74,7 +74,7 @@ def test_another_process_generates_the_same_bytes(tmp_path):
 def test_a_second_call_generates_nothing(tmp_path, monkeypatch):
     first = write_sample_data(tmp_path, breeds=2, photos=8)
     before = contents(tmp_path)
-    monkeypatch.setattr(sample_data, "draw_photo", None)  # drawing would fail
+    monkeypatch.setattr(sample_data, "draw_photo", None)  # generation would fail
     assert write_sample_data(tmp_path, breeds=2, photos=8) == first
     assert contents(tmp_path) == before
 

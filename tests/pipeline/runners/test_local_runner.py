@@ -1,4 +1,4 @@
-"""Local runner: parallel components, failures, killed processes, progress."""
+"""Local runner: parallel components, failures, killed processes and progress."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from tests.pipeline.runners.toy_components import DEADLINE, Branch, Join, Source
 
 
 class RecordingListener:
-    """Records the events of a run."""
+    """Listener that records the events of a run."""
 
     def __init__(self):
         self.started, self.finished, self.progress, self.failed = [], [], [], []
@@ -61,7 +61,7 @@ def run(folder, listener=None, workers=2, run_id="run", **behaviors):
 
 
 def release(folder, *names, after=()):
-    """Lets the branches `names` continue as soon as those in `after` have started; waits in another thread."""
+    """Release the branches `names` from another thread as soon as the branches in `after` have started."""
 
     def wait_and_release():
         for name in after:
@@ -103,7 +103,7 @@ def test_one_worker_runs_one_component_at_a_time(tmp_path):
     assert running_counts == [1, 1, 1, 1]
 
 
-def test_a_second_run_takes_everything_from_the_cache(tmp_path):
+def test_a_second_run_reads_all_results_from_the_cache(tmp_path):
     release(tmp_path, "left", "right").join()
     first = run(tmp_path)
     second = run(tmp_path, run_id="second")
@@ -120,7 +120,9 @@ def test_a_second_run_takes_everything_from_the_cache(tmp_path):
         ("die", ExecutorDiedError, "workers=1"),
     ],
 )
-def test_after_a_failure_running_components_complete_and_no_other_starts(tmp_path, behavior, error_type, message):
+def test_after_a_failure_running_components_complete_and_no_further_component_starts(
+    tmp_path, behavior, error_type, message
+):
     release(tmp_path, "left", after=("right",))
     listener = RecordingListener()
 

@@ -1,4 +1,4 @@
-"""Components for tests of the runner, whose behavior is a parameter: wait for a file, fail, die."""
+"""Components for tests of the runner. A parameter sets their behavior: wait for a file, fail, or be killed."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def wait_for(path: Path) -> None:
 
 @component
 def Source(out: OutputArtifact[ExampleStatistics], folder: Parameter[str]):
-    """Writes the PID of its process."""
+    """Write the PID of this process."""
     Path(folder, "Source.pid").write_text(str(os.getpid()))
     progress.report("steps", 1, 2)
 
@@ -46,7 +46,7 @@ def Branch(
     name: Parameter[str],
     behavior: Parameter[str],
 ):
-    """Creates `<name>.started`, waits for the file `<name>.continue`, then acts according to `behavior`."""
+    """Create `<name>.started`, wait for the file `<name>.continue`, then act according to `behavior`."""
     Path(folder, f"{name}.started").write_text(str(os.getpid()))
     wait_for(Path(folder, f"{name}.continue"))
     if behavior == "reject":
@@ -66,7 +66,7 @@ def Join(
     right: InputArtifact[ExampleStatistics],
     out: OutputArtifact[ExampleStatistics],
 ):
-    """Runs after both branches."""
+    """Run after both branches."""
     out.set_string_custom_property(
         "joined", left.get_string_custom_property("name") + right.get_string_custom_property("name")
     )

@@ -1,4 +1,4 @@
-"""Runs the toy pipeline in a folder: `python -m tests.pipeline.runners.toy_run FOLDER`."""
+"""Run the toy pipeline in a folder: `python -m tests.pipeline.runners.toy_run FOLDER`."""
 
 import sys
 from pathlib import Path

@@ -17,7 +17,7 @@ def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def start_gateway(tmp_path) -> Iterator[Callable[..., Gateway]]:
-    """Starts gateways, with the arguments of Gateway; stops them at the end of the test."""
+    """Start gateways, with the arguments of Gateway; stop them at the end of the test."""
     started = []
 
     def start(model_server: int, **settings: object) -> Gateway:

@@ -1,4 +1,4 @@
-"""Starts gateway processes."""
+"""Gateway processes for tests."""
 
 import json
 import os
@@ -43,17 +43,17 @@ class Gateway:
             return False
 
     def stop(self) -> int:
-        """Stops the process and returns its exit code."""
+        """Stop the process and return its exit code."""
         self.http.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE)
 
     def predict(self, *photos: bytes, path: str = PREDICT, **options) -> httpx.Response:
-        """Sends the photos as a form."""
+        """Send the photos as a form."""
         return self.http.post(path, files=[("file", (f"{n}.jpg", photo)) for n, photo in enumerate(photos)], **options)
 
     def logged(self, **fields: object) -> dict:
-        """Waits for the log line with these fields and returns it."""
+        """Wait for the log line with these fields and return it."""
 
         def find() -> dict | None:
             lines = map(json.loads, self.log.read_text().splitlines())
@@ -62,13 +62,13 @@ class Gateway:
         return eventually(find)
 
     def metric(self, line: str) -> float:
-        """Returns the value of a metric with its labels; 0 if it is missing."""
+        """Return the value of a metric with its labels; 0 if it is missing."""
         rows = self.http.get("/metrics").text.splitlines()
         return next((float(row.rsplit(" ", 1)[1]) for row in rows if row.startswith(line + " ")), 0.0)
 
 
 def start(settings: dict[str, str], **options) -> subprocess.Popen:
-    """Starts a gateway process with these settings and no others from the environment."""
+    """Start a gateway process with these settings and no others from the environment."""
     prefix = "CATBREEDS_GATEWAY_"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
     environment |= {prefix + name.upper(): value for name, value in settings.items()}
@@ -76,7 +76,7 @@ def start(settings: dict[str, str], **options) -> subprocess.Popen:
 
 
 def problem(response: httpx.Response) -> tuple[int, str]:
-    """Returns the status code and reason of a response with problem details; fails for other responses."""
+    """Return the status code and reason of a response with problem details; fail for other responses."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     document = response.json()
     assert document["status"] == response.status_code

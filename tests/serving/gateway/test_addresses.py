@@ -36,7 +36,7 @@ def test_the_address_of_a_model_server_has_no_path(model_server, photo, path):
     assert (code, "write the address without a path, http://HOST:PORT" in output) == (2, True), output
 
 
-def test_the_address_of_another_kind_of_server_is_wrong_usage(gateway, model_server, photo):
+def test_the_address_of_another_kind_of_server_is_a_usage_error(gateway, model_server, photo):
     for flag, address in (("--gateway", f"http://localhost:{model_server.rest_port}"), ("--rest", gateway.url)):
         code, output = predict(photo, flag, address)
         assert (code, "write the address without a path, http://HOST:PORT" in output) == (2, True), output
@@ -58,19 +58,19 @@ def test_the_address_of_another_kind_of_server_is_wrong_usage(gateway, model_ser
         *((flag, "", f"{flag}: the value is empty") for flag in ("--gateway", "--rest", "--grpc", "--label")),
     ],
 )
-def test_a_malformed_address_is_wrong_usage(photo, flag, address, message):
+def test_a_malformed_address_is_a_usage_error(photo, flag, address, message):
     code, output = predict(photo, flag, address)
     assert (code, message in output) == (2, True), output
 
 
-def test_an_https_address_of_an_http_server_is_wrong_usage(gateway, model_server, photo):
+def test_an_https_address_of_an_http_server_is_a_usage_error(gateway, model_server, photo):
     for flag, port in (("--gateway", gateway.port), ("--rest", model_server.rest_port)):
         code, output = predict(photo, flag, f"https://localhost:{port}")
         assert (code, f"https://localhost:{port} does not support https; write http://HOST:PORT" in output) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "a\nb", "\x7f"])
-def test_a_key_that_an_http_header_cannot_carry_is_wrong_usage_and_is_not_shown(gateway, photo, key):
+def test_a_key_that_is_invalid_in_an_http_header_is_a_usage_error_and_is_not_printed(gateway, photo, key):
     done = catbreeds("predict", photo, "--gateway", gateway.url, "--api-key", key)
     assert (done.returncode, "the API key has characters that an HTTP header cannot" in done.stderr) == (2, True)
     assert key not in done.stderr
@@ -78,5 +78,5 @@ def test_a_key_that_an_http_header_cannot_carry_is_wrong_usage_and_is_not_shown(
         GatewayClient(gateway.url, request_key=key)
 
 
-def test_a_slash_at_the_end_changes_nothing(gateway, photo):
+def test_a_trailing_slash_makes_no_difference(gateway, photo):
     assert predict(photo, "--gateway", f"{gateway.url}/")[0] == 0

@@ -30,7 +30,7 @@ FILES = {
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "TIFF": encoded(picture(1), "TIFF"),
 }
-MORE = hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+MORE_EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 
 
 def empty_png(side: int) -> bytes:
@@ -55,7 +55,7 @@ def empty_png(side: int) -> bytes:
         (encoded(Image.new("RGB", (8, 8))), (400, "too_small")),
         (empty_png(10_000), (413, "too_large")),
     ],
-    ids=["empty", "text", "tiff", "cut off", "tiny", "100 megapixels"],
+    ids=["empty", "text", "tiff", "truncated", "tiny", "100 megapixels"],
 )
 def test_an_unusable_photo_is_rejected_with_the_reason(gateway, photo, expected):
     assert problem(gateway.http.post(PREDICT, content=photo)) == expected
@@ -65,7 +65,7 @@ def test_an_unusable_photo_is_rejected_with_the_reason(gateway, photo, expected)
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"instances": []}', b"[1]", base64.b64encode(PHOTOS[0])], ids=["object", "list", "64"]
+    "body", [b'{"instances": []}', b"[1]", base64.b64encode(PHOTOS[0])], ids=["object", "list", "base64"]
 )
 def test_json_and_base64_bodies_get_a_hint_about_the_expected_format(gateway, body):
     response = gateway.http.post(PREDICT, content=body, headers={"Content-Type": "application/json"})
@@ -144,7 +144,7 @@ def test_the_size_limit_applies_while_the_body_arrives(start_gateway, model_serv
     gateway = start_gateway(model_server.port, max_bytes=100_000)
     assert problem(gateway.http.post(PREDICT, content=bytes(100_001))) == (413, "too_large")
     with socket.create_connection(("localhost", gateway.port), DEADLINE) as connection:
-        # A chunked body without a length and without an end.
+        # A chunked body, which has no declared length and never ends.
         connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for _ in range(11):
             connection.sendall(b"2710\r\n" + bytes(10_000) + b"\r\n")
@@ -219,13 +219,13 @@ def test_an_api_key_is_required_if_keys_are_configured(start_gateway, model_serv
 
 def test_a_broken_photo_does_not_affect_other_requests(gateway):
     with futures.ThreadPoolExecutor(16) as clients:
-        answers = list(
+        codes = list(
             clients.map(lambda n: gateway.predict(PHOTOS[n % 4] if n % 2 else PHOTOS[0][:-300]).status_code, range(64))
         )
-    assert answers == [400, 200] * 32
+    assert codes == [400, 200] * 32
 
 
-@MORE
+@MORE_EXAMPLES
 @hypothesis.given(
     name=st.sampled_from(sorted(FILES)),
     other=st.sampled_from(sorted(FILES)),
@@ -252,7 +252,7 @@ def test_responses_to_generated_requests_match_the_openapi_schema(gateway):
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @MORE
+        @MORE_EXAMPLES
         @hypothesis.given(case=operation.as_strategy())
         def check(case):
             response = case.call(timeout=DEADLINE)

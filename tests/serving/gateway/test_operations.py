@@ -22,7 +22,7 @@ def test_the_gateway_is_ready_only_while_the_model_server_predicts(start_gateway
     assert problem(gateway.http.get("/readyz"))[0] in (503, 504)
     server = ModelServer(tmp_path, "--model_name=catbreeds", f"--model_base_path={classifier}", port=port)
     try:
-        ready = eventually(lambda: (answer := gateway.http.get("/readyz")).is_success and answer)
+        ready = eventually(lambda: (response := gateway.http.get("/readyz")).is_success and response)
         assert ready.json() == {"model": {"name": "catbreeds", "version": 2}}
     finally:
         server.stop()
@@ -31,7 +31,7 @@ def test_the_gateway_is_ready_only_while_the_model_server_predicts(start_gateway
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
-def test_get_endpoints_also_support_head(gateway, path):
+def test_get_endpoints_also_support_head_requests(gateway, path):
     with_body, without = gateway.http.get(path), gateway.http.head(path)
     assert (without.status_code, without.content) == (200, b"")
     assert without.headers["content-type"] == with_body.headers["content-type"]
@@ -118,11 +118,11 @@ def test_requests_in_flight_finish_before_shutdown(start_gateway, model_server):
         gateway.http.close()
         gateway.process.send_signal(signal.SIGTERM)
         slow.sendall(PHOTOS[3])
-        answer = b""
+        response = b""
         while part := slow.recv(10_000):
-            answer += part
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert BREEDS[3].encode() in answer
+            response += part
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert BREEDS[3].encode() in response
     assert gateway.process.wait(DEADLINE) == 0
 
 

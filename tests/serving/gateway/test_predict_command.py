@@ -59,7 +59,7 @@ def photos(tmp_path) -> list[Path]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_endless_file_is_too_large_and_a_pipe_is_read(backends, photos, backend):
+def test_an_endless_file_is_rejected_as_too_large_and_a_pipe_is_read(backends, photos, backend):
     pipe = photos[0].with_name("pipe")
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(photos[0].read_bytes()))
@@ -71,7 +71,7 @@ def test_an_endless_file_is_too_large_and_a_pipe_is_read(backends, photos, backe
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_unusable_photos_are_named_and_the_others_are_predicted(backends, photos, backend):
+def test_unusable_photos_are_reported_and_the_others_are_predicted(backends, photos, backend):
     done = catbreeds("predict", *photos, *backends[backend])
     assert done.returncode == 2
     good = [path for path in photos if path.stem.isdigit()]
@@ -95,7 +95,7 @@ def test_json_output_has_predictions_or_an_error_for_each_photo(backends, photos
 
 
 @pytest.mark.parametrize("backend", ["gateway", "grpc", "rest"])
-def test_an_unreachable_server_is_reported_once_with_the_affected_photos(photos, backend):
+def test_an_unreachable_server_is_reported_once_with_all_affected_photos(photos, backend):
     port, good = free_port(), photos[:3:2]
     address = f"localhost:{port}" if backend == "grpc" else f"http://localhost:{port}"
     done = catbreeds("predict", *good, f"--{backend}", address)

@@ -12,16 +12,16 @@ from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
 
 
-def test_a_photo_gets_its_breeds_most_probable_first(gateway):
+def test_a_prediction_lists_the_breeds_most_probable_first(gateway):
     for photo, breed in zip(PHOTOS, BREEDS, strict=True):
         response = gateway.predict(photo)
         assert response.status_code == 200
-        answer = response.json()
-        assert answer.keys() == {"model", "predictions", "request_id"}
-        assert answer["model"] == {"name": "catbreeds", "version": 2}
-        assert answer["request_id"] == response.headers["x-request-id"]
-        assert answer["predictions"][0]["breed"] == breed
-        probabilities = [prediction["probability"] for prediction in answer["predictions"]]
+        document = response.json()
+        assert document.keys() == {"model", "predictions", "request_id"}
+        assert document["model"] == {"name": "catbreeds", "version": 2}
+        assert document["request_id"] == response.headers["x-request-id"]
+        assert document["predictions"][0]["breed"] == breed
+        probabilities = [prediction["probability"] for prediction in document["predictions"]]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
 
@@ -59,10 +59,10 @@ def test_the_parts_of_a_form_can_be_encoded(gateway, encoding, encode, file_name
 
 
 def test_several_photos_get_predictions_in_the_order_of_the_request(gateway):
-    answer = gateway.predict(*PHOTOS[::-1]).json()
-    assert answer.keys() == {"model", "photos", "request_id"}
-    assert [photo["photo"] for photo in answer["photos"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
-    assert [photo["predictions"][0]["breed"] for photo in answer["photos"]] == BREEDS[::-1]
+    document = gateway.predict(*PHOTOS[::-1]).json()
+    assert document.keys() == {"model", "photos", "request_id"}
+    assert [photo["photo"] for photo in document["photos"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [photo["predictions"][0]["breed"] for photo in document["photos"]] == BREEDS[::-1]
 
 
 def test_top_k_limits_the_breeds(gateway):
@@ -84,10 +84,10 @@ def test_an_unknown_parameter_is_rejected_by_name(gateway):
 
 
 def test_the_predict_endpoint_returns_probabilities_by_breed(gateway):
-    answer = gateway.predict(PHOTOS[3], path="/predict").json()
-    assert next(iter(answer)) == BREEDS[3]
-    assert answer.keys() == set(BREEDS)
-    assert sum(answer.values()) == pytest.approx(1)
+    document = gateway.predict(PHOTOS[3], path="/predict").json()
+    assert next(iter(document)) == BREEDS[3]
+    assert document.keys() == set(BREEDS)
+    assert sum(document.values()) == pytest.approx(1)
     assert problem(gateway.predict(*PHOTOS, path="/predict")) == (422, "invalid_form")
 
 
@@ -103,7 +103,7 @@ def test_rotated_and_resized_copies_of_a_photo_get_the_same_prediction(gateway, 
     ]
     for client in (GatewayClient(gateway.url), GrpcClient(f"localhost:{model_server.port}")):
         with client:
-            answers = [{row.breed: row.probability for row in client.predict(copy).predictions} for copy in copies]
-        assert max(answers[0], key=answers[0].get) == BREEDS[1]
-        for answer in answers:
-            assert answer == pytest.approx(answers[0], abs=0.02)
+            predictions = [{row.breed: row.probability for row in client.predict(copy).predictions} for copy in copies]
+        assert max(predictions[0], key=predictions[0].get) == BREEDS[1]
+        for prediction in predictions:
+            assert prediction == pytest.approx(predictions[0], abs=0.02)

@@ -52,7 +52,7 @@ def server(variant, container, classifier, tmp_path_factory) -> Iterator[ModelSe
     def relocate(text: str) -> str:
         return re.sub(r'(?<=[="])(/models|/etc/[a-z-]+)/', lambda match: f"{paths[match[1]]}/", text)
 
-    files = next(config for config in variant.of("ConfigMap") if "monitoring.config" in config["data"])
+    files = next(config for config in variant.of_kind("ConfigMap") if "monitoring.config" in config["data"])
     for name, text in files["data"].items():
         (paths["/etc/model-server"] / name).write_text(text)
     (paths["/etc/model-config"] / "models.config").write_text(relocate(_CONFIG))

@@ -27,7 +27,7 @@ MODULES = {
         ("podmonitors", "prometheusrules"),
     ),
 }
-# API group -> why no definitions are available.
+# API group -> reason why no definitions are available.
 UNPUBLISHED = {"networking.gke.io": "Google publishes the CustomResourceDefinitions of GKE in no package registry"}
 GROUPS = (*MODULES, *UNPUBLISHED)
 _DOWNLOAD_SECONDS = 60
@@ -38,12 +38,12 @@ class Unavailable(Exception):
 
 
 def group(object_: Object) -> str:
-    """Returns the API group of an object; "" is the core group."""
+    """Return the API group of an object; "" is the core group."""
     return object_["apiVersion"].rpartition("/")[0]
 
 
 def definitions(api_group: str) -> tuple[Object, ...]:
-    """Returns the CustomResourceDefinitions of an API group.
+    """Return the CustomResourceDefinitions of an API group.
 
     Raises:
         Unavailable: If Go is not installed, the download fails, or the definitions are not published.
@@ -56,7 +56,7 @@ def definitions(api_group: str) -> tuple[Object, ...]:
 
 @functools.cache
 def _download(api_group: str) -> tuple[Object, ...] | str:
-    """Returns the definitions, or why they are not available; cached, so that only one test waits for the network."""
+    """Return the definitions or the reason for their absence; cached, so that only one test waits for the network."""
     if api_group in UNPUBLISHED:
         return UNPUBLISHED[api_group]
     module, version, path, plurals = MODULES[api_group]
@@ -76,7 +76,7 @@ def _download(api_group: str) -> tuple[Object, ...] | str:
 
 @functools.cache
 def invalid(text: str) -> str | None:
-    """Returns why a custom resource, given as JSON, is invalid; None if it matches the schema of its definition.
+    """Return the error in a custom resource, given as JSON; None if it matches the schema of its definition.
 
     Only the API server checks CEL rules.
     """
@@ -93,7 +93,7 @@ def invalid(text: str) -> str | None:
 
 
 def _strict(schema: Any) -> Any:
-    """Returns the schema with unknown fields forbidden, as in the API server's strict validation."""
+    """Return the schema with unknown fields forbidden, as in the API server's strict validation."""
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):

@@ -43,7 +43,7 @@ MANIFEST_RULES: dict[str, ManifestRule] = {}
 
 
 def manifest_rule(*changes: Change) -> Callable[[Check], Check]:
-    """Registers a check as a rule under the name of its function."""
+    """Register a check as a rule under the name of its function."""
 
     def add(check: Check) -> Check:
         assert changes, "a check needs at least one change that makes it fail"
@@ -54,59 +54,59 @@ def manifest_rule(*changes: Change) -> Callable[[Check], Check]:
 
 
 def changed(variant: Variant, change: Change) -> Variant:
-    """Returns a changed copy of a variant."""
+    """Return a changed copy of a variant."""
     other = Variant(variant.name, copy.deepcopy(variant.objects))
     change(other)
     return other
 
 
-def put(which: str, path: str, value: Any) -> Change:
-    """Sets a field.
+def put(target: str, path: str, value: Any) -> Change:
+    """Set a field.
 
     Args:
-        which: Object, as Kind/name.
+        target: Object, as Kind/name.
         path: Keys and indices of the field, separated by slashes.
         value: New value.
     """
 
     def change(variant: Variant) -> None:
         *parents, last = path.split("/")
-        parent = _descend(_find(variant, which), parents)
+        parent = _descend(_find(variant, target), parents)
         parent[_key(parent, last)] = value
 
     return change
 
 
-def drop(which: str, path: str = "") -> Change:
-    """Removes a field, or without a path the whole object."""
+def drop(target: str, path: str = "") -> Change:
+    """Remove a field, or without a path the whole object."""
 
     def change(variant: Variant) -> None:
         if not path:
-            variant.objects.remove(_find(variant, which))
+            variant.objects.remove(_find(variant, target))
             return
         *parents, last = path.split("/")
-        parent = _descend(_find(variant, which), parents)
+        parent = _descend(_find(variant, target), parents)
         del parent[_key(parent, last)]
 
     return change
 
 
-def add(which: str, path: str, value: Any) -> Change:
-    """Appends to a list."""
-    return lambda variant: _descend(_find(variant, which), path.split("/")).append(value)
+def add(target: str, path: str, value: Any) -> Change:
+    """Append to a list."""
+    return lambda variant: _descend(_find(variant, target), path.split("/")).append(value)
 
 
 def insert(object_: Object) -> Change:
-    """Adds an object."""
+    """Add an object."""
     return lambda variant: variant.objects.append(object_)
 
 
-def _find(variant: Variant, which: str) -> Object:
-    kind, name = which.split("/")
+def _find(variant: Variant, target: str) -> Object:
+    kind, name = target.split("/")
     pattern = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # generated names end with a hash
-    matching = [object_ for object_ in variant.of(kind) if pattern.fullmatch(object_["metadata"]["name"])]
+    matching = [object_ for object_ in variant.of_kind(kind) if pattern.fullmatch(object_["metadata"]["name"])]
     if not matching:
-        raise LookupError(f"{variant.name} has no {which}")
+        raise LookupError(f"{variant.name} has no {target}")
     return matching[0]
 
 
@@ -142,19 +142,19 @@ _CONTAINER = f"{_POD}/containers/0"
 )
 def selectors_match_the_intended_pods(variant: Variant) -> Iterator[str]:
     labels = {name: template["metadata"]["labels"] for name, template in variant.pods()}
-    for deployment in variant.of("Deployment"):
+    for deployment in variant.of_kind("Deployment"):
         name = deployment["metadata"]["name"]
         selectors = [deployment["spec"]["selector"]]
         spread = deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
         for selector in selectors + [constraint["labelSelector"] for constraint in spread]:
             if _matching_pods(selector, labels) != {name}:
                 yield f"{selector} of Deployment {name} matches {_matching_pods(selector, labels)}"
-    for object_ in variant.of("Service", "PodDisruptionBudget", "PodMonitor"):
+    for object_ in variant.of_kind("Service", "PodDisruptionBudget", "PodMonitor"):
         kind, name, selector = object_["kind"], object_["metadata"]["name"], object_["spec"]["selector"]
         selector = {"matchLabels": selector} if kind == "Service" else selector
         if _matching_pods(selector, labels) != {name}:
             yield f"{kind} {name} matches {_matching_pods(selector, labels)}"
-    for policy in variant.of("NetworkPolicy"):
+    for policy in variant.of_kind("NetworkPolicy"):
         rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
         peers = [peer for rule in rules for peer in rule.get("from", []) + rule.get("to", [])]
         own = [peer["podSelector"] for peer in peers if "podSelector" in peer and "namespaceSelector" not in peer]
@@ -168,7 +168,7 @@ def _matching_pods(selector: Object, labels: dict[str, dict[str, str]]) -> set[s
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Returns whether a LabelSelector matches; the only supported operator is In."""
+    """Return whether a LabelSelector matches; the only supported operator is In."""
     assert selector.keys() <= {"matchLabels", "matchExpressions"}, selector
     expressions = selector.get("matchExpressions", [])
     assert all(expression["operator"] == "In" for expression in expressions), selector
@@ -178,7 +178,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def _ports(container: Object) -> dict[Any, int]:
-    """Returns the container ports by name and by number."""
+    """Return the container ports by name and by number."""
     ports = container.get("ports", [])
     return {key: port["containerPort"] for port in ports for key in (port["name"], port["containerPort"])}
 
@@ -194,21 +194,21 @@ def _ports(container: Object) -> dict[Any, int]:
 )
 def ports_refer_to_container_ports(variant: Variant) -> Iterator[str]:
     ports = {name: _ports(container) for name, _, container in variant.containers()}
-    services = {service["metadata"]["name"]: service["spec"]["ports"] for service in variant.of("Service")}
+    services = {service["metadata"]["name"]: service["spec"]["ports"] for service in variant.of_kind("Service")}
     for name, offered in services.items():
         for port in offered:
             if port["targetPort"] not in ports[name]:
                 yield f"Service {name}: its pods have no port {port['targetPort']}"
-    for route in variant.of("HTTPRoute"):
+    for route in variant.of_kind("HTTPRoute"):
         for backend in [backend for rule in route["spec"]["rules"] for backend in rule["backendRefs"]]:
             if backend["port"] not in [port["port"] for port in services.get(backend["name"], [])]:
                 yield f"HTTPRoute: Service {backend['name']} has no port {backend['port']}"
-    for monitor in variant.of("PodMonitor"):
+    for monitor in variant.of_kind("PodMonitor"):
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             if endpoint["port"] not in ports[monitor["metadata"]["name"]]:
                 yield f"PodMonitor {monitor['metadata']['name']}: no port {endpoint['port']}"
     labels = {name: template["metadata"]["labels"] for name, template in variant.pods()}
-    for policy in variant.of("NetworkPolicy"):
+    for policy in variant.of_kind("NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
             for selected in _matching_pods(policy["spec"]["podSelector"], labels):
                 if not any(port["port"] in ports[selected] for port in rule["ports"]):
@@ -299,7 +299,7 @@ def no_deploy_touches_the_live_model_configuration(variant: Variant) -> Iterator
     put("Service/page", "metadata/namespace", "default"), drop("PersistentVolumeClaim/models", "metadata/namespace")
 )
 def everything_is_in_one_namespace(variant: Variant) -> Iterator[str]:
-    (namespace,) = [object_["metadata"]["name"] for object_ in variant.of("Namespace")]
+    (namespace,) = [object_["metadata"]["name"] for object_ in variant.of_kind("Namespace")]
     for object_ in variant.objects:
         expected = None if object_["kind"] in _CLUSTER_SCOPED else namespace
         if object_["metadata"].get("namespace") != expected:
@@ -351,7 +351,7 @@ def no_process_can_run_as_root(variant: Variant) -> Iterator[str]:
             yield f"{name}: {own}"
         if spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}:
             yield f"{name}: shares a namespace of the node"
-    for namespace in variant.of("Namespace"):
+    for namespace in variant.of_kind("Namespace"):
         if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
             yield "the cluster does not reject privileged pods"
 
@@ -387,11 +387,11 @@ def only_the_rollout_has_api_permissions_and_no_more_than_it_needs(variant: Vari
     for name, template in variant.pods():
         if template["spec"].get("automountServiceAccountToken") is not False:
             yield f"{name} mounts a service account token"
-    for object_ in variant.of("ClusterRole", "ClusterRoleBinding"):
+    for object_ in variant.of_kind("ClusterRole", "ClusterRoleBinding"):
         yield f"{object_['kind']} {object_['metadata']['name']}"
     rights = {
         (resource, verb, name)
-        for role in variant.of("Role")
+        for role in variant.of_kind("Role")
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -405,7 +405,7 @@ def only_the_rollout_has_api_permissions_and_no_more_than_it_needs(variant: Vari
     }
     if rights != expected:
         yield f"the permissions differ from those that the rollout needs: {rights ^ expected}"
-    for binding in variant.of("RoleBinding"):
+    for binding in variant.of_kind("RoleBinding"):
         if not variant.find("Role", binding["roleRef"]["name"]):
             yield f"no Role {binding['roleRef']['name']}"
         if [(subject["kind"], subject["name"]) for subject in binding["subjects"]] != [("ServiceAccount", "rollout")]:
@@ -419,13 +419,13 @@ def only_the_rollout_has_api_permissions_and_no_more_than_it_needs(variant: Vari
     put("Deployment/gateway", f"{_CONTAINER}/ports/0/hostPort", 8000),
 )
 def nothing_is_reachable_from_outside_unless_an_overlay_enables_it(variant: Variant) -> Iterator[str]:
-    for service in variant.of("Service"):
+    for service in variant.of_kind("Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP" or service["spec"].get("externalIPs"):
             yield f"Service {service['metadata']['name']}"
     for name, _, container in variant.containers():
         if any("hostPort" in port for port in container["ports"]):
             yield f"{name} has a host port"
-    if variant.of("Gateway", "Ingress") and not variant.name.startswith("gke+"):
+    if variant.of_kind("Gateway", "Ingress") and not variant.name.startswith("gke+"):
         yield "a load balancer that no overlay enabled"
 
 
@@ -437,7 +437,7 @@ def nothing_is_reachable_from_outside_unless_an_overlay_enables_it(variant: Vari
 )
 def load_balancer_health_checks_use_the_path_of_the_readiness_probe(variant: Variant) -> Iterator[str]:
     paths = {name: container["readinessProbe"]["httpGet"]["path"] for name, _, container in variant.containers()}
-    policies = variant.of("HealthCheckPolicy")
+    policies = variant.of_kind("HealthCheckPolicy")
     for policy in policies:
         name, check = policy["spec"]["targetRef"]["name"], policy["spec"]["default"]["config"]["httpHealthCheck"]
         # A validation rule of Google's CustomResourceDefinition requires portSpecification.
@@ -497,7 +497,7 @@ def the_flags_of_the_model_server_are_valid_and_match_its_ports(variant: Variant
 @manifest_rule(put("ConfigMap/model-server-files", "data/batching.config", "max_batch_size { value: 8 }"))
 def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
     max_photos = Settings.model_fields["max_photos"].default
-    for config in variant.of("ConfigMap"):
+    for config in variant.of_kind("ConfigMap"):
         size = re.search(r"max_batch_size \{ value: (\d+) \}", config["data"].get("batching.config", ""))
         if size and int(size[1]) < max_photos:
             yield f"{size[0]}, but the gateway sends up to {max_photos} photos"
@@ -559,7 +559,7 @@ def a_slow_start_does_not_fail_the_deployment(variant: Variant) -> Iterator[str]
     put("Deployment/gateway", "spec/replicas", 3),
 )
 def a_deploy_does_not_reset_the_number_of_replicas(variant: Variant) -> Iterator[str]:
-    for scaler in variant.of("HorizontalPodAutoscaler"):
+    for scaler in variant.of_kind("HorizontalPodAutoscaler"):
         target = scaler["spec"]["scaleTargetRef"]
         deployment = variant.find(target["kind"], target["name"])
         if not deployment or target["name"] != scaler["metadata"]["name"]:
@@ -595,7 +595,7 @@ def the_network_policies_allow_only_the_expected_connections(variant: Variant) -
         ("rollout", "model-server", 8500),
         ("rollout", "gateway", 8000),
     }
-    if variant.of("HTTPRoute"):
+    if variant.of_kind("HTTPRoute"):
         expected |= {(source, *target) for source in _CALLERS for target in (("page", 8080), ("gateway", 8000))}
     if variant.name.startswith("gke"):
         expected |= {("model-server", "dns", 53), ("model-server", "internet", 443), ("model-server", "metadata", 80)}
@@ -627,7 +627,7 @@ _OUTSIDE_PORTS = {
 
 
 def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
-    """Yields source, target and port of each connection that the NetworkPolicies allow."""
+    """Yield source, target and port of each connection that the NetworkPolicies allow."""
     own_pods = {name: template["metadata"]["labels"] for name, template in variant.pods()}
     peers = _OUTSIDE_PEERS | {name: (_NAMESPACE_LABELS, labels, "10.0.0.5") for name, labels in own_pods.items()}
     ports = {name: _ports(container) for name, _, container in variant.containers()}
@@ -644,10 +644,10 @@ def _connections(variant: Variant) -> Iterator[tuple[str, str, int]]:
 
 
 def _is_allowed(variant, direction: str, labels, peer, port: int, names: dict[Any, int]) -> bool:
-    """Returns whether the policies of a pod allow `port`; other peers have no labels (None) and no policies."""
+    """Return whether the policies of a pod allow `port`; other peers have no labels (None) and no policies."""
     policies = [
         policy["spec"]
-        for policy in variant.of("NetworkPolicy")
+        for policy in variant.of_kind("NetworkPolicy")
         if labels is not None
         and matches(policy["spec"]["podSelector"], labels)
         and direction.capitalize() in policy["spec"]["policyTypes"]

@@ -15,7 +15,7 @@ from tests.serving.k8s.variants import K8S, OVERLAYS, SUPPORTED, optional_compon
 
 @functools.cache
 def invalid(text: str, version: str) -> str | None:
-    """Returns why an object, given as JSON, is invalid; None if it is valid. Cached, because variants share objects."""
+    """Return the error in an object, given as JSON, or None. Cached, because variants share objects."""
     try:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -35,13 +35,13 @@ def test_every_variant_renders_and_is_valid(rendered, overlay, version):
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_validation_can_fail(rendered, version):
+def test_an_invalid_object_fails_validation(rendered, version):
     deployment = rendered["local"][0].find("Deployment", "gateway")
     assert invalid(json.dumps(deployment | {"speck": {}}), version)
 
 
 def require_definitions(api_group: str) -> None:
-    """Skips the test if the definitions are not available."""
+    """Skip the test if the definitions are not available."""
     try:
         custom_resources.definitions(api_group)
     except custom_resources.Unavailable as error:
@@ -73,7 +73,7 @@ def test_custom_resources_of_every_variant_are_valid(rendered, api_group):
         ("PrometheusRule/catbreeds", put("PrometheusRule/catbreeds", "apiVersion", "monitoring.coreos.com/v2")),
     ],
 )
-def test_validation_of_custom_resources_can_fail(rendered, which, change):
+def test_an_invalid_custom_resource_fails_validation(rendered, which, change):
     object_ = changed(rendered["gke"][-1], change).find(*which.split("/"))
     require_definitions(custom_resources.group(object_))
     assert custom_resources.invalid(json.dumps(object_))
@@ -102,13 +102,13 @@ def test_every_variant_follows_the_rule(rendered, overlay, name):
 def test_a_broken_manifest_fails_the_check(rendered, name, number):
     violations = []
     for variant in rendered["gke"]:
-        with contextlib.suppress(LookupError):  # the variant does not have this object
+        with contextlib.suppress(LookupError):  # this variant does not contain the object
             violations += MANIFEST_RULES[name].check(changed(variant, MANIFEST_RULES[name].changes[number]))
     assert violations
 
 
 def permissions(role: dict) -> set[tuple[str, str, str]]:
-    """Returns resource, verb and name of each permission of a Role."""
+    """Return resource, verb and name of each permission of a Role."""
     assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {""}
     return {
         (resource, verb, name)

@@ -29,7 +29,7 @@ def dashboard(variant) -> Object:
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
-    """Returns the selectors of a query.
+    """Return the selectors of a query.
 
     Raises:
         ValueError: If the query is invalid.
@@ -46,7 +46,7 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
 
 
 def series(text: str) -> dict[str, set[str]]:
-    """Returns the label names of each metric in the Prometheus text format."""
+    """Return the label names of each metric in the Prometheus text format."""
     found: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^([a-zA-Z_:][\w:]*)(\{.*\})? ", text, re.MULTILINE):
         found.setdefault(name, set()).update(re.findall(r'([a-zA-Z_]\w*)="', labels))
@@ -60,7 +60,7 @@ def known(scraped) -> dict[str, dict[str, set[str]]]:
 
 
 def unknown(query: str, known: dict[str, dict[str, set[str]]]) -> list[str]:
-    """Returns the metrics and labels of a query that no process exports."""
+    """Return the metrics and labels of a query that no process exports."""
     found = []
     for selector in selectors(query):
         matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
@@ -135,12 +135,12 @@ def test_every_alert_is_documented(rules):
     assert documented == {rule["alert"] for rule in rules}
 
 
-# The samples of a healthy hour; each scenario changes some series.
+# Samples of one hour without errors; each scenario changes some series.
 _MODEL_SERVER = 'job="catbreeds/model-server", pod="model-server-0"'
 _GATEWAY = 'job="catbreeds/gateway", pod="gateway-0"'
 _PREDICT = f'{_GATEWAY}, route="/v1/breeds:predict"'
 _REQUESTS, _SECONDS = "catbreeds_gateway_requests_total", "catbreeds_gateway_request_seconds_bucket"
-_LOADS, _ANSWERS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
+_LOADS, _MODEL_REQUESTS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
 _HEALTHY = {
     f"up{{{_GATEWAY}}}": "1x60",
     f"up{{{_MODEL_SERVER}}}": "1x60",
@@ -150,7 +150,7 @@ _HEALTHY = {
     f'{_SECONDS}{{{_PREDICT}, le="0.5"}}': "0+890x60",
     f'{_SECONDS}{{{_PREDICT}, le="2.5"}}': "0+900x60",
     f'{_SECONDS}{{{_PREDICT}, le="+Inf"}}': "0+901x60",
-    f'{_ANSWERS}{{{_MODEL_SERVER}, status="OK"}}': "0+600x60",
+    f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="OK"}}': "0+600x60",
     f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/1", status="success"}}': "1x60",
 }
 _SCENARIOS = {
@@ -175,12 +175,12 @@ _SCENARIOS = {
         {"CatbreedsModelServerStuck"},
     ),
     "requests to the model fail": (
-        {f'{_ANSWERS}{{{_MODEL_SERVER}, status="NOT_FOUND"}}': "0+20x60"},
+        {f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="NOT_FOUND"}}': "0+20x60"},
         "15m",
         {"CatbreedsModelServerErrors"},
     ),
     "a canary stopped, and gateways still request it": (
-        {f'{_ANSWERS}{{{_MODEL_SERVER}, status="INVALID_ARGUMENT"}}': "0+60x60"},
+        {f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="INVALID_ARGUMENT"}}': "0+60x60"},
         "15m",
         set(),
     ),

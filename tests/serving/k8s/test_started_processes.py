@@ -20,7 +20,7 @@ from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
 
 def probe(variant: Variant, name: str, kind: str) -> str:
-    """Returns the path of an HTTP probe."""
+    """Return the path of an HTTP probe."""
     container = next(container for deployment, _, container in variant.containers() if deployment == name)
     return container[kind]["httpGet"]["path"]
 

@@ -1,4 +1,4 @@
-"""Renders all variants of the manifests with kustomize."""
+"""Render all variants of the manifests with kustomize."""
 
 import itertools
 import os
@@ -38,19 +38,19 @@ class Variant:
     name: str
     objects: list[Object] = field(repr=False)
 
-    def of(self, *kinds: str) -> list[Object]:
+    def of_kind(self, *kinds: str) -> list[Object]:
         return [object_ for object_ in self.objects if object_["kind"] in kinds]
 
     def find(self, kind: str, name: str) -> Object | None:
-        return next((object_ for object_ in self.of(kind) if object_["metadata"]["name"] == name), None)
+        return next((object_ for object_ in self.of_kind(kind) if object_["metadata"]["name"] == name), None)
 
     def pods(self) -> Iterator[tuple[str, Object]]:
-        """Yields the name and the pod template of each Deployment."""
-        for deployment in self.of("Deployment"):
+        """Yield the name and the pod template of each Deployment."""
+        for deployment in self.of_kind("Deployment"):
             yield deployment["metadata"]["name"], deployment["spec"]["template"]
 
     def containers(self) -> Iterator[tuple[str, Object, Object]]:
-        """Yields each container, with the name of its Deployment and the pod spec."""
+        """Yield each container, with the name of its Deployment and the pod spec."""
         for name, template in self.pods():
             for container in template["spec"].get("initContainers", []) + template["spec"]["containers"]:
                 yield name, template["spec"], container
@@ -64,12 +64,12 @@ def render(folder: Path) -> list[Object]:
 
 
 def optional_components(overlay: str) -> list[str]:
-    """Returns the optional components of an overlay."""
+    """Return the optional components of an overlay."""
     return _OPTIONAL_COMPONENT.findall(_kustomization(overlay))
 
 
 def variants(overlay: str, folder: Path) -> list[Variant]:
-    """Renders an overlay with each combination of its optional components, from copies in `folder`."""
+    """Render an overlay with each combination of its optional components, from copies in `folder`."""
     names = optional_components(overlay)
     combinations = [chosen for count in range(len(names) + 1) for chosen in itertools.combinations(names, count)]
 

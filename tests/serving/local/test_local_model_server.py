@@ -37,7 +37,7 @@ def test_local_server_without_a_model_names_the_command_that_pushes_one(registry
         LocalServer(registry, "catbreeds")
 
 
-def test_local_server_reports_a_model_that_does_not_load_with_the_servers_error(registry, tmp_path, monkeypatch):
+def test_local_server_reports_the_server_error_if_a_model_does_not_load(registry, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "saved_model.pb").write_bytes(b"no model")
     registry.push(tmp_path / "model", {})

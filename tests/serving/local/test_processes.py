@@ -92,7 +92,7 @@ def test_killed_parent_leaves_no_program_running(start):
     eventually(lambda: have_ended(children))
 
 
-def test_program_that_dies_stops_all_and_its_error_names_it_with_the_end_of_its_log(start):
+def test_program_that_dies_stops_all_others_and_the_error_contains_its_name_and_the_end_of_its_log(start):
     parent = start(free_port(), free_port())
     children = parent.children()
     children[0].send_signal(signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_fatal_status_fails_without_waiting_for_the_timeout(start, monkeypatch):
     )
 
 
-SLOW = """
+SLOW_SERVER = """
 import http.server, sys
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -131,7 +131,7 @@ def test_start_prints_why_a_program_is_not_ready(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(processes, "_PROGRESS_SECONDS", 0)
     url = f"http://127.0.0.1:{(port := free_port())}"
     program = processes.Program(
-        "page", [sys.executable, "-c", SLOW, str(port)], url, log=tmp_path / "log", fatal_statuses=(404,)
+        "page", [sys.executable, "-c", SLOW_SERVER, str(port)], url, log=tmp_path / "log", fatal_statuses=(404,)
     )
     with processes.Supervisor() as supervisor:
         supervisor.start(program)
@@ -147,7 +147,7 @@ def test_program_that_does_not_start_stops_the_earlier_ones_and_prevents_the_lat
     assert not (tmp_path / "2.log").exists()
 
 
-SINGLE = """
+SINGLE_PROGRAM_PARENT = """
 import sys, time
 from serving.local.processes import Program, start
 
@@ -159,7 +159,7 @@ time.sleep(600)
 
 
 def test_single_program_is_killed_with_its_parent(start, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "PARENT", SINGLE)
+    monkeypatch.setattr(sys.modules[__name__], "PARENT", SINGLE_PROGRAM_PARENT)
     parent = start(free_port())
     children = parent.children()
     assert len(children) == 1

@@ -30,12 +30,12 @@ from tensorflow_serving.config import model_server_config_pb2
 from tests import fork_server
 
 # Path of a tensorflow_model_server to test instead of the embedded server.
-REAL = os.environ.get("CATBREEDS_TEST_MODEL_SERVER")
-COMMAND = [REAL] if REAL else [sys.executable, "-m", "serving.model_server"]
-Popen = subprocess.Popen if REAL else fork_server.Popen
+REAL_SERVER = os.environ.get("CATBREEDS_TEST_MODEL_SERVER")
+COMMAND = [REAL_SERVER] if REAL_SERVER else [sys.executable, "-m", "serving.model_server"]
+Popen = subprocess.Popen if REAL_SERVER else fork_server.Popen
 DEADLINE = 120  # seconds; generous, because no test result depends on it
 
-embedded_server_only = pytest.mark.skipif(REAL is not None, reason="applies only to the embedded server")
+embedded_server_only = pytest.mark.skipif(REAL_SERVER is not None, reason="applies only to the embedded server")
 
 
 def eventually(condition: Callable[[], object]) -> object:
@@ -100,7 +100,7 @@ class ModelServer:
     def stop(self) -> int:
         """Stop the process; return its exit code."""
         self.channel.close()
-        self.process.send_signal(signal.SIGKILL if REAL else signal.SIGTERM)
+        self.process.send_signal(signal.SIGKILL if REAL_SERVER else signal.SIGTERM)
         return self.process.wait(DEADLINE)
 
     def predict(self, name: str, _version: int | str | None = None, _signature: str = "", **inputs: object):
@@ -155,7 +155,7 @@ class ModelServer:
         text_format.Parse(policy, config.model_version_policy)
         self.push_configs({**self._configs, name: config})
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Push a configuration without this model."""
         self.push_configs({other: config for other, config in self._configs.items() if other != name})
 

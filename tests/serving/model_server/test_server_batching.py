@@ -31,14 +31,14 @@ def test_request_to_a_full_queue_is_unavailable():
     with futures.ThreadPoolExecutor(2) as clients:
         running = clients.submit(batches.run, step, [np.zeros(1)])
         started.wait()
-        answers = [running, clients.submit(batches.run, step, [np.ones(1)])]
+        requests = [running, clients.submit(batches.run, step, [np.ones(1)])]
         while not batches._queues:
             pass
         with pytest.raises(ServingError, match="queue to which this task was submitted is full") as caught:
             batches.run(step, [np.ones(1)])
         proceed.set()
     assert caught.value.code == Code.UNAVAILABLE
-    assert [answer.result()[0].tolist() for answer in answers] == [[0.0], [1.0]]
+    assert [request.result()[0].tolist() for request in requests] == [[0.0], [1.0]]
 
 
 def test_batch_is_padded_to_an_allowed_size_and_padding_is_not_returned():
@@ -54,11 +54,11 @@ def test_batch_is_padded_to_an_allowed_size_and_padding_is_not_returned():
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"), [(np.zeros(3), "0th dimension does not equal the sum"), (np.float32(1), "has 0 dimensions")]
+    ("output", "text"), [(np.zeros(3), "0th dimension does not equal the sum"), (np.float32(1), "has 0 dimensions")]
 )
-def test_output_without_a_row_per_input_row_is_a_failed_precondition(answer, text):
+def test_output_without_a_row_per_input_row_is_a_failed_precondition(output, text):
     with pytest.raises(ServingError, match=text) as caught:
-        scheduler().run(lambda values: [answer], [np.zeros(2)])
+        scheduler().run(lambda values: [output], [np.zeros(2)])
     assert caught.value.code == Code.FAILED_PRECONDITION
 
 

@@ -91,12 +91,12 @@ def test_empty_batch_returns_empty_outputs(server):
     assert tf.make_ndarray(y).shape == (0,)
 
 
-def test_wrong_shape_returns_tensorflows_error(server):
+def test_wrong_shape_returns_the_error_of_tensorflow(server):
     with grpc_error(INVALID, "{{node"):
         server.predict("toys", _signature="weigh", points=tf.ones([2, 3]), weights=tf.ones([5], tf.int64)).result()
 
 
-def test_undecodable_photo_returns_tensorflows_error(server):
+def test_undecodable_photo_returns_the_error_of_tensorflow(server):
     with grpc_error(INVALID, "Unknown image file format."):
         server.predict("toys", _signature="measure", image_bytes=[jpeg(5), b"no photo"]).result()
 

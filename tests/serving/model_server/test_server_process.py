@@ -15,7 +15,7 @@ from tests import fork_server
 from tests.serving.model_server.servers import (
     COMMAND,
     DEADLINE,
-    REAL,
+    REAL_SERVER,
     ModelServer,
     Popen,
     embedded_server_only,
@@ -30,7 +30,7 @@ from tests.serving.model_server.toys import jpeg, push
 
 def start(*arguments: object) -> subprocess.CompletedProcess:
     command = [*COMMAND, *map(str, arguments)]
-    if REAL:
+    if REAL_SERVER:
         return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     return fork_server.run(command, timeout=DEADLINE)
 
@@ -157,8 +157,8 @@ def test_output_filter_applies_with_batching(batching):
 
 
 def test_request_in_an_incomplete_batch_times_out(batching):
-    code, answer = batching.rest_predict("toys", signature_name="spell", instances=["late"])
-    assert (code, answer["error"]) == (504, "Timed out waiting for notification")
+    code, document = batching.rest_predict("toys", signature_name="spell", instances=["late"])
+    assert (code, document["error"]) == (504, "Timed out waiting for notification")
 
 
 def test_metrics_contain_batch_sizes(batching):
@@ -211,7 +211,7 @@ def test_changed_configuration_file_is_applied(polling):
 
 def test_invalid_configuration_file_changes_nothing(polling):
     polling.configure_by_file("model_version_policy {")
-    eventually(lambda: "not applied" in polling.log.read_text() or REAL)
+    eventually(lambda: "not applied" in polling.log.read_text() or REAL_SERVER)
     assert polling.added("cats") == 1
 
 
@@ -219,7 +219,7 @@ def test_label_in_the_file_moves_once_its_version_is_available(polling, adders):
     polling.configure_by_file("model_version_policy { all {} }")
     eventually(lambda: polling.added("cats") == 2)
     polling.configure_by_file('model_version_policy { all {} } version_labels { key: "canary" value: 3 }')
-    eventually(lambda: "Request to assign label canary to version 3" in polling.log.read_text() or REAL)
+    eventually(lambda: "Request to assign label canary to version 3" in polling.log.read_text() or REAL_SERVER)
     push(adders / "2", polling.config.parent / "model", 3)
 
     def moved():

@@ -28,8 +28,8 @@ def test_row_format_accepts_plain_values_for_a_single_input(server):
 
 def test_row_format_returns_plain_values_for_a_single_output(server):
     rows = [{"points": [1, 2], "weights": 3}, {"points": [4, 5], "weights": 1}]
-    answer = server.rest_predict("toys", signature_name="weigh", instances=rows)
-    assert answer == (200, {"predictions": [[3.0, 6.0], [4.0, 5.0]]})
+    result = server.rest_predict("toys", signature_name="weigh", instances=rows)
+    assert result == (200, {"predictions": [[3.0, 6.0], [4.0, 5.0]]})
 
 
 def test_column_format_returns_a_tensor_per_output(server):
@@ -57,8 +57,8 @@ def test_b64_encodes_bytes_in_both_formats(server):
 
 
 def test_b64_encodes_bytes_for_any_input_name(server):
-    answer = server.rest_predict("toys", signature_name="spell", instances=[b64("Mäuschen".encode()), "Katze"])
-    assert [row["text"] for row in answer[1]["predictions"]] == ["Mäuschen", "Katze"]
+    result = server.rest_predict("toys", signature_name="spell", instances=[b64("Mäuschen".encode()), "Katze"])
+    assert [row["text"] for row in result[1]["predictions"]] == ["Mäuschen", "Katze"]
 
 
 def as_mime(text: str) -> str:
@@ -82,17 +82,17 @@ def test_b64_accepts_white_space_and_missing_padding_as_tensorflow_serving_does(
     content = bytes(range(65, 65 + length)) * 31  # every remainder of division by 3, in several lines
     text = written(base64.b64encode(content).decode())
     for request in ({"instances": [{"b64": text}]}, {"inputs": [{"b64": text}]}):
-        code, answer = server.rest_predict("toys", signature_name="spell", **request)
-        assert code == 200, answer
-        assert content.decode() in json.dumps(answer)
+        code, document = server.rest_predict("toys", signature_name="spell", **request)
+        assert code == 200, document
+        assert content.decode() in json.dumps(document)
 
 
 @pytest.mark.parametrize(
     "text", ["*", "A", "AAAAA", "QUI=QUI=", "QQ=", "QUI==", "Q=Q=", "Q-_Q", "=", "QÄ==", "A=BC", "QUJD="]
 )
 def test_b64_that_tensorflow_serving_rejects_is_a_bad_request(server, text):
-    code, answer = server.rest_predict("toys", signature_name="spell", instances=[{"b64": text}])
-    assert (code, "Unable to base64 decode" in answer["error"]) == (400, True)
+    code, document = server.rest_predict("toys", signature_name="spell", instances=[{"b64": text}])
+    assert (code, "Unable to base64 decode" in document["error"]) == (400, True)
 
 
 def test_body_can_be_gzip_compressed(server):
@@ -108,8 +108,8 @@ def test_body_can_be_gzip_compressed(server):
 
 
 def test_outputs_named_bytes_are_b64_and_others_text(server):
-    answer = server.rest_predict("toys", signature_name="spell", instances=["Mäuschen"])
-    assert answer == (200, {"predictions": [{"text": "Mäuschen", "copy_bytes": b64("Mäuschen".encode())}]})
+    result = server.rest_predict("toys", signature_name="spell", instances=["Mäuschen"])
+    assert result == (200, {"predictions": [{"text": "Mäuschen", "copy_bytes": b64("Mäuschen".encode())}]})
 
 
 @pytest.mark.parametrize("path", ["toys/versions/7", "TOYS/versions/7"])
@@ -130,9 +130,9 @@ def test_unavailable_model_has_the_http_status_of_its_grpc_error(server, path, c
 
 
 def test_unknown_signature_is_a_bad_request(server):
-    code, answer = server.rest_predict("toys", signature_name="fly", instances=[1.0])
+    code, document = server.rest_predict("toys", signature_name="fly", instances=[1.0])
     assert code == 400
-    assert '"fly" not found in signature def' in answer["error"]
+    assert '"fly" not found in signature def' in document["error"]
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_unknown_signature_is_a_bad_request(server):
     ],
 )
 def test_invalid_body_is_a_bad_request_with_a_reason(server, body):
-    code, answer = server.rest("POST", "/v1/models/toys:predict", body)
-    assert code == 400, answer
-    assert answer["error"]
+    code, document = server.rest("POST", "/v1/models/toys:predict", body)
+    assert code == 400, document
+    assert document["error"]
 
 
 def test_error_names_the_invalid_element(server):
@@ -189,10 +189,10 @@ def test_status_of_an_unknown_model_or_version_is_not_found(server):
 
 
 def test_metadata_contains_the_signatures(server):
-    code, answer = server.rest("GET", "/v1/models/toys/metadata")
+    code, document = server.rest("GET", "/v1/models/toys/metadata")
     assert code == 200
-    assert answer["model_spec"] == {"name": "toys", "signature_name": "", "version": "7"}
-    weights = answer["metadata"]["signature_def"]["signature_def"]["weigh"]["inputs"]["weights"]
+    assert document["model_spec"] == {"name": "toys", "signature_name": "", "version": "7"}
+    weights = document["metadata"]["signature_def"]["signature_def"]["weigh"]["inputs"]["weights"]
     assert weights["dtype"] == "DT_INT64"
     assert weights["tensor_shape"]["dim"][0]["size"] == "-1"
 
@@ -247,7 +247,7 @@ def test_body_of_megabytes_is_accepted(server):
         ':tensorflow:serving:runtime_latency_count{model_name="toys",API="Predict",runtime="TF1"}',
     ],
 )
-def test_metrics_count_requests_with_tensorflow_servings_names(server, line):
+def test_metrics_count_requests_under_the_names_of_tensorflow_serving(server, line):
     before = server.metric(line)
     server.rest_predict("toys", instances=[1.0])
     server.rest_predict("toys", instances=["one"])

@@ -19,7 +19,7 @@ def name(server, request):
     """A model name that only this test uses."""
     yield request.node.name
     if request.node.name in server._configs:
-        server.forget(request.node.name)
+        server.remove(request.node.name)
 
 
 def available(server, name) -> set[int]:
@@ -99,7 +99,7 @@ def test_removed_version_is_unloaded(server, name, base, adders):
 
 def test_model_removed_from_the_configuration_is_not_found(server, name, base):
     server.configure(name, base)
-    server.forget(name)
+    server.remove(name)
     eventually(lambda: not available(server, name))
     with grpc_error(grpc.StatusCode.NOT_FOUND):
         server.added(name)
@@ -164,7 +164,7 @@ def test_version_that_does_not_load_reports_its_error_and_the_old_one_stays_avai
     assert server.added(name) == 1
     push(adders / "3", base, 3)
     eventually(lambda: available(server, name) == {3})
-    server.forget(name)
+    server.remove(name)
 
 
 def test_new_model_that_does_not_load_fails_the_request_and_others_stay_available(server, name, tmp_path):
@@ -191,10 +191,10 @@ def test_label_selects_its_version(server, name, base, adders):
     eventually(lambda: available(server, name) == {1, 2})
     server.configure(name, base, ALL, {"stable": 1, "canary": 2})
     assert (server.added(name, "stable"), server.added(name, "canary")) == (1, 2)
-    code, answer = server.rest_predict(f"{name}/labels/stable", instances=[0.0])
-    assert (code, answer["predictions"][0]["version"]) == (200, 1.0)
-    code, answer = server.rest("GET", f"/v1/models/{name}/labels/stable/metadata")
-    assert (code, answer["model_spec"]["version"]) == (200, "1")
+    code, document = server.rest_predict(f"{name}/labels/stable", instances=[0.0])
+    assert (code, document["predictions"][0]["version"]) == (200, 1.0)
+    code, document = server.rest("GET", f"/v1/models/{name}/labels/stable/metadata")
+    assert (code, document["model_spec"]["version"]) == (200, "1")
 
 
 def test_label_does_not_move_to_an_unavailable_version(server, name, base, adders):
@@ -231,22 +231,22 @@ def test_label_moves_in_two_steps_without_failed_requests(server, name, base, ad
     push(adders / "2", base, 2)
     server.configure(name, base, "specific { versions: 1 }")
     server.configure(name, base, "specific { versions: 1 }", {"stable": 1})
-    moved, answers = threading.Event(), []
+    moved, outputs = threading.Event(), []
 
     def client():
         while not moved.is_set():
-            answers.append(server.added(name, "stable"))
+            outputs.append(server.added(name, "stable"))
         return server.added(name, "stable")
 
     with futures.ThreadPoolExecutor(4) as clients:
         last = [clients.submit(client) for _ in range(4)]
-        eventually(lambda: answers)
+        eventually(lambda: outputs)
         server.configure(name, base, "specific { versions: 1 versions: 2 }", {"stable": 1})
         eventually(lambda: available(server, name) == {1, 2})
         server.configure(name, base, "specific { versions: 1 versions: 2 }", {"stable": 2})
         moved.set()
     assert [future.result() for future in last] == [2.0] * 4
-    assert set(answers) <= {1.0, 2.0}
+    assert set(outputs) <= {1.0, 2.0}
 
 
 def test_sixteen_clients_get_no_error_and_no_wrong_output_while_versions_change(server, name, base, adders):
@@ -259,9 +259,9 @@ def test_sixteen_clients_get_no_error_and_no_wrong_output_while_versions_change(
         while not finished.is_set():
             x = float(numbers.randrange(1000))
             if number % 2:
-                code, answer = server.rest_predict(name, instances=[x])
-                assert code == 200, answer
-                y, version = answer["predictions"][0]["y"], answer["predictions"][0]["version"]
+                code, document = server.rest_predict(name, instances=[x])
+                assert code == 200, document
+                y, version = document["predictions"][0]["y"], document["predictions"][0]["version"]
             else:
                 response = server.predict(name, x=[x]).result()
                 y, version = response.outputs["y"].float_val[0], response.model_spec.version.value

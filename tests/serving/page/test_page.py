@@ -35,26 +35,26 @@ def gateway(model_server, tmp_path_factory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def visit(monkeypatch) -> Callable[..., AppTest]:
-    """Opens the page with the given settings."""
+    """Open the page with the given settings."""
 
     def open_page(**settings: object) -> AppTest:
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
             monkeypatch.delenv(name)
         for name, value in settings.items():
             monkeypatch.setenv(PREFIX + name.upper(), str(value))
-        return without_exception(AppTest.from_file(str(APP), default_timeout=DEADLINE).run())
+        return assert_no_exception(AppTest.from_file(str(APP), default_timeout=DEADLINE).run())
 
     return open_page
 
 
-def without_exception(page: AppTest) -> AppTest:
+def assert_no_exception(page: AppTest) -> AppTest:
     assert not page.exception, page.exception
     return page
 
 
 def upload(page: AppTest, photo: bytes, name: str = "cat.jpg") -> AppTest:
     page.get("file_uploader")[0].upload(name, photo)
-    return without_exception(page.run())
+    return assert_no_exception(page.run())
 
 
 def test_a_photo_shows_its_breed_all_probabilities_and_the_model_version(visit, gateway):
@@ -76,7 +76,7 @@ def test_another_photo_replaces_the_prediction(visit, gateway):
         assert upload(page, photo).subheader[0].value.replace("\\", "").startswith(breed)
 
 
-def test_each_visitor_has_one_request_key_and_visitors_differ(visit):
+def test_each_visitor_has_one_unique_request_key(visit):
     keys = []
 
     class Recorder(BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ def test_each_visitor_has_one_request_key_and_visitors_differ(visit):
     assert None not in keys
 
 
-def test_only_an_unsure_prediction_shows_a_warning(visit, gateway):
+def test_only_an_uncertain_prediction_shows_a_warning(visit, gateway):
     grey = Image.new("RGB", (64, 64), "grey")  # all four breeds are equally probable
     page = upload(visit(gateway=gateway.url), encoded(grey))
     assert "The model is unsure." in page.warning[0].value
@@ -136,7 +136,7 @@ def test_an_unusable_photo_shows_the_reason(visit, gateway, name, content, reaso
 @pytest.mark.parametrize(
     "name", ["cat.jfif", "cat.JPE", "cat.hif", "cat.pjpeg", "IMG_0815", "cat.jpg.download", ".jpg"]
 )
-def test_the_content_decides_what_is_a_photo_not_the_file_name(visit, gateway, name):
+def test_photos_are_recognized_by_content_and_not_by_file_name(visit, gateway, name):
     page = visit(gateway=gateway.url)
     assert not page.get("file_uploader")[0].proto.type
     assert upload(page, PHOTOS[1], name).subheader[0].value.startswith(BREEDS[1])
@@ -150,7 +150,9 @@ def test_an_unreachable_gateway_shows_an_error_with_and_without_a_photo(visit):
 
 
 @pytest.mark.parametrize("missing", ["model", "model server"])
-def test_a_gateway_without_a_model_shows_another_error_than_an_unreachable_one(visit, model_server, tmp_path, missing):
+def test_a_gateway_without_a_model_and_an_unreachable_gateway_show_different_errors(
+    visit, model_server, tmp_path, missing
+):
     if missing == "model":
         gateway = Gateway(tmp_path, model_server.port, model_label="canary")
     else:
@@ -178,7 +180,7 @@ def test_samples_have_the_names_of_their_folders(visit, gateway, tmp_path):
     assert len(page.button) == len(BREEDS)
     assert any("damaged" in caption.value and "cannot be displayed" in caption.value for caption in page.caption)
     button = next(button for button in page.button if button.label == BREEDS[2])
-    assert without_exception(button.click().run()).subheader[0].value.startswith(BREEDS[2])
+    assert assert_no_exception(button.click().run()).subheader[0].value.startswith(BREEDS[2])
 
 
 @pytest.mark.parametrize(

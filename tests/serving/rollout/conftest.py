@@ -119,7 +119,7 @@ def fleet(tmp_path, registry) -> LocalFleet:
 
 @pytest.fixture
 def announce(fleet, model_servers) -> Iterator[Callable[[int], list[ModelServer]]]:
-    """Adds the first `count` servers to the fleet, and returns them."""
+    """Add the first `count` servers to the fleet, and return them."""
     with contextlib.ExitStack() as announcements:
 
         def announce(count: int) -> list[ModelServer]:

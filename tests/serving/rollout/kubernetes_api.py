@@ -56,7 +56,7 @@ class KubernetesApi:
         path.write_text(yaml.safe_dump(config))
 
     def add_pod(self, name: str, port: int, app: str = "model-server", port_name: str = "grpc") -> dict:
-        """Adds a ready pod and returns it."""
+        """Add a ready pod and return it."""
         pod = {
             "metadata": {"name": name, "uid": f"uid-{name}", "labels": {"app.kubernetes.io/name": app}},
             "spec": {
@@ -83,7 +83,7 @@ class KubernetesApi:
         return pod
 
     def call(self, method: str, url: str, body: dict | None) -> tuple[int, dict] | None:
-        """Returns the status code and object of the response; None resets the connection."""
+        """Return the status code and object of the response; None resets the connection."""
         with self._lock:
             self.calls.append(f"{method} {urlsplit(url).path}")
             kind = ""
@@ -114,10 +114,10 @@ class KubernetesApi:
             if revision and revision != self.config_map["metadata"]["resourceVersion"]:
                 return _status(409)
             return 200, self.change(body)
-        return _status(403)  # the Role allows nothing else
+        return _status(403)  # the Role allows no other calls
 
     def change(self, body: dict) -> dict:
-        """Stores the ConfigMap with a new resource version and returns it."""
+        """Store the ConfigMap with a new resource version and return it."""
         self._revision += 1
         metadata = {**body["metadata"], "resourceVersion": str(self._revision)}
         self.config_map = {**body, "metadata": metadata}

@@ -19,17 +19,17 @@ State = get_model_status_pb2.ModelVersionStatus
 
 
 class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Serves one model. Every version loads immediately, except those in `broken` and `slow`.
+    """A server of one model. Every version loads immediately, except those in `broken` and `slow`.
 
     Attributes:
-        port: Port of gRPC.
-        labels: Version by label, as requests find them.
+        port: gRPC port.
+        labels: Version by label, as requests resolve them.
         loaded: Versions that are available.
-        most: Largest number of versions that were loaded at a time.
+        max_loaded: Largest number of versions that were loaded at the same time.
         faults: Configurations that unloaded a version to which a label pointed.
         broken: Versions that cannot be loaded.
         slow: Versions that do not finish loading while they are in this set.
-        wanted: Versions of the latest configuration.
+        requested: Versions in the latest configuration.
         predict_code: Status code of every response to Predict.
         status_code: Status code of every response to GetModelStatus; None returns the versions.
     """
@@ -37,11 +37,11 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
     def __init__(self, broken: frozenset[int] = frozenset()):
         self.labels: dict[str, int] = {}
         self.loaded: set[int] = set()
-        self.most = 0
+        self.max_loaded = 0
         self.faults: list[str] = []
         self.broken = broken
         self.slow: set[int] = set()
-        self.wanted: set[int] = set()
+        self.requested: set[int] = set()
         self.predict_code = grpc.StatusCode.UNAVAILABLE
         self.status_code: grpc.StatusCode | None = None
         self._seen: set[int] = set()
@@ -61,18 +61,18 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
         for label, version in config.version_labels.items():
             if version not in self.loaded and self.labels.get(label, version) != version:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{label}: version {version} is not available")
-        wanted = set(config.model_version_policy.specific.versions)
-        lost = {label for label, version in self.labels.items() if version not in wanted}
+        requested = set(config.model_version_policy.specific.versions)
+        lost = {label for label, version in self.labels.items() if version not in requested}
         if lost:
-            self.faults.append(f"{self.labels} -> {sorted(wanted)} {dict(config.version_labels)}")
-        self._failed = wanted & self.broken
+            self.faults.append(f"{self.labels} -> {sorted(requested)} {dict(config.version_labels)}")
+        self._failed = requested & self.broken
         # Loaded versions are not loaded again.
         self.loaded = {
-            version for version in wanted - self.broken if version in self.loaded or version not in self.slow
+            version for version in requested - self.broken if version in self.loaded or version not in self.slow
         }
-        self.wanted = wanted
-        self._seen |= wanted
-        self.most = max(self.most, len(self.loaded))
+        self.requested = requested
+        self._seen |= requested
+        self.max_loaded = max(self.max_loaded, len(self.loaded))
         self.labels = dict(config.version_labels)
         return model_management_pb2.ReloadConfigResponse()
 
@@ -90,15 +90,15 @@ class StrictServer(model_service_pb2_grpc.ModelServiceServicer, prediction_servi
     def GetModelStatus(self, request, context):
         if self.status_code:
             context.abort(self.status_code, "out of order")
-        self.loaded |= self.wanted - self.slow - self.broken
+        self.loaded |= self.requested - self.slow - self.broken
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in self.loaded:
             response.model_version_status.add(version=version, state=State.AVAILABLE)
-        for version in self.wanted - self.loaded - self._failed:
+        for version in self.requested - self.loaded - self._failed:
             response.model_version_status.add(version=version, state=State.LOADING)
         for version in self._failed:
             failed = response.model_version_status.add(version=version, state=State.END)
             failed.status.error_code, failed.status.error_message = 13, "broken"
-        for version in self._seen - self.wanted:  # unloaded: no error
+        for version in self._seen - self.requested:  # unloaded: no error
             response.model_version_status.add(version=version, state=State.END)
         return response

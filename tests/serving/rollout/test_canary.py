@@ -144,7 +144,7 @@ def test_a_response_that_is_not_from_a_gateway_is_an_error_with_the_address(
 ):
     controller.start_canary(2, share=0.1)
     with flaky_server.serving() as server, fleet.announced(GATEWAY, server.address.removeprefix("http://")):
-        server.answers["/metrics"] = [flaky_server.status(code, body)]
+        server.responses["/metrics"] = [flaky_server.status(code, body)]
         with pytest.raises(
             RolloutError, match=f"cannot read the metrics of gateway at .*: {server.address}/metrics: {message}"
         ):
@@ -178,7 +178,7 @@ def test_a_canary_fails_if_its_errors_or_its_latency_are_significantly_worse(can
     assert compare(canary, stable, CanaryCriteria()).outcome is outcome
 
 
-def test_a_doubled_latency_fails_for_every_latency_of_stable():
+def test_a_doubled_latency_fails_the_canary_at_any_stable_latency():
     def stats_with_latency(seconds: float) -> RequestStats:
         slower = {bound: 300 if seconds > bound else 0 for bound in (*MODEL_SERVER_SECONDS, float("inf"))}
         return RequestStats(0, 300, slower)

@@ -26,7 +26,7 @@ def registry(tmp_path, models) -> Registry:
 
 @pytest.fixture
 def run(registry):
-    """Runs a command with the workdir and the model name; `fleet_options` select a cluster."""
+    """Run a command with the workdir and the model name; `fleet_options` select a cluster."""
 
     def run(*arguments: object, fleet_options: tuple[str, ...] = ()):
         options = ("--workdir", registry.base.parent.parent, "--set", f"model_name={MODEL}")

@@ -14,7 +14,7 @@ from serving.rollout.controller import RolloutController
 
 @pytest.fixture
 def roll_out(tmp_path, registry):
-    """Runs the component for a push of `version`; returns the recorded outcome."""
+    """Run the component for a push of `version`; return the recorded outcome."""
 
     def roll_out(version: int | None, already_pushed_as: int | None = None) -> str:
         pushed, outcome = PushRecord(), RolloutRecord()

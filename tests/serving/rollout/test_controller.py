@@ -25,13 +25,13 @@ def controller(registry, fleet, servers) -> RolloutController:
 
 @pytest.fixture
 def stable(servers, registry):
-    """Returns the stable version of each server, as its responses show it."""
+    """Return the stable version of each server, as its responses show it."""
     return lambda: [server.added(registry.base.name, "stable") for server in servers]
 
 
 @pytest.fixture
 def loaded(servers, registry):
-    """Returns whether every server has loaded these versions and no others."""
+    """Return whether every server has loaded these versions and no others."""
 
     def loaded(*versions: int) -> bool:
         states = [server.states(registry.base.name) for server in servers]

@@ -38,7 +38,7 @@ def pods(api, model_servers):
 
 @pytest.fixture
 def command(registry):
-    """Calls a method of RolloutController with a new connection to the API, as each command does."""
+    """Call a method of RolloutController with a new connection to the API, as each command does."""
 
     def command(name: str, *arguments: object):
         limits = RolloutLimits(loaded_versions=2, load_seconds=30, starting_seconds=0.5, poll_seconds=1)
@@ -92,12 +92,12 @@ def test_after_a_fault_at_any_call_stable_is_served_and_the_same_command_succeed
             assert [server.labels for server in strict_servers] == [labels] * 2
     assert call > 5
     assert [server.faults for server in strict_servers] == [[], []]
-    assert max(server.most for server in strict_servers) == 2
+    assert max(server.max_loaded for server in strict_servers) == 2
     for data in api.history:
         read_serving_config(data, registry.base.name)  # raises if a label points to a version that is not loaded
 
 
-def test_of_two_concurrent_promotions_one_succeeds_and_the_other_fails_at_once_with_the_reason(
+def test_one_of_two_concurrent_promotions_succeeds_and_the_other_fails_immediately_with_the_reason(
     api, strict_servers, registry, command
 ):
     command("promote", 2)
@@ -105,7 +105,7 @@ def test_of_two_concurrent_promotions_one_succeeds_and_the_other_fails_at_once_w
         server.slow.add(3)
     with ThreadPoolExecutor(1) as thread:
         first = thread.submit(command, "promote", 3)
-        eventually(lambda: all(3 in server.wanted for server in strict_servers))
+        eventually(lambda: all(3 in server.requested for server in strict_servers))
         previous, result = command("promote", 4)
         assert (previous, len(result.servers)) == (2, 2)
         with pytest.raises(
@@ -129,14 +129,14 @@ def test_a_promotion_ends_when_the_live_configuration_changes_before_any_server_
         server.slow.add(3)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
-        eventually(lambda: all(3 in server.wanted for server in strict_servers))
+        eventually(lambda: all(3 in server.requested for server in strict_servers))
         data = dict(api.config_map["data"])
         data[CONFIG_FILE] = data[CONFIG_FILE].replace("versions: 3", "versions: 1")
         api.change({**api.config_map, "data": data})
         with pytest.raises(RolloutError, match="another rollout is running and has unloaded version 3"):
             promotion.result(20)  # versions may take 30 s to load
     assert registry.labels() == {"stable": 2}
-    assert [server.wanted for server in strict_servers] == [{1, 2}] * 2
+    assert [server.requested for server in strict_servers] == [{1, 2}] * 2
 
 
 def test_an_outdated_configuration_that_arrives_late_does_not_stay_on_the_server(
@@ -146,13 +146,13 @@ def test_an_outdated_configuration_that_arrives_late_does_not_stay_on_the_server
     reaching, rolled_back = threading.Event(), threading.Event()
     reach = KubernetesFleet.reachable_address
 
-    def reach_late(fleet: KubernetesFleet, server: Server) -> str:
+    def reach_after_rollback(fleet: KubernetesFleet, server: Server) -> str:
         if server.name == "pod model-server-1" and not reaching.is_set():
             reaching.set()
             assert rolled_back.wait(DEADLINE)
         return reach(fleet, server)
 
-    monkeypatch.setattr(KubernetesFleet, "reachable_address", reach_late)
+    monkeypatch.setattr(KubernetesFleet, "reachable_address", reach_after_rollback)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
         assert reaching.wait(DEADLINE)
@@ -193,7 +193,7 @@ def test_a_rollback_reloads_its_version_after_a_promotion_has_unloaded_it(api, s
         api.change({**api.config_map, "data": data})
         for server in strict_servers:
             server.slow.clear()
-            server.wanted, server.loaded = {2, 3}, {2, 3}
+            server.requested, server.loaded = {2, 3}, {2, 3}
         rollback.result(DEADLINE)
     assert registry.labels() == {"stable": 1}
     assert [server.labels for server in strict_servers] == [{"stable": 1}] * 2
@@ -204,8 +204,8 @@ def test_a_promotion_reloads_a_version_that_a_late_configuration_has_unloaded(ap
     strict_servers[0].slow.add(3)
     with ThreadPoolExecutor(1) as thread:
         promotion = thread.submit(command, "promote", 3)
-        eventually(lambda: 3 in strict_servers[0].wanted)
-        strict_servers[0].wanted = {1, 2}
+        eventually(lambda: 3 in strict_servers[0].requested)
+        strict_servers[0].requested = {1, 2}
         strict_servers[0].slow.clear()
         promotion.result(DEADLINE)
     assert [server.labels for server in strict_servers] == [{"stable": 3}] * 2
@@ -231,7 +231,7 @@ def test_a_command_fails_if_another_process_moves_its_label(api, strict_servers,
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "UNAVAILABLE", "INTERNAL", "INVALID_ARGUMENT"])
-def test_a_server_that_does_not_respond_to_golden_requests_stops_no_canary(
+def test_a_server_that_does_not_respond_to_golden_requests_does_not_stop_the_canary(
     api, strict_servers, registry, command, code
 ):
     requests = [GoldenRequest(PHOTOS[0], BREEDS[0], 0.5)]
@@ -250,7 +250,7 @@ def test_a_server_that_does_not_respond_to_golden_requests_stops_no_canary(
     assert (registry.labels(), registry.stop_reason(3)) == ({"stable": 1, CANARY: 3}, "")
 
 
-def test_unreadable_golden_requests_stop_no_canary(api, strict_servers, registry, command):
+def test_unreadable_golden_requests_do_not_stop_the_canary(api, strict_servers, registry, command):
     (registry.path(3) / GOLDEN_REQUESTS_FILE).write_text("[")
     with pytest.raises(RegistryError, match=r"golden\.json: unreadable or damaged"):
         command("start_canary", 3, 0.1)
@@ -258,7 +258,7 @@ def test_unreadable_golden_requests_stop_no_canary(api, strict_servers, registry
 
 
 @pytest.mark.parametrize("failure", ["forbidden", "not running", "dead node", "lost"])
-def test_a_pod_that_kubectl_does_not_reach_is_named_and_blocks_no_other_from_rolling_back(
+def test_a_pod_that_kubectl_cannot_reach_is_reported_and_does_not_block_the_rollback_of_others(
     api, strict_servers, registry, command, tmp_path, monkeypatch, failure
 ):
     command("promote", 2)
@@ -308,7 +308,7 @@ def test_an_error_of_kubernetes_is_shown_with_its_message_and_a_remedy(api, comm
 def test_a_server_that_cannot_load_the_current_version_can_roll_back(api, strict_servers, registry, command):
     command("promote", 2)
     late = StrictServer(broken=frozenset({2}))
-    late.loaded, late.labels = {1}, {"stable": 2}  # as it starts with the live configuration
+    late.loaded, late.labels = {1}, {"stable": 2}  # a new pod starts with the live configuration
     api.add_pod("model-server-late", late.port)
     command("rollback")
     assert [server.labels for server in [*strict_servers, late]] == [{"stable": 1}] * 3
@@ -317,21 +317,21 @@ def test_a_server_that_cannot_load_the_current_version_can_roll_back(api, strict
 
 def test_concurrent_changes_to_the_config_map_are_read_again_and_kept(api, pods, registry, command):
     command("sync")
-    rivals = iter(range(3))
+    remaining_writes = iter(range(3))
 
-    def rival() -> None:
-        if next(rivals, None) is not None:
+    def concurrent_write() -> None:
+        if next(remaining_writes, None) is not None:
             data = {**api.config_map["data"], "note": "kept"}
             api.change({**api.config_map, "data": data})
 
-    api.before_write = rival
+    api.before_write = concurrent_write
     command("promote", 2)
-    assert next(rivals, None) is None
+    assert next(remaining_writes, None) is None
     assert api.config_map["data"]["note"] == "kept"
     assert stable(registry, pods) == [2, 2]
 
 
-def test_a_promotion_fails_and_moves_nothing_if_the_configuration_keeps_changing(api, pods, registry, command):
+def test_a_promotion_fails_and_moves_no_label_if_the_configuration_keeps_changing(api, pods, registry, command):
     command("sync")
     api.before_write = lambda: api.change(api.config_map)
     with pytest.raises(RolloutError, match="try again"):
@@ -348,7 +348,7 @@ def test_the_config_map_is_created_before_any_pod_runs(api, registry, command):
     assert read_serving_config(api.config_map["data"], registry.base.name).labels == {"stable": 1}
 
 
-def test_a_pod_that_cannot_load_the_version_is_named_and_the_configuration_is_restored(api, pods, registry, command):
+def test_a_pod_that_cannot_load_the_version_is_reported_and_the_configuration_is_restored(api, pods, registry, command):
     command("sync")
     before = api.config_map["data"]
     with pytest.raises(LoadError, match=r"^pod model-server-[01] cannot load version 4: "):
@@ -357,12 +357,12 @@ def test_a_pod_that_cannot_load_the_version_is_named_and_the_configuration_is_re
     assert registry.labels() == {"stable": 1}
 
 
-def test_a_starting_pod_is_updated_or_named_if_it_does_not_listen_yet(api, pods, registry, command):
+def test_a_starting_pod_is_updated_or_reported_if_it_does_not_listen_yet(api, pods, registry, command):
     command("sync")
     listening = api.pods[1]
     listening["status"]["conditions"][0]["status"] = "False"
-    deaf = api.add_pod("model-server-deaf", free_port())
-    deaf["status"]["conditions"][0]["status"] = "False"
+    closed = api.add_pod("model-server-closed", free_port())
+    closed["status"]["conditions"][0]["status"] = "False"
     for name in ("pulling", "unscheduled"):
         pod = api.add_pod(f"model-server-{name}", free_port())
         pod["status"]["conditions"][0]["status"] = "False"
@@ -370,7 +370,7 @@ def test_a_starting_pod_is_updated_or_named_if_it_does_not_listen_yet(api, pods,
     del pod["spec"]["nodeName"]  # without a node, the pod cannot have mounted the configuration yet
     _, result = command("promote", 2)
     assert result.servers == ["pod model-server-0", "pod model-server-1"]
-    assert result.starting == ["pod model-server-deaf", "pod model-server-pulling"]
+    assert result.starting == ["pod model-server-closed", "pod model-server-pulling"]
     assert stable(registry, pods) == [2, 2]
 
 
@@ -386,7 +386,7 @@ def test_a_ready_pod_that_does_not_respond_stops_a_promotion_before_anything_mov
     assert stable(registry, pods) == [2, 2]
 
 
-def test_a_ready_pod_that_does_not_respond_blocks_no_rollback_and_no_stop_of_a_canary(api, pods, registry, command):
+def test_a_ready_pod_that_does_not_respond_blocks_neither_rollback_nor_stopping_a_canary(api, pods, registry, command):
     command("promote", 2)
     api.add_pod("model-server-gone", free_port())
     with pytest.raises(
@@ -405,7 +405,7 @@ def test_a_ready_pod_that_does_not_respond_blocks_no_rollback_and_no_stop_of_a_c
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"])
-def test_a_pod_that_responds_with_an_error_blocks_no_other_from_rolling_back(
+def test_a_pod_that_responds_with_an_error_does_not_block_the_rollback_of_others(
     api, strict_servers, registry, command, code
 ):
     command("promote", 2)
@@ -422,17 +422,17 @@ def test_a_pod_that_responds_with_an_error_blocks_no_other_from_rolling_back(
     assert registry.labels() == {"stable": 1}
 
 
-def test_two_concurrent_rollbacks_go_back_by_one_version(api, pods, registry, command):
+def test_two_concurrent_rollbacks_go_back_only_one_version(api, pods, registry, command):
     command("promote", 2)
     command("promote", 3)
     fired = []
 
-    def rival() -> None:
+    def concurrent_write() -> None:
         if not fired:
             fired.append(True)
             registry.rollback()
 
-    api.before_write = rival
+    api.before_write = concurrent_write
     command("rollback")
     assert fired
     assert registry.labels() == {"stable": 2}
@@ -454,7 +454,7 @@ def test_rollout_makes_only_the_calls_that_its_role_allows(api, pods, registry, 
 
 @pytest.fixture
 def kubeconfig(tmp_path, monkeypatch):
-    """Returns a function that writes kubectl's configuration for a cluster at an address."""
+    """Return a function that writes kubectl's configuration for a cluster at an address."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     config = {
@@ -503,7 +503,7 @@ def test_a_truncated_or_foreign_response_is_an_error(kubeconfig, body):
 def test_an_error_response_is_shown_in_one_line_even_from_a_proxy(kubeconfig, code, body, message):
     with flaky_server.serving() as server:
         kubeconfig(server.address)
-        server.answers[CONFIG_MAP] = [flaky_server.status(code, body)]
+        server.responses[CONFIG_MAP] = [flaky_server.status(code, body)]
         with (
             KubernetesFleet("cats", "catbreeds", "/models") as fleet,
             pytest.raises(FleetError, match=f"^namespace cats: {message}$"),
@@ -511,18 +511,18 @@ def test_an_error_response_is_shown_in_one_line_even_from_a_proxy(kubeconfig, co
             fleet.read()
 
 
-def test_a_missing_namespace_is_named(kubeconfig):
+def test_the_error_names_a_missing_namespace(kubeconfig):
     with flaky_server.serving() as server:
         kubeconfig(server.address)
         missing = flaky_server.status(404, b'{"message": "namespaces \\"cats\\" not found"}')
-        server.answers[CONFIG_MAP.removesuffix("/model-config")] = [missing]
+        server.responses[CONFIG_MAP.removesuffix("/model-config")] = [missing]
         expected = r'^namespace cats: namespaces "cats" not found; check --namespace and --context$'
         with KubernetesFleet("cats", "catbreeds", "/models") as fleet, pytest.raises(FleetError, match=expected):
             fleet.write(make_serving_config({"stable": 1}, [], 2, 0.0), None)
 
 
 @pytest.mark.parametrize("content", ["a: [1", "hello", "[]", "clusters: 7\n", "\0"])
-def test_a_damaged_kubectl_configuration_is_named(tmp_path, monkeypatch, content):
+def test_the_error_names_a_damaged_kubectl_configuration(tmp_path, monkeypatch, content):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     (tmp_path / "kubeconfig").write_text(content)
@@ -540,7 +540,7 @@ def test_calls_to_kubernetes_use_the_proxy_of_the_environment_and_errors_name_it
         with KubernetesFleet("cats", "catbreeds", "/models") as fleet:
             assert fleet.read() == (None, None)
         assert proxy.requests == [(CONFIG_MAP, None)]
-        proxy.answers[CONFIG_MAP] = [flaky_server.status(502)]
+        proxy.responses[CONFIG_MAP] = [flaky_server.status(502)]
         with (
             KubernetesFleet("cats", "catbreeds", "/models") as fleet,
             pytest.raises(FleetError, match=rf"502 .*{proxy.address}"),

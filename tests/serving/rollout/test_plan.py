@@ -31,7 +31,7 @@ def test_a_promotion_unloads_the_oldest_version_before_it_loads_a_third_and_keep
     ]
 
 
-def test_a_version_is_unloaded_in_a_step_of_its_own_after_the_label_has_moved():
+def test_a_version_is_unloaded_in_a_separate_step_after_the_label_has_moved():
     goal = ServingConfig((2,), {"stable": 2})
     assert [step.config for step in plan_steps(STABLE_1, goal, max_loaded=1)] == [
         ServingConfig((1, 2), {"stable": 1}),
@@ -60,13 +60,13 @@ def test_a_canary_loses_its_requests_and_its_label_before_it_is_unloaded():
     assert unload.config == goal
 
 
-def test_at_the_goal_one_step_sends_it_again_without_a_write():
+def test_at_the_goal_the_only_step_sends_the_configuration_again_without_a_write():
     assert plan_steps(STABLE_2, STABLE_2, max_loaded=2) == [
         Step(STABLE_2, frozenset({2}), is_write_needed=False, is_starting_awaited=True)
     ]
 
 
-def test_sending_the_live_configuration_again_writes_nothing_and_waits_for_no_starting_server():
+def test_sending_the_live_configuration_again_writes_nothing_and_does_not_wait_for_starting_servers():
     assert resend_step(CANARY_2) == Step(CANARY_2, frozenset({1, 2}), is_write_needed=False, is_starting_awaited=False)
 
 
@@ -82,7 +82,7 @@ def configs(canaries: tuple[int | None, ...] = (None, 1, 2, 3)) -> list[ServingC
 
 @pytest.mark.parametrize("load_only", [False, True])
 @pytest.mark.parametrize("max_loaded", [1, 2, 3])
-def test_no_step_moves_a_label_to_a_version_not_loaded_before_or_unloads_a_labelled_one(max_loaded, load_only):
+def test_no_step_moves_a_label_to_an_unloaded_version_or_unloads_a_labelled_version(max_loaded, load_only):
     for live, goal in itertools.product(configs(), configs()):
         steps = plan_steps(live, goal, max_loaded, load_only)
         for before, after in itertools.pairwise([live, *(step.config for step in steps)]):
@@ -102,7 +102,7 @@ def test_no_step_moves_a_label_to_a_version_not_loaded_before_or_unloads_a_label
         assert [step.is_starting_awaited for step in steps] == [False] * (len(steps) - 1) + [not load_only]
 
 
-def test_a_promotion_never_loads_more_versions_than_fit_into_memory():
+def test_a_promotion_never_loads_more_versions_than_fit_in_memory():
     for live, target in itertools.product(configs((None,)), (1, 2, 3)):
         goal = make_serving_config({"stable": target}, live.labels.values(), max_loaded=2)
         assert all(len(step.config.versions) <= 2 for step in plan_steps(live, goal, max_loaded=2))

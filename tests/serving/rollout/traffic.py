@@ -36,7 +36,7 @@ class Traffic:
 
 @contextlib.contextmanager
 def traffic(model: str, servers: list[ModelServer]) -> Iterator[Traffic]:
-    """Sends requests to each server while the block runs, and asserts that none fails."""
+    """Send requests to each server while the block runs, and assert that none fails."""
     sent = Traffic(model)
     threads = [threading.Thread(target=sent.send, args=(server,)) for server in servers]
     for thread in threads:
@@ -78,7 +78,7 @@ class Clients:
 
 @contextlib.contextmanager
 def gateway_clients(gateway: str, count: int = 8) -> Iterator[Clients]:
-    """Runs clients while the block runs.
+    """Run clients while the block runs.
 
     Args:
         gateway: URL of the gateway.

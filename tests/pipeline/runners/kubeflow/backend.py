@@ -1,7 +1,7 @@
 """Emulation of the Kubeflow Pipelines backend, versions 2.15 to 2.17, which runs compiled pipelines on one machine.
 
 It applies the same checks and changes to specifications and files as the API server, the driver and the launcher: it
-rejects, rewrites and loses the same data. Each task is a separate process, started with the command in the
+rejects, rewrites and drops the same data. Each task is a separate process, started with the command in the
 specification. The object store and the pods are folders.
 
 It does not test whether the image can be built and pulled, contains everything that the tasks need, and allows them to

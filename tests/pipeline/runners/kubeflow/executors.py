@@ -9,7 +9,7 @@ seen: dict = {}
 
 
 class Writes(BaseExecutor):
-    """Writes each output, with a property of each type."""
+    """Executor that writes each output, with a property of each type."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         seen.update(inputs=input_dict, outputs=output_dict, parameters=exec_properties)
@@ -24,7 +24,7 @@ class Writes(BaseExecutor):
 
 
 class WritesNoPage(BaseExecutor):
-    """Does not write one of its outputs."""
+    """Executor that omits one of its outputs."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         for key, artifacts in output_dict.items():
@@ -33,14 +33,14 @@ class WritesNoPage(BaseExecutor):
 
 
 class Fails(BaseExecutor):
-    """Raises an exception."""
+    """Executor that raises an exception."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         raise ValueError("invalid photos")
 
 
 class FailsOnce(BaseExecutor):
-    """Fails in its first attempt, after which it creates the file `marker`."""
+    """Executor that creates the file `marker` and fails in its first attempt, and succeeds afterwards."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         marker = Path(exec_properties["marker"])
@@ -50,7 +50,7 @@ class FailsOnce(BaseExecutor):
 
 
 class WritesParameterNames(BaseExecutor):
-    """Writes the names of its parameters to the file `marker`."""
+    """Executor that writes the names of its parameters to the file `marker`."""
 
     def Do(self, input_dict, output_dict, exec_properties):
         Path(exec_properties["marker"]).write_text(" ".join(sorted(exec_properties)))

@@ -71,7 +71,7 @@ def test_without_a_maximum_backoff_tasks_are_not_retried(tmp_path, policy):
         )
 
 
-def test_the_default_installation_of_2_17_does_not_retry_a_task_that_exits_with_an_error(tmp_path, policy):
+def test_the_default_installation_of_version_2_17_does_not_retry_a_task_that_exits_with_an_error(tmp_path, policy):
     text, parameters = one_task_spec("FailsOnce", policy=policy, marker=TEXT), {"marker": str(tmp_path / "failed")}
     with pytest.raises(backend.TaskFailed, match="the node went away"):
         backend.Backend(tmp_path, retry_policy="OnError").run(text, parameters)

@@ -169,7 +169,7 @@ def test_a_run_with_nothing_new_skips_training_and_succeeds(cluster, first):
     assert cluster.registry.versions() == before
 
 
-def test_new_photos_cause_a_training_and_the_new_model_passes_the_gate(
+def test_new_photos_trigger_training_and_the_new_model_passes_the_gate(
     cluster, first, one_backbone, generate_photos, tmp_path
 ):
     new = generate_photos(breeds=3, photos=5, offset=100)

@@ -91,7 +91,7 @@ def test_every_run_parameter_has_a_default_and_a_description():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_boolean_rule_is_boolean_for_the_run_and_for_the_component(profile):
+def test_a_boolean_rule_has_a_boolean_parameter_in_the_run_and_in_the_component(profile):
     spec = backend.load(text(profile))[0]
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     assert parameters["gate_above_majority"]["parameterType"] == "BOOLEAN"
@@ -191,72 +191,72 @@ def test_only_beam_components_receive_beam_options(smoke):
     assert len(arguments["Pusher"]) == len(arguments["Trainer-resnet50"]) == 3
 
 
-def spoil_resolver(spec):
+def invalidate_resolver(spec):
     spec["deploymentSpec"]["executors"]["Pusher_executor"] = {"resolver": {}}
 
 
-def spoil_lifecycle(spec):
+def invalidate_lifecycle(spec):
     container = spec["deploymentSpec"]["executors"]["ImageExampleGen_executor"]["container"]
     container["lifecycle"] = {"preCacheCheck": {"command": ["python"]}}
 
 
-def spoil_version(spec):
+def invalidate_version(spec):
     spec["schemaVersion"] = "2.0.0"
 
 
-def spoil_name(spec):
+def invalidate_name(spec):
     tasks = spec["root"]["dag"]["tasks"]
     tasks["Run.Report"] = tasks.pop("RunReport")
 
 
-def spoil_producer(spec):
+def invalidate_producer(spec):
     artifacts = spec["root"]["dag"]["tasks"]["DataGate"]["inputs"]["artifacts"]
     artifacts["report"]["taskOutputArtifact"]["producerTask"] = "ImageExampleGen_task"
 
 
-def spoil_order(spec):
+def invalidate_order(spec):
     spec["root"]["dag"]["tasks"]["ImageExampleGen"]["dependentTasks"] = ["Pusher"]
 
 
-def spoil_input(spec):
+def invalidate_input(spec):
     del spec["root"]["dag"]["tasks"]["Pusher"]["inputs"]["parameters"]["run_id"]
 
 
-def spoil_condition(spec):
+def invalidate_condition(spec):
     # TFX compiles this if the channel of the condition is also an input.
     task = spec["root"]["dag"]["tasks"]["Backbone-xception"]
     task["triggerPolicy"]["condition"] = task["triggerPolicy"]["condition"].replace("_RetrainGate.decision", "decision")
 
 
-def spoil_command(spec):
+def invalidate_command(spec):
     spec["deploymentSpec"]["executors"]["Pusher_executor"]["container"]["command"] = []
 
 
-def spoil_field(spec):
+def invalidate_field(spec):
     spec["root"]["dag"]["tasks"]["Pusher"]["retries"] = 3
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("invalidate", "message"),
     [
-        (spoil_resolver, "resolver not implemented"),
-        (spoil_lifecycle, "lifecycle"),
-        (spoil_version, "schemaVersion 2.0.0"),
-        (spoil_name, "Argo does not accept the task name Run.Report"),
-        (spoil_producer, "no task ImageExampleGen_task"),
-        (spoil_order, "a cycle among"),
-        (spoil_input, "Pusher: missing parameters {'run_id'}"),
-        (spoil_condition, "its condition uses decision"),
-        (spoil_command, "no image or command"),
-        (spoil_field, "not a pipeline specification"),
+        (invalidate_resolver, "resolver not implemented"),
+        (invalidate_lifecycle, "lifecycle"),
+        (invalidate_version, "schemaVersion 2.0.0"),
+        (invalidate_name, "Argo does not accept the task name Run.Report"),
+        (invalidate_producer, "no task ImageExampleGen_task"),
+        (invalidate_order, "a cycle among"),
+        (invalidate_input, "Pusher: missing parameters {'run_id'}"),
+        (invalidate_condition, "its condition uses decision"),
+        (invalidate_command, "no image or command"),
+        (invalidate_field, "not a pipeline specification"),
     ],
-    ids=lambda value: value.__name__.removeprefix("spoil_") if callable(value) else "",
+    ids=lambda value: value.__name__.removeprefix("invalidate_") if callable(value) else "",
 )
-def test_the_backend_emulation_rejects_invalid_specifications(smoke, spoil, message):
-    spoiled = copy.deepcopy(smoke)
-    spoil(spoiled)
+def test_the_backend_emulation_rejects_invalid_specifications(smoke, invalidate, message):
+    invalid_spec = copy.deepcopy(smoke)
+    invalidate(invalid_spec)
     with pytest.raises(backend.Rejected, match=message.replace("{", r"\{")):
-        backend.load(yaml.safe_dump(spoiled))
+        backend.load(yaml.safe_dump(invalid_spec))
 
 
 @pytest.mark.parametrize(

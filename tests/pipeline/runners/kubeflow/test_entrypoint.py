@@ -84,7 +84,7 @@ INVOCATION = {
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """Runs an executor like a container; returns the ExecutorOutput for the backend."""
+    """Run an executor like a container; return the ExecutorOutput for the backend."""
     monkeypatch.setenv(entrypoint.ROOT_VARIABLE, str(tmp_path))
     executors.seen.clear()
 
@@ -204,7 +204,7 @@ def test_an_exception_of_the_component_fails_the_task(call, tmp_path):
     assert not list(tmp_path.rglob("output_metadata.json"))
 
 
-def test_on_vertex_ai_nothing_is_translated(call, monkeypatch, tmp_path):
+def test_uris_are_not_translated_on_vertex_ai(call, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUD_ML_PROJECT_ID", "cats")
     invocation = {
         "inputs": {
