@@ -20,15 +20,15 @@ Every measurement has a process of its own, and a round measures each variant on
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
 optimization. Remove an optimization whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle cores.
 
-Output on 2 CPU cores that also ran other programs:
+Output on 2 idle CPU cores:
 
     case                 with s  without s  ratio
-    reused heads           5.24      14.22   2.71
-    frozen search          5.24      15.00   2.86
-    frozen executor        2.35       2.68   1.14
-    frozen run             0.15       0.58   3.89
-    import TensorFlow      2.05       2.71   1.32
-    import TFX             8.66      10.12   1.17
+    reused heads           4.97       8.82   1.77
+    frozen search          4.97      10.92   2.20
+    frozen executor        1.96       2.48   1.26
+    frozen run             0.14       0.59   4.31
+    import TensorFlow      1.80       2.25   1.25
+    import TFX             3.84       5.24   1.37
 """
 
 import argparse
