@@ -50,6 +50,7 @@ from tfx.dsl.compiler import compiler
 
 from components import saved_model
 from components.candidates.backbone import build_embedder, build_network
+from components.candidates.embedding_features import feature_name
 from pipeline.graph import create_pipeline
 from pipeline.modules import tuning
 from pipeline.modules.head import EVALUATION_BATCH_SIZE, Records, batched_dataset, build_head, make_deterministic
@@ -90,7 +91,9 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, BREEDS, photos)
     embeddings = (np.eye(BREEDS, EMBEDDING_SIZE)[labels] + random.normal(size=(photos, EMBEDDING_SIZE))).astype("f4")
-    records = Records(embeddings, labels, [b"%d" % number for number in range(photos)])
+    records = Records(
+        embeddings, {feature_name("synthetic", 0): EMBEDDING_SIZE}, labels, [b"%d" % number for number in range(photos)]
+    )
     with tempfile.TemporaryDirectory() as folder:
         tuner = tuning.HeadHyperband(
             hypermodel, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
@@ -104,7 +107,7 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
 
 def write_backbone() -> None:
     """Build, trace and save a ResNet50 with random weights."""
-    module = build_embedder(build_network("resnet50", "random", IMAGE_SIZE, seed=0), "resnet50", IMAGE_SIZE)
+    module = build_embedder(build_network("resnet50", "random", IMAGE_SIZE, seed=0), "resnet50", "resnet50", IMAGE_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         saved_model.save(module, folder, {"serving_default": module.embed})
 

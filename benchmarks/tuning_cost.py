@@ -36,6 +36,7 @@ import tensorflow as tf
 from tfx.types.standard_component_specs import TUNER_RESULTS_KEY
 from tfx.utils import path_utils
 
+from components.candidates.embedding_features import feature_name
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.file_names import TUNER_RESULTS_FILE
 from components.json_files import read_json
@@ -78,7 +79,7 @@ class Costs(NamedTuple):
 
 
 class Backbone:
-    """The SavedModel of a backbone: bytes of n photos -> embeddings float32 [n, d]."""
+    """The SavedModel of a backbone: bytes of n photos -> embeddings of the last block float32 [n, d]."""
 
     def __init__(self, artifact: str):
         self._model = tf.saved_model.load(path_utils.serving_model_path(artifact))  # keeps the signature alive
@@ -86,7 +87,7 @@ class Backbone:
 
     def __call__(self, photos: list[bytes]) -> tf.Tensor:
         """Embed one batch of photos."""
-        return self._signature(image_bytes=tf.constant(photos))["embedding"]
+        return self._signature(image_bytes=tf.constant(photos))[feature_name(BACKBONE, 0)]
 
 
 def measure(count: int, side: int, subset: int) -> Costs:

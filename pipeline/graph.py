@@ -190,6 +190,7 @@ def _candidate(
     # All other nodes of the branch depend on the backbone, so skipping it skips the branch.
     with _if_retraining(retrain_gate):
         network = Backbone(
+            name=backbone,
             architecture=backbone,
             weights=settings.weights,
             weights_dir=context.weights_dir,

@@ -14,6 +14,8 @@ class Architecture(NamedTuple):
         keras_weights: File name that Keras gives to the ImageNet weights without top.
         min_size: Smallest accepted image side in pixels.
         licence: Licence of the ImageNet weights.
+        layers: Layers whose outputs are the outputs of the last blocks, in the order of the forward pass.
+            `<layer>:input` is the input of a layer, for outputs of layers that Keras names with a counter.
     """
 
     module: str
@@ -21,12 +23,34 @@ class Architecture(NamedTuple):
     keras_weights: str
     min_size: int
     licence: str
+    layers: tuple[str, ...]
 
 
 ARCHITECTURES = {
-    "xception": Architecture("xception", "Xception", "xception_weights_tf_dim_ordering_tf_kernels_notop.h5", 71, "MIT"),
-    "resnet50": Architecture("resnet50", "ResNet50", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", 32, "MIT"),
-    "efficientnetb7": Architecture("efficientnet", "EfficientNetB7", "efficientnetb7_notop.h5", 32, "Apache-2.0"),
+    "xception": Architecture(
+        module="xception",
+        builder="Xception",
+        keras_weights="xception_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        min_size=71,
+        licence="MIT",
+        layers=("block13_sepconv1_act:input", "block14_sepconv1:input", "block14_sepconv2_act"),
+    ),
+    "resnet50": Architecture(
+        module="resnet50",
+        builder="ResNet50",
+        keras_weights="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        min_size=32,
+        licence="MIT",
+        layers=("conv5_block1_out", "conv5_block2_out", "conv5_block3_out"),
+    ),
+    "efficientnetb7": Architecture(
+        module="efficientnet",
+        builder="EfficientNetB7",
+        keras_weights="efficientnetb7_notop.h5",
+        min_size=32,
+        licence="Apache-2.0",
+        layers=("block7c_add", "block7d_add", "top_activation"),
+    ),
 }
 
 

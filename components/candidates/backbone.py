@@ -15,6 +15,7 @@ from tfx.utils import path_utils
 
 from components import saved_model
 from components.candidates.architectures import ARCHITECTURES, WEIGHTS_HOST, weight_file_names
+from components.candidates.embedding_features import feature_name
 from components.errors import WeightsError
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
@@ -52,8 +53,8 @@ def weights_source(backbone: str, weights: str, weights_dir: str) -> str:
 def build_network(architecture: str, weights: str, image_size: int, seed: int) -> keras.Model:
     """Build the network without its classification top.
 
-    The network maps preprocessed pixels, float32 [n, image_size, image_size, 3], to average-pooled features,
-    float32 [n, d].
+    The network maps preprocessed pixels, float32 [n, image_size, image_size, 3], to a feature map, float32
+    [n, height, width, d].
 
     Args:
         architecture: Key of ARCHITECTURES.
@@ -69,10 +70,10 @@ def build_network(architecture: str, weights: str, image_size: int, seed: int) -
     keras.utils.set_random_seed(seed)
     shape = (image_size, image_size, 3)
     if weights == "random":
-        return builder(weights=None, include_top=False, pooling="avg", input_shape=shape)
+        return builder(weights=None, include_top=False, input_shape=shape)
     if weights == "imagenet":
         try:
-            return builder(weights="imagenet", include_top=False, pooling="avg", input_shape=shape)
+            return builder(weights="imagenet", include_top=False, input_shape=shape)
         except Exception as error:
             # Keras raises a bare Exception when a download fails.
             if "URL fetch failure" not in str(error):
@@ -86,7 +87,7 @@ def build_network(architecture: str, weights: str, image_size: int, seed: int) -
     # EfficientNet.
     with mock.patch.object(file_utils, "get_file", return_value=weights):
         try:
-            return builder(weights="imagenet", include_top=False, pooling="avg", input_shape=shape)
+            return builder(weights="imagenet", include_top=False, input_shape=shape)
         except (ValueError, OSError) as error:
             raise WeightsError(f"{weights}: not a weights file of {architecture} without top: {error}") from None
 
@@ -110,26 +111,46 @@ def decode_photos(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
     return tf.map_fn(decode_one, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.float32))
 
 
-def build_embedder(network: keras.Model, architecture: str, image_size: int) -> tf.Module:
-    """Return a module with the function `embed`: image_bytes string [n] -> {"embedding": float32 [n, d]}.
+def build_embedder(network: keras.Model, name: str, architecture: str, image_size: int) -> tf.Module:
+    """Return a module with the function `embed`, which pools the outputs of the last blocks in one forward pass.
 
-    The module tracks the variables and not the Keras model, because exporting the model writes each variable twice.
+    `embed` maps image_bytes string [n] to one float32 [n, d] for each block, with the names of
+    `components.candidates.embedding_features`. The module tracks the variables and not the Keras model, because
+    exporting the model writes each variable twice.
+
+    Args:
+        network: Result of `build_network`.
+        name: Name of the backbone.
+        architecture: Key of ARCHITECTURES.
+        image_size: Side of the input image in pixels.
     """
+    blocks = [_layer_output(network, layer) for layer in reversed(ARCHITECTURES[architecture].layers)]
+    model = keras.Model(
+        network.inputs,
+        {feature_name(name, depth): keras.layers.GlobalAveragePooling2D()(block) for depth, block in enumerate(blocks)},
+    )
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
     preprocess = _keras_module(architecture).preprocess_input
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def embed(image_bytes):
-        return {"embedding": network(preprocess(decode_photos(image_bytes, image_size)), training=False)}
+        return model(preprocess(decode_photos(image_bytes, image_size)), training=False)
 
     module.embed = embed
     return module
 
 
+def _layer_output(network: keras.Model, layer: str) -> keras.KerasTensor:
+    """Output of a layer, or with `<layer>:input` the input of a layer."""
+    name, _, end = layer.partition(":")
+    return network.get_layer(name).input if end == "input" else network.get_layer(name).output
+
+
 @component
 def Backbone(
     model: OutputArtifact[Model],
+    name: Parameter[str],
     architecture: Parameter[str],
     weights: Parameter[str],
     weights_dir: Parameter[str],
@@ -140,10 +161,11 @@ def Backbone(
 ):
     """Write the SavedModel of a backbone and its record, `backbone.json`.
 
-    Signature: `serving_default`, image_bytes string [n] -> embedding float32 [n, d].
+    Signature: `serving_default`, image_bytes string [n] -> one embedding float32 [n, d] for each of the last blocks.
 
     Args:
         model: SavedModel and record of the backbone.
+        name: Name of the backbone.
         architecture: Key of ARCHITECTURES.
         weights: "imagenet" or "random".
         weights_dir: Folder with the ImageNet weights; if "", Keras downloads them.
@@ -158,18 +180,23 @@ def Backbone(
     source = weights_source(architecture, weights, weights_dir)
     with local_copy(source) as source:
         network = build_network(architecture, source, image_size, seed)
-    module = build_embedder(network, architecture, image_size)
+    module = build_embedder(network, name, architecture, image_size)
     path = path_utils.serving_model_dir(model.uri)
     saved_model.save(module, path, {"serving_default": module.embed})
     record = {
+        "name": name,
         "architecture": architecture,
         "weights": weights,
         "weights_digest": _weights_digest(network),
         "image_size": image_size,
-        "embedding_size": network.output_shape[-1],
+        "layers": list(reversed(ARCHITECTURES[architecture].layers)),
+        "embedding_sizes": {
+            feature: spec.shape[-1] for feature, spec in module.embed.get_concrete_function().structured_outputs.items()
+        },
         "parameters": network.count_params(),
     }
     write_json(path, BACKBONE_RECORD_FILE, record)
+    model.set_string_custom_property("name", name)
     model.set_string_custom_property("architecture", architecture)
     model.set_string_custom_property("weights_digest", record["weights_digest"])
 

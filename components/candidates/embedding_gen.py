@@ -53,11 +53,12 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         """Embed the images of `batch`, in order."""
         photos = [tf.train.Example.FromString(example).features.feature for _, example in batch]
         images = tf.constant([photo["image_bytes"].bytes_list.value[0] for photo in photos])
-        embeddings = model(image_bytes=images)["embedding"].numpy()
+        embeddings = {name: values.numpy() for name, values in model(image_bytes=images).items()}
         self._counter.add(len(batch))
-        for (split, _), photo, embedding in zip(batch, photos, embeddings, strict=True):
+        for row, ((split, _), photo) in enumerate(zip(batch, photos, strict=True)):
             feature = {name: photo[name] for name in ("breed", "path", "content_hash")}
-            feature["embedding"] = tf.train.Feature(float_list=tf.train.FloatList(value=embedding))
+            for name, values in embeddings.items():
+                feature[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values[row]))
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             yield split, example.SerializeToString(deterministic=True)
 
@@ -75,14 +76,14 @@ def EmbeddingGen(
 ):
     """Embed the photos of train and eval. The gate evaluates the photos of test from their bytes.
 
-    Features of the embeddings: embedding (float32 [d]), breed, path, content_hash.
+    Features of the examples: breed, path, content_hash and the outputs of the backbone, each float32 [d].
 
     Args:
         examples: Photos of ImageExampleGen.
         backbone: Backbone with the signature `serving_default`.
         embeddings: Embeddings, with the splits train and eval.
         schema: Schema of the embeddings.
-        schema_template: Schema of the embeddings in text format, without the length of the embedding.
+        schema_template: Schema of the embeddings in text format; its feature `embedding` describes each embedding.
         batch: Maximum number of images in one forward pass.
         code_digest: Digest of the modules that the component runs.
         beam_pipeline: Beam pipeline that runs the embedding.
@@ -115,16 +116,20 @@ def EmbeddingGen(
             )
     embeddings.set_float_custom_property("seconds", time.monotonic() - started)
     embeddings.set_int_custom_property("photos", total)
-    _write_schema(schema.uri, schema_template, read_json(path, BACKBONE_RECORD_FILE)["embedding_size"])
+    _write_schema(schema.uri, schema_template, read_json(path, BACKBONE_RECORD_FILE)["embedding_sizes"])
 
 
 def _files(examples: Examples, split: str) -> str:
     return io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
 
 
-def _write_schema(uri: str, template: str, embedding_size: int) -> None:
+def _write_schema(uri: str, template: str, embedding_sizes: dict[str, int]) -> None:
     schema = text_format.Parse(template, schema_pb2.Schema())
-    for feature in schema.feature:
-        if feature.name == "embedding":
-            feature.shape.dim.add(size=embedding_size)
+    embedding = next(feature for feature in schema.feature if feature.name == "embedding")
+    schema.feature.remove(embedding)
+    for name, size in embedding_sizes.items():
+        feature = schema.feature.add()
+        feature.CopyFrom(embedding)
+        feature.name = name
+        feature.shape.dim.add(size=size)
     io_utils.write_pbtxt_file(os.path.join(uri, "schema.pbtxt"), schema)

@@ -26,17 +26,18 @@ class ServedModel(tf.Module):
             breeds string [n, breeds], in the same order.
         top_k: image_bytes string [n] -> probabilities float32 [n, k] and breeds string [n, k], most probable first;
             k is the smaller of `top_k` and the number of breeds.
-        classify_embedding: embedding float32 [n, d] -> same outputs as serving_default.
+        classify_embedding: one input float32 [n, d] for each output of the backbones -> same outputs as
+            serving_default.
         transform_labels: breed string [n] -> label int64 [n].
 
     Args:
         backbones: Directories of the SavedModels of the backbones.
         head: Directory of the SavedModel of a `pipeline.modules.candidate_model.CandidateModel`. It classifies the
-            concatenated embeddings of `backbones`, in their order.
+            embeddings of `backbones`.
         top_k: Maximum number of breeds that the signature `top_k` returns.
 
     Raises:
-        ValueError: If the length of the head's embedding is not the sum of the lengths of the backbones' embeddings.
+        ValueError: If the backbones do not return the embeddings that the head takes.
     """
 
     def __init__(self, backbones: Sequence[str], head: str, top_k: int):
@@ -49,21 +50,20 @@ class ServedModel(tf.Module):
         self._record = _served_model_record(records, head_record, top_k)
         classify = self._head.signatures["classify_embedding"]
         encode_labels = self._head.signatures["transform_labels"]
-        embedding_size = sum(record["embedding_size"] for record in records)
-        if embedding_size != head_record["embedding_size"]:
+        embedding_sizes = {name: size for record in records for name, size in record["embedding_sizes"].items()}
+        if embedding_sizes != head_record["embedding_sizes"]:
             raise ValueError(
-                f"{head}: the head takes embeddings of length {head_record['embedding_size']}, but the backbones "
-                f"return {embedding_size}"
+                f"{head}: the head takes embeddings of the lengths {head_record['embedding_sizes']}, but the backbones "
+                f"return {embedding_sizes}"
             )
         breeds = len(head_record["breeds"])
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
         def serve(image_bytes):
-            embeddings = [
-                backbone.signatures["serving_default"](image_bytes=image_bytes)["embedding"]
-                for backbone in self._backbones
-            ]
-            return classify(embedding=tf.concat(embeddings, axis=1))
+            embeddings = {}
+            for backbone in self._backbones:
+                embeddings |= backbone.signatures["serving_default"](image_bytes=image_bytes)
+            return classify(**embeddings)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
         def serve_top_k(image_bytes):
@@ -71,9 +71,9 @@ class ServedModel(tf.Module):
             probabilities, indices = tf.math.top_k(outputs["probabilities"], k=min(top_k, breeds))
             return {"probabilities": probabilities, "breeds": tf.gather(outputs["breeds"], indices, batch_dims=1)}
 
-        @tf.function(input_signature=[tf.TensorSpec([None, embedding_size], tf.float32, "embedding")], autograph=False)
-        def classify_embedding(embedding):
-            return classify(embedding=embedding)
+        @tf.function(input_signature=embedding_specs(embedding_sizes), autograph=False)
+        def classify_embedding(*embeddings):
+            return classify(**dict(zip(embedding_sizes, embeddings, strict=True)))
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
         def transform_labels(breed):
@@ -115,10 +115,19 @@ class ServedModel(tf.Module):
         return 1000 * statistics.median(durations[1:])
 
 
+def embedding_specs(sizes: dict[str, int]) -> list[tf.TensorSpec]:
+    """Inputs of the signature `classify_embedding`: one float32 [n, d] for each embedding, by name.
+
+    Args:
+        sizes: Length of each embedding.
+    """
+    return [tf.TensorSpec([None, size], tf.float32, name) for name, size in sizes.items()]
+
+
 def _served_model_record(backbones: list[dict[str, Any]], head: dict[str, Any], top_k: int) -> dict[str, Any]:
     """Record of the served model: the record of the head, plus the backbones and the total number of parameters."""
     backbone = backbones[0] if len(backbones) == 1 else _combined_backbone(backbones)
-    record = {key: value for key, value in head.items() if key != "embedding_size"} | {
+    record = {key: value for key, value in head.items() if key != "embedding_sizes"} | {
         "backbone": backbone,
         "settings": head["settings"] | {"top_k": top_k},
         "parameters": backbone["parameters"] + head["parameters"],
@@ -130,11 +139,12 @@ def _served_model_record(backbones: list[dict[str, Any]], head: dict[str, Any], 
 def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:
     """Combine the records of several backbones into the record of one; `parts` lists the originals."""
     return {
+        "name": "+".join(backbone["name"] for backbone in backbones),
         "architecture": "+".join(backbone["architecture"] for backbone in backbones),
         "weights": "+".join(sorted({backbone["weights"] for backbone in backbones})),
         "weights_digest": json_digest([backbone["weights_digest"] for backbone in backbones]),
         "image_size": max(backbone["image_size"] for backbone in backbones),
-        "embedding_size": sum(backbone["embedding_size"] for backbone in backbones),
+        "embedding_sizes": {name: size for backbone in backbones for name, size in backbone["embedding_sizes"].items()},
         "parameters": sum(backbone["parameters"] for backbone in backbones),
         "parts": backbones,
     }

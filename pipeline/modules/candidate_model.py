@@ -6,6 +6,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from components import saved_model
+from components.candidates.embedding_features import embedding_features
+from components.candidates.served_model import embedding_specs
 from components.json_files import write_json
 from components.keras_config import keras
 from serving.model_files import MODEL_RECORD_FILE
@@ -17,17 +19,24 @@ class CandidateModel(tf.Module):
     BackboneSelector combines the model of the winner with its backbone.
 
     Signatures:
-        classify_embedding: embedding float32 [n, d] -> probabilities float32 [n, breeds] and breeds string
-            [n, breeds], in the same order.
+        classify_embedding: one input float32 [n, d] for each embedding -> probabilities float32 [n, breeds] and
+            breeds string [n, breeds], in the same order.
         transform_labels: breed string [n] -> label int64 [n].
 
     Args:
         transform: Output of Transform.
         head: Trained head from `pipeline.modules.head.build_head`.
+        embedding_sizes: Length of each embedding, by name.
         breeds: Breeds in the order of the head's outputs.
     """
 
-    def __init__(self, transform: tft.TFTransformOutput, head: keras.Model, breeds: list[str]):
+    def __init__(
+        self,
+        transform: tft.TFTransformOutput,
+        head: keras.Model,
+        embedding_sizes: dict[str, int],
+        breeds: list[str],
+    ):
         super().__init__()
         self._transform = transform.transform_features_layer()
         # Track the variables and not the Keras model, because exporting the model writes each variable twice.
@@ -35,12 +44,12 @@ class CandidateModel(tf.Module):
         self._breeds = tf.constant(breeds)
 
         # No autograph: there is no Python control flow to convert here, and autograph would convert the code of Keras.
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, head.input_shape[-1]], tf.float32, "embedding")], autograph=False
-        )
-        def classify_embedding(embedding):
+        @tf.function(input_signature=embedding_specs(embedding_sizes), autograph=False)
+        def classify_embedding(*embeddings):
             # Transform's layer is a tf_keras model, which can only be called inside a tf.function.
-            probabilities = head(self._transform({"embedding": embedding})["embedding"], training=False)
+            features = self._transform(dict(zip(embedding_sizes, embeddings, strict=True)))
+            standardized = tf.concat([features[name] for name in embedding_features(features)], axis=1)
+            probabilities = head(standardized, training=False)
             names = tf.broadcast_to(self._breeds, tf.shape(probabilities))
             return {"probabilities": probabilities, "breeds": names}
 

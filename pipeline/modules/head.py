@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from components.candidates.embedding_features import embedding_features
 from components.keras_config import keras
 
 # Photos per batch during evaluation; at most 34 MB of embeddings.
@@ -20,12 +21,14 @@ class Records(NamedTuple):
     """One split in memory, sorted by the content hashes of the photos.
 
     Attributes:
-        embeddings: Standardized embeddings, float32 [n, d].
+        embeddings: Standardized embeddings, float32 [n, d]; those of the last blocks are the first columns.
+        embedding_sizes: Number of columns of each embedding, in the order of the columns.
         labels: Indices of the breeds, int64 [n].
         content_hashes: Content hashes of the n photos.
     """
 
     embeddings: np.ndarray
+    embedding_sizes: dict[str, int]
     labels: np.ndarray
     content_hashes: list[bytes]
 
@@ -51,8 +54,10 @@ def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> 
     column = {name: np.concatenate([row[name].numpy() for row in rows]) for name in spec}
     hashes = [value.ravel()[0] for value in column["content_hash"]]
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    names = embedding_features(spec)
     return Records(
-        column["embedding"][order].astype(np.float32),
+        np.concatenate([column[name] for name in names], axis=1)[order].astype(np.float32),
+        {name: column[name].shape[1] for name in names},
         column["label"].reshape(-1)[order],
         [hashes[i] for i in order],
     )

@@ -3,6 +3,8 @@
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from components.candidates.embedding_features import embedding_features
+
 VOCABULARY = "breeds"
 _EPSILON = 1e-9  # avoids division by zero
 
@@ -11,15 +13,14 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Convert the features of EmbeddingGen to the inputs of a head. Its graph is part of the served model.
 
     Args:
-        inputs: Features `embedding` float32 [n, d], `breed` string [n, 1] and `content_hash` string [n, 1].
+        inputs: Features `breed` string [n, 1], `content_hash` string [n, 1] and the embeddings, each float32 [n, d].
 
     Returns:
-        embedding: Standardized embedding, float32 [n, d]; see `standardize`.
+        The embeddings, under the same names: each standardized on its own, float32 [n, d]; see `standardize`.
         label: Index of the breed in the vocabulary, int64 [n, 1]; -1 for a breed that is not in train.
         content_hash: Content hash of the photo, string [n, 1]; sort key of the training data.
     """
-    return {
-        "embedding": standardize(inputs["embedding"]),
+    return {name: standardize(inputs[name]) for name in embedding_features(inputs)} | {
         "label": tft.compute_and_apply_vocabulary(inputs["breed"], vocab_filename=VOCABULARY),
         "content_hash": inputs["content_hash"],
     }

@@ -51,7 +51,7 @@ def run_fn(fn_args: FnArgs) -> None:
     training_seconds = time.monotonic() - started
 
     record = {
-        "embedding_size": train.embeddings.shape[1],
+        "embedding_sizes": train.embedding_sizes,
         "breeds": breeds,
         "hyperparameters": hyperparameters,
         "data_digest": json_digest([train.digest(), evaluation.digest()]),
@@ -59,7 +59,7 @@ def run_fn(fn_args: FnArgs) -> None:
         "settings": {"trainer": settings, "seed": config["seed"]},
         "parameters": head.count_params(),
     }
-    CandidateModel(transform, head, breeds).save(fn_args.serving_model_dir, record)
+    CandidateModel(transform, head, train.embedding_sizes, breeds).save(fn_args.serving_model_dir, record)
     write_json(
         fn_args.model_run_dir,
         TRAINING_FILE,

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from components.candidates.embedding_features import embedding_features
 from pipeline.datasets.sample_data import BREEDS, draw_photo
 from tests.running import catbreeds, run_pipeline
 
@@ -32,10 +33,10 @@ def winner(demo, tf):
 
 
 def embeddings(demo, backbone, tf):
-    """Content hash -> embedding of the eval photos from EmbeddingGen."""
+    """Content hash -> embeddings of the eval photos from EmbeddingGen, by name."""
     folder = demo.artifact(f"EmbeddingGen-{backbone}", "embeddings") / "Split-eval"
     return {
-        f["content_hash"].bytes_list.value[0]: np.array(f["embedding"].float_list.value, np.float32)
+        f["content_hash"].bytes_list.value[0]: {name: list(f[name].float_list.value) for name in embedding_features(f)}
         for f in features_of(folder, tf)
     }
 
@@ -120,7 +121,10 @@ def assert_serving_equals_training(demo, backbone, serve, tf):
     embedded, images = embeddings(demo, backbone, tf), photos(demo, tf)
     keys = sorted(images)[:8]
     head = tf.saved_model.load(str(demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving"))
-    by_embedding = head.signatures["classify_embedding"](embedding=tf.constant([embedded[key] for key in keys]))
+    names = list(embedded[keys[0]])
+    assert len(names) == 3
+    inputs = {name: tf.constant([embedded[key][name] for key in keys]) for name in names}
+    by_embedding = head.signatures["classify_embedding"](**inputs)
     served = serve(image_bytes=tf.constant([images[key] for key in keys]))
     assert served["breeds"].numpy().tolist() == by_embedding["breeds"].numpy().tolist()
     np.testing.assert_allclose(served["probabilities"], by_embedding["probabilities"], atol=1e-4)

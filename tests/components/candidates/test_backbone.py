@@ -27,6 +27,7 @@ from components.candidates.backbone import (
 from components.errors import WeightsError
 
 SIDE = 71  # smallest size that all architectures accept
+EMBEDDING_SIZES = {"embedding_xception_0": 2048, "embedding_xception_1": 1024, "embedding_xception_2": 728}
 # Building EfficientNetB7 takes ten seconds.
 FAST_ARCHITECTURES = ("xception", "resnet50")
 ALL_ARCHITECTURES = (*FAST_ARCHITECTURES, pytest.param("efficientnetb7", marks=pytest.mark.slow))
@@ -52,6 +53,11 @@ def save_in_keras_format(network: keras.Model, path: Path) -> None:
     """Save the weights in the format of the files that Keras downloads."""
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, network)
+
+
+def pooled(network: keras.Model, pixels: np.ndarray) -> np.ndarray:
+    """Average of the feature map of `network` over its positions, float32 [n, d]."""
+    return network(pixels, training=False).numpy().mean(axis=(1, 2))
 
 
 def distance(embeddings, expected) -> float:
@@ -109,13 +115,14 @@ def test_photos_are_preprocessed_as_in_keras_applications(networks, architecture
     module = importlib.import_module(f"keras.applications.{ARCHITECTURES[architecture].module}")
     images = [noise_photo(seed)[0] for seed in range(2)]
     files = tf.constant(list(map(with_border, images)))
-    embedded = build_embedder(network, architecture, SIDE).embed(files)["embedding"]
+    embedded = build_embedder(network, "net", architecture, SIDE).embed(files)
     pixels = np.stack(images).astype(np.float32)
-    expected = network(module.preprocess_input(pixels.copy()), training=False).numpy()
-    assert distance(embedded, expected) < 1e-3
+    expected = pooled(network, module.preprocess_input(pixels.copy()))
+    assert distance(embedded["embedding_net_0"], expected) < 1e-3
+    assert [len(values.shape) for values in embedded.values()] == [2, 2, 2]
     assert distance(expected[::-1], expected) > 0.01
     if architecture in FAST_ARCHITECTURES:
-        assert distance(network(pixels, training=False), expected) > 0.1
+        assert distance(pooled(network, pixels), expected) > 0.1
 
 
 def test_decoding_crops_the_border_and_resizes_with_antialiasing():
@@ -266,6 +273,7 @@ def backbone(weights, tmp_path_factory):
     model.uri = str(tmp_path_factory.mktemp("backbone"))
     Backbone.test_call(
         model=model,
+        name="xception",
         architecture="xception",
         weights="imagenet",
         weights_dir=str(weights("xception")[0]),
@@ -288,10 +296,12 @@ def test_saved_model_embeds_photos_of_any_size_like_the_network(backbone, networ
     _, path = backbone
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
     files = tf.constant([noise_photo(0)[1], noise_photo(1, (100, 40))[1], noise_photo(2, (8, 8))[1]])
-    embedded = signature(image_bytes=files)["embedding"]
-    expected = build_embedder(networks("xception"), "xception", SIDE).embed(files)["embedding"]
-    assert embedded.shape == (3, 2048)
-    assert distance(embedded, expected) < 1e-3
+    embedded = signature(image_bytes=files)
+    expected = build_embedder(networks("xception"), "xception", "xception", SIDE).embed(files)
+    assert embedded.keys() == EMBEDDING_SIZES.keys()
+    for name, size in EMBEDDING_SIZES.items():
+        assert embedded[name].shape == (3, size)
+        assert distance(embedded[name], expected[name]) < 1e-3
 
 
 def test_record_describes_the_backbone(backbone, networks):
@@ -299,10 +309,12 @@ def test_record_describes_the_backbone(backbone, networks):
     record = json.loads((path / "assets.extra" / "backbone.json").read_text())
     digest = record.pop("weights_digest")
     assert record == {
+        "name": "xception",
         "architecture": "xception",
         "weights": "imagenet",
         "image_size": SIDE,
-        "embedding_size": 2048,
+        "layers": ["block14_sepconv2_act", "block14_sepconv1:input", "block13_sepconv1_act:input"],
+        "embedding_sizes": EMBEDDING_SIZES,
         "parameters": networks("xception").count_params(),
     }
     assert len(digest) == 64

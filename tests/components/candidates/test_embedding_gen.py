@@ -3,12 +3,12 @@
 from collections import Counter
 
 import apache_beam as beam
-import numpy as np
 import tensorflow as tf
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, Schema
-from tfx.utils import path_utils
+from tfx.utils import io_utils, path_utils
 
+from components.candidates.embedding_features import feature_name
 from components.candidates.embedding_gen import SPLITS, BackboneHandler, EmbeddingGen
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
@@ -16,15 +16,19 @@ from pipeline.settings import ROOT, load
 
 BATCH = 4
 PHOTOS = {"train": 11, "eval": 6}
+SIZES = {feature_name("length", 0): 1, feature_name("length", 1): 2}
 
 
 class LengthBackbone(tf.Module):
-    """A backbone that embeds a photo as its number of bytes and twice that number."""
+    """A backbone with two blocks: the number of bytes of the photo, and two and three times that number."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def embed(self, image_bytes):
         length = tf.cast(tf.strings.length(image_bytes), tf.float32)
-        return {"embedding": tf.stack([length, 2 * length], axis=1)}
+        return {
+            feature_name("length", 0): length[:, tf.newaxis],
+            feature_name("length", 1): tf.stack([2 * length, 3 * length], axis=1),
+        }
 
 
 def write_examples(examples: Examples) -> None:
@@ -48,7 +52,7 @@ def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkey
     write_examples(examples)
     module, path = LengthBackbone(), path_utils.serving_model_dir(backbone.uri)
     tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
-    write_json(path, BACKBONE_RECORD_FILE, {"embedding_size": 2})
+    write_json(path, BACKBONE_RECORD_FILE, {"embedding_sizes": SIZES})
     embedded, batches = Counter(), []
     run_inference = BackboneHandler.run_inference
 
@@ -78,4 +82,8 @@ def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkey
         assert len(rows) == PHOTOS[split]
         for row in rows:
             length = int(row["path"].bytes_list.value[0].decode().removeprefix(split)) + 1
-            np.testing.assert_array_equal(row["embedding"].float_list.value, [length, 2 * length])
+            assert row["embedding_length_0"].float_list.value == [length]
+            assert row["embedding_length_1"].float_list.value == [2 * length, 3 * length]
+    features = io_utils.SchemaReader().read(io_utils.get_only_uri_in_dir(schema.uri)).feature
+    sizes = {feature.name: feature.shape.dim[0].size for feature in features if feature.name.startswith("embedding")}
+    assert sizes == SIZES

@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 
 from components import saved_model
-from components.candidates.served_model import ServedModel
+from components.candidates.embedding_features import feature_name
+from components.candidates.served_model import ServedModel, embedding_specs
 from components.file_names import BACKBONE_RECORD_FILE
-from components.json_files import write_json
+from components.json_files import read_json, write_json
 from serving.model_files import MODEL_RECORD_FILE, read_record
 
 BREEDS = ["Rex", "Münsterkatze", "Van"]
@@ -17,27 +18,29 @@ PHOTOS = [tf.io.encode_jpeg(tf.fill([height, 9, 3], tf.constant(90, tf.uint8))).
 class Backbone(tf.Module):
     """A backbone whose embedding has the first `size` powers of the scaled number of bytes of the photo."""
 
-    def __init__(self, size: int):
+    def __init__(self, name: str, size: int):
         super().__init__()
+        self.feature = feature_name(name, 0)
         self.scale = tf.Variable(0.001)
         self.size = size
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def embed(self, image_bytes):
         length = tf.cast(tf.strings.length(image_bytes), tf.float32) * self.scale
-        return {"embedding": tf.stack([length ** (power + 1) for power in range(self.size)], axis=1)}
+        return {self.feature: tf.stack([length ** (power + 1) for power in range(self.size)], axis=1)}
 
 
 class Head(tf.Module):
     """A linear classifier with the signatures of `pipeline.modules.candidate_model.CandidateModel`."""
 
-    def __init__(self, size: int):
+    def __init__(self, sizes: dict[str, int]):
         super().__init__()
-        self.kernel = tf.Variable(np.random.default_rng(0).normal(size=(size, len(BREEDS))).astype(np.float32))
+        shape = (sum(sizes.values()), len(BREEDS))
+        self.kernel = tf.Variable(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
-        @tf.function(input_signature=[tf.TensorSpec([None, size], tf.float32, "embedding")])
-        def classify(embedding):
-            probabilities = tf.nn.softmax(embedding @ self.kernel)
+        @tf.function(input_signature=embedding_specs(sizes))
+        def classify(*embeddings):
+            probabilities = tf.nn.softmax(tf.concat(embeddings, axis=1) @ self.kernel)
             return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")])
@@ -47,29 +50,36 @@ class Head(tf.Module):
         self.endpoints = {"classify_embedding": classify, "transform_labels": encode_labels}
 
 
+def embedding_sizes(sizes: tuple[int, ...]) -> dict[str, int]:
+    """Lengths of the embeddings of the backbones toy0, toy1, ..."""
+    return {feature_name(f"toy{number}", 0): size for number, size in enumerate(sizes)}
+
+
 @pytest.fixture
 def write_saved_models(tmp_path):
     """Function that writes backbones with the given embedding sizes and a head; returns their directories."""
 
-    def write(*sizes: int, head_size: int | None = None) -> tuple[list[str], str]:
+    def write(*sizes: int, head_sizes: dict[str, int] | None = None) -> tuple[list[str], str]:
         paths = []
         for number, size in enumerate(sizes):
-            path, backbone = str(tmp_path / f"backbone{number}"), Backbone(size)
+            path, backbone = str(tmp_path / f"backbone{number}"), Backbone(f"toy{number}", size)
             saved_model.save(backbone, path, {"serving_default": backbone.embed})
             record = {
+                "name": f"toy{number}",
                 "architecture": f"toy{number}",
                 "weights": "random",
                 "weights_digest": f"w{number}",
                 "image_size": 32 + number,
-                "embedding_size": size,
+                "embedding_sizes": {backbone.feature: size},
                 "parameters": 1,
             }
             write_json(path, BACKBONE_RECORD_FILE, record)
             paths.append(path)
-        head, path = Head(head_size or sum(sizes)), str(tmp_path / "head")
+        head_sizes = head_sizes or embedding_sizes(sizes)
+        head, path = Head(head_sizes), str(tmp_path / "head")
         saved_model.save(head, path, head.endpoints)
         record = {"breeds": BREEDS, "hyperparameters": {"units": 0}, "settings": {"seed": 0}, "parameters": 7}
-        write_json(path, MODEL_RECORD_FILE, record | {"embedding_size": head_size or sum(sizes)})
+        write_json(path, MODEL_RECORD_FILE, record | {"embedding_sizes": head_sizes})
         return paths, path
 
     return write
@@ -81,13 +91,13 @@ def test_photos_and_their_embeddings_give_equal_predictions(write_saved_models, 
     ServedModel(backbones, head, top_k=2).save(str(tmp_path / "served"), "catbreeds")
     model = tf.saved_model.load(str(tmp_path / "served"))
     photos = tf.constant(PHOTOS)
-    modules, classifier = [Backbone(size) for size in sizes], Head(sum(sizes))
-    embeddings = tf.concat([module.embed(photos)["embedding"] for module in modules], axis=1)
-    expected = classifier.endpoints["classify_embedding"](embeddings)
+    modules, classifier = [Backbone(f"toy{n}", size) for n, size in enumerate(sizes)], Head(embedding_sizes(sizes))
+    embeddings = {name: values for module in modules for name, values in module.embed(photos).items()}
+    expected = classifier.endpoints["classify_embedding"](*embeddings.values())
     served = model.signatures["serving_default"](image_bytes=photos)
     np.testing.assert_allclose(served["probabilities"], expected["probabilities"], atol=1e-6)
     assert [name.decode() for name in served["breeds"].numpy()[2]] == BREEDS
-    by_embedding = model.signatures["classify_embedding"](embedding=embeddings)
+    by_embedding = model.signatures["classify_embedding"](**embeddings)
     np.testing.assert_allclose(by_embedding["probabilities"], expected["probabilities"], atol=1e-6)
     top = model.signatures["top_k"](image_bytes=photos)
     assert top["probabilities"].shape == (3, 2)
@@ -110,17 +120,19 @@ def test_record_of_several_backbones_has_the_same_keys_as_a_record_of_one(write_
 
 
 def test_model_digest_depends_on_the_backbone(write_saved_models, tmp_path):
-    backbones, head = write_saved_models(2, 2, head_size=2)
+    (backbone,), head = write_saved_models(2)
     digests = set()
-    for number, backbone in enumerate(backbones):
+    for number in range(2):
+        record = read_json(backbone, BACKBONE_RECORD_FILE) | {"weights_digest": f"w{number}"}
+        write_json(backbone, BACKBONE_RECORD_FILE, record)
         ServedModel([backbone], head, top_k=5).save(str(tmp_path / str(number)), "catbreeds")
         digests.add(read_record(tmp_path / str(number))["model_digest"])
     assert len(digests) == 2
 
 
 def test_head_with_a_different_embedding_size_is_rejected(write_saved_models):
-    backbones, head = write_saved_models(2, head_size=3)
-    with pytest.raises(ValueError, match="takes embeddings of length 3, but the backbones return 2"):
+    backbones, head = write_saved_models(2, head_sizes={"embedding_toy0_0": 3})
+    with pytest.raises(ValueError, match=r"takes embeddings of .*_0': 3}, but .* return .*_0': 2}"):
         ServedModel(backbones, head, top_k=5)
 
 

@@ -14,6 +14,7 @@ from pipeline.modules import tuning
 from pipeline.modules.head import Records, batched_dataset, build_head, make_deterministic, read_records
 
 SIZE, BREEDS = 16, 3
+SIZES = {"embedding_net_0": 12, "embedding_net_1": 4}
 HYPERPARAMETERS = {"units": 8, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.001}
 
 
@@ -23,7 +24,7 @@ def synthetic_records(count: int, seed: int) -> Records:
     labels = random.integers(0, BREEDS, count)
     centres = np.eye(BREEDS, SIZE) * 4
     embeddings = (centres[labels] + random.normal(size=(count, SIZE))).astype(np.float32)
-    return Records(embeddings, labels, [b"%04d" % i for i in range(count)])
+    return Records(embeddings, SIZES, labels, [b"%04d" % i for i in range(count)])
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_read_records_does_not_depend_on_the_shards(tmp_path):
 
 _TRANSFORM = SimpleNamespace(
     transformed_feature_spec=lambda: {
-        "embedding": tf.io.FixedLenFeature([SIZE], tf.float32),
+        **{name: tf.io.FixedLenFeature([size], tf.float32) for name, size in SIZES.items()},
         "label": tf.io.FixedLenFeature([1], tf.int64),
         "content_hash": tf.io.FixedLenFeature([1], tf.string),
     }
@@ -119,7 +120,9 @@ def _write_shards(folder, records: Records, order) -> None:
             for i in part:
                 example = tf.train.Example()
                 features = example.features.feature
-                features["embedding"].float_list.value.extend(records.embeddings[i])
+                last, previous = np.split(records.embeddings[i], [SIZES["embedding_net_0"]])
+                features["embedding_net_1"].float_list.value.extend(previous)
+                features["embedding_net_0"].float_list.value.extend(last)
                 features["label"].int64_list.value.append(records.labels[i])
                 features["content_hash"].bytes_list.value.append(records.content_hashes[i])
                 writer.write(example.SerializeToString())
