@@ -20,8 +20,12 @@ PHOTOS = [
     {"path": "Sphynx/1.jpg", "breed": "Sphynx", "split": "test", "content_hash": "b2"},
     {"path": "Sphynx/2.jpg", "breed": "Sphynx", "kind": "duplicate", "reason": "the same photo as Sphynx/1.jpg"},
 ]
+BACKBONES = [
+    {"name": name, "image_size": 224, "model_file": "", "layers": [], "licence": ""}
+    for name in ("resnet50", "xception")
+]
 PARAMETERS = {
-    "backbones": "resnet50 xception",
+    "backbones": json.dumps(BACKBONES),
     "weights": "imagenet",
     "weights_dir": "",
     "settings": '{"seed": 0}',
@@ -113,9 +117,10 @@ def test_unchanged_photos_are_not_new(pushed, photos):
     [
         {"settings": '{"seed": 1}'},
         {"modules": "serving.photo_normalization serving.local.saved_model_process"},
-        {"backbones": "resnet50"},
+        {"backbones": json.dumps(BACKBONES[:1])},
+        {"backbones": json.dumps([BACKBONES[0] | {"image_size": 299}, BACKBONES[1]])},
     ],
-    ids=lambda changed: next(iter(changed)),
+    ids=["settings", "modules", "backbone removed", "image size"],
 )
 def test_changed_settings_modules_or_backbones_are_new(pushed, changed):
     assert pushed(**changed)[0]
