@@ -61,8 +61,12 @@ from pipeline.settings import load
 
 BREEDS = 6
 EMBEDDING_SIZE = 2048
+SIZES = {feature_name("synthetic", 0): EMBEDDING_SIZE}
 IMAGE_SIZE = 71
 SPACE = {
+    "kinds": ["network"],
+    "blocks": ["last"],
+    "l2": [],
     "units": [0, 50],
     "dropout": [0.2, 0.5, 0.8],
     "learning_rate": [1e-4, 1e-1],
@@ -83,7 +87,7 @@ class NewHeads(kt.HyperModel):
 
     def build(self, hp: kt.HyperParameters):
         """Return the untrained head of a trial."""
-        return build_head(EMBEDDING_SIZE, BREEDS, tuning.sample_hyperparameters(hp, SPACE))
+        return build_head(SIZES, BREEDS, tuning.sample_hyperparameters(hp, SPACE))
 
 
 def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
@@ -92,12 +96,11 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, BREEDS, photos)
     embeddings = (np.eye(BREEDS, EMBEDDING_SIZE)[labels] + random.normal(size=(photos, EMBEDDING_SIZE))).astype("f4")
-    records = Records(
-        embeddings, {feature_name("synthetic", 0): EMBEDDING_SIZE}, labels, [b"%d" % number for number in range(photos)]
-    )
+    hashes = [b"%d" % number for number in range(photos)]
+    records = Records(embeddings, SIZES, labels, hashes, hashes)
     with tempfile.TemporaryDirectory() as folder:
-        tuner = tuning.HeadHyperband(
-            hypermodel, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
+        tuner = tuning.HeadSearch(
+            hypermodel, list, SPACE, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
         )
         tuner.search(
             x=batched_dataset(records, 32, seed=0),
@@ -164,7 +167,7 @@ def seconds_of_import(modules: str, collect: bool) -> float:
 
 def variants(photos: int, epochs: int) -> dict[str, Callable[[], float]]:
     """Name -> function that runs this variant once and returns its seconds."""
-    reused = functools.partial(search, tuning.HeadHyperModel(EMBEDDING_SIZE, BREEDS, SPACE), photos, epochs)
+    reused = functools.partial(search, tuning.HeadHyperModel(SIZES, BREEDS, SPACE), photos, epochs)
     new = functools.partial(search, NewHeads(), photos, epochs)
     imports = {
         f"{name}{suffix}": functools.partial(seconds_of_import, modules, collect)

@@ -52,6 +52,8 @@ BACKBONE = "xception"
 MEASURED_COMPONENTS = ("EmbeddingGen", "Transform", "Tuner", "Trainer")
 RECIPE_EPOCHS = 120 + 30
 RECIPE_BATCH_SIZE = 32
+RECIPE_HEAD = {"kind": "network", "blocks": "last", "units": 100}
+RECIPE_HEAD |= {"dropout": 0.5, "learning_rate": 1e-3, "weight_decay": 0.0}
 BREEDS = 6
 
 
@@ -174,7 +176,7 @@ def _read_photos(examples: str) -> list[bytes]:
 def _recipe_epoch(backbone: Backbone, photos: list[bytes]) -> float:
     """Seconds of one epoch in which each batch is embedded and then trains the head, after a first batch as warm-up."""
     size = backbone(photos[:1]).shape[-1]
-    head = build_head(size, BREEDS, {"units": 100, "dropout": 0.5, "learning_rate": 1e-3, "weight_decay": 0.0})
+    head = build_head({feature_name(BACKBONE, 0): size}, BREEDS, RECIPE_HEAD)
     head.compile(head.optimizer, loss=head.loss)  # one step per call
 
     def train(batch: list[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from components.errors import DamagedFileError
@@ -23,6 +23,12 @@ def write_json(uri: str, name: str, document: Any) -> None:
     """Write `document` to the JSON file `name` in the folder `uri`; create the folder if it does not exist."""
     with _open(os.path.join(uri, name), "w") as file:
         file.write(json.dumps(document, indent=1, sort_keys=True))
+
+
+def write_json_lines(uri: str, name: str, rows: Iterable[Any]) -> None:
+    """Write a JSON Lines file in the directory `uri`: one line for each of `rows`."""
+    with _open(os.path.join(uri, name), "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read_json_lines(uri: str, name: str) -> list[Any]:

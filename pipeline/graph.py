@@ -32,6 +32,7 @@ from components.release.pusher import Pusher
 from components.release.rollout import Rollout
 from components.release.serving_check import ServingCheck
 from components.reporting.run_report import RunReport
+from pipeline.datasets.schema_file import read_schema_text
 from pipeline.node_ids import branch_node_id
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
@@ -156,7 +157,7 @@ def _ingestion(settings: Settings, context: RunContext) -> _Ingestion:
     """Read the photos and validate them; DataGate stops the run if the data is invalid."""
     examples = _example_gen(settings, context)
     statistics = StatisticsGen(examples=examples.outputs["examples"])
-    schema = ImportSchemaGen(text=photos_schema(settings).read_text(encoding="utf-8"), schema_file=context.schema_file)
+    schema = ImportSchemaGen(text=read_schema_text(photos_schema(settings)), schema_file=context.schema_file)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
     data_gate = DataGate(
         anomalies=validator.outputs["anomalies"],

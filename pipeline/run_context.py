@@ -15,8 +15,8 @@ from components.digests import code_digest, file_digest
 from components.ingestion.photo_source import open_source
 from components.local_copies import is_remote
 from components.stable_version import stable_identity
-from pipeline.datasets.schema_file import SCHEMA_FILE, read_schema
-from pipeline.settings import ROOT, Settings, SettingsError, to_json
+from pipeline.datasets.schema_file import PROJECT_SCHEMA, SCHEMA_FILE, read_schema
+from pipeline.settings import Settings, SettingsError, to_json
 from serving.registry import Registry
 
 
@@ -65,7 +65,7 @@ def photos_schema(settings: Settings) -> Path:
     Raises:
         SettingsError: If the file does not exist or is not a schema.
     """
-    path = Path(settings.photos_schema or ROOT / "schemas" / "photos").resolve() / SCHEMA_FILE
+    path = Path(settings.photos_schema or PROJECT_SCHEMA.parent).resolve() / SCHEMA_FILE
     if not path.is_file():
         raise SettingsError(f"photos_schema: {path}: no such file; create it with `catbreeds schema update`")
     try:

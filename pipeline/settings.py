@@ -122,15 +122,31 @@ class BeamSettings(_Section):
 
 
 class TunerSettings(_Section):
-    """Hyperparameter search for the classification head: Keras Tuner's Hyperband on cached embeddings."""
+    """Hyperparameter search for the classification head, on cached embeddings.
+
+    Linear heads are solved as logistic regressions; networks are searched with Keras Tuner's Hyperband.
+    """
 
     objective: Literal["val_loss", "val_accuracy"] = Field(
         "val_loss", description="metric on the eval split that the search optimizes"
     )
-    max_epochs: int = Field(10, ge=2, le=1000, description="number of epochs of the longest trials")
+    kinds: tuple[Literal["logistic_regression", "network"], ...] = Field(
+        ("logistic_regression", "network"), min_length=1, description="kinds of heads to try"
+    )
+    blocks: tuple[Literal["last", "all"], ...] = Field(
+        ("last", "all"),
+        min_length=1,
+        description="embeddings to try: of the last block of the backbone, or of all blocks that it returns",
+    )
+    l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.003, 0.01, 0.03, 0.1, 0.3),
+        min_length=1,
+        description="L2 penalties of the logistic regressions to try; scikit-learn's 1/C for embeddings of length 1",
+    )
+    max_epochs: int = Field(10, ge=2, le=1000, description="number of epochs of the longest trials of networks")
     factor: int = Field(3, ge=2, le=10, description="Hyperband's reduction factor")
     units: tuple[Annotated[int, Field(ge=0, le=8192)], ...] = Field(
-        (0, 10, 50, 100), min_length=1, description="numbers of hidden units to try; 0 is a linear head"
+        (0, 10, 50, 100), min_length=1, description="numbers of hidden units of a network to try; 0 is a linear head"
     )
     dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.2, 0.5, 0.8), min_length=1, description="dropout rates to try, applied to the embedding during training"

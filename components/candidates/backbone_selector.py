@@ -192,7 +192,7 @@ def _comparison_row(artifacts: dict[str, Any]) -> dict[str, Any]:
         "top3_accuracy": overall["top3_accuracy"],
         "tuning_seconds": sum(trial[TRIAL_SECONDS] for trial in trials),
         "tuning_trials": len(trials),
-        "tuning_epochs": sum(trial[TRIAL_EPOCHS] - trial[TRIAL_INITIAL_EPOCH] for trial in trials),
+        "tuning_epochs": sum(trial.get(TRIAL_EPOCHS, 0) - trial.get(TRIAL_INITIAL_EPOCH, 0) for trial in trials),
         "embedding_seconds": artifacts["embeddings"].get_float_custom_property("seconds"),
         "training_seconds": training["seconds"],
         "training_epochs": training["epochs"],

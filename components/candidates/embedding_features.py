@@ -1,6 +1,7 @@
 """Names of the embedding features: `embedding_<backbone>_<depth>`, one for each backbone and each of its last blocks.
 
-Outputs of a backbone, examples of EmbeddingGen, outputs of Transform and inputs of a head use the same names. Depth 0 is the last block, depth 1 the block before it.
+The outputs of a backbone, the examples of EmbeddingGen, the outputs of Transform and the inputs of a head use the same
+names. Depth 0 is the last block, depth 1 the block before it.
 """
 
 import re

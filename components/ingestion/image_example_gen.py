@@ -51,7 +51,8 @@ def ImageExampleGen(
 ):
     """Read, normalize and split the photos. The report lists unusable files; DataGate decides whether to stop the run.
 
-    Features: image_bytes (JPEG or PNG), breed, path (relative), content_hash (`Photo.digest`), width, height.
+    Features: image_bytes (JPEG or PNG), breed, path (relative), content_hash (`Photo.digest`), near_duplicate_group
+    (the smallest content hash of the photos in its group, see `FindDuplicates`), width, height.
 
     Args:
         data: Folder or archive, see `components.ingestion.photo_source`.
@@ -82,16 +83,13 @@ def ImageExampleGen(
             | "Paths" >> beam.Create(enumerate(chunks), reshuffle=False)
             | "Read" >> beam.ParDo(read_photos).with_outputs(main="files")
         )
-        duplicates = beam.pvalue.AsDict(
-            read.hashes
-            | FindDuplicates(near_duplicate_bits)
-            | "ByPhoto" >> beam.Map(lambda duplicate: (duplicate["path"], duplicate))
-        )
+        found = read.hashes | FindDuplicates(near_duplicate_bits)
+        duplicates, groups = beam.pvalue.AsDict(found.excluded), beam.pvalue.AsDict(found.groups)
         # Only file names and hashes pass through Beam; the images stay in the staged files.
-        _ = read.files | "MoveToSplits" >> beam.Map(_move_to_split, duplicates)
+        _ = read.files | "MoveToSplits" >> beam.Map(_move_to_split, duplicates, groups)
         _ = (
             (
-                read.rows | "ExcludeDuplicates" >> beam.Map(_with_duplicate_reason, duplicates),
+                read.rows | "AddDuplicates" >> beam.Map(_with_duplicates, duplicates, groups),
                 pipeline | "Excluded" >> beam.Create([_excluded_row(entry) for entry in excluded], reshuffle=False),
             )
             | beam.Flatten()
@@ -110,7 +108,7 @@ def ImageExampleGen(
 
 
 class _StagedFile(NamedTuple):
-    """A temporary file of examples that may still include duplicates.
+    """A temporary file of examples that may still include duplicates, each in a group of its own.
 
     Attributes:
         path: Current path.
@@ -179,6 +177,7 @@ class _ReadPhotos(beam.DoFn):
         row |= {
             "split": assign_split(picture.digest, *self._split),
             "content_hash": picture.digest,
+            "near_duplicate_group": picture.digest,
             "width": picture.width,
             "height": picture.height,
         }
@@ -202,16 +201,16 @@ def _to_example(row: dict[str, Any], image_bytes: bytes) -> bytes:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
     features = {"image_bytes": bytes_feature(image_bytes)}
-    for name in ("breed", "path", "content_hash"):
+    for name in ("breed", "path", "content_hash", "near_duplicate_group"):
         features[name] = bytes_feature(row[name].encode())
     for name in ("width", "height"):
         features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=[row[name]]))
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
-def _move_to_split(staged: _StagedFile, duplicates: dict[str, dict]) -> None:
-    """Move a staged file to the folder of its split, without the duplicates."""
-    if duplicates.keys().isdisjoint(staged.photos):
+def _move_to_split(staged: _StagedFile, duplicates: dict[str, dict], groups: dict[str, str]) -> None:
+    """Move a staged file to the folder of its split, without the duplicates and with the groups of near-duplicates."""
+    if duplicates.keys().isdisjoint(staged.photos) and groups.keys().isdisjoint(staged.photos):
         if fileio.exists(staged.path):  # otherwise an earlier attempt has moved it
             fileio.rename(staged.path, staged.destination, overwrite=True)
         return
@@ -219,11 +218,20 @@ def _move_to_split(staged: _StagedFile, duplicates: dict[str, dict]) -> None:
     with tf.io.TFRecordWriter(staged.destination) as writer:
         for photo_path, example in zip(staged.photos, examples, strict=True):
             if photo_path not in duplicates:
-                writer.write(example)
+                writer.write(_with_group(example, groups[photo_path]) if photo_path in groups else example)
 
 
-def _with_duplicate_reason(row: dict[str, Any], duplicates: dict[str, dict]) -> dict[str, Any]:
-    """Return the row of a photo; for a duplicate, the row has the reason instead of the split."""
+def _with_group(example: bytes, group: str) -> bytes:
+    """Return the serialized example with another near-duplicate group."""
+    parsed = tf.train.Example.FromString(example)
+    parsed.features.feature["near_duplicate_group"].bytes_list.value[:] = [group.encode()]
+    return parsed.SerializeToString(deterministic=True)
+
+
+def _with_duplicates(row: dict[str, Any], duplicates: dict[str, dict], groups: dict[str, str]) -> dict[str, Any]:
+    """Return the row of a photo with its group; for a duplicate, the row has the reason instead of the split."""
+    if row["path"] in groups:
+        return row | {"near_duplicate_group": groups[row["path"]]}
     if row["path"] not in duplicates:
         return row
     kind, like = duplicates[row["path"]]["kind"], duplicates[row["path"]]["like"]

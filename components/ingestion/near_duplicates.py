@@ -3,12 +3,14 @@
 All rules compare pairs of photos and ignore the order of processing, so the result is deterministic.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from typing import NamedTuple
 
 import apache_beam as beam
 import imagehash
 import numpy as np
 from PIL import Image
+from scipy.cluster.hierarchy import DisjointSet
 
 _HASH_SIDE = 16  # width and height of a perceptual hash, in bits
 _RESIZED_SIDE = 4 * _HASH_SIDE
@@ -33,16 +35,34 @@ def perceptual_hash(luma: Image.Image) -> bytes:
     return np.packbits(imagehash.phash(small, hash_size=_HASH_SIDE).hash).tobytes()
 
 
+class Duplicates(NamedTuple):
+    """Output of `FindDuplicates`.
+
+    Attributes:
+        excluded: (path, {"kind", "like"}) of each photo to exclude; `like` is the path of another photo.
+        groups: (path, group) of each other photo whose near-duplicate group is not its own content hash.
+    """
+
+    excluded: beam.PCollection
+    groups: beam.PCollection
+
+
 class FindDuplicates(beam.PTransform):
-    """Beam transform that finds photos to exclude because of another photo. Only hashes are shuffled, never images.
+    """Beam transform that finds photos to exclude because of another photo, and groups of near-duplicates.
+
+    Only hashes are shuffled, never images.
 
     Input: (content_hash, (path, breed, rank of the split, perceptual hash)) for each photo.
-    Output: {"path", "kind", "like"}, at most one for each photo; `like` is the path of the other photo.
+    Output: See `Duplicates`. Photos are excluded for these reasons:
 
     - label_conflict: An identical or nearly identical photo has another breed; both are excluded.
     - duplicate: A photo of the same breed with a smaller path has the same pixels.
     - near_duplicate: A photo of the same breed in a split of lower rank is nearly identical. No photo changes its
       split, and near-duplicates in the same split are kept.
+
+    Photos of one breed that are connected by a chain of near-duplicates are one group. Excluded photos are links of
+    such chains too: a train photo and an eval photo may both be nearly identical to an excluded photo, but not to each
+    other. The name of the group is the smallest content hash of its photos that are kept.
 
     Args:
         max_distance: Maximum Hamming distance in bits between the perceptual hashes of near-duplicates. Pairs that
@@ -54,7 +74,7 @@ class FindDuplicates(beam.PTransform):
         super().__init__()
         self._max_distance = max_distance
 
-    def expand(self, photos: beam.PCollection) -> beam.PCollection:  # noqa: D102
+    def expand(self, photos: beam.PCollection) -> Duplicates:  # noqa: D102
         exact = (
             photos
             | "ByContent" >> beam.GroupByKey()
@@ -64,23 +84,29 @@ class FindDuplicates(beam.PTransform):
             exact.distinct
             | "Bands" >> beam.FlatMap(_key_by_band)
             | "ByBand" >> beam.GroupByKey()
-            | "Near" >> beam.FlatMap(_find_near_duplicates, self._max_distance)
+            | "Near" >> beam.FlatMap(_find_near_duplicates, self._max_distance).with_outputs("links", main="duplicates")
         )
-        return (
-            (exact.duplicates, near)
+        excluded = (
+            (exact.duplicates, near.duplicates)
             | beam.Flatten()
             | "ByPath" >> beam.CombinePerKey(min)
-            | beam.MapTuple(lambda path, duplicate: {"path": path, "kind": KINDS[duplicate[0]], "like": duplicate[1]})
+            | beam.MapTuple(lambda path, duplicate: (path, {"kind": KINDS[duplicate[0]], "like": duplicate[1]}))
         )
+        groups = (
+            near.links
+            | "AllLinks" >> beam.combiners.ToList()
+            | "Groups" >> beam.FlatMap(_assign_groups, beam.pvalue.AsDict(excluded))
+        )
+        return Duplicates(excluded, groups)
 
 
 def _find_exact_duplicates(group: tuple[str, Iterable[tuple]]) -> Iterator:
     """Yield one photo of each breed among photos with the same pixels; those to exclude go to `duplicates`."""
-    photos = sorted(group[1])
+    content_hash, photos = group[0], sorted(group[1])
     first = {}
     for photo in photos:
         first.setdefault(photo[1], photo)
-    yield from first.values()
+    yield from ((*photo, content_hash) for photo in first.values())
     for path, breed, _, _ in photos:
         other = next((other[0] for name, other in first.items() if name != breed), None)
         if other is not None:
@@ -95,12 +121,13 @@ def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
         yield band << 8 | int(byte), photo
 
 
-def _find_near_duplicates(
-    group: tuple[int, Iterable[tuple]], max_distance: int
-) -> Iterator[tuple[str, tuple[int, str]]]:
+def _find_near_duplicates(group: tuple[int, Iterable[tuple]], max_distance: int) -> Iterator:
     """Yield near-duplicates among photos that agree in one band, each with the path of one other photo.
 
-    Photos are compared in blocks and only one match for each is kept, so that many copies need no extra memory.
+    On `links`, yield pairs of photos in the same group of near-duplicates, each photo as (content_hash, path).
+
+    Photos are compared in blocks and only one match and one link for each is kept, so that many copies need no extra
+    memory.
     """
     photos = sorted(group[1])
     if len(photos) < 2:
@@ -109,12 +136,35 @@ def _find_near_duplicates(
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
     breeds = np.unique([photo[1] for photo in photos], return_inverse=True)[1]
     ranks = np.array([photo[2] for photo in photos])
+    leaders = np.arange(len(photos))  # first photo of each photo's group
     for start in range(0, len(photos), _BLOCK_SIZE):
         block = slice(start, start + _BLOCK_SIZE)
         near = signs[block] @ signs.T >= _HASH_SIDE**2 - 2 * max_distance
         same_breed = breeds[block, None] == breeds
-        conflict = near & ~same_breed
-        across_splits = near & same_breed & (ranks[block, None] > ranks)
+        conflict, alike = near & ~same_breed, near & same_breed
+        across_splits = alike & (ranks[block, None] > ranks)
         for kind, matches in (("label_conflict", conflict), ("near_duplicate", across_splits)):
             for row in np.flatnonzero(matches.any(axis=1)):
                 yield photos[start + row][0], (KINDS.index(kind), photos[matches[row].argmax()][0])
+        for row in np.flatnonzero(alike.sum(axis=1) > 1):  # a photo is like itself
+            joined = np.unique(leaders[alike[row]])
+            leaders[np.isin(leaders, joined)] = joined[0]
+    for photo, leader in zip(photos, leaders, strict=True):
+        if photo is not photos[leader]:
+            first = photos[leader]
+            yield beam.pvalue.TaggedOutput("links", ((first[4], first[0]), (photo[4], photo[0])))
+
+
+def _assign_groups(links: list[tuple], excluded: Container[str]) -> Iterator[tuple[str, str]]:
+    """Yield (path, group) of each photo that is kept and whose group is not its own content hash.
+
+    Args:
+        links: Pairs of photos in the same group, each photo as (content_hash, path).
+        excluded: Paths of the photos that are not kept.
+    """
+    photos = DisjointSet(photo for link in links for photo in link)
+    for link in links:
+        photos.merge(*link)
+    for group in photos.subsets():
+        kept = sorted(photo for photo in group if photo[1] not in excluded)
+        yield from ((path, kept[0][0]) for _, path in kept[1:])

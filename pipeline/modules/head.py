@@ -1,4 +1,4 @@
-"""The classifier head of a backbone and the training data of heads."""
+"""The classifier head of a candidate: builds the network, trains or solves it, and prepares its training data."""
 
 import hashlib
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from components.candidates.embedding_features import embedding_features
+from components.candidates.embedding_features import embedding_features, feature_depth
 from components.keras_config import keras
 
 # Photos per batch during evaluation; at most 34 MB of embeddings.
@@ -18,19 +18,21 @@ _STEPS_PER_EXECUTION = 256
 
 
 class Records(NamedTuple):
-    """One split in memory, sorted by the content hashes of the photos.
+    """Photos in memory, sorted by their content hashes.
 
     Attributes:
         embeddings: Standardized embeddings, float32 [n, d]; those of the last blocks are the first columns.
         embedding_sizes: Number of columns of each embedding, in the order of the columns.
         labels: Indices of the breeds, int64 [n].
         content_hashes: Content hashes of the n photos.
+        groups: IDs of the groups of near-duplicates of the n photos.
     """
 
     embeddings: np.ndarray
     embedding_sizes: dict[str, int]
     labels: np.ndarray
     content_hashes: list[bytes]
+    groups: list[bytes]
 
     def digest(self) -> str:
         """SHA-256 of the pairs of content hash and label."""
@@ -38,6 +40,15 @@ class Records(NamedTuple):
         for content_hash, label in zip(self.content_hashes, self.labels, strict=True):
             digest.update(content_hash + b"\0%d\0" % label)
         return digest.hexdigest()
+
+    def subset(self, rows: np.ndarray) -> "Records":
+        """Return the photos with the indices `rows`, which must be ascending."""
+        return self._replace(
+            embeddings=self.embeddings[rows],
+            labels=self.labels[rows],
+            content_hashes=[self.content_hashes[row] for row in rows],
+            groups=[self.groups[row] for row in rows],
+        )
 
 
 def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> Records:
@@ -52,43 +63,59 @@ def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> 
     batches = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(1024)
     rows = [tf.io.parse_example(batch, spec) for batch in batches]
     column = {name: np.concatenate([row[name].numpy() for row in rows]) for name in spec}
-    hashes = [value.ravel()[0] for value in column["content_hash"]]
+    hashes = column["content_hash"].reshape(-1)
+    groups = column.get("near_duplicate_group", hashes).reshape(-1)  # runs of earlier versions have no groups
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
     names = embedding_features(spec)
     return Records(
         np.concatenate([column[name] for name in names], axis=1)[order].astype(np.float32),
         {name: column[name].shape[1] for name in names},
         column["label"].reshape(-1)[order],
-        [hashes[i] for i in order],
+        list(hashes[order]),
+        list(groups[order]),
     )
+
+
+def used_columns(embedding_sizes: dict[str, int], blocks: str) -> int:
+    """Number of first columns of the embeddings that a head uses.
+
+    Args:
+        embedding_sizes: See `Records`.
+        blocks: "last" for the last block of each backbone, "all" for all blocks.
+    """
+    return sum(size for name, size in embedding_sizes.items() if blocks == "all" or feature_depth(name) == 0)
 
 
 def build_head(
-    embedding_size: int, breeds: int, hyperparameters: dict, dropout: keras.layers.Layer | None = None
+    embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict, dropout: keras.layers.Layer | None = None
 ) -> keras.Model:
-    """Build and compile a head: embeddings float32 [n, embedding_size] -> probabilities float32 [n, breeds].
+    """Build a head: embeddings float32 [n, d] -> probabilities float32 [n, breeds]. A network is also compiled.
 
     Args:
-        embedding_size: Length of an embedding.
+        embedding_sizes: See `Records`; the sum is d.
         breeds: Number of classes.
-        hyperparameters: Values of `units` (hidden units; 0 for a linear head), `dropout` (rate), `learning_rate` and
-            `weight_decay`.
+        hyperparameters: Values of `kind` and `blocks` (see `used_columns`). A network also has `units` (hidden units; 0
+            for none), `dropout` (rate), `learning_rate` and `weight_decay`.
         dropout: Dropout layer to use instead of Keras's Dropout with the rate in `hyperparameters`.
     """
-    layers = [keras.Input([embedding_size]), dropout or keras.layers.Dropout(hyperparameters["dropout"])]
-    if hyperparameters["units"]:
-        layers.append(keras.layers.Dense(hyperparameters["units"], activation="relu"))
+    inputs = keras.Input([sum(embedding_sizes.values())])
+    used = used_columns(embedding_sizes, hyperparameters["blocks"])
+    features = inputs if used == inputs.shape[1] else inputs[:, :used]
+    if hyperparameters["kind"] == "network":
+        features = (dropout or keras.layers.Dropout(hyperparameters["dropout"]))(features)
+        if hyperparameters["units"]:
+            features = keras.layers.Dense(hyperparameters["units"], activation="relu")(features)
     # Zero initialization as in BiT (Kolesnikov et al., ECCV 2020). With few photos, training does not remove the noise
     # of random initial weights.
-    layers.append(keras.layers.Dense(breeds, activation="softmax", kernel_initializer="zeros"))
-    head = keras.Sequential(layers)
-    head.compile(
-        keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        jit_compile=False,  # compilation takes longer than training a head
-        steps_per_execution=_STEPS_PER_EXECUTION,
-    )
+    head = keras.Model(inputs, keras.layers.Dense(breeds, "softmax", kernel_initializer="zeros")(features))
+    if hyperparameters["kind"] == "network":
+        head.compile(
+            keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=False,  # compilation takes longer than training a head
+            steps_per_execution=_STEPS_PER_EXECUTION,
+        )
     return head
 
 

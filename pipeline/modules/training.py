@@ -1,6 +1,7 @@
-"""Trainer module: trains the final head of one backbone with the best hyperparameters of the Tuner."""
+"""Trainer module: fits the final head of one candidate with the best hyperparameters of the Tuner."""
 
 import time
+from typing import Any, NamedTuple
 
 import keras_tuner as kt
 import numpy as np
@@ -9,30 +10,81 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from components import progress
 from components.digests import code_digest, json_digest
-from components.file_names import TRAINING_FILE
-from components.json_files import write_json
+from components.file_names import OUT_OF_FOLD_FILE, TRAINING_FILE
+from components.json_files import write_json, write_json_lines
 from components.keras_config import keras
+from pipeline.modules import logistic_regression
 from pipeline.modules.candidate_model import CandidateModel
-from pipeline.modules.head import build_head, make_deterministic, read_records
+from pipeline.modules.cross_validation import out_of_fold_rows
+from pipeline.modules.head import Records, build_head, make_deterministic, read_records, used_columns
 from pipeline.modules.preprocessing import VOCABULARY
+from pipeline.modules.tuning import hyperparameters_of
 
-_HYPERPARAMETERS = ("units", "dropout", "learning_rate", "weight_decay")
+
+class Fit(NamedTuple):
+    """A fitted head.
+
+    Attributes:
+        head: The head.
+        epochs: Number of epochs that give its weights: the best epoch, or 0 for a solved head.
+        training: Contents of training.json without the seconds.
+    """
+
+    head: keras.Model
+    epochs: int
+    training: dict[str, Any]
 
 
 def run_fn(fn_args: FnArgs) -> None:
     """Entry point of TFX's Trainer. `fn_args.custom_config` has the keys trainer, seed and modules."""
     config = fn_args.custom_config
     started = time.monotonic()
-    make_deterministic(config["seed"])
     transform = tft.TFTransformOutput(fn_args.transform_output)
     breeds = [name.decode() for name in transform.vocabulary_by_name(VOCABULARY)]
     train = read_records(fn_args.train_files, transform)
     evaluation = read_records(fn_args.eval_files, transform)
-    tuned = kt.HyperParameters.from_config(fn_args.hyperparameters)
-    hyperparameters = {name: tuned.get(name) for name in _HYPERPARAMETERS}
+    hyperparameters = hyperparameters_of(kt.HyperParameters.from_config(fn_args.hyperparameters))
+    settings, seed = config["trainer"], config["seed"]
 
-    head = build_head(train.embeddings.shape[1], len(breeds), hyperparameters)
-    settings = config["trainer"]
+    make_deterministic(seed)
+    fit = fit_head(train, evaluation, len(breeds), hyperparameters, settings)
+    training_seconds = time.monotonic() - started
+    out_of_fold = out_of_fold_rows(
+        {"train": train, "eval": evaluation},
+        breeds,
+        lambda records: refit_head(records, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
+    )
+
+    record = {
+        "embedding_sizes": train.embedding_sizes,
+        "breeds": breeds,
+        "hyperparameters": hyperparameters,
+        "data_digest": json_digest([train.digest(), evaluation.digest()]),
+        "code_digest": code_digest(*config["modules"]),
+        "settings": {"trainer": settings, "seed": seed},
+        "parameters": fit.head.count_params(),
+    }
+    CandidateModel(transform, fit.head, train.embedding_sizes, breeds).save(fn_args.serving_model_dir, record)
+    write_json(fn_args.model_run_dir, TRAINING_FILE, {"seconds": training_seconds, **fit.training})
+    write_json_lines(fn_args.model_run_dir, OUT_OF_FOLD_FILE, out_of_fold)
+
+
+def fit_head(
+    train: Records, evaluation: Records, breeds: int, hyperparameters: dict[str, Any], settings: dict[str, Any]
+) -> Fit:
+    """Fit a head on train. A network is trained until the loss on eval stops improving.
+
+    Args:
+        train: Photos of train.
+        evaluation: Photos of eval.
+        breeds: Number of breeds.
+        hyperparameters: See `pipeline.modules.head.build_head`.
+        settings: `pipeline.settings.TrainerSettings` as a dictionary.
+    """
+    if hyperparameters["kind"] == "logistic_regression":
+        head, iterations = _solve_head(train, breeds, hyperparameters)
+        return Fit(head, 0, {"epochs": 0, "best_epoch": 0, "iterations": iterations, "history": None})
+    head = build_head(train.embedding_sizes, breeds, hyperparameters)
     history = head.fit(
         train.embeddings,
         train.labels,
@@ -48,25 +100,37 @@ def run_fn(fn_args: FnArgs) -> None:
             ),
         ],
     ).history
-    training_seconds = time.monotonic() - started
+    best_epoch = int(np.argmin(np.nan_to_num(history["val_loss"], nan=np.inf))) + 1
+    return Fit(head, best_epoch, {"epochs": len(history["loss"]), "best_epoch": best_epoch, "history": history})
 
-    record = {
-        "embedding_sizes": train.embedding_sizes,
-        "breeds": breeds,
-        "hyperparameters": hyperparameters,
-        "data_digest": json_digest([train.digest(), evaluation.digest()]),
-        "code_digest": code_digest(*config["modules"]),
-        "settings": {"trainer": settings, "seed": config["seed"]},
-        "parameters": head.count_params(),
-    }
-    CandidateModel(transform, head, train.embedding_sizes, breeds).save(fn_args.serving_model_dir, record)
-    write_json(
-        fn_args.model_run_dir,
-        TRAINING_FILE,
-        {
-            "seconds": training_seconds,
-            "epochs": len(history["loss"]),
-            "best_epoch": int(np.argmin(np.nan_to_num(history["val_loss"], nan=np.inf))) + 1,
-            "history": history,
-        },
+
+def refit_head(
+    records: Records, breeds: int, hyperparameters: dict[str, Any], batch_size: int, epochs: int, seed: int
+) -> keras.Model:
+    """Fit a head on other photos, in the way that `fit_head` fitted it.
+
+    Args:
+        records: Photos to fit.
+        breeds: Number of breeds.
+        hyperparameters: See `pipeline.modules.head.build_head`.
+        batch_size: Photos per training step of a network.
+        epochs: Number of epochs of a network: there is no split left for early stopping.
+        seed: Seed of the training.
+    """
+    if hyperparameters["kind"] == "logistic_regression":
+        return _solve_head(records, breeds, hyperparameters)[0]
+    make_deterministic(seed)
+    head = build_head(records.embedding_sizes, breeds, hyperparameters)
+    head.fit(records.embeddings, records.labels, epochs=epochs, batch_size=batch_size, verbose=0)
+    return head
+
+
+def _solve_head(records: Records, breeds: int, hyperparameters: dict[str, Any]) -> tuple[keras.Model, int]:
+    """Return a linear head with the weights of the logistic regression, and the iterations of the solver."""
+    used = used_columns(records.embedding_sizes, hyperparameters["blocks"])
+    (solution,) = logistic_regression.solve(
+        records.embeddings[:, :used], records.labels, breeds, [hyperparameters["l2"]]
     )
+    head = build_head(records.embedding_sizes, breeds, hyperparameters)
+    head.set_weights([solution.kernel, solution.bias])
+    return head, solution.iterations

@@ -1,20 +1,36 @@
-"""Tuner module: a Hyperband search (Li et al., JMLR 2018) for the hyperparameters of a head, scored on eval."""
+"""Tuner module: searches the hyperparameters of a head, scored on eval.
+
+Linear heads are solved as logistic regressions. Networks are searched with Hyperband (Li et al., JMLR 2018).
+"""
 
 import gc
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras_tuner as kt
+import numpy as np
 import tensorflow_transform as tft
 from keras_tuner.errors import FatalError
 from keras_tuner.src.engine.trial import Trial, TrialStatus
 from keras_tuner.src.tuners.hyperband import HyperbandOracle
+from sklearn.metrics import log_loss
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from components import progress
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.keras_config import keras
-from pipeline.modules.head import EVALUATION_BATCH_SIZE, batched_dataset, build_head, make_deterministic, read_records
+from pipeline.modules import logistic_regression
+from pipeline.modules.head import (
+    EVALUATION_BATCH_SIZE,
+    Records,
+    batched_dataset,
+    build_head,
+    make_deterministic,
+    read_records,
+    used_columns,
+)
 from pipeline.modules.preprocessing import VOCABULARY
 
 
@@ -27,8 +43,10 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     train = read_records(fn_args.train_files, transform)
     evaluation = read_records(fn_args.eval_files, transform)
     space = config["tuner"]
-    tuner = HeadHyperband(
-        HeadHyperModel(train.embeddings.shape[1], breeds, space),
+    tuner = HeadSearch(
+        HeadHyperModel(train.embedding_sizes, breeds, space),
+        solve=lambda: solved_heads(train, evaluation, breeds, space),
+        space=space,
         objective=kt.Objective(space["objective"], "min" if space["objective"] == "val_loss" else "max"),
         max_epochs=space["max_epochs"],
         factor=space["factor"],
@@ -47,10 +65,17 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     )
 
 
+def hyperparameters_of(hp: kt.HyperParameters) -> dict[str, Any]:
+    """Values of a trial that determine its head, without those that only describe the search."""
+    return {name: value for name, value in hp.values.items() if "/" not in name}
+
+
 def sample_hyperparameters(hp: kt.HyperParameters, space: dict) -> dict:
-    """Register the search space with Keras Tuner and return the values of the current trial."""
+    """Register the search space of the networks with Keras Tuner and return the values of the current trial."""
     low, high = space["learning_rate"]
     return {
+        "kind": hp.Fixed("kind", "network"),
+        "blocks": hp.Choice("blocks", space["blocks"]),
         "units": hp.Choice("units", space["units"]),
         "dropout": hp.Choice("dropout", space["dropout"]),
         "learning_rate": hp.Float("learning_rate", low, high, sampling="log"),
@@ -58,38 +83,68 @@ def sample_hyperparameters(hp: kt.HyperParameters, space: dict) -> dict:
     }
 
 
-class HeadHyperModel(kt.HyperModel):
-    """Hypermodel of the head. Trials with the same `units` reuse one network, so its graphs are traced only once.
+def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) -> Iterator[Trial]:
+    """Yield a finished trial for each logistic regression of the search space.
 
     Args:
-        embedding_size: Length of an embedding.
+        train: Photos that the heads are fitted to.
+        evaluation: Photos that the heads are scored on.
+        breeds: Number of classes.
+        space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
+    """
+    for blocks in space["blocks"]:
+        used = used_columns(train.embedding_sizes, blocks)
+        penalties = sorted(space["l2"], reverse=True)
+        solutions = logistic_regression.solve(train.embeddings[:, :used], train.labels, breeds, penalties)
+        for penalty in penalties:
+            started = time.monotonic()
+            probabilities = next(solutions).probabilities(evaluation.embeddings[:, :used])
+            scores = {
+                "val_loss": log_loss(evaluation.labels, probabilities, labels=range(breeds)),
+                "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == evaluation.labels)),
+            }
+            hp = kt.HyperParameters()
+            hp.Fixed("kind", "logistic_regression")
+            hp.Fixed("blocks", blocks)
+            hp.Fixed("l2", penalty)
+            trial = Trial(hp, f"{blocks}-{penalty:g}", TrialStatus.COMPLETED)
+            trial.score = scores[space["objective"]]
+            trial.hyperparameters.values[TRIAL_SECONDS] = time.monotonic() - started
+            yield trial
+
+
+class HeadHyperModel(kt.HyperModel):
+    """Hypermodel of the networks. Trials with the same `units` and `blocks` reuse one network, traced only once.
+
+    Args:
+        embedding_sizes: See `pipeline.modules.head.Records`.
         breeds: Number of classes.
         space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
     """
 
-    def __init__(self, embedding_size: int, breeds: int, space: dict):
+    def __init__(self, embedding_sizes: dict[str, int], breeds: int, space: dict):
         super().__init__()
-        self._embedding_size, self._breeds, self._space = embedding_size, breeds, space
-        self._heads: dict[int, _ReusableHead] = {}
+        self._embedding_sizes, self._breeds, self._space = embedding_sizes, breeds, space
+        self._heads: dict[tuple[int, str], _ReusableHead] = {}
 
     def build(self, hp: kt.HyperParameters) -> keras.Model:
         """Return the untrained head of a trial."""
         hyperparameters = sample_hyperparameters(hp, self._space)
-        units = hyperparameters["units"]
-        if units not in self._heads:
-            self._heads[units] = _ReusableHead(self._embedding_size, self._breeds, hyperparameters)
-        return self._heads[units].reset(hyperparameters)
+        shape = hyperparameters["units"], hyperparameters["blocks"]
+        if shape not in self._heads:
+            self._heads[shape] = _ReusableHead(self._embedding_sizes, self._breeds, hyperparameters)
+        return self._heads[shape].reset(hyperparameters)
 
 
 class _ReusableHead:
-    """A head whose hyperparameters, except `units`, are variables, so that new values need no new graph.
+    """A network whose hyperparameters, except `units` and `blocks`, are variables: new values need no new graph.
 
     Gain: "reused heads" of `benchmarks/optimizations.py`.
     """
 
-    def __init__(self, embedding_size: int, breeds: int, hyperparameters: dict):
+    def __init__(self, embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict):
         self._dropout = _VariableDropout()
-        self._model = build_head(embedding_size, breeds, hyperparameters, self._dropout)
+        self._model = build_head(embedding_sizes, breeds, hyperparameters, self._dropout)
         optimizer = self._model.optimizer
         optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
         optimizer.build(self._model.trainable_variables)
@@ -126,15 +181,27 @@ class TrialError(FatalError):
     """One or more trials failed. The message gives their hyperparameters and the cause."""
 
 
-class HeadHyperband(kt.Hyperband):
-    """Hyperband that records the duration of each trial in seconds and reports progress."""
+class HeadSearch(kt.Hyperband):
+    """Solve the logistic regressions, then search the networks with Hyperband; all are trials of one search.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        total = _number_of_trials(self.oracle)
-        self._counter = progress.Counter("trials", total)
+    The search records the duration of each trial in seconds and reports progress.
+
+    Args:
+        hypermodel: Networks.
+        solve: Function that yields the finished trials of the logistic regressions.
+        space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
+        **kwargs: Arguments of `kt.Hyperband`.
+    """
+
+    def __init__(self, hypermodel: kt.HyperModel, solve: Callable[[], Iterable[Trial]], space: dict, **kwargs):
+        super().__init__(hypermodel, **kwargs)
+        self._solve, self._kinds = solve, space["kinds"]
+        solved = len(space["blocks"]) * len(space["l2"]) if "logistic_regression" in self._kinds else 0
+        networks = _number_of_trials(self.oracle) if "network" in self._kinds else 0
+        self._counter = progress.Counter("trials", solved + networks)
         self._seconds = {}
-        self.oracle.max_trials = total  # TFX requests the best `max_trials` trials; Hyperband sets it to None
+        # TFX requests the best `max_trials` trials; Hyperband sets it to None.
+        self.oracle.max_trials = solved + networks
 
     def run_trial(self, trial, *args, **kwargs):
         """Run one trial and record its duration.
@@ -152,12 +219,25 @@ class HeadHyperband(kt.Hyperband):
         return result
 
     def search(self, *args, **kwargs):
-        """Run all trials, then add the seconds of each to its hyperparameters, which TFX writes to its results.
-
-        The seconds are added last because Hyperband identifies trials by their hyperparameters.
+        """Run all trials.
 
         Raises:
-            TrialError: If a trial fails, or if the objective of three consecutive trials or of all trials is NaN.
+            TrialError: If a trial fails, or if the objective of three consecutive networks or of all networks is NaN.
+        """
+        solved = []
+        if "logistic_regression" in self._kinds:
+            for trial in self._solve():
+                solved.append(trial)
+                self._counter.add()
+        if "network" in self._kinds:
+            self._search_networks(*args, **kwargs)
+        # Added last, because Hyperband counts the trials of its brackets.
+        self.oracle.trials.update({trial.trial_id: trial for trial in solved})
+
+    def _search_networks(self, *args, **kwargs):
+        """Run Hyperband, then add the seconds of each trial to its hyperparameters, which TFX writes to its results.
+
+        The seconds are added last because Hyperband identifies trials by their hyperparameters.
         """
         # Keras Tuner collects garbage twice per trial. Frozen objects, such as the modules of TensorFlow and TFX, are
         # skipped. Gain: "frozen search" of benchmarks/optimizations.py, in processes that are not frozen already.
@@ -188,8 +268,9 @@ class HeadHyperband(kt.Hyperband):
 
 
 def _describe_trial(trial: Trial) -> str:
-    values = {name: value for name, value in trial.hyperparameters.values.items() if "/" not in name}
-    return f"trial {trial.trial_id} ({', '.join(f'{name}={value:g}' for name, value in values.items())})"
+    values = hyperparameters_of(trial.hyperparameters)
+    described = (f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in values.items())
+    return f"trial {trial.trial_id} ({', '.join(described)})"
 
 
 def _number_of_trials(oracle: HyperbandOracle) -> int:

@@ -74,7 +74,7 @@ class Lineage:
         return sorted(visited.values(), key=lambda execution: -execution.id)
 
     def photos(self) -> list[dict[str, Any]]:
-        """Return the training photos of the model, sorted by path: path, breed, content_hash, width and height.
+        """Return the training photos of the model, sorted by path; see `pipeline.results.past_run.PastRun.photos`.
 
         Raises:
             FileNotFoundError: If the report of ImageExampleGen has been deleted.

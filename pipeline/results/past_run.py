@@ -48,8 +48,8 @@ class PastRun:
     def photos(self) -> list[dict[str, Any]]:
         """One row for each file, sorted by path.
 
-        Photos have path, breed, split, content_hash, width and height. Excluded files have path, breed, kind and
-        reason; duplicates also have `like`, the path of the other photo.
+        Photos have path, breed, split, content_hash, near_duplicate_group, width and height. Excluded files have path,
+        breed, kind and reason; duplicates also have `like`, the path of the other photo.
         """
         return sorted(read_json_lines(self.uri("ImageExampleGen", "report"), PHOTOS_FILE), key=lambda r: r["path"])
 

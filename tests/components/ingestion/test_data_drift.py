@@ -13,15 +13,24 @@ from serving.model_files import TRAIN_STATISTICS_FILE
 SCHEMA = text_format.Parse((ROOT / "schemas/photos/schema.pbtxt").read_text(), schema_pb2.Schema())
 
 
-def statistics_of(birmans: int, manx: int, width: int = 500):
+def statistics_of(birmans: int, manx: int, width: int = 500, **features: str):
+    """Statistics of the train split; `features` have one value for all photos."""
     count = birmans + manx
     columns = {"breed": ["Birman"] * birmans + ["Manx"] * manx, "width": [width + i % 50 for i in range(count)]}
+    columns |= {name: [value] * count for name, value in features.items()}
     return tfdv.generate_statistics_from_dataframe(pd.DataFrame({**columns, "height": [300] * count}))
 
 
 def test_equal_and_similar_statistics_give_no_warning():
     assert describe_drift(statistics_of(60, 40), statistics_of(60, 40), SCHEMA) == []
     assert describe_drift(statistics_of(64, 40), statistics_of(60, 40), SCHEMA) == []
+
+
+def test_a_feature_that_the_stable_version_did_not_have_gives_no_warning():
+    new = statistics_of(60, 40, near_duplicate_group="a")
+    assert describe_drift(new, statistics_of(60, 40), SCHEMA) == []
+    (warning,) = describe_drift(statistics_of(20, 80, near_duplicate_group="a"), statistics_of(60, 40), SCHEMA)
+    assert "breed differs" in warning
 
 
 def test_a_changed_share_of_a_breed_is_reported_with_both_shares():

@@ -24,7 +24,7 @@ def statistics(photos: int, width: int) -> statistics_pb2.DatasetFeatureStatisti
     """TFDV statistics of photos that match the schema except, possibly, for their width."""
     common = {"num_non_missing": photos, "min_num_values": 1, "max_num_values": 1, "avg_num_values": 1.0}
     dataset = statistics_pb2.DatasetFeatureStatistics(num_examples=photos)
-    for name in ("image_bytes", "breed", "path", "content_hash"):
+    for name in ("image_bytes", "breed", "path", "content_hash", "near_duplicate_group"):
         feature = dataset.features.add(type=statistics_pb2.FeatureNameStatistics.STRING)
         feature.path.step.append(name)
         feature.string_stats.common_stats.MergeFrom(statistics_pb2.CommonStatistics(**common))

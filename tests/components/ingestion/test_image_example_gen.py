@@ -10,6 +10,8 @@ from typing import NamedTuple
 import apache_beam as beam
 import pytest
 import tensorflow as tf
+from PIL import Image
+from tfx.dsl.io import fileio
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples
 
@@ -91,7 +93,8 @@ def test_every_valid_photo_is_in_exactly_one_split_with_its_breed(mixed, valid_p
     assert sorted(f["path"].decode() for f in features) == sorted(expected)
     for feature in features:
         path = feature["path"].decode()
-        assert feature.keys() == {"image_bytes", "breed", "path", "content_hash", "width", "height"}
+        names = {"image_bytes", "breed", "path", "content_hash", "near_duplicate_group", "width", "height"}
+        assert feature.keys() == names
         assert feature["breed"].decode() == path.split("/")[0]
         assert feature["image_bytes"] == expected[path].data
         assert feature["content_hash"].decode() == expected[path].digest
@@ -165,6 +168,43 @@ def test_an_archive_gives_the_same_result_as_its_folder(mixed, tmp_path, kind):
     assert splits == result.splits()
     assert from_archive.report["breeds"] == result.report["breeds"]
     assert len(from_archive.report["left_out"]) == len(result.report["left_out"]) - 1
+
+
+@pytest.mark.parametrize("examples_per_file", [2, 1024])
+def test_examples_and_rows_have_the_smallest_content_hash_of_their_near_duplicates(
+    valid_photos, tmp_path, monkeypatch, examples_per_file
+):
+    """In several files and in one, from a folder and from an archive; nothing else in the examples changes."""
+    folder = shutil.copytree(valid_photos, tmp_path / "photos")
+    original = Image.open(folder / "Größe 1" / "a b.JPG")
+    for number in (2, 3):
+        original.resize((original.width * number // 4, original.height * number // 4)).save(
+            folder / "Größe 1" / f"{number}.png"
+        )
+    renamed = []
+    rename = fileio.rename
+    monkeypatch.setattr(fileio, "rename", lambda *paths, **options: (renamed.append(paths), rename(*paths, **options)))
+    monkeypatch.setattr(image_example_gen, "_EXAMPLES_PER_FILE", examples_per_file)
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path, "photos")
+    result, from_archive = (ingest(data, tmp_path / str(data)[-3:], train=1.0, eval=0.0) for data in (folder, archive))
+
+    features = {feature["content_hash"]: feature for feature in result.features("train")}
+    photos = {normalize(path.read_bytes()).digest.encode(): path for path in folder.rglob("*.*")}
+    copies = [content_hash for content_hash, path in photos.items() if path.parent.name == "Größe 1"]
+    groups = {content_hash: content_hash for content_hash in photos} | dict.fromkeys(copies, min(copies))
+    assert len(photos) == 15
+    assert {content_hash: f["near_duplicate_group"] for content_hash, f in features.items()} == groups
+    for content_hash, path in photos.items():
+        assert features[content_hash]["image_bytes"] == normalize(path.read_bytes()).data
+    assert {r["content_hash"].encode(): r["near_duplicate_group"].encode() for r in result.rows} == groups
+    in_archive = {f["content_hash"]: f["near_duplicate_group"] for f in from_archive.features("train")}
+    assert in_archive == groups
+    files = tf.io.gfile.glob(f"{result.examples.uri}/Split-train/*")
+    assert len(files) == math.ceil(15 / examples_per_file)
+    moved = {destination for _, destination in renamed}
+    assert {path for path in files if path not in moved} == {
+        path for path in files if any(copy in Path(path).read_bytes() for copy in copies if copy != min(copies))
+    }
 
 
 def test_data_without_valid_photos_gives_a_report(tmp_path):

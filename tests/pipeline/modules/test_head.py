@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,13 @@ import tensorflow as tf
 from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
-from pipeline.modules import tuning
+from pipeline.modules import training, tuning
 from pipeline.modules.head import Records, batched_dataset, build_head, make_deterministic, read_records
 
 SIZE, BREEDS = 16, 3
 SIZES = {"embedding_net_0": 12, "embedding_net_1": 4}
-HYPERPARAMETERS = {"units": 8, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.001}
+NETWORK = {"kind": "network", "blocks": "all", "units": 8, "dropout": 0.2, "learning_rate": 0.01, "weight_decay": 0.001}
+SOLVED = {"kind": "logistic_regression", "blocks": "all", "l2": 0.01}
 
 
 def synthetic_records(count: int, seed: int) -> Records:
@@ -24,7 +26,8 @@ def synthetic_records(count: int, seed: int) -> Records:
     labels = random.integers(0, BREEDS, count)
     centres = np.eye(BREEDS, SIZE) * 4
     embeddings = (centres[labels] + random.normal(size=(count, SIZE))).astype(np.float32)
-    return Records(embeddings, SIZES, labels, [b"%04d" % i for i in range(count)])
+    hashes = [b"%04d" % i for i in range(count)]
+    return Records(embeddings, SIZES, labels, hashes, hashes)
 
 
 @pytest.fixture
@@ -36,7 +39,8 @@ def search(monkeypatch, tmp_path):
         monkeypatch.setattr(tuning, "read_records", lambda *_: next(splits))
         transform = SimpleNamespace(vocabulary_size_by_name=lambda _: BREEDS)
         monkeypatch.setattr(tuning.tft, "TFTransformOutput", lambda _: transform)
-        small_space = {"objective": "val_loss", "max_epochs": 2, "factor": 2, "units": [0, 8], "dropout": [0.2, 0.5]}
+        small_space = {"objective": "val_loss", "kinds": ["network"], "blocks": ["last", "all"], "l2": [0.01, 0.1]}
+        small_space |= {"max_epochs": 2, "factor": 2, "units": [0, 8], "dropout": [0.2, 0.5]}
         small_space |= {"learning_rate": [1e-4, 1e-1], "weight_decay": [0.0, 0.01]}
         arguments = SimpleNamespace(
             custom_config={"tuner": small_space | space, "batch_size": 16, "seed": 0},
@@ -54,7 +58,7 @@ def search(monkeypatch, tmp_path):
 
 def train_head(units: int = 8):
     make_deterministic(0)
-    head = build_head(SIZE, BREEDS, HYPERPARAMETERS | {"units": units})
+    head = build_head(SIZES, BREEDS, NETWORK | {"units": units})
     head.fit(batched_dataset(synthetic_records(192, 0), 16, seed=0), epochs=5, verbose=0)
     return head
 
@@ -73,10 +77,21 @@ def test_head_learns_separable_breeds(units):
     assert (probabilities.argmax(axis=1) == unseen.labels).mean() > 0.9
 
 
-def test_linear_head_has_one_layer():
-    head = build_head(SIZE, BREEDS, HYPERPARAMETERS | {"units": 0})
-    assert head.count_params() == SIZE * BREEDS + BREEDS
-    assert head.input_shape == (None, SIZE)
+@pytest.mark.parametrize("hyperparameters", [SOLVED, NETWORK | {"units": 0}], ids=["solved", "network"])
+def test_linear_head_has_one_layer_for_the_used_blocks(hyperparameters):
+    for blocks, used in (("all", SIZE), ("last", SIZES["embedding_net_0"])):
+        head = build_head(SIZES, BREEDS, hyperparameters | {"blocks": blocks})
+        assert head.count_params() == used * BREEDS + BREEDS
+        assert head.input_shape == (None, SIZE)
+
+
+def test_head_for_the_last_block_ignores_the_other_blocks():
+    head, records = build_head(SIZES, BREEDS, NETWORK | {"blocks": "last"}), synthetic_records(50, 0)
+    head.set_weights([np.random.default_rng(0).normal(size=weights.shape) for weights in head.get_weights()])
+    changed = records.embeddings.copy()
+    changed[:, SIZES["embedding_net_0"] :] += 1
+    np.testing.assert_array_equal(head(changed, training=False), head(records.embeddings, training=False))
+    assert not np.array_equal(head(records.embeddings + 1, training=False), head(changed, training=False))
 
 
 def test_batches_contain_each_record_once():
@@ -157,7 +172,9 @@ def test_failed_trial_ends_the_search_with_hyperparameters_and_cause(search, mon
     assert raised.value.__cause__ is cause
     message = str(raised.value)
     assert re.match(
-        r"trial \d+ \(units=\d+, dropout=0\.\d, learning_rate=[\d.e-]+, weight_decay=[\d.]+\) failed: ", message
+        r"trial \d+ \(kind=network, blocks=(last|all), units=\d+, dropout=0\.\d, learning_rate=[\d.e-]+, "
+        r"weight_decay=[\d.]+\) failed: ",
+        message,
     )
     assert message.endswith(f"{type(cause).__name__}: {cause}")
 
@@ -173,14 +190,42 @@ def test_trials_with_nan_loss_end_the_search_with_hyperparameters_and_remedy(sea
         search(units=[0], **space)
     message = str(raised.value)
     assert re.match(
-        r"val_loss is not a number at the end of trial \d+ \(units=0, dropout=0\.\d, learning_rate=", message
+        r"val_loss is not a number at the end of trial \d+ \(kind=network, blocks=(last|all), units=0, dropout=0\.\d, ",
+        message,
     )
     assert "Lower the upper bound of tuner.learning_rate" in message
 
 
+def test_search_includes_a_logistic_regression_for_each_penalty_and_choice_of_blocks(search):
+    oracle = search(kinds=["logistic_regression", "network"])
+    trials = oracle.get_best_trials(oracle.max_trials)
+    assert len(trials) == len(oracle.trials)
+    solved = [t.hyperparameters.values for t in trials if t.hyperparameters.get("kind") == "logistic_regression"]
+    assert {(values["blocks"], values["l2"]) for values in solved} == set(product(["last", "all"], [0.01, 0.1]))
+    assert all(values[TRIAL_SECONDS] > 0 for values in solved)
+    assert any(t.hyperparameters.get("kind") == "network" for t in trials)
+    # Two epochs are too few for a network; the solved heads are converged.
+    assert trials[0].hyperparameters.get("kind") == "logistic_regression"
+
+
+@pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
+def test_score_of_a_logistic_regression_is_that_of_the_trained_head(search, objective):
+    best = search(kinds=["logistic_regression"], objective=objective).get_best_trials(1)[0]
+    train, evaluation = synthetic_records(96, 0), synthetic_records(48, 1)
+    head = training.fit_head(train, evaluation, BREEDS, tuning.hyperparameters_of(best.hyperparameters), {}).head
+    head.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss, accuracy = head.evaluate(evaluation.embeddings, evaluation.labels, verbose=0)
+    assert best.score == pytest.approx(loss if objective == "val_loss" else accuracy, abs=1e-4)
+
+
+def test_search_without_networks_has_only_logistic_regressions(search):
+    oracle = search(kinds=["logistic_regression"])
+    assert len(oracle.trials) == oracle.max_trials == 4
+
+
 def test_search_finds_a_working_learning_rate(search):
     rates = [1e-7, 3e-2]
-    best = search(learning_rate=rates, units=[0]).get_best_trials(1)[0]
+    best = search(learning_rate=rates, units=[0], max_epochs=6).get_best_trials(1)[0]
     assert best.hyperparameters.values["learning_rate"] > 1e-3
 
 
@@ -193,12 +238,12 @@ def test_continued_trials_improve_on_the_trial_they_continue(search):
 
 
 def test_reused_head_equals_a_new_head():
-    hyperparameters = HYPERPARAMETERS | {"dropout": 0.5}
+    hyperparameters = NETWORK | {"dropout": 0.5}
     data = synthetic_records(64, 0)
 
     def train(used_before: bool):
         make_deterministic(0)
-        head = tuning._ReusableHead(SIZE, BREEDS, hyperparameters)
+        head = tuning._ReusableHead(SIZES, BREEDS, hyperparameters)
         if used_before:
             earlier = head.reset(hyperparameters | {"learning_rate": 0.1, "weight_decay": 0.1, "dropout": 0.8})
             earlier.fit(batched_dataset(data, 16), verbose=0)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf import text_format
 from kfp import components
+from tensorflow_metadata.proto.v0 import schema_pb2
 
 from pipeline.settings import SettingsError
 from pipeline.settings import load as settings
@@ -159,6 +161,16 @@ def test_the_specification_contains_the_schema_of_the_photos(tmp_path):
     spec, _ = compiled(f"photos_schema={tmp_path}")
     parameters = spec["root"]["dag"]["tasks"]["ImportSchemaGen"]["inputs"]["parameters"]
     assert parameters["text"]["runtimeValue"]["constant"].endswith("# of our cats\n")
+
+
+def test_a_schema_of_an_earlier_version_is_completed(tmp_path):
+    """TFDV reports a feature that the schema lacks as an anomaly."""
+    (tmp_path / "schema.pbtxt").write_text("feature { name: 'breed' type: BYTES }  # any breed", encoding="utf-8")
+    spec, _ = compiled(f"photos_schema={tmp_path}")
+    text = spec["root"]["dag"]["tasks"]["ImportSchemaGen"]["inputs"]["parameters"]["text"]["runtimeValue"]["constant"]
+    schema = text_format.Parse(text, schema_pb2.Schema())
+    assert [feature.name for feature in schema.feature] == ["breed", "near_duplicate_group"]
+    assert schema.feature[1].presence.min_fraction == 1
 
 
 def test_a_missing_schema_is_rejected_with_its_path(tmp_path):

@@ -1,0 +1,88 @@
+"""Out-of-fold predictions: each photo of train and eval is predicted by a head that was fitted without it.
+
+They compare candidates on all these photos, about six times as many as the eval split has. The standardization of the
+embeddings uses the statistics of train in every fold; it does not use labels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from components import progress
+from components.keras_config import keras
+from pipeline.modules.head import Records
+
+FOLDS = 5
+
+
+def out_of_fold_rows(
+    splits: dict[str, Records], breeds: list[str], fit: Callable[[Records], keras.Model]
+) -> list[dict[str, Any]]:
+    """Predict each photo with a head that was fitted on the photos of the other folds.
+
+    Args:
+        splits: Photos by name of the split.
+        breeds: Breeds in the order of the labels.
+        fit: Function that fits a head.
+
+    Returns:
+        One row for each photo, sorted by split and content hash: content_hash, split, breed, fold, predicted, correct,
+        confidence (probability of the predicted breed), probability (of the photo's breed), probabilities.
+    """
+    records = _concatenate(list(splits.values()))
+    folds = assign_folds(records.labels, records.groups)
+    probabilities = np.zeros((len(folds), len(breeds)), np.float32)
+    counter = progress.Counter("folds", FOLDS)
+    for fold in range(FOLDS):
+        held_out, fitted = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if len(held_out) and len(fitted):
+            head = fit(records.subset(fitted))
+            probabilities[held_out] = head(records.embeddings[held_out], training=False)
+        counter.add()
+    names = [split for split, split_records in splits.items() for _ in split_records.labels]
+    return [
+        _row(*row, breeds)
+        for row in zip(names, records.content_hashes, records.labels, folds, probabilities, strict=True)
+    ]
+
+
+def assign_folds(labels: np.ndarray, groups: list[bytes]) -> np.ndarray:
+    """Assign photos to FOLDS folds, int64 [n], so that the folds have about equally many photos of each breed.
+
+    The photos of a group are in one fold, because a near-duplicate of a photo would reveal its breed. The assignment
+    does not depend on the order of the photos.
+
+    Args:
+        labels: Indices of the breeds, int64 [n].
+        groups: IDs of the groups; the photos of a group have the same breed.
+    """
+    ordered = sorted(set(zip(labels.tolist(), groups, strict=True)))
+    fold = {group: position % FOLDS for position, (_, group) in enumerate(ordered)}
+    return np.array([fold[group] for group in groups])
+
+
+def _concatenate(splits: list[Records]) -> Records:
+    return splits[0]._replace(
+        embeddings=np.concatenate([split.embeddings for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+        content_hashes=[value for split in splits for value in split.content_hashes],
+        groups=[value for split in splits for value in split.groups],
+    )
+
+
+def _row(
+    split: str, content_hash: bytes, label: int, fold: int, probabilities: np.ndarray, breeds: list[str]
+) -> dict[str, Any]:
+    top = int(np.argmax(probabilities))
+    return {
+        "content_hash": content_hash.decode(),
+        "split": split,
+        "breed": breeds[label],
+        "fold": int(fold),
+        "predicted": breeds[top],
+        "correct": top == label,
+        "confidence": round(float(probabilities[top]), 6),
+        "probability": round(float(probabilities[label]), 6),
+        "probabilities": [round(float(value), 6) for value in probabilities],
+    }

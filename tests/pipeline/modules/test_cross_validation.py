@@ -1,0 +1,55 @@
+"""Each photo is predicted once, by a head that was fitted without it and without its near-duplicates."""
+
+import numpy as np
+
+from pipeline.modules import training
+from pipeline.modules.cross_validation import FOLDS, assign_folds, out_of_fold_rows
+from pipeline.modules.head import Records
+from tests.pipeline.modules.test_head import BREEDS, NETWORK, SOLVED, synthetic_records
+
+NAMES = ["Fogbell", "Mosscoat", "Rex"]
+
+
+def records(count: int, seed: int, split: str) -> Records:
+    hashes = [f"{split}{number:04d}".encode() for number in range(count)]
+    return synthetic_records(count, seed)._replace(content_hashes=hashes, groups=hashes)
+
+
+def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
+    splits, fitted = {"train": records(60, 0, "t"), "eval": records(12, 1, "e")}, []
+
+    def fit(photos: Records):
+        fitted.append(set(photos.content_hashes))
+        return training.refit_head(photos, BREEDS, SOLVED, 16, 0, seed=0)
+
+    rows = out_of_fold_rows(splits, NAMES, fit)
+    assert [row["split"] for row in rows] == ["train"] * 60 + ["eval"] * 12
+    assert len(fitted) == FOLDS
+    for row in rows:
+        assert [row["content_hash"].encode() in photos for photos in fitted] == [n != row["fold"] for n in range(FOLDS)]
+        assert row["confidence"] == max(row["probabilities"])
+        assert row["predicted"] == NAMES[row["probabilities"].index(row["confidence"])]
+        assert row["probability"] == row["probabilities"][NAMES.index(row["breed"])]
+        assert row["correct"] == (row["predicted"] == row["breed"])
+    assert np.mean([row["correct"] for row in rows]) > 0.9
+
+
+def test_networks_are_refitted_for_the_given_number_of_epochs(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training.keras.Model, "fit", lambda *_, **options: seen.append(options["epochs"]))
+    training.refit_head(records(20, 0, "t"), BREEDS, NETWORK, 16, 7, seed=0)
+    assert seen == [7]
+
+
+def test_folds_keep_groups_together_and_spread_breeds_evenly():
+    labels = np.repeat([0, 1, 2], [50, 11, 3])
+    groups = [b"g%03d" % (number // 2 if number < 20 else number) for number in range(len(labels))]
+    folds = assign_folds(labels, groups)
+    for group in set(groups):
+        assert len({fold for fold, name in zip(folds, groups, strict=True) if name == group}) == 1
+    for label in range(3):
+        fold_of_group = {g: f for g, f, other in zip(groups, folds, labels, strict=True) if other == label}
+        counts = np.bincount(list(fold_of_group.values()), minlength=FOLDS)
+        assert counts.max() - counts.min() <= 1
+    order = np.random.default_rng(0).permutation(len(labels))
+    np.testing.assert_array_equal(assign_folds(labels[order], [groups[i] for i in order]), folds[order])

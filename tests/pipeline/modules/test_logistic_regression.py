@@ -1,0 +1,59 @@
+"""Logistic regressions are solved exactly, for any number of photos, dimensions and breeds."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from pipeline.modules.logistic_regression import solve
+
+
+def photos(count: int, size: int, breeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [count, size] with overlapping clusters, and labels [count]."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % breeds
+    return (random.normal(size=(breeds, size))[labels] + 2 * random.normal(size=(count, size))).astype(
+        np.float32
+    ), labels
+
+
+def minimum(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalty: float) -> np.ndarray:
+    """Probabilities that minimize the documented objective, found by a general optimizer."""
+    length = np.mean(np.sum(embeddings**2, axis=1))
+
+    def logits(parameters):
+        kernel, bias = np.split(parameters.reshape(-1, breeds), [embeddings.shape[1]])
+        return embeddings @ kernel + bias
+
+    def objective(parameters):
+        losses = -log_softmax(logits(parameters), axis=1)[np.arange(len(labels)), labels]
+        kernel = parameters[: embeddings.shape[1] * breeds]
+        return losses.sum() + penalty / 2 * length * np.sum(kernel**2)
+
+    start = np.zeros((embeddings.shape[1] + 1) * breeds)
+    return np.exp(log_softmax(logits(minimize(objective, start, options={"gtol": 1e-4}).x), axis=1))
+
+
+@pytest.mark.parametrize(("count", "size", "breeds"), [(40, 5, 3), (8, 12, 3), (40, 5, 2)])
+def test_solution_minimizes_the_loss_with_the_penalty(count, size, breeds):
+    embeddings, labels = photos(count, size, breeds)
+    penalties = [1.0, 0.1]
+    for penalty, solution in zip(penalties, solve(embeddings, labels, breeds, penalties), strict=True):
+        expected = minimum(embeddings.astype(np.float64), labels, breeds, penalty)
+        np.testing.assert_allclose(solution.probabilities(embeddings), expected, atol=1e-3)
+        assert solution.iterations > 0
+
+
+def test_penalty_does_not_depend_on_the_length_of_the_embeddings():
+    embeddings, labels = photos(40, 5, 3)
+    (short,), (long,) = (solve(scale * embeddings, labels, 3, [0.1]) for scale in (1, 20))
+    np.testing.assert_allclose(short.probabilities(embeddings), long.probabilities(20 * embeddings), atol=1e-3)
+
+
+@pytest.mark.parametrize("present", [[0, 2, 3], [1, 3], [2]])
+def test_breed_without_photos_has_probability_0(present):
+    embeddings, labels = photos(30, 4, len(present))
+    (solution,) = solve(embeddings, np.array(present)[labels], 4, [0.1])
+    probabilities = solution.probabilities(embeddings)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert set(np.flatnonzero(probabilities.sum(axis=0))) == set(present)
