@@ -194,7 +194,7 @@ def _layer_output(network: keras.Model, layer: str) -> keras.KerasTensor:
 
 
 def _pool(backbone: str, block: keras.KerasTensor) -> keras.KerasTensor:
-    """Average over positions: feature map [n, height, width, d], tokens [n, t, d] or vector [n, d] to float32 [n, d]."""
+    """Average over positions: a feature map [n, height, width, d], tokens [n, t, d] or a vector [n, d] to [n, d]."""
     if len(block.shape) not in (2, 3, 4) or block.shape[-1] is None:
         raise WeightsError(
             f"backbones: {backbone}: layers: the output of {block.name} has the shape {block.shape}; it must be a "
