@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from components.file_names import PHOTOS_FILE
 from components.json_files import read_json_lines
+from pipeline.node_ids import branch_node_id
 from pipeline.results.run_history import Execution, RunHistory
 from serving.registry import Registry
 
@@ -16,7 +17,7 @@ from serving.registry import Registry
 _SHOWN_PROPERTIES = {
     "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test"),
     "ImportSchemaGen": ("schema_file",),
-    "Backbone": ("weights", "weights_dir", "weights_digest", "seed", "image_size"),
+    "Backbone": ("weights", "weights_dir", "model_file", "weights_digest", "seed", "image_size"),
     "EmbeddingGen": ("photos",),
     "Tuner": ("objective", "max_epochs", "seed"),
     "Trainer": ("epochs", "batch_size", "seed"),
@@ -101,7 +102,7 @@ class Lineage:
             "schema": parameters(schema),
             "weights": record["backbone"],
             "hyperparameters": record["hyperparameters"],
-            "search": parameters(by_node[f"Tuner-{backbone}"]),
+            "search": parameters(by_node[branch_node_id("Tuner", backbone)]),
             "code": {e.node: digest for e in executions if (digest := parameters(e).get("code_digest"))},
             "executions": [
                 {

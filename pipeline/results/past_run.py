@@ -9,6 +9,7 @@ from components.evaluation_result import EvaluationResult, read_evaluation_resul
 from components.file_names import COMPARISON_FILE, PHOTOS_FILE, TRAINING_FILE, TUNER_RESULTS_FILE
 from components.json_files import read_json, read_json_lines
 from components.photo_examples import read_images
+from pipeline.node_ids import branch_node_id
 from pipeline.results.run_history import Execution, RunHistory
 from serving.names import printable
 
@@ -82,15 +83,15 @@ class PastRun:
 
     def trials(self, backbone: str) -> list[dict[str, Any]]:
         """One row for each trial of the search: score, hyperparameters and epochs."""
-        return read_json(self.uri(f"Tuner-{backbone}", "tuner_results"), TUNER_RESULTS_FILE)
+        return read_json(self.uri(branch_node_id("Tuner", backbone), "tuner_results"), TUNER_RESULTS_FILE)
 
     def training(self, backbone: str) -> dict[str, Any]:
         """Contents of training.json: epochs, history, latency and size of the candidate."""
-        return read_json(self.uri(f"Trainer-{backbone}", "model_run"), TRAINING_FILE)
+        return read_json(self.uri(branch_node_id("Trainer", backbone), "model_run"), TRAINING_FILE)
 
     def evaluation(self, backbone: str) -> EvaluationResult:
         """Evaluation of the candidate on eval."""
-        return read_evaluation_result(self.uri(f"Evaluator-{backbone}", "evaluation"))
+        return read_evaluation_result(self.uri(branch_node_id("Evaluator", backbone), "evaluation"))
 
     def records(self, backbone: str, split: str) -> "Records":
         """Standardized embeddings with labels: input of the head in training (train) or evaluation (eval)."""
@@ -98,6 +99,6 @@ class PastRun:
 
         from pipeline.modules.head import read_records
 
-        node = f"Transform-{backbone}"
+        node = branch_node_id("Transform", backbone)
         pattern = f"{self.uri(node, 'transformed_examples')}/Split-{split}/*"
         return read_records([pattern], tft.TFTransformOutput(self.uri(node, "transform_graph")))

@@ -191,7 +191,13 @@ def test_each_version_has_a_model_card(pushed):
     assert card["breeds"] == sorted(path.name for path in pushed.photos.iterdir())
     assert card["metrics"]["overall"]["accuracy"] == gate["candidate"]["test_accuracy"]
     assert sum(card["data"]["splits"].values()) == card["data"]["photos"] == 75
-    assert card["model"]["weights_licence"] == "none: the weights are random"
+    (backbone,) = card["model"]["backbones"]
+    assert backbone == {
+        "name": "resnet50",
+        "weights": "random",
+        "licence": "none: the weights are random",
+        "image_size": 32,
+    }
     assert card["lineage"]["model_digest"] == gate["candidate"]["model_digest"]
     assert any("always predicts one of its" in limit for limit in card["limits"])
     page = (version / "model_card.html").read_text()

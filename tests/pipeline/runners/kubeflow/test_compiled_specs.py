@@ -178,6 +178,36 @@ def test_a_missing_schema_is_rejected_with_its_path(tmp_path):
         compiled(f"photos_schema={tmp_path}")
 
 
+def test_a_backbone_from_a_file_is_read_from_the_volume():
+    file = "{name: my_net, model: /catbreeds/net.keras, image_size: 64, layers: [body, top], licence: CC0}"
+    spec, platform = compiled(f"backbones=[resnet50, {file}]")
+    tasks = spec["root"]["dag"]["tasks"]
+    values = {
+        name: value["runtimeValue"]["constant"]
+        for name, value in tasks["Backbone-my-net"]["inputs"]["parameters"].items()
+        if "runtimeValue" in value
+    }
+    assert values["model_file"] == "/catbreeds/net.keras"
+    assert (values["weights"], json.loads(values["layers"]), values["image_size"]) == ("file", ["body", "top"], 64)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {"Backbone-my-net_executor", "RetrainGate_executor"} <= executors.keys()
+    gate = tasks["RetrainGate"]["inputs"]["parameters"]["backbones"]["runtimeValue"]["constant"]
+    assert [network["model_file"] for network in json.loads(gate)] == ["", "/catbreeds/net.keras"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("model: net.keras, image_size: 64", "model: net.keras: must be the absolute path on the volume (/catbreeds)"),
+        ("model: /catbreeds/net.keras", "image_size: missing; add it"),
+    ],
+)
+def test_a_backbone_from_a_file_that_depends_on_this_machine_is_rejected(entry, message):
+    with pytest.raises(SettingsError) as caught:
+        compiled(f"backbones=[{{name: net, {entry}}}]")
+    assert str(caught.value).startswith(f"backbones: net: {message}")
+
+
 def test_the_documentation_has_the_current_size_of_the_node_status():
     from pipeline.runners.kubeflow.compiler import compile_pipeline
 
