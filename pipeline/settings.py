@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.architectures import ARCHITECTURES, ENSEMBLE, MAX_CANDIDATES
 from components.candidates.model_file import check_model_file, fixed_input_size
 from pipeline import strict_yaml
 from serving.names import is_utf_8
@@ -44,7 +44,7 @@ RENAMED_KEYS = {
 }
 
 # Names of candidates and components that a backbone cannot have, because component IDs contain its name.
-RESERVED_NAMES = ("champion", "ensemble", "gate")
+RESERVED_NAMES = ("champion", ENSEMBLE, "gate")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=32, le=1024)]
@@ -450,6 +450,12 @@ class Settings(_Section):
         return tuple(_name_of(backbone) for backbone in self.backbones)
 
     @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """Names of the candidates: the backbones, and the ensemble if there is one."""
+        has_ensemble = self.ensemble and len(self.backbones) > 1
+        return (*self.backbone_names, ENSEMBLE) if has_ensemble else self.backbone_names
+
+    @property
     def model_files(self) -> dict[str, ModelFile]:
         """Name -> entry of each backbone that comes from a file."""
         return {backbone.name: backbone for backbone in self.backbones if isinstance(backbone, ModelFile)}
@@ -495,11 +501,17 @@ class Settings(_Section):
 
     @field_validator("backbones")
     @classmethod
-    def _check_distinct(cls, value):
+    def _check_names(cls, value):
         names = [_name_of(backbone) for backbone in value]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"a backbone is listed twice: {', '.join(doubled)}")
         return value
+
+    @model_validator(mode="after")
+    def _check_number_of_candidates(self):
+        if len(self.candidate_names) > MAX_CANDIDATES:
+            raise ValueError(f"backbones: at most {MAX_CANDIDATES} candidates, including the ensemble")
+        return self
 
     @model_validator(mode="after")
     def _check_image_sizes(self):
