@@ -195,7 +195,10 @@ class GateSettings(_Section):
         "fewer are reported but not enforced",
     )
     max_slice_drop: Fraction = Field(
-        0.1, description="maximum loss of accuracy on a single breed, compared with the champion"
+        0.1,
+        description="loss of accuracy on a single breed, compared with the champion, above which a candidate is "
+        "rejected if the loss is significant (one-sided exact McNemar test, p below 0.05 divided by the number of "
+        "breeds with min_slice test photos)",
     )
 
 

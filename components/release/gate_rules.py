@@ -265,8 +265,8 @@ def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, ch
     if comparison["log_likelihood_worse_p"] < SIGNIFICANCE:
         decision.add_fact(_worse_probabilities(comparison))
     champion_correct = {key: row["correct"] for key, row in champion_rows.items()}
-    for breed in _breeds(candidate):
-        _check_slice(decision, rules, breed, [row for row in candidate if row["breed"] == breed], champion_correct)
+    decision.slices = [_slice(rules, breed, candidate, champion_correct) for breed in _breeds(candidate)]
+    _check_slices(decision, rules)
 
 
 def _weak_evidence(rules: Rules, comparison: dict[str, Any]) -> str | None:
@@ -295,27 +295,39 @@ def _worse_probabilities(comparison: dict[str, Any]) -> str:
     )
 
 
-def _check_slice(
-    decision: Decision, rules: Rules, breed: str, candidate: list, champion_correct: dict[str, bool]
-) -> None:
-    photos = len(candidate)
-    accuracy = sum(row["correct"] for row in candidate) / photos
-    champion_accuracy = sum(champion_correct[row["content_hash"]] for row in candidate) / photos
-    enforced = photos >= rules.min_slice
-    decision.slices.append(
-        {
-            "breed": breed,
-            "photos": photos,
-            "candidate": accuracy,
-            "champion": champion_accuracy,
-            "enforced": enforced,
-        }
-    )
-    if enforced and champion_accuracy - accuracy > rules.max_slice_drop + ROUNDING_ERROR:
-        decision.reject(
-            f"breed {breed!r}: accuracy drops from {champion_accuracy:.3f} to {accuracy:.3f} on "
-            f"{counted(photos, 'photo')}, more than gate.max_slice_drop={rules.max_slice_drop:g}"
+def _slice(rules: Rules, breed: str, candidate: list, champion_correct: dict[str, bool]) -> dict[str, Any]:
+    """Comparison of the two models on the photos of one breed."""
+    pairs = [(row["correct"], champion_correct[row["content_hash"]]) for row in candidate if row["breed"] == breed]
+    photos = len(pairs)
+    return {
+        "breed": breed,
+        "photos": photos,
+        "candidate": sum(correct for correct, _ in pairs) / photos,
+        "champion": sum(correct for _, correct in pairs) / photos,
+        "worse_p": float(sign_test(pairs.count((False, True)), pairs.count((True, False)))),
+        "enforced": photos >= rules.min_slice,
+    }
+
+
+def _check_slices(decision: Decision, rules: Rules) -> None:
+    """Reject a significant drop on a breed; the level is divided by the number of tests (Bonferroni's correction)."""
+    enforced = [row for row in decision.slices if row["enforced"]]
+    for row in enforced:
+        drop, limit = row["champion"] - row["candidate"], SIGNIFICANCE / len(enforced)
+        if drop <= rules.max_slice_drop + ROUNDING_ERROR:
+            continue
+        measured = (
+            f"breed {row['breed']!r}: accuracy {row['candidate']:.3f} instead of {row['champion']:.3f} on "
+            f"{counted(row['photos'], 'photo')}, a drop of more than gate.max_slice_drop={rules.max_slice_drop:g}"
         )
+        test = (
+            f"one-sided exact McNemar p = {row['worse_p']:.4f}, significant below {limit:.4f} = {SIGNIFICANCE:g} / "
+            f"{counted(len(enforced), 'breed')}"
+        )
+        if row["worse_p"] < limit:
+            decision.reject(f"{measured} and significant ({test})")
+        else:
+            decision.add_fact(f"{measured}, which may be due to chance ({test})")
 
 
 def gate_document(

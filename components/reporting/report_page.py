@@ -101,8 +101,8 @@ def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("policy, margin", _POLICIES[rules["policy"]].format(**rules), policy),
         (
             "min_slice, max_slice_drop",
-            f"accuracy drop of at most {rules['max_slice_drop']:g} from the champion for each breed with at least "
-            f"{rules['min_slice']} compared photos",
+            f"no significant accuracy drop of more than {rules['max_slice_drop']:g} from the champion on a breed with "
+            f"at least {rules['min_slice']} compared photos",
             slices,
         ),
     ]

@@ -219,21 +219,36 @@ def test_comparison_contains_the_numbers_behind_the_decision():
 
 
 def test_a_breed_with_too_large_a_drop_rejects_a_candidate_that_is_better_overall():
-    candidate = outcomes({"Birman": "+" * 80, "Sphynx": "+" * 17 + "-" * 3})
+    candidate = outcomes({"Birman": "+" * 80, "Sphynx": "+" * 14 + "-" * 6})
     champion = outcomes({"Birman": "+" * 60 + "-" * 20, "Sphynx": "+" * 20})
     decision = decide(RULES, candidate, champion, BREEDS, CHAMPION)
     assert decision.comparison["accuracy_difference"] > 0.1
     assert decision.outcome == "refused"
     assert decision.reasons == [
-        "breed 'Sphynx': accuracy drops from 1.000 to 0.850 on 20 photos, more than gate.max_slice_drop=0.1"
+        "breed 'Sphynx': accuracy 0.700 instead of 1.000 on 20 photos, a drop of more than gate.max_slice_drop=0.1 and "
+        "significant (one-sided exact McNemar p = 0.0156, significant below 0.0250 = 0.05 / 2 breeds)"
     ]
-    assert decide(rules(max_slice_drop=0.2), candidate, champion, BREEDS, CHAMPION).outcome == "blessed"
+    assert decide(rules(max_slice_drop=0.3), candidate, champion, BREEDS, CHAMPION).outcome == "blessed"
+
+
+@pytest.mark.parametrize(("lost", "outcome"), [(5, "blessed"), (6, "refused")])  # p = 0.0312 and 0.0156
+def test_a_drop_on_a_breed_that_may_be_due_to_chance_is_reported_and_does_not_reject(lost, outcome):
+    candidate = outcomes({"Birman": "+" * 80, "Sphynx": "+" * (20 - lost) + "-" * lost})
+    champion = outcomes({"Birman": "+" * 60 + "-" * 20, "Sphynx": "+" * 20})
+    decision = decide(RULES, candidate, champion, BREEDS, CHAMPION)
+    assert decision.outcome == outcome
+    assert any("may be due to chance" in reason for reason in decision.reasons) == (outcome == "blessed")
+    # With one enforced breed instead of two, 0.0312 is significant.
+    assert decide(rules(margin=1), candidate[70:], champion[70:], BREEDS, CHAMPION).outcome == "refused"
 
 
 def test_a_drop_equal_to_max_slice_drop_passes():
-    candidate = outcomes({"Birman": "+" * 80, "Sphynx": "+" * 14 + "-" * 6})
-    champion = outcomes({"Birman": "+" * 60 + "-" * 20, "Sphynx": "+" * 16 + "-" * 4})
-    assert decide(RULES, candidate, champion, BREEDS, CHAMPION).outcome == "blessed"
+    candidate = outcomes({"Birman": "+" * 80, "Sphynx": "+" * 20 + "-" * 40})
+    champion = outcomes({"Birman": "+" * 50 + "-" * 30, "Sphynx": "+" * 26 + "-" * 34})
+    decision = decide(RULES, candidate, champion, BREEDS, CHAMPION)
+    assert decision.slices[1]["worse_p"] == pytest.approx(1 / 64)
+    assert decision.outcome == "blessed"
+    assert decide(rules(max_slice_drop=0.099), candidate, champion, BREEDS, CHAMPION).outcome == "refused"
 
 
 def test_a_breed_with_few_photos_is_reported_but_not_enforced():
@@ -241,9 +256,10 @@ def test_a_breed_with_few_photos_is_reported_but_not_enforced():
     champion = outcomes({"Birman": "+" * 40 + "-" * 40, "Sphynx": "+" * 19})
     decision = decide(RULES, candidate, champion, BREEDS, CHAMPION)
     assert decision.outcome == "blessed"
+    few = {"breed": "Sphynx", "photos": 19, "candidate": 0.0, "champion": 1.0, "worse_p": pytest.approx(0.5**19)}
     assert decision.slices == [
-        {"breed": "Birman", "photos": 80, "candidate": 1.0, "champion": 0.5, "enforced": True},
-        {"breed": "Sphynx", "photos": 19, "candidate": 0.0, "champion": 1.0, "enforced": False},
+        {"breed": "Birman", "photos": 80, "candidate": 1.0, "champion": 0.5, "worse_p": 1.0, "enforced": True},
+        {**few, "enforced": False},
     ]
 
 

@@ -320,7 +320,7 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
         assert not case.rules["above_majority"] or correct > majority_correct
     assert gate["blessed"] == (
         not re.search(
-            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|drops from",
+            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|and significant",
             reasons,
         )
     )

@@ -259,7 +259,11 @@ def page() -> Page:
         ("Rules", ["highest eval accuracy; ties go", "accuracy of at least 0.4 on at least 12 photos"]),
         (
             "Rules",
-            ["not worse", "begins at -0.03 or above", "drop of at most 0.2 from the champion for each breed with"],
+            [
+                "not worse",
+                "begins at -0.03 or above",
+                "no significant accuracy drop of more than 0.2 from the champion",
+            ],
         ),
         (
             "Results",
