@@ -201,13 +201,19 @@ class GateSettings(_Section):
         description="require the candidate to be significantly better than always predicting the largest breed "
         "(one-sided exact McNemar test, p < 0.05)",
     )
-    policy: Literal["not_worse", "better", "significantly_better"] = Field(
-        "not_worse",
-        description="how the candidate must compare with the champion. not_worse: the lower bound of the 95% "
-        "confidence interval of the paired accuracy difference is at least -margin; better: more photos correct; "
-        "significantly_better: also exact McNemar p < 0.05",
+    policy: Literal["no_harm", "not_worse", "better", "significantly_better"] = Field(
+        "no_harm",
+        description="how the candidate must compare with the champion on the same photos. no_harm: not significantly "
+        "worse (one-sided exact McNemar test, p at least 0.05), and at most `margin` less accurate; not_worse: the 95% "
+        "confidence interval of the accuracy difference (Tango's score interval) begins at -margin or above; better: "
+        "more photos correct; significantly_better: also exact McNemar p < 0.05. `catbreeds gate --power` shows how "
+        "often each policy rejects an equal model and passes a worse one",
     )
-    margin: Fraction = Field(0.02, description="loss of accuracy that the policy not_worse tolerates")
+    margin: Fraction = Field(
+        0.04,
+        description="loss of accuracy that the policies no_harm and not_worse tolerate; `benchmarks/gate_power.py` "
+        "prints what other margins would do",
+    )
     min_slice: int = Field(
         20,
         ge=1,
@@ -215,7 +221,10 @@ class GateSettings(_Section):
         "fewer are reported but not enforced",
     )
     max_slice_drop: Fraction = Field(
-        0.1, description="maximum loss of accuracy on a single breed, compared with the champion"
+        0.1,
+        description="loss of accuracy on a single breed, compared with the champion, above which a candidate is "
+        "rejected if the loss is significant (one-sided exact McNemar test, p below 0.05 divided by the number of "
+        "breeds with min_slice test photos)",
     )
 
 

@@ -190,6 +190,7 @@ def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_repo
 
     blessing, decision = remote.output(ModelBlessing), remote.output(artifacts.GateDecision)
     rules = settings.gate.model_dump() | {"min_accuracy": 0.0, "min_test_photos": 1, "margin": 1.0}
+    rules |= {"policy": "not_worse"}
     ModelGate.test_call(
         candidate=model,
         candidate_evaluation=evaluation,

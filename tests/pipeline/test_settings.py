@@ -157,7 +157,7 @@ def test_a_key_of_a_renamed_section_is_rejected_with_the_new_name_of_the_section
         ("tuner.learning_rate=[0.1, 0.001]", "tuner.learning_rate:", "the lowest must be below the highest"),
         ("tuner.learning_rate=[0, 1]", "tuner.learning_rate.0:", "greater than 0"),
         ("tuner.objective=val_f1", "tuner.objective:", "'val_loss' or 'val_accuracy'"),
-        ("gate.policy=best", "gate.policy:", "'not_worse', 'better' or 'significantly_better'"),
+        ("gate.policy=best", "gate.policy:", "'no_harm', 'not_worse', 'better' or 'significantly_better'"),
         ("beam.runner=spark", "beam.runner:", "'direct', 'portable', 'flink' or 'dataflow'"),
         ("backbones=[vgg16]", "backbones.0:", "'xception', 'resnet50'"),
         ("backbones=[resnet50, resnet50]", "backbones:", "listed twice"),

@@ -25,6 +25,7 @@ from components.artifacts import (
     Metrics,
     PushRecord,
 )
+from components.release.gate_policies import POLICIES
 from components.release.model_card import Statements, card_page, model_card
 from components.release.model_gate import ModelGate
 from components.reporting import charts, report_data
@@ -149,7 +150,7 @@ def cases(draw) -> Case:
             "min_accuracy": draw(share),
             "min_test_photos": draw(st.sampled_from([1, 3, 10])),
             "above_majority": draw(st.sampled_from([0, 1])),
-            "policy": draw(st.sampled_from(["not_worse", "better", "significantly_better"])),
+            "policy": draw(st.sampled_from(POLICIES)),
             "margin": draw(share),
             "min_slice": draw(st.sampled_from([1, 3, 20])),
             "max_slice_drop": draw(share),
@@ -291,6 +292,7 @@ def test_all_outputs_show_each_decision_with_all_its_reasons(run, case):
     outputs = {"page": page, "summary": summary, "terminal": run.terminal()}
     if gate["blessed"] and not case.pushed_before:
         outputs["card"] = run.card(gate, 1)
+    assert all(gate["power"]["summary"] in outputs[name] for name in outputs.keys() & {"page", "card"})
     for name, text in outputs.items():
         for reason in gate["reasons"]:
             assert normalized(reason) in text, name
@@ -318,7 +320,7 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
         assert not case.rules["above_majority"] or correct > majority_correct
     assert gate["blessed"] == (
         not re.search(
-            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|drops from",
+            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|and significant",
             reasons,
         )
     )

@@ -85,8 +85,8 @@ def test_every_run_parameter_has_a_default_and_a_description():
         "gate_min_accuracy": 0.4,
         "gate_min_test_photos": 10,
         "gate_above_majority": True,
-        "gate_policy": "not_worse",
-        "gate_margin": 0.02,
+        "gate_policy": "no_harm",
+        "gate_margin": 0.04,
         "gate_min_slice": 20,
         "gate_max_slice_drop": 0.1,
     }
