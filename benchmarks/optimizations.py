@@ -49,7 +49,8 @@ import numpy as np
 from tfx.dsl.compiler import compiler
 
 from components import saved_model
-from components.candidates.backbone import build_embedder, build_network
+from components.candidates.architectures import ARCHITECTURES
+from components.candidates.backbone import build_embedder, build_network, pool_blocks, preprocessing
 from components.candidates.embedding_features import feature_name
 from pipeline.graph import create_pipeline
 from pipeline.modules import tuning
@@ -110,7 +111,9 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
 
 def write_backbone() -> None:
     """Build, trace and save a ResNet50 with random weights."""
-    module = build_embedder(build_network("resnet50", "random", IMAGE_SIZE, seed=0), "resnet50", "resnet50", IMAGE_SIZE)
+    network = build_network("resnet50", "random", IMAGE_SIZE, seed=0)
+    blocks = pool_blocks(network, "resnet50", ARCHITECTURES["resnet50"].layers)
+    module = build_embedder(blocks, preprocessing("resnet50"), IMAGE_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         saved_model.save(module, folder, {"serving_default": module.embed})
 

@@ -18,6 +18,7 @@ from typing import Literal
 import httpx
 
 from components.candidates.architectures import WEIGHTS_HOST, weight_file_names
+from components.errors import WeightsError
 from pipeline.settings import ROOT, Settings
 from serving import http_client, proxies
 from serving.addresses import GATEWAY_PORT, GRPC_PORT, PAGE_PORT, REST_PORT
@@ -75,6 +76,7 @@ def check_environment(settings: Settings, kubeflow_host: str | None, imports: bo
         _check_memory,
         lambda: _check_disk(Path(settings.workdir)),
         lambda: _check_weights(settings),
+        *([lambda: _check_model_files(settings)] if settings.model_files else []),
         *(lambda port=port, user=user: _check_port(port, user) for port, user in PORTS.items()),
         lambda: _check_packages("development", ROOT / "requirements" / "dev.lock", "optional"),
         lambda: _check_program(
@@ -207,18 +209,18 @@ def _check_disk(workdir: Path) -> Finding:
 
 
 def _check_weights(settings: Settings) -> Finding:
-    if settings.weights == "random":
-        return Finding("weights", "ok", "not needed: the settings use random weights")
+    built_in = [backbone for backbone in settings.backbone_names if backbone not in settings.model_files]
+    if settings.weights == "random" or not built_in:
+        reason = "random weights" if built_in else "no built-in backbones"
+        return Finding("weights", "ok", f"not needed: the settings use {reason}")
     advice = "put the files in a folder and pass --set weights_dir=FOLDER; make demo needs no weights"
     cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
     folder = Path(settings.weights_dir or cache)
     missing = [
-        backbone
-        for backbone in settings.backbones
-        if not any((folder / name).exists() for name in weight_file_names(backbone))
+        backbone for backbone in built_in if not any((folder / name).exists() for name in weight_file_names(backbone))
     ]
     if not missing:
-        return Finding("weights", "ok", f"{', '.join(settings.backbones)}: found in {folder}")
+        return Finding("weights", "ok", f"{', '.join(built_in)}: found in {folder}")
     found = f"{', '.join(missing)}: not found in {folder}"
     if settings.weights_dir:
         names = ", ".join(" or ".join(weight_file_names(backbone)) for backbone in missing)
@@ -226,6 +228,15 @@ def _check_weights(settings: Settings) -> Finding:
     if reason := _request_error(WEIGHTS_HOST):
         return Finding("weights", "problem", f"{found}, and {WEIGHTS_HOST} cannot be reached ({reason})", advice)
     return Finding("weights", "ok", f"{found}; the first run downloads them")
+
+
+def _check_model_files(settings: Settings) -> Finding:
+    try:
+        settings.check_model_files()
+    except WeightsError as error:
+        return Finding("model files", "problem", str(error), "change `backbones`; see docs/add-a-backbone.md")
+    paths = ", ".join(file.model for file in settings.model_files.values())
+    return Finding("model files", "ok", f"{paths}: can be backbones")
 
 
 def _check_port(port: int, user: str) -> Finding:

@@ -6,6 +6,7 @@ backbone (`_selector`), the release of the winner (`_release`) and, on a cluster
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from components.release.rollout import Rollout
 from components.release.serving_check import ServingCheck
 from components.reporting.run_report import RunReport
 from pipeline.datasets.schema_file import read_schema_text
+from pipeline.node_ids import branch_node_id
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
 
@@ -54,8 +56,8 @@ _MODEL_MODULES = (
     "pipeline.modules.tuning",
     "components.candidates.backbone_selector",
 )
-# Settings that determine the whole model.
-_MODEL_SETTINGS = ("image_size", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+# Settings that determine the whole model, except those of the backbones.
+_MODEL_SETTINGS = ("seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
 
 
 class _Ingestion(NamedTuple):
@@ -79,7 +81,7 @@ class _Candidate(NamedTuple):
     evaluator: BaseNode
 
     def channels(self) -> dict[str, Channel]:
-        """Outputs of the branch that BackboneSelector and RunReport read."""
+        """Outputs of the branch that BackboneSelector reads."""
         return {
             "backbone": self.backbone.outputs["model"],
             "model": self.trainer.outputs["model"],
@@ -104,7 +106,8 @@ def create_pipeline(settings: Settings, context: RunContext, metadata_connection
     ingestion = _ingestion(settings, context)
     retrain_gate = _retrain_gate(settings, context, ingestion) if context.in_cluster else None
     candidates = {
-        backbone: _candidate(settings, context, backbone, ingestion, retrain_gate) for backbone in settings.backbones
+        backbone: _candidate(settings, context, backbone, ingestion, retrain_gate)
+        for backbone in settings.backbone_names
     }
     selector = _selector(settings, context, candidates, ingestion)
     release = _release(settings, context, selector, ingestion, retrain_gate)
@@ -176,7 +179,7 @@ def _retrain_gate(settings: Settings, context: RunContext, ingestion: _Ingestion
     return RetrainGate(
         ingest=ingestion.examples.outputs["report"],
         registry=context.registry,
-        backbones=" ".join(settings.backbones),
+        backbones=json.dumps([_network(settings, backbone) for backbone in settings.backbone_names]),
         weights=settings.weights,
         weights_dir=context.weights_dir,
         settings=json.dumps(settings.model_dump(mode="json", include=set(_MODEL_SETTINGS)), sort_keys=True),
@@ -184,19 +187,31 @@ def _retrain_gate(settings: Settings, context: RunContext, ingestion: _Ingestion
     )
 
 
+def _network(settings: Settings, backbone: str) -> dict[str, Any]:
+    """Parameters of a backbone's network; `model_file` is "" if it is a built-in one."""
+    file = settings.model_files.get(backbone)
+    return {
+        "name": backbone,
+        "image_size": settings.image_size_of(backbone),
+        "model_file": os.path.abspath(file.model) if file else "",
+        "layers": list(file.layers) if file else [],
+        "licence": file.licence if file else "",
+    }
+
+
 def _candidate(
     settings: Settings, context: RunContext, backbone: str, ingestion: _Ingestion, retrain_gate: BaseNode | None
 ) -> _Candidate:
     """Load a backbone, tune and train a head on its embeddings, and evaluate the head on the eval split."""
+    parameters = _network(settings, backbone)
     # All other nodes of the branch depend on the backbone, so skipping it skips the branch.
     with _if_retraining(retrain_gate):
         network = Backbone(
-            name=backbone,
+            **parameters | {"layers": json.dumps(parameters["layers"])},
             architecture=backbone,
-            weights=settings.weights,
+            weights="file" if parameters["model_file"] else settings.weights,
             weights_dir=context.weights_dir,
             weights_digest=context.weights_digest(backbone),
-            image_size=settings.image_size,
             seed=settings.seed,
             code_digest=context.code_digest("components.candidates.backbone"),
         )
@@ -256,12 +271,12 @@ def _candidate(
         code_digest=context.code_digest("components.candidates.evaluator"),
     )
     return _Candidate(
-        backbone=network.with_id(f"Backbone-{backbone}"),
-        embeddings=embeddings.with_id(f"EmbeddingGen-{backbone}"),
-        transform=transform.with_id(f"Transform-{backbone}"),
-        tuner=tuner.with_id(f"Tuner-{backbone}"),
-        trainer=trainer.with_id(f"Trainer-{backbone}"),
-        evaluator=evaluator.with_id(f"Evaluator-{backbone}"),
+        backbone=network.with_id(branch_node_id("Backbone", backbone)),
+        embeddings=embeddings.with_id(branch_node_id("EmbeddingGen", backbone)),
+        transform=transform.with_id(branch_node_id("Transform", backbone)),
+        tuner=tuner.with_id(branch_node_id("Tuner", backbone)),
+        trainer=trainer.with_id(branch_node_id("Trainer", backbone)),
+        evaluator=evaluator.with_id(branch_node_id("Evaluator", backbone)),
     )
 
 
@@ -277,7 +292,7 @@ def _selector(
 ) -> BaseNode:
     """Select the best backbone by its metrics on the eval split."""
     return BackboneSelector(
-        {backbone: candidate.channels() for backbone, candidate in candidates.items()},
+        {name: candidate.channels() for name, candidate in candidates.items()},
         report=ingestion.examples.outputs["report"],
         rule=settings.selection.rule,
         top_k=settings.top_k,
@@ -371,8 +386,13 @@ def _run_report(
 ) -> BaseNode:
     """Write the report of the run, which the UI of Kubeflow Pipelines shows."""
     return RunReport(
-        training={backbone: candidate.channels()["model_run"] for backbone, candidate in candidates.items()},
-        trials={backbone: candidate.channels()["tuner_results"] for backbone, candidate in candidates.items()},
+        {
+            name: {
+                "training": candidate.trainer.outputs["model_run"],
+                "trials": candidate.tuner.outputs["tuner_results"],
+            }
+            for name, candidate in candidates.items()
+        },
         inputs={
             "ingest": ingestion.examples.outputs["report"],
             "verdict": ingestion.data_gate.outputs["verdict"],

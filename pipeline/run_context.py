@@ -28,8 +28,8 @@ class RunContext:
         data: Folder or archive of photos.
         data_digest: Digest of the photos, part of the cache key; "" if it is not known before the run.
         weights_dir: Folder with ImageNet weights, or "".
-        weights_digest: Function that maps a backbone to the digest of its weights file, part of the cache key; it
-            returns "" if there is no file or it is not known before the run.
+        weights_digest: Function that maps a backbone to the digest of the file with its weights or its model, part of
+            the cache key; it returns "" if there is no file or it is not known before the run.
         registry: Base path of the pushed models.
         stable: Result of `components.stable_version.stable_identity`; None if the run must determine it.
         schema_file: Path of the photos' schema, for display.
@@ -92,11 +92,17 @@ def local_run_context(settings: Settings, run_id: str) -> RunContext:
         SettingsError: If the schema of the photos is missing or invalid.
     """
     data, weights_dir = _absolute_path(settings.data), _absolute_path(settings.weights_dir or "")
+
+    def weights_digest(backbone: str) -> str:
+        if backbone in settings.model_files:
+            return file_digest(settings.model_files[backbone].model)
+        return file_digest(find_weights(backbone, weights_dir)) if weights_dir else ""
+
     return RunContext(
         data=data,
         data_digest=open_source(data).digest(),
         weights_dir=weights_dir,
-        weights_digest=lambda backbone: file_digest(find_weights(backbone, weights_dir)) if weights_dir else "",
+        weights_digest=weights_digest,
         registry=str(settings.registry),
         stable=stable_identity(Registry(settings.registry)),
         schema_file=str(photos_schema(settings)),

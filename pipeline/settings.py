@@ -6,14 +6,17 @@ stand for a dot) and command-line overrides (`--set tuner.max_epochs=5`). Later 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.architectures import ARCHITECTURES, ENSEMBLE, MAX_CANDIDATES
+from components.candidates.model_file import check_model_file, fixed_input_size
 from pipeline import strict_yaml
 from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
@@ -40,7 +43,14 @@ RENAMED_KEYS = {
     "rollout.start": "rollout.target",
 }
 
+# Names of candidates and components that a backbone cannot have, because component IDs contain its name.
+RESERVED_NAMES = ("champion", ENSEMBLE, "gate")
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=32, le=1024)]
+# Pydantic adds the tag of the alternative to the path of an error; `_without_tags` removes it.
+_PLAIN, _MAPPING = "(plain)", "(mapping)"
+_BY_KIND = Discriminator(lambda value: _MAPPING if isinstance(value, dict | BaseModel) else _PLAIN)
 
 
 class SettingsError(ValueError):
@@ -189,13 +199,19 @@ class GateSettings(_Section):
         description="require the candidate to be significantly better than always predicting the largest breed "
         "(one-sided exact McNemar test, p < 0.05)",
     )
-    policy: Literal["not_worse", "better", "significantly_better"] = Field(
-        "not_worse",
-        description="how the candidate must compare with the champion. not_worse: the lower bound of the 95% "
-        "confidence interval of the paired accuracy difference is at least -margin; better: more photos correct; "
-        "significantly_better: also exact McNemar p < 0.05",
+    policy: Literal["no_harm", "not_worse", "better", "significantly_better"] = Field(
+        "no_harm",
+        description="how the candidate must compare with the champion on the same photos. no_harm: not significantly "
+        "worse (one-sided exact McNemar test, p at least 0.05), and at most `margin` less accurate; not_worse: the 95% "
+        "confidence interval of the accuracy difference (Tango's score interval) begins at -margin or above; better: "
+        "more photos correct; significantly_better: also exact McNemar p < 0.05. `catbreeds gate --power` shows how "
+        "often each policy rejects an equal model and passes a worse one",
     )
-    margin: Fraction = Field(0.02, description="loss of accuracy that the policy not_worse tolerates")
+    margin: Fraction = Field(
+        0.04,
+        description="loss of accuracy that the policies no_harm and not_worse tolerate; `benchmarks/gate_power.py` "
+        "prints what other margins would do",
+    )
     min_slice: int = Field(
         20,
         ge=1,
@@ -203,7 +219,10 @@ class GateSettings(_Section):
         "fewer are reported but not enforced",
     )
     max_slice_drop: Fraction = Field(
-        0.1, description="maximum loss of accuracy on a single breed, compared with the champion"
+        0.1,
+        description="loss of accuracy on a single breed, compared with the champion, above which a candidate is "
+        "rejected if the loss is significant (one-sided exact McNemar test, p below 0.05 divided by the number of "
+        "breeds with min_slice test photos)",
     )
 
 
@@ -344,6 +363,42 @@ class KubeflowSettings(_Section):
         return value
 
 
+class ModelFile(_Section):
+    """A backbone from a file: a Keras model from pixels (0 to 255) to a feature map, tokens or a vector."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="name of the backbone")
+    model: str = Field(pattern=r"\.keras$", description="path of the .keras file")
+    image_size: Pixels | None = Field(
+        None, description="by default the input size of the model if it is fixed, else the setting `image_size`"
+    )
+    layers: tuple[str, ...] = Field(
+        (),
+        description="layers whose outputs are the outputs of the last blocks, in the order of the forward pass; by "
+        "default only the output of the model",
+    )
+    licence: str = Field("not stated", description="licence of the weights, for the model card")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value):
+        if value in ARCHITECTURES:
+            raise ValueError("is the name of a built-in backbone; choose another")
+        if value in RESERVED_NAMES:
+            raise ValueError("is reserved; choose another")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _check_is_local(cls, value):
+        if "://" in value:
+            raise ValueError("must be a local path; mount the bucket")
+        return value
+
+
+BuiltIn = Annotated[Literal[tuple(ARCHITECTURES)], Tag(_PLAIN)]
+FromFile = Annotated[ModelFile, Tag(_MAPPING)]
+
+
 class Settings(_Section):
     """Settings of one run of the pipeline."""
 
@@ -358,17 +413,22 @@ class Settings(_Section):
         description="maximum number of components that run in parallel; by default one per CPU core, but at most one "
         "per 3 GB of memory",
     )
-    backbones: tuple[Literal[tuple(ARCHITECTURES)], ...] = Field(
-        tuple(ARCHITECTURES), min_length=1, description="pretrained networks to compare"
+    backbones: tuple[Annotated[BuiltIn | FromFile, _BY_KIND], ...] = Field(
+        tuple(ARCHITECTURES),
+        min_length=1,
+        description="pretrained networks to compare: built-in ones by name, and Keras models from files",
     )
     weights: Literal["imagenet", "random"] = Field(
-        "imagenet", description="weights of the backbones; random is for demonstrations and tests only"
+        "imagenet", description="weights of the built-in backbones; random is for demonstrations and tests only"
     )
     weights_dir: str | None = Field(
         None, description="folder with ImageNet weights (<backbone>_notop.weights.h5), for machines without internet"
     )
-    image_size: int = Field(
-        224, ge=32, le=1024, description="width and height in pixels of the images that the backbones receive"
+    image_size: Annotated[Pixels, Tag(_PLAIN)] | Annotated[dict[str, Pixels], Tag(_MAPPING)] = Field(
+        224,
+        discriminator=_BY_KIND,
+        description="width and height in pixels of the images that the backbones receive: one number, or a mapping "
+        "with a number for each backbone. The cost of a forward pass grows with the square of the size",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed for random weights, hyperparameter search and training")
     photos_schema: str | None = Field(
@@ -391,6 +451,47 @@ class Settings(_Section):
         """Base path of the pushed models, as TensorFlow Serving uses it."""
         return Path(self.workdir).resolve() / "serving" / self.model_name
 
+    @property
+    def backbone_names(self) -> tuple[str, ...]:
+        """Names of the backbones, in the order of `backbones`."""
+        return tuple(_name_of(backbone) for backbone in self.backbones)
+
+    @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """Names of the candidates: the backbones, and the ensemble if there is one."""
+        has_ensemble = self.ensemble and len(self.backbones) > 1
+        return (*self.backbone_names, ENSEMBLE) if has_ensemble else self.backbone_names
+
+    @property
+    def model_files(self) -> dict[str, ModelFile]:
+        """Name -> entry of each backbone that comes from a file."""
+        return {backbone.name: backbone for backbone in self.backbones if isinstance(backbone, ModelFile)}
+
+    def image_size_of(self, backbone: str) -> int:
+        """Width and height in pixels of the images that a backbone receives.
+
+        Args:
+            backbone: Name of the backbone.
+
+        Raises:
+            WeightsError: If the size is the input size of a model file that cannot be read.
+        """
+        file = self.model_files.get(backbone)
+        if file and file.image_size:
+            return file.image_size
+        if isinstance(self.image_size, dict):
+            return self.image_size[backbone]
+        return (fixed_input_size(backbone, file.model) if file else None) or self.image_size
+
+    def check_model_files(self) -> None:
+        """Check that the models in files can be backbones, without importing TensorFlow.
+
+        Raises:
+            WeightsError: If a file is missing or its model cannot be a backbone with these settings.
+        """
+        for name, file in self.model_files.items():
+            check_model_file(name, file.model, self.image_size_of(name), file.layers)
+
     @field_validator("workdir", "photos_schema")
     @classmethod
     def _check_is_local(cls, value):
@@ -407,21 +508,46 @@ class Settings(_Section):
 
     @field_validator("backbones")
     @classmethod
-    def _check_distinct(cls, value):
-        if len(set(value)) < len(value):
-            raise ValueError("a backbone is listed twice")
+    def _check_names(cls, value):
+        names = [_name_of(backbone) for backbone in value]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"a backbone is listed twice: {', '.join(doubled)}")
         return value
 
     @model_validator(mode="after")
-    def _check_consistency(self):
-        for backbone in self.backbones:
-            if self.image_size < ARCHITECTURES[backbone].min_size:
+    def _check_number_of_candidates(self):
+        if len(self.candidate_names) > MAX_CANDIDATES:
+            raise ValueError(f"backbones: at most {MAX_CANDIDATES} candidates, including the ensemble")
+        return self
+
+    @model_validator(mode="after")
+    def _check_image_sizes(self):
+        if isinstance(self.image_size, dict):
+            # Sizes of built-in backbones that are not in use are ignored, so that `backbones` of a profile can change.
+            if unknown := self.image_size.keys() - {*self.backbone_names, *ARCHITECTURES}:
+                raise ValueError(f"image_size: no such backbone: {', '.join(sorted(unknown))}")
+            for backbone in self.backbone_names:
+                has_own_size = backbone in self.model_files and self.model_files[backbone].image_size is not None
+                if has_own_size and backbone in self.image_size:
+                    raise ValueError(f"image_size: {backbone} also has a size in its entry of backbones; remove one")
+                if not has_own_size and backbone not in self.image_size:
+                    raise ValueError(f"image_size: no size for {backbone}; add it to the mapping")
+        for backbone in set(self.backbone_names) & ARCHITECTURES.keys():
+            if self.image_size_of(backbone) < ARCHITECTURES[backbone].min_size:
                 raise ValueError(f"image_size: {backbone} needs at least {ARCHITECTURES[backbone].min_size} pixels")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self):
         if self.weights == "random" and self.weights_dir:
             raise ValueError(
                 "weights_dir: contains ImageNet weights, but weights=random; set weights=imagenet or remove weights_dir"
             )
         return self
+
+
+def _name_of(backbone: str | ModelFile) -> str:
+    return backbone.name if isinstance(backbone, ModelFile) else backbone
 
 
 def profiles() -> list[str]:
@@ -469,7 +595,7 @@ def load(
         return Settings.model_validate(values)
     except ValidationError as error:
         # Pydantic reports a list with an invalid item also as too short.
-        errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        errors = [e for e in _without_tags(error) if e["type"] != "too_short" or not e["input"]]
         raise SettingsError("\n".join(_error_message(e) + _source_of_error(e, variables) for e in errors)) from None
 
 
@@ -490,7 +616,7 @@ def check_gate(overrides: Iterable[str]) -> dict[str, Any]:
     try:
         gate = Settings.model_validate(values).gate
     except ValidationError as error:
-        raise SettingsError("\n".join(map(_error_message, error.errors()))) from None
+        raise SettingsError("\n".join(map(_error_message, _without_tags(error)))) from None
     return {name: getattr(gate, name) for name in values.get("gate", {})}
 
 
@@ -621,6 +747,14 @@ def _parse_float(text: str) -> float | str:
         return text
 
 
+def _without_tags(error: ValidationError) -> list[dict[str, Any]]:
+    """Return pydantic's errors; their paths contain only keys and positions."""
+    return [
+        {**details, "loc": tuple(part for part in details["loc"] if part not in (_PLAIN, _MAPPING))}
+        for details in error.errors()
+    ]
+
+
 def _error_message(error: Mapping[str, Any]) -> str:
     """Format a pydantic error: dotted key, problem, given value and allowed range."""
     key = ".".join(map(str, error["loc"]))
@@ -629,11 +763,20 @@ def _error_message(error: Mapping[str, Any]) -> str:
             return f"{key}: renamed to {RENAMED_KEYS[key]}; use the new key"
         section = Settings
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            if part in section.model_fields:  # not a position in a list
+                section = next(_sections_in(section.model_fields[part].annotation))
         return f"{key}: no such setting; available: {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     value = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
     return f"{key}: {message}{value}{_allowed_range(error['loc'])}" if key else message
+
+
+def _sections_in(annotation: Any) -> Iterator[type[_Section]]:
+    """Sections that a type contains, such as the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)
 
 
 def _source_of_error(error: Mapping[str, Any], variables: Mapping[str, str]) -> str:
@@ -663,8 +806,14 @@ def _allowed_range(location: tuple[str | int, ...]) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     bounds = [
         f"{word} {getattr(constraint, name):g}"
-        for constraint in (field.metadata if field else ())
+        for constraint in (_constraints(field) if field else ())
         for name, word in words.items()
         if hasattr(constraint, name)
     ]
     return f"; allowed: {' and '.join(bounds)}" if bounds else ""
+
+
+def _constraints(field: FieldInfo) -> list[Any]:
+    """Constraints of a field, including those of its alternatives."""
+    alternatives = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+    return [c for one in (field, *map(FieldInfo.from_annotation, alternatives)) for c in one.metadata]

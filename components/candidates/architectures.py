@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 WEIGHTS_HOST = "https://storage.googleapis.com"  # Keras downloads ImageNet weights from here
+ENSEMBLE = "ensemble"  # name of the candidate that uses all backbones
+MAX_CANDIDATES = 8  # of one run; the components that read all candidates declare this many of each input channel
 
 
 class Architecture(NamedTuple):
@@ -57,3 +59,18 @@ ARCHITECTURES = {
 def weight_file_names(backbone: str) -> tuple[str, str]:
     """Accepted file names of the weights of `backbone` in a weights directory, preferred name first."""
     return f"{backbone}_notop.weights.h5", ARCHITECTURES[backbone].keras_weights
+
+
+def weights_licence(architecture: str, weights: str) -> str:
+    """Licence of the weights of a built-in backbone, as a phrase.
+
+    Args:
+        architecture: Key of ARCHITECTURES.
+        weights: "imagenet" or "random".
+    """
+    if weights == "random":
+        return "none: the weights are random"
+    return (
+        f"{ARCHITECTURES[architecture].licence}, as published with Keras; trained on ImageNet (ILSVRC 2012), whose "
+        "images are for non-commercial research"
+    )

@@ -1,5 +1,6 @@
 """RetrainGate: ends a run after ingestion if a pushed version was trained from the same inputs."""
 
+import json
 from typing import Any
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
@@ -7,6 +8,7 @@ from tfx.dsl.component.experimental.decorators import component
 
 from components.artifacts import IngestReport, Markdown, RetrainDecision
 from components.candidates.backbone import weights_source
+from components.candidates.model_file import check_model_file
 from components.digests import code_digest, file_digest, json_digest
 from components.file_names import PHOTOS_FILE, RETRAIN_FILE
 from components.json_files import read_json_lines, write_json
@@ -30,20 +32,24 @@ def RetrainGate(
 
     Args:
         registry: Base path of the pushed models.
-        backbones: Names of the architectures, separated by spaces.
-        weights: "imagenet" or "random".
+        backbones: JSON list of the backbones; each has a name, image_size, layers, licence and model_file, which is ""
+            if the backbone is a built-in one.
+        weights: "imagenet" or "random", the weights of built-in backbones.
         weights_dir: Folder with the ImageNet weights, or "".
-        settings: All settings that a model depends on, in JSON.
+        settings: All other settings that a model depends on, in JSON.
         modules: Names of the modules that train a model, separated by spaces.
 
     Raises:
-        WeightsError: If `weights_dir` has no weights for a backbone.
+        WeightsError: If `weights_dir` has no weights for a backbone, or a model file cannot be a backbone.
     """
+    networks = json.loads(backbones)
     photos = read_json_lines(ingest.uri, PHOTOS_FILE)
     origin = {
         "data": json_digest(sorted((r["content_hash"], r["breed"], r["split"]) for r in photos if "split" in r)),
         "code": code_digest(*modules.split()),
-        "weights": {backbone: _weights_digest(backbone, weights, weights_dir) for backbone in backbones.split()},
+        "weights": {network["name"]: _weights_digest(network, weights, weights_dir) for network in networks},
+        # The content of a file counts, not where it is.
+        "backbones": [{key: value for key, value in network.items() if key != "model_file"} for network in networks],
         "settings": settings,
     }
     digest = json_digest(origin)
@@ -53,8 +59,11 @@ def RetrainGate(
     write_page(summary, _summary(version, origin))
 
 
-def _weights_digest(backbone: str, weights: str, weights_dir: str) -> str:
-    source = weights_source(backbone, weights, weights_dir)
+def _weights_digest(network: dict[str, Any], weights: str, weights_dir: str) -> str:
+    if path := network["model_file"]:
+        check_model_file(network["name"], path, network["image_size"], network["layers"])
+        return file_digest(path)
+    source = weights_source(network["name"], weights, weights_dir)
     return file_digest(source) if weights_dir else source
 
 

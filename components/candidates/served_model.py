@@ -146,6 +146,7 @@ def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:
         "image_size": max(backbone["image_size"] for backbone in backbones),
         "embedding_sizes": {name: size for backbone in backbones for name, size in backbone["embedding_sizes"].items()},
         "parameters": sum(backbone["parameters"] for backbone in backbones),
+        "multiply_adds": sum(backbone["multiply_adds"] for backbone in backbones),
         "parts": backbones,
     }
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any, NamedTuple
 
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.architectures import weights_licence
 from components.candidates.hyperparameters import describe_hyperparameters
 from components.ingestion.splits import SPLITS
 from components.reporting.html_templates import render
@@ -46,9 +46,7 @@ def model_card(
         "contact": statements.contact,
         "model": {
             "backbone": backbone["architecture"],
-            "weights": backbone["weights"],
-            "weights_licence": _weights_licence(backbone),
-            "image_size": backbone["image_size"],
+            "backbones": [_backbone(part) for part in backbone.get("parts", [backbone])],
             "parameters": record["parameters"],
             "hyperparameters": record["hyperparameters"],
             "input": "the bytes of a JPEG or PNG photo of any size",
@@ -71,7 +69,8 @@ def model_card(
         },
         "limits": _limitations(record, metrics, gate),
         "admission": {
-            key: gate[key] for key in ("reasons", "rules", "majority", "comparison", "not_compared", "champion")
+            key: gate[key]
+            for key in ("reasons", "rules", "majority", "comparison", "power", "not_compared", "champion")
         },
         "lineage": {
             "run": admission["run_id"],
@@ -88,13 +87,15 @@ def card_page(card: dict[str, Any]) -> str:
     return render("model_card", card=card, head=describe_hyperparameters(card["model"]["hyperparameters"]))
 
 
-def _weights_licence(backbone: dict[str, Any]) -> str:
-    if backbone["weights"] == "random":
-        return "none: the weights are random"
-    return (
-        f"{ARCHITECTURES[backbone['architecture']].licence}, as published with Keras; trained on ImageNet "
-        "(ILSVRC 2012), whose images are for non-commercial research"
-    )
+def _backbone(record: dict[str, Any]) -> dict[str, Any]:
+    """Facts about one backbone. Records from before backbones had a name and a licence are of built-in ones."""
+    architecture, weights = record["architecture"], record["weights"]
+    return {
+        "name": record.get("name", architecture),
+        "weights": weights,
+        "licence": record.get("licence") or weights_licence(architecture, weights),
+        "image_size": record["image_size"],
+    }
 
 
 def _limitations(record: dict[str, Any], metrics: dict[str, Any], gate: dict[str, Any]) -> list[str]:
@@ -104,8 +105,9 @@ def _limitations(record: dict[str, Any], metrics: dict[str, Any], gate: dict[str
         "cats or of no cat.",
         "The test photos come from the same collection as the training photos; accuracy on other photos may be lower.",
     ]
-    if record["backbone"]["weights"] == "random":
-        limitations.insert(0, "The backbone has random weights: use this model for demonstrations only.")
+    backbones = record["backbone"].get("parts", [record["backbone"]])
+    if any(backbone["weights"] == "random" for backbone in backbones):
+        limitations.insert(0, "A backbone has random weights: use this model for demonstrations only.")
     if missed := [f"{breed} (0 of {photos})" for breed, photos in gate["candidate"]["never_recognised"].items()]:
         limitations.append(f"Breeds without a correct prediction on test: {', '.join(missed)}.")
     photos_of = {breed: metrics["breeds"][breed]["photos"] if breed in metrics["breeds"] else 0 for breed in breeds}

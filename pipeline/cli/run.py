@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from components.errors import DamagedFileError
+from components.errors import DamagedFileError, WeightsError
 from pipeline.cli.common import (
     ExitCode,
     ProfileOption,
@@ -46,6 +46,10 @@ def run(
     if not config.data:
         raise fail("no photos given; pass --data FOLDER, where FOLDER has one folder of photos per breed")
     check_paths(config)
+    try:
+        config.check_model_files()
+    except WeightsError as error:
+        raise fail(error) from None
     raise typer.Exit(run_in_workdir(config, lambda *context: _run(config, *context)))
 
 

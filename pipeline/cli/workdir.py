@@ -22,8 +22,9 @@ _GLOB_CHARACTERS = frozenset("*?[]\\")
 
 def check_paths(config: Settings) -> None:
     """End the command if TensorFlow or TFX cannot use a path, before the slow import of both."""
-    for name in ("data", "workdir", "weights_dir", "photos_schema"):
-        path = getattr(config, name)
+    paths = {name: getattr(config, name) for name in ("data", "workdir", "weights_dir", "photos_schema")}
+    paths |= {f"backbones: {name}: model": file.model for name, file in config.model_files.items()}
+    for name, path in paths.items():
         if path and "\0" not in path:
             resolved = path if "://" in path else os.path.realpath(path)
             if not is_utf_8(resolved):

@@ -10,6 +10,7 @@ from components.evaluation_result import EvaluationResult, read_evaluation_resul
 from components.file_names import COMPARISON_FILE, OUT_OF_FOLD_FILE, PHOTOS_FILE, TRAINING_FILE
 from components.json_files import read_json, read_json_lines
 from components.photo_examples import read_images
+from pipeline.node_ids import branch_node_id
 from pipeline.results.run_history import Execution, RunHistory
 from serving.names import printable
 
@@ -83,19 +84,19 @@ class PastRun:
 
     def trials(self, backbone: str) -> list[dict[str, Any]]:
         """One row for each trial of the search; see `components.candidates.hyperparameters.read_trials`."""
-        return read_trials(self.uri(f"Tuner-{backbone}", "tuner_results"))
+        return read_trials(self.uri(branch_node_id("Tuner", backbone), "tuner_results"))
 
     def training(self, backbone: str) -> dict[str, Any]:
         """Contents of training.json: seconds, epochs and history (None for a solved head) of the final training."""
-        return read_json(self.uri(f"Trainer-{backbone}", "model_run"), TRAINING_FILE)
+        return read_json(self.uri(branch_node_id("Trainer", backbone), "model_run"), TRAINING_FILE)
 
     def out_of_fold(self, backbone: str) -> list[dict[str, Any]]:
         """One row for each photo of train and eval; see `pipeline.modules.cross_validation.out_of_fold_rows`."""
-        return read_json_lines(self.uri(f"Trainer-{backbone}", "model_run"), OUT_OF_FOLD_FILE)
+        return read_json_lines(self.uri(branch_node_id("Trainer", backbone), "model_run"), OUT_OF_FOLD_FILE)
 
     def evaluation(self, backbone: str) -> EvaluationResult:
         """Evaluation of the candidate on eval."""
-        return read_evaluation_result(self.uri(f"Evaluator-{backbone}", "evaluation"))
+        return read_evaluation_result(self.uri(branch_node_id("Evaluator", backbone), "evaluation"))
 
     def records(self, backbone: str, split: str) -> "Records":
         """Standardized embeddings with labels: input of the head in training (train) or evaluation (eval)."""
@@ -103,6 +104,6 @@ class PastRun:
 
         from pipeline.modules.head import read_records
 
-        node = f"Transform-{backbone}"
+        node = branch_node_id("Transform", backbone)
         pattern = f"{self.uri(node, 'transformed_examples')}/Split-{split}/*"
         return read_records([pattern], tft.TFTransformOutput(self.uri(node, "transform_graph")))

@@ -21,6 +21,7 @@ from components.reporting.report_data import (
     load_documents,
     verdict,
 )
+from pipeline.node_ids import branch_node_id
 from pipeline.settings import Settings
 from serving.labels import STABLE
 
@@ -82,9 +83,8 @@ def _read(path: Path) -> Any:
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
     """Load the documents that the components of a run wrote; see `components.reporting.report_data`."""
-
     def uris(node: str, key: str) -> dict[str, str]:
-        return {name: runs[f"{node}-{name}"].outputs[key] for name in settings.backbones}
+        return {name: runs[branch_node_id(node, name)].outputs[key] for name in settings.candidate_names}
 
     artifact_uris = ArtifactUris(
         ingest=runs["ImageExampleGen"].outputs["report"],

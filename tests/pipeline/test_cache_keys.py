@@ -9,6 +9,7 @@ from pipeline.graph import create_pipeline
 from pipeline.run_context import local_run_context
 from pipeline.runners.local import metadata_config
 from pipeline.settings import load
+from tests.model_files import write_model
 
 BRANCHES = ("resnet50", "xception")
 # Its parameters differ in every run.
@@ -59,6 +60,7 @@ def changed(before, after):
         ("trainer.batch_size=8", in_each_branch("Trainer", "Tuner")),
         ("tuner.max_epochs=5", in_each_branch("Tuner")),
         ("image_size=96", in_each_branch("Backbone")),
+        ("image_size={resnet50: 71, xception: 96}", {"Backbone-xception"}),
         ("seed=3", in_each_branch("Backbone", "Tuner", "Trainer")),
         ("split.seed=5", {"ImageExampleGen"}),
         ("top_k=2", {"BackboneSelector"}),
@@ -83,6 +85,16 @@ def test_a_new_weights_file_changes_the_parameters_of_its_backbone(parameters, w
     before = parameters()
     (weights / "xception_notop.weights.h5").write_bytes(b"new weights")
     assert changed(before, parameters()) == {"Backbone-xception"}
+
+
+def test_a_change_of_a_backbone_from_a_file_changes_only_its_parameters(parameters, tmp_path):
+    entry = f"name: my_net, model: {write_model(tmp_path / 'net.keras')}"
+    before = parameters(f"backbones=[resnet50, {{{entry}}}]")
+    assert before["Backbone-my-net"]["weights_digest"] == digests.file_digest(tmp_path / "net.keras")
+    for change in ("layers: [top]", "image_size: 64", "licence: MIT"):
+        assert changed(before, parameters(f"backbones=[resnet50, {{{entry}, {change}}}]")) == {"Backbone-my-net"}
+    write_model(tmp_path / "net.keras", scale=1 / 127)
+    assert changed(before, parameters(f"backbones=[resnet50, {{{entry}}}]")) == {"Backbone-my-net"}
 
 
 @pytest.mark.parametrize(

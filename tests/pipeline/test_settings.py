@@ -10,6 +10,7 @@ from pydantic import BaseModel
 import serving.gateway.settings as gateway
 import serving.page.settings as page
 from pipeline.settings import RENAMED_KEYS, Settings, SettingsError, load, profiles, to_json, to_yaml
+from tests.model_files import SIDE, write_model
 from tests.running import catbreeds
 
 
@@ -35,6 +36,8 @@ def test_the_yaml_of_changed_settings_has_every_key_and_round_trips(tmp_path):
             "data=/photos/größe 😺",
             "beam.options=['--a=b: c']",
             "tuner.units=[0, 7]",
+            "backbones=[xception, {name: net, model: net.keras, layers: [a, b]}]",
+            "image_size={xception: 299, net: 64}",
         ],
     )
     copy = tmp_path / "copy.yaml"
@@ -154,11 +157,34 @@ def test_a_key_of_a_renamed_section_is_rejected_with_the_new_name_of_the_section
         ("tuner.learning_rate=[0.1, 0.001]", "tuner.learning_rate:", "the lowest must be below the highest"),
         ("tuner.learning_rate=[0, 1]", "tuner.learning_rate.0:", "greater than 0"),
         ("tuner.objective=val_f1", "tuner.objective:", "'val_loss' or 'val_accuracy'"),
-        ("gate.policy=best", "gate.policy:", "'not_worse', 'better' or 'significantly_better'"),
+        ("gate.policy=best", "gate.policy:", "'no_harm', 'not_worse', 'better' or 'significantly_better'"),
         ("beam.runner=spark", "beam.runner:", "'direct', 'portable', 'flink' or 'dataflow'"),
         ("backbones=[vgg16]", "backbones.0:", "'xception', 'resnet50'"),
         ("backbones=[resnet50, resnet50]", "backbones:", "listed twice"),
+        (f"backbones=[{', '.join(['resnet50'] * 9)}]", "backbones:", "at most 8 candidates"),
         ("backbones=[]", "backbones:", "at least 1 item"),
+        ("backbones=[{name: net}]", "backbones.0.model:", "required"),
+        ("backbones=[{name: Net, model: a.keras}]", "backbones.0.name:", "^[a-z][a-z0-9_]*$"),
+        ("backbones=[{name: my-net, model: a.keras}]", "backbones.0.name:", "^[a-z][a-z0-9_]*$"),
+        ("backbones=[{name: resnet50, model: a.keras}]", "backbones.0.name:", "the name of a built-in backbone"),
+        ("backbones=[{name: ensemble, model: a.keras}]", "backbones.0.name:", "is reserved"),
+        ("backbones=[{name: gate, model: a.keras}]", "backbones.0.name:", "is reserved"),
+        ("backbones=[{name: net, model: a.h5}]", "backbones.0.model:", "keras$"),
+        ("backbones=[{name: net, model: 's3://b/a.keras'}]", "backbones.0.model:", "must be a local path"),
+        ("backbones=[{name: net, model: a.keras, side: 9}]", "backbones.0.side: no such setting", "image_size"),
+        ("backbones=[{name: net, model: a.keras, image_size: 9}]", "backbones.0.image_size:", "or equal to 32"),
+        ("backbones=[{name: net, model: a.keras, layers: top}]", "backbones.0.layers:", "valid tuple"),
+        ("backbones=[{name: net, model: a.keras}, {name: net, model: b.keras}]", "backbones:", "listed twice: net"),
+        ("image_size={xception: 2000}", "image_size.xception:", "or equal to 1024"),
+        ("image_size={xception: 299}", "image_size:", "no size for resnet50"),
+        ("image_size={xception: 299, resnet50: 99, efficientnetb7: 99, vgg: 9}", "image_size.vgg:", "or equal to 32"),
+        (
+            "image_size={xception: 299, resnet50: 99, efficientnetb7: 99, vgg: 99}",
+            "image_size:",
+            "no such backbone: vgg",
+        ),
+        ("image_size={xception: 70, resnet50: 99, efficientnetb7: 99}", "image_size:", "xception needs at least 71"),
+        ("kubeflow.volumes=[{claim: a, path: /a, x: 1}]", "kubeflow.volumes.0.x: no such setting", "claim"),
         ("model_name=My Cats", "model_name:", "^[a-z][a-z0-9-]*$"),
         ("split.train=0.9", "split:", "train + eval + test must be 1, not 1.2"),
     ],
@@ -276,8 +302,53 @@ def test_overrides_accept_yaml_lists_and_python_numbers(override, key, value):
     assert getattr(load("demo", [override]).tuner, key) == value
 
 
-def test_backbones_are_a_list():
-    assert load("demo", ["backbones=[resnet50]"]).backbones == ("resnet50",)
+def test_backbones_are_names_and_files():
+    file = "{name: my_net, model: net.keras, layers: [body, top], image_size: 64, licence: CC0}"
+    settings = load("demo", environment={"CATBREEDS_BACKBONES": f"[resnet50, {file}]"})
+    assert settings.backbone_names == ("resnet50", "my_net")
+    assert settings.model_files.keys() == {"my_net"}
+    entry = settings.model_files["my_net"]
+    assert (entry.model, entry.layers, entry.licence) == ("net.keras", ("body", "top"), "CC0")
+    assert (settings.image_size_of("resnet50"), settings.image_size_of("my_net")) == (71, 64)
+
+
+def test_one_number_is_the_image_size_of_every_backbone():
+    settings = load("demo", ["image_size=96"])
+    assert {settings.image_size_of(backbone) for backbone in settings.backbone_names} == {96}
+
+
+@pytest.mark.parametrize("source", ["profile", "override", "environment"])
+def test_each_backbone_can_have_its_image_size(tmp_path, source):
+    text = "{xception: 299, resnet50: 224, efficientnetb7: 160}"
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(f"image_size: {text}\n" if source == "profile" else "weights: random\n")
+    overrides = [f"image_size={text}"] if source == "override" else []
+    environment = {"CATBREEDS_IMAGE_SIZE": text} if source == "environment" else {}
+    settings = load(str(profile), overrides, environment)
+    sizes = [settings.image_size_of(backbone) for backbone in ("xception", "resnet50", "efficientnetb7")]
+    assert sizes == [299, 224, 160]
+    profile.write_text(to_yaml(settings))
+    assert load(str(profile), ["image_size.xception=320"]).image_size_of("xception") == 320
+    # A smaller choice of backbones needs no other mapping.
+    assert load(str(profile), ["backbones=[resnet50]"]).image_size_of("resnet50") == 224
+
+
+def test_a_backbone_from_a_file_has_a_size_in_its_entry_or_in_the_mapping():
+    entry = "{name: net, model: net.keras}"
+    sized = "{name: net, model: net.keras, image_size: 64}"
+    assert load("demo", [f"backbones=[{entry}]", "image_size={net: 50}"]).image_size_of("net") == 50
+    assert load("demo", [f"backbones=[{sized}]", "image_size={resnet50: 50}"]).image_size_of("net") == 64
+    message = error_message(f"backbones=[{sized}]", "image_size={net: 50}")
+    assert message == "image_size: net also has a size in its entry of backbones; remove one"
+    assert error_message(f"backbones=[{entry}]", "image_size={resnet50: 50}").startswith("image_size: no size for net")
+
+
+@pytest.mark.parametrize(("side", "size"), [(None, 71), (SIDE, SIDE)])
+def test_by_default_the_image_size_is_that_of_the_file_or_else_the_number(tmp_path, side, size):
+    path = write_model(tmp_path / "net.keras", side)
+    settings = load("demo", [f"backbones=[{{name: net, model: {path}}}]"])
+    assert settings.image_size_of("net") == size
+    settings.check_model_files()
 
 
 def test_an_unknown_environment_variable_is_rejected_and_those_of_other_programs_are_ignored():

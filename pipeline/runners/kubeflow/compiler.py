@@ -21,7 +21,7 @@ from tfx.utils import import_utils
 from pipeline.graph import create_pipeline
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.runners.kubeflow import entrypoint
-from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, to_json
+from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, SettingsError, to_json
 
 ENTRYPOINT = ("python", "-m", "pipeline.runners.kubeflow.entrypoint")
 # Kubeflow Pipelines and Vertex AI replace it with the ID of the run.
@@ -59,7 +59,11 @@ def compile_pipeline(settings: Settings) -> str:
 
     Args:
         settings: Settings of the run. `data` and `weights_dir`, if set, replace the defaults in `kubeflow`.
+
+    Raises:
+        SettingsError: If the specification would depend on files of this machine, or the schema cannot be read.
     """
+    _check_model_files(settings)
     config = KubeflowV2DagRunnerConfig(
         default_image=settings.kubeflow.image, default_commands=list(ENTRYPOINT), use_pipeline_spec_2_1=True
     )
@@ -74,6 +78,21 @@ def compile_pipeline(settings: Settings) -> str:
     platform = _platform_spec(spec, settings.kubeflow, external)
     header = f"# {settings.model_name}: compiled by `catbreeds compile`; do not edit.\n"
     return header + yaml.safe_dump_all([spec, platform], sort_keys=True, width=120)
+
+
+def _check_model_files(settings: Settings) -> None:
+    """Reject backbones from files that only this machine has: the tasks read them from the volumes."""
+    for name, file in settings.model_files.items():
+        if not Path(file.model).is_absolute():
+            raise SettingsError(
+                f"backbones: {name}: model: {file.model}: must be the absolute path on the volume "
+                f"({', '.join(volume.path for volume in settings.kubeflow.volumes)})"
+            )
+        if not file.image_size and isinstance(settings.image_size, int):
+            raise SettingsError(
+                f"backbones: {name}: image_size: missing; add it, because {file.model} is not read when the pipeline "
+                "is compiled"
+            )
 
 
 def _run_context(settings: Settings) -> RunContext:

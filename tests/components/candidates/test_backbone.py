@@ -22,6 +22,8 @@ from components.candidates.backbone import (
     build_network,
     decode_photos,
     find_weights,
+    pool_blocks,
+    preprocessing,
     weights_source,
 )
 from components.errors import WeightsError
@@ -53,6 +55,11 @@ def save_in_keras_format(network: keras.Model, path: Path) -> None:
     """Save the weights in the format of the files that Keras downloads."""
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, network)
+
+
+def embedder(network: keras.Model, architecture: str, name: str) -> tf.Module:
+    blocks = pool_blocks(network, name, ARCHITECTURES[architecture].layers)
+    return build_embedder(blocks, preprocessing(architecture), SIDE)
 
 
 def pooled(network: keras.Model, pixels: np.ndarray) -> np.ndarray:
@@ -115,7 +122,7 @@ def test_photos_are_preprocessed_as_in_keras_applications(networks, architecture
     module = importlib.import_module(f"keras.applications.{ARCHITECTURES[architecture].module}")
     images = [noise_photo(seed)[0] for seed in range(2)]
     files = tf.constant(list(map(with_border, images)))
-    embedded = build_embedder(network, "net", architecture, SIDE).embed(files)
+    embedded = embedder(network, architecture, "net").embed(files)
     pixels = np.stack(images).astype(np.float32)
     expected = pooled(network, module.preprocess_input(pixels.copy()))
     assert distance(embedded["embedding_net_0"], expected) < 1e-3
@@ -278,6 +285,9 @@ def backbone(weights, tmp_path_factory):
         weights="imagenet",
         weights_dir=str(weights("xception")[0]),
         weights_digest="",
+        model_file="",
+        layers="[]",
+        licence="",
         image_size=SIDE,
         seed=0,
         code_digest="",
@@ -297,7 +307,7 @@ def test_saved_model_embeds_photos_of_any_size_like_the_network(backbone, networ
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
     files = tf.constant([noise_photo(0)[1], noise_photo(1, (100, 40))[1], noise_photo(2, (8, 8))[1]])
     embedded = signature(image_bytes=files)
-    expected = build_embedder(networks("xception"), "xception", "xception", SIDE).embed(files)
+    expected = embedder(networks("xception"), "xception", "xception").embed(files)
     assert embedded.keys() == EMBEDDING_SIZES.keys()
     for name, size in EMBEDDING_SIZES.items():
         assert embedded[name].shape == (3, size)
@@ -308,6 +318,9 @@ def test_record_describes_the_backbone(backbone, networks):
     model, path = backbone
     record = json.loads((path / "assets.extra" / "backbone.json").read_text())
     digest = record.pop("weights_digest")
+    assert record.pop("licence").startswith("MIT, as published with Keras")
+    # Convolutions do not grow exactly with the number of pixels, because of their borders.
+    assert record.pop("multiply_adds") / SIDE**2 == pytest.approx(8.36e9 / 299**2, rel=0.2)
     assert record == {
         "name": "xception",
         "architecture": "xception",

@@ -14,14 +14,19 @@ from components.json_files import write_json
 from components.release.pusher import Pusher
 from serving.model_files import MODEL_RECORD_FILE
 from serving.registry import Registry
+from tests.model_files import SIDE, write_model
 
 PHOTOS = [
     {"path": "Birman/1.jpg", "breed": "Birman", "split": "train", "content_hash": "a1"},
     {"path": "Sphynx/1.jpg", "breed": "Sphynx", "split": "test", "content_hash": "b2"},
     {"path": "Sphynx/2.jpg", "breed": "Sphynx", "kind": "duplicate", "reason": "the same photo as Sphynx/1.jpg"},
 ]
+BACKBONES = [
+    {"name": name, "image_size": 224, "model_file": "", "layers": [], "licence": ""}
+    for name in ("resnet50", "xception")
+]
 PARAMETERS = {
-    "backbones": "resnet50 xception",
+    "backbones": json.dumps(BACKBONES),
     "weights": "imagenet",
     "weights_dir": "",
     "settings": '{"seed": 0}',
@@ -113,9 +118,10 @@ def test_unchanged_photos_are_not_new(pushed, photos):
     [
         {"settings": '{"seed": 1}'},
         {"modules": "serving.photo_normalization serving.local.saved_model_process"},
-        {"backbones": "resnet50"},
+        {"backbones": json.dumps(BACKBONES[:1])},
+        {"backbones": json.dumps([BACKBONES[0] | {"image_size": 299}, BACKBONES[1]])},
     ],
-    ids=lambda changed: next(iter(changed)),
+    ids=["settings", "modules", "backbone removed", "image size"],
 )
 def test_changed_settings_modules_or_backbones_are_new(pushed, changed):
     assert pushed(**changed)[0]
@@ -139,6 +145,29 @@ def test_changed_weights_files_are_new(gate, tmp_path):
     (folder / "resnet50_notop.weights.h5").unlink()
     with pytest.raises(WeightsError, match="no weights for resnet50"):
         gate(weights_dir=str(folder))
+
+
+def test_the_content_of_a_model_file_counts_and_not_its_path(gate, tmp_path):
+    def network(path: Path, **changed) -> dict:
+        entry = {
+            "name": "net",
+            "image_size": SIDE,
+            "layers": ["body", "top"],
+            "licence": "CC0",
+            "model_file": str(path),
+        }
+        return {"backbones": json.dumps([entry | changed])}
+
+    file = write_model(tmp_path / "net.keras")
+    gate.push(gate(**network(file))[1]["inputs_digest"])
+    assert not gate(**network(file))[0]
+    assert not gate(**network(file.rename(tmp_path / "moved.keras")))[0]
+    moved = tmp_path / "moved.keras"
+    assert gate(**network(moved, layers=["top"]))[0]
+    assert gate(**network(moved, licence="MIT"))[0]
+    assert gate(**network(write_model(tmp_path / "other.keras", scale=1 / 127)))[0]
+    with pytest.raises(WeightsError, match=r"backbones: net: layers: .* has no layer 'tpo'"):
+        gate(**network(moved, layers=["tpo"]))
 
 
 def test_a_damaged_version_does_not_end_the_run(pushed):

@@ -72,6 +72,7 @@ def write_saved_models(tmp_path):
                 "image_size": 32 + number,
                 "embedding_sizes": {backbone.feature: size},
                 "parameters": 1,
+                "multiply_adds": 10 + number,
             }
             write_json(path, BACKBONE_RECORD_FILE, record)
             paths.append(path)
@@ -115,6 +116,7 @@ def test_record_of_several_backbones_has_the_same_keys_as_a_record_of_one(write_
     assert record["backbone"]["weights"] == "random"
     assert [part["image_size"] for part in record["backbone"]["parts"]] == [32, 33]
     assert record["parameters"] == 1 + 1 + 7
+    assert record["backbone"]["multiply_adds"] == 10 + 11
     assert record["settings"] == {"seed": 0, "top_k": 5}
     assert len(record["model_digest"]) == 64
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.settings import load
 from tests import fork_server
+from tests.model_files import SIDE, write_model
 
 COMMAND = Path(sys.executable).with_name("catbreeds")
 
@@ -84,6 +85,24 @@ def test_help_shows_the_default_of_an_option(catbreeds):
 )
 def test_an_invalid_setting_is_rejected_with_a_message(catbreeds, arguments, parts, tmp_path):
     assert_rejected(catbreeds("run", "--data", str(tmp_path), *arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("", "image_size: no size for net"),
+        ("image_size: 64", "backbones: net: image_size: net.keras takes images of 32 x 32 pixels, not 64 x 64"),
+        ("image_size: 32, layers: [tpo]", "backbones: net: layers: net.keras has no layer 'tpo'"),
+        ("image_size: 32, layers: [top, body]", "backbones: net: layers: 'body' does not come after 'top'"),
+    ],
+)
+def test_a_model_file_that_cannot_be_a_backbone_is_rejected_before_the_run(catbreeds, tmp_path, entry, message):
+    write_model(tmp_path / "net.keras", SIDE)
+    backbones = f"backbones=[{{name: net, model: net.keras, {entry}}}]"
+    sizes = "image_size={resnet50: 71}"
+    command = ("run", "--profile", "demo", "--data", str(tmp_path), "--set", backbones, "--set", sizes)
+    assert_rejected(catbreeds(*command), message)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_invalid_environment_variable_is_rejected_with_a_message(catbreeds):

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.environment_checks import _available_memory
 from pipeline.settings import ROOT
+from tests.model_files import write_model
 from tests.pipeline.flaky_server import serving, status
 from tests.running import CATBREEDS, catbreeds, on_terminal
 
@@ -112,6 +113,16 @@ def test_missing_weights_that_cannot_be_downloaded_are_a_problem(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").write_bytes(b"")
     assert doctor("--set", "backbones=[resnet50]", KERAS_HOME=str(tmp_path))[0] == 0
+
+
+def test_a_model_file_that_cannot_be_a_backbone_is_a_problem(tmp_path):
+    backbones = f"backbones=[{{name: net, model: {write_model(tmp_path / 'net.keras')}, layers: [LAYER]}}]"
+    code, found = doctor("--set", backbones.replace("LAYER", "top"), KERAS_HOME=str(tmp_path))
+    assert (code, found["model files"]["state"]) == (0, "ok")
+    assert found["weights"]["found"] == "not needed: the settings use no built-in backbones"
+    code, found = doctor("--set", backbones.replace("LAYER", "tpo"))
+    assert (code, found["model files"]["state"]) == (2, "problem")
+    assert "has no layer 'tpo'" in found["model files"]["found"]
 
 
 def test_the_page_cache_does_not_count_as_used_memory(tmp_path):

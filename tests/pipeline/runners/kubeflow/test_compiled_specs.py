@@ -1,6 +1,7 @@
 """The checked-in compiled specifications are up to date and valid for a cluster."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -84,8 +85,8 @@ def test_every_run_parameter_has_a_default_and_a_description():
         "gate_min_accuracy": 0.4,
         "gate_min_test_photos": 10,
         "gate_above_majority": True,
-        "gate_policy": "not_worse",
-        "gate_margin": 0.02,
+        "gate_policy": "no_harm",
+        "gate_margin": 0.04,
         "gate_min_slice": 20,
         "gate_max_slice_drop": 0.1,
     }
@@ -178,6 +179,36 @@ def test_a_missing_schema_is_rejected_with_its_path(tmp_path):
         compiled(f"photos_schema={tmp_path}")
 
 
+def test_a_backbone_from_a_file_is_read_from_the_volume():
+    file = "{name: my_net, model: /catbreeds/net.keras, image_size: 64, layers: [body, top], licence: CC0}"
+    spec, platform = compiled(f"backbones=[resnet50, {file}]")
+    tasks = spec["root"]["dag"]["tasks"]
+    values = {
+        name: value["runtimeValue"]["constant"]
+        for name, value in tasks["Backbone-my-net"]["inputs"]["parameters"].items()
+        if "runtimeValue" in value
+    }
+    assert values["model_file"] == "/catbreeds/net.keras"
+    assert (values["weights"], json.loads(values["layers"]), values["image_size"]) == ("file", ["body", "top"], 64)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {"Backbone-my-net_executor", "RetrainGate_executor"} <= executors.keys()
+    gate = tasks["RetrainGate"]["inputs"]["parameters"]["backbones"]["runtimeValue"]["constant"]
+    assert [network["model_file"] for network in json.loads(gate)] == ["", "/catbreeds/net.keras"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("model: net.keras, image_size: 64", "model: net.keras: must be the absolute path on the volume (/catbreeds)"),
+        ("model: /catbreeds/net.keras", "image_size: missing; add it"),
+    ],
+)
+def test_a_backbone_from_a_file_that_depends_on_this_machine_is_rejected(entry, message):
+    with pytest.raises(SettingsError) as caught:
+        compiled(f"backbones=[{{name: net, {entry}}}]")
+    assert str(caught.value).startswith(f"backbones: net: {message}")
+
+
 def test_the_documentation_has_the_current_size_of_the_node_status():
     from pipeline.runners.kubeflow.compiler import compile_pipeline
 
@@ -189,6 +220,27 @@ def test_the_documentation_has_the_current_size_of_the_node_status():
         tasks = len(backend.load(text)[0]["root"]["dag"]["tasks"])
         plain, retried = (backend.node_status(text, default_retries) / 1e6 for default_retries in (False, True))
         assert f"| {backbones} | {tasks} | {plain:.1f} | {retried:.1f} |" in page
+
+
+def test_the_specification_of_eight_candidates_is_within_all_limits():
+    from pipeline.runners.kubeflow.compiler import compile_pipeline
+
+    names = tuple(f"backbone{number}" for number in range(8))
+    spec, _ = backend.load(compile_pipeline(settings("smoke", ()).model_copy(update={"backbones": names})))
+    inputs = {name: task.get("inputs", {}) for name, task in spec["root"]["dag"]["tasks"].items()}
+    candidates = inputs["RunReport"]["parameters"]["candidates"]["runtimeValue"]["constant"]
+    assert json.loads(candidates) == list(names)
+    producers = {
+        "BackboneSelector": {"backbone": "Backbone", "model": "Trainer", "embeddings": "EmbeddingGen"},
+        "RunReport": {"training": "Trainer", "trials": "Tuner"},
+    }
+    for task, keys in producers.items():
+        for (key, producer), (number, name) in itertools.product(keys.items(), enumerate(names)):
+            source = inputs[task]["artifacts"][f"{key}_{number}"]["taskOutputArtifact"]
+            assert source["producerTask"] == f"{producer}-{name}"
+    defaults = {name: row["defaultValue"] for name, row in spec["root"]["inputDefinitions"]["parameters"].items()}
+    sizes = {name: len(json.dumps(values.get("parameters", {}))) for name, values in inputs.items()}
+    assert max(len(json.dumps(defaults)), *sizes.values()) < 10_000, sizes
 
 
 def test_only_beam_components_receive_beam_options(smoke):

@@ -1,0 +1,58 @@
+"""Model card: every backbone of the model with its weights and their licence."""
+
+import re
+
+from components.release.model_card import Statements, card_page, model_card
+
+METRICS = {"photos": 9, "accuracy": 0.5, "accuracy_ci95": [0.2, 0.8], "top3_accuracy": 1.0, "loss": 1.0}
+GATE = {
+    "rules": {"min_slice": 1},
+    "majority": {"breed": "Birman", "accuracy": 0.5},
+    "candidate": {"balanced_accuracy": 0.5, "never_recognised": {}},
+    **dict.fromkeys(("reasons", "comparison", "not_compared", "champion"), ()),
+}
+XCEPTION = {"architecture": "xception", "weights": "imagenet", "weights_digest": "x", "image_size": 299}
+FROM_FILE = {"name": "lite2", "architecture": "lite2", "weights": "file", "weights_digest": "l", "image_size": 260}
+
+
+def card_of(backbone: dict) -> dict:
+    counts = {"train": 3, "eval": 3, "test": 3}
+    return model_card(
+        "cats",
+        1,
+        Statements("a", "b", "c"),
+        {"backbone": backbone, "parameters": 7, "hyperparameters": {}, "breeds": ["Birman"]}
+        | dict.fromkeys(("model_digest", "data_digest", "code_digest"), "d"),
+        {"files": 9, "photos": 9, "breeds": {"Birman": counts}, "left_out": []},
+        {"overall": METRICS, "breeds": {"Birman": METRICS}, "calibration": {"expected_calibration_error": 0.1}},
+        {"gate": GATE, **dict.fromkeys(("pushed_at", "run_id", "commit", "model_uri"), "")},
+    )
+
+
+def test_the_card_lists_each_backbone_with_its_licence():
+    combined = {
+        "architecture": "xception+lite2",
+        "weights_digest": "c",
+        "parts": [XCEPTION | {"name": "xception", "licence": "MIT, as published"}, FROM_FILE | {"licence": "CC0 & BY"}],
+    }
+    card = card_of(combined)
+    assert [(part["name"], part["licence"], part["image_size"]) for part in card["model"]["backbones"]] == [
+        ("xception", "MIT, as published", 299),
+        ("lite2", "CC0 & BY", 260),
+    ]
+    text = " ".join(re.sub(r"<[^>]*>", " ", card_page(card)).split())
+    assert "xception input of 299 × 299 pixels; weights: imagenet; licence of the weights: MIT, as published" in text
+    assert "lite2 input of 260 × 260 pixels; weights: file; licence of the weights: CC0 &amp; BY" in text
+
+
+def test_a_record_from_before_backbones_had_a_licence_has_that_of_its_architecture():
+    (backbone,) = card_of(XCEPTION)["model"]["backbones"]
+    assert backbone["name"] == "xception"
+    assert backbone["licence"].startswith("MIT, as published with Keras; trained on ImageNet")
+
+
+def test_random_weights_of_any_backbone_are_a_limitation():
+    parts = [FROM_FILE | {"licence": "CC0"}, XCEPTION | {"weights": "random"}]
+    combined = {"architecture": "lite2+xception", "weights_digest": "c", "parts": parts}
+    assert card_of(combined)["limits"][0].startswith("A backbone has random weights")
+    assert not card_of(FROM_FILE | {"licence": "CC0"})["limits"][0].startswith("A backbone has random weights")
