@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.architectures import ARCHITECTURES, MAX_CANDIDATES
 from pipeline import strict_yaml
 from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
@@ -393,7 +393,9 @@ class Settings(_Section):
 
     @field_validator("backbones")
     @classmethod
-    def _check_distinct(cls, value):
+    def _check_names(cls, value):
+        if len(value) > MAX_CANDIDATES:
+            raise ValueError(f"at most {MAX_CANDIDATES} candidates")
         if len(set(value)) < len(value):
             raise ValueError("a backbone is listed twice")
         return value

@@ -90,8 +90,10 @@ def card_page(card: dict[str, Any]) -> str:
 def _weights_licence(backbone: dict[str, Any]) -> str:
     if backbone["weights"] == "random":
         return "none: the weights are random"
+    architectures = [part["architecture"] for part in backbone.get("parts", [backbone])]
+    licences = dict.fromkeys(ARCHITECTURES[architecture].licence for architecture in architectures)
     return (
-        f"{ARCHITECTURES[backbone['architecture']].licence}, as published with Keras; trained on ImageNet "
+        f"{' and '.join(licences)}, as published with Keras; trained on ImageNet "
         "(ILSVRC 2012), whose images are for non-commercial research"
     )
 

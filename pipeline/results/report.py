@@ -72,9 +72,10 @@ def _read(path: Path) -> Any:
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
     """Load the documents that the components of a run wrote; see `components.reporting.report_data`."""
+    candidates = [node.removeprefix("Trainer-") for node in runs if node.startswith("Trainer-")]
 
     def uris(node: str, key: str) -> dict[str, str]:
-        return {name: runs[f"{node}-{name}"].outputs[key] for name in settings.backbones}
+        return {name: runs[f"{node}-{name}"].outputs[key] for name in candidates}
 
     artifact_uris = ArtifactUris(
         ingest=runs["ImageExampleGen"].outputs["report"],

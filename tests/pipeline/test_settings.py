@@ -158,6 +158,7 @@ def test_a_key_of_a_renamed_section_is_rejected_with_the_new_name_of_the_section
         ("beam.runner=spark", "beam.runner:", "'direct', 'portable', 'flink' or 'dataflow'"),
         ("backbones=[vgg16]", "backbones.0:", "'xception', 'resnet50'"),
         ("backbones=[resnet50, resnet50]", "backbones:", "listed twice"),
+        (f"backbones=[{', '.join(['resnet50'] * 9)}]", "backbones:", "at most 8 candidates"),
         ("backbones=[]", "backbones:", "at least 1 item"),
         ("model_name=My Cats", "model_name:", "^[a-z][a-z0-9-]*$"),
         ("split.train=0.9", "split:", "train + eval + test must be 1, not 1.2"),
