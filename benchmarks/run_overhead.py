@@ -74,7 +74,7 @@ def measure(photos: int, backbones: list[str]) -> Costs:
             photos,
             seconds,
             {row["node"]: float(row["seconds"]) for row in _COMPONENT_LINE.finditer(done.stdout)},
-            sum(_forward_pass_seconds(workdir / "artifacts", row["backbone"]) for row in comparison["candidates"]),
+            sum(_forward_pass_seconds(workdir / "artifacts", backbone) for backbone in backbones),
             sum(row["tuning_seconds"] for row in comparison["candidates"]),
         )
 

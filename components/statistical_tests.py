@@ -1,13 +1,15 @@
 """Statistics for comparing two classifiers on the same photos."""
 
-import math
-
 import numpy as np
-from scipy.stats import binomtest, norm
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.stats import binom, binomtest, norm, ttest_rel
 
 # Level below which the gate calls a difference significant.
 SIGNIFICANCE = 0.05
-_Z = float(norm.ppf(0.975))  # two-sided 95% quantile of the standard normal distribution
+Z_95 = float(norm.ppf(0.975))  # two-sided 95% quantile of the standard normal distribution
+# Lower limit of the probabilities in a log-likelihood: one photo cannot lose more than 4.6 nats.
+_MIN_PROBABILITY = 0.01
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -18,60 +20,74 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mcnemar_exact(only_a: int, only_b: int) -> float:
+def mcnemar_exact(only_a: ArrayLike, only_b: ArrayLike) -> ArrayLike:
     """Two-sided p-value of the exact McNemar test; null hypothesis: models A and B have the same accuracy.
 
     Args:
         only_a: Number of photos that only A classifies correctly.
         only_b: Number of photos that only B classifies correctly.
     """
-    if only_a + only_b == 0:
-        return 1.0
-    return float(binomtest(max(only_a, only_b), only_a + only_b, 0.5).pvalue)
+    return np.minimum(1.0, 2 * sign_test(np.maximum(only_a, only_b), np.minimum(only_a, only_b)))
 
 
-def sign_test(wins: int, losses: int) -> float:
+def sign_test(wins: ArrayLike, losses: ArrayLike) -> ArrayLike:
     """One-sided p-value of the exact sign test, 1 without data; null hypothesis: wins are no likelier than losses."""
-    if wins + losses == 0:
-        return 1.0
-    return float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue)
+    return binom.sf(np.subtract(wins, 1), np.add(wins, losses), 0.5)
 
 
-def newcombe_lower_bound(wins: int, losses: int, photos: int) -> float:
-    """Lower bound of the 95% score interval for a difference of paired proportions (Newcombe, 1998).
+def paired_score(wins: ArrayLike, losses: ArrayLike, photos: ArrayLike, difference: float) -> np.ndarray:
+    """Score statistic for a difference of paired proportions (Tango, Statistics in Medicine 17, 1998).
 
-    Unlike a bootstrap interval, it stays wide when few photos were compared, even if the models agree on all of them.
+    It is approximately standard normal if `difference` is the true one, and positive if more was observed. Unlike the
+    difference divided by its standard error, it is valid for few photos, even if no photo is discordant.
+
+    Args:
+        wins: Number of photos that only the candidate classifies correctly.
+        losses: Number of photos that only the champion classifies correctly.
+        photos: Number of compared photos, at least 1.
+        difference: Accuracy of the candidate minus that of the champion, above -1 and below 1.
+    """
+    linear = (2 * photos - wins + losses) * difference - wins - losses
+    constant = -losses * difference * (1 - difference)
+    # The likeliest probability of a loss, given the difference, solves a quadratic equation.
+    loss_rate = (np.sqrt(linear**2 - 8 * photos * constant) - linear) / (4 * photos)
+    variance = np.maximum(photos * (2 * loss_rate + difference * (1 - difference)), 0)
+    # The variance is 0 only if no photo is discordant and the difference is 0, as observed.
+    return np.divide(
+        wins - losses - photos * difference, np.sqrt(variance), out=np.zeros(np.shape(variance)), where=variance > 0
+    )
+
+
+def paired_difference_interval(wins: int, losses: int, photos: int) -> tuple[float, float]:
+    """95% score interval of a difference of paired proportions: all differences that `paired_score` does not reject.
 
     Args:
         wins: Number of photos that only the candidate classifies correctly.
         losses: Number of photos that only the champion classifies correctly.
         photos: Number of compared photos, at least 1.
     """
-    win_rate, loss_rate = wins / photos, losses / photos
-    win_lower, loss_upper = wilson_interval(wins, photos)[0], wilson_interval(losses, photos)[1]
-    return win_rate - loss_rate - math.hypot(win_rate - win_lower, loss_upper - loss_rate)
+    return _lower_limit(wins, losses, photos), -_lower_limit(losses, wins, photos)
 
 
-def min_photos_to_exclude(loss_rate: float) -> float:
-    """Smallest sample without losses whose 95% Wilson interval of the loss rate ends at or below `loss_rate`.
-
-    Args:
-        loss_rate: Share of photos, from 0 to 1. No number of photos excludes 0: the result is infinity.
-    """
-    return math.ceil(_Z**2 * (1 - loss_rate) / loss_rate) if loss_rate else math.inf
-
-
-def bootstrap_lower_bound(differences: list[int], resamples: int = 10_000, seed: int = 0) -> float:
-    """Lower bound of the 95% percentile bootstrap interval for the mean of paired differences; -1 without photos.
-
-    Args:
-        differences: For each photo, 1 if only the candidate is correct, -1 if only the champion is correct, else 0.
-        resamples: Number of bootstrap samples.
-        seed: Seed for resampling.
-    """
-    if not differences:
+def _lower_limit(wins: int, losses: int, photos: int) -> float:
+    if losses == photos:
         return -1.0
-    values = np.asarray(differences)
-    shares = [np.mean(values == outcome) for outcome in (1, -1, 0)]
-    counts = np.random.default_rng(seed).multinomial(len(values), shares, size=resamples)
-    return float(np.quantile((counts[:, 0] - counts[:, 1]) / len(values), 0.025))
+    return brentq(
+        lambda difference: paired_score(wins, losses, photos, difference) - Z_95, -1 + 1e-12, (wins - losses) / photos
+    )
+
+
+def log_likelihood_test(candidate: ArrayLike, champion: ArrayLike) -> tuple[float, float]:
+    """Paired t-test on the log-likelihood of each photo; null hypothesis: the candidate's is not lower on average.
+
+    Args:
+        candidate: The candidate's probability of the true breed for each photo; float [n].
+        champion: The champion's probability of the true breed for the same photos; float [n].
+
+    Returns:
+        Mean difference in nats, candidate minus champion, and one-sided p-value (1 if the difference does not vary).
+    """
+    candidate, champion = (np.log(np.maximum(rates, _MIN_PROBABILITY)) for rates in (candidate, champion))
+    differences = candidate - champion
+    p_value = ttest_rel(candidate, champion, alternative="less").pvalue if np.ptp(differences) else 1.0
+    return float(differences.mean()), float(p_value)

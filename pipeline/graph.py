@@ -81,7 +81,7 @@ class _Candidate(NamedTuple):
     evaluator: BaseNode
 
     def channels(self) -> dict[str, Channel]:
-        """Outputs of the branch that BackboneSelector and RunReport read."""
+        """Outputs of the branch that BackboneSelector reads."""
         return {
             "backbone": self.backbone.outputs["model"],
             "model": self.trainer.outputs["model"],
@@ -292,7 +292,7 @@ def _selector(
 ) -> BaseNode:
     """Select the best backbone by its metrics on the eval split."""
     return BackboneSelector(
-        {backbone: candidate.channels() for backbone, candidate in candidates.items()},
+        {name: candidate.channels() for name, candidate in candidates.items()},
         report=ingestion.examples.outputs["report"],
         rule=settings.selection.rule,
         top_k=settings.top_k,
@@ -386,8 +386,13 @@ def _run_report(
 ) -> BaseNode:
     """Write the report of the run, which the UI of Kubeflow Pipelines shows."""
     return RunReport(
-        training={backbone: candidate.channels()["model_run"] for backbone, candidate in candidates.items()},
-        trials={backbone: candidate.channels()["tuner_results"] for backbone, candidate in candidates.items()},
+        {
+            name: {
+                "training": candidate.trainer.outputs["model_run"],
+                "trials": candidate.tuner.outputs["tuner_results"],
+            }
+            for name, candidate in candidates.items()
+        },
         inputs={
             "ingest": ingestion.examples.outputs["report"],
             "verdict": ingestion.data_gate.outputs["verdict"],

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.architectures import ARCHITECTURES, ENSEMBLE, MAX_CANDIDATES
 from components.candidates.model_file import check_model_file, fixed_input_size
 from pipeline import strict_yaml
 from serving.names import is_utf_8
@@ -44,7 +44,7 @@ RENAMED_KEYS = {
 }
 
 # Names of candidates and components that a backbone cannot have, because component IDs contain its name.
-RESERVED_NAMES = ("champion", "ensemble", "gate")
+RESERVED_NAMES = ("champion", ENSEMBLE, "gate")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=32, le=1024)]
@@ -201,13 +201,19 @@ class GateSettings(_Section):
         description="require the candidate to be significantly better than always predicting the largest breed "
         "(one-sided exact McNemar test, p < 0.05)",
     )
-    policy: Literal["not_worse", "better", "significantly_better"] = Field(
-        "not_worse",
-        description="how the candidate must compare with the champion. not_worse: the lower bound of the 95% "
-        "confidence interval of the paired accuracy difference is at least -margin; better: more photos correct; "
-        "significantly_better: also exact McNemar p < 0.05",
+    policy: Literal["no_harm", "not_worse", "better", "significantly_better"] = Field(
+        "no_harm",
+        description="how the candidate must compare with the champion on the same photos. no_harm: not significantly "
+        "worse (one-sided exact McNemar test, p at least 0.05), and at most `margin` less accurate; not_worse: the 95% "
+        "confidence interval of the accuracy difference (Tango's score interval) begins at -margin or above; better: "
+        "more photos correct; significantly_better: also exact McNemar p < 0.05. `catbreeds gate --power` shows how "
+        "often each policy rejects an equal model and passes a worse one",
     )
-    margin: Fraction = Field(0.02, description="loss of accuracy that the policy not_worse tolerates")
+    margin: Fraction = Field(
+        0.04,
+        description="loss of accuracy that the policies no_harm and not_worse tolerate; `benchmarks/gate_power.py` "
+        "prints what other margins would do",
+    )
     min_slice: int = Field(
         20,
         ge=1,
@@ -215,7 +221,10 @@ class GateSettings(_Section):
         "fewer are reported but not enforced",
     )
     max_slice_drop: Fraction = Field(
-        0.1, description="maximum loss of accuracy on a single breed, compared with the champion"
+        0.1,
+        description="loss of accuracy on a single breed, compared with the champion, above which a candidate is "
+        "rejected if the loss is significant (one-sided exact McNemar test, p below 0.05 divided by the number of "
+        "breeds with min_slice test photos)",
     )
 
 
@@ -450,6 +459,12 @@ class Settings(_Section):
         return tuple(_name_of(backbone) for backbone in self.backbones)
 
     @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """Names of the candidates: the backbones, and the ensemble if there is one."""
+        has_ensemble = self.ensemble and len(self.backbones) > 1
+        return (*self.backbone_names, ENSEMBLE) if has_ensemble else self.backbone_names
+
+    @property
     def model_files(self) -> dict[str, ModelFile]:
         """Name -> entry of each backbone that comes from a file."""
         return {backbone.name: backbone for backbone in self.backbones if isinstance(backbone, ModelFile)}
@@ -495,11 +510,17 @@ class Settings(_Section):
 
     @field_validator("backbones")
     @classmethod
-    def _check_distinct(cls, value):
+    def _check_names(cls, value):
         names = [_name_of(backbone) for backbone in value]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"a backbone is listed twice: {', '.join(doubled)}")
         return value
+
+    @model_validator(mode="after")
+    def _check_number_of_candidates(self):
+        if len(self.candidate_names) > MAX_CANDIDATES:
+            raise ValueError(f"backbones: at most {MAX_CANDIDATES} candidates, including the ensemble")
+        return self
 
     @model_validator(mode="after")
     def _check_image_sizes(self):

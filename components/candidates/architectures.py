@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 WEIGHTS_HOST = "https://storage.googleapis.com"  # Keras downloads ImageNet weights from here
+ENSEMBLE = "ensemble"  # name of the candidate that uses all backbones
+MAX_CANDIDATES = 8  # of one run; the components that read all candidates declare this many of each input channel
 
 
 class Architecture(NamedTuple):

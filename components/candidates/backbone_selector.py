@@ -1,18 +1,20 @@
 """BackboneSelector component: compares the candidates on eval and assembles the served model of the winner."""
 
-from typing import Any, ClassVar
+import contextlib
+import json
+from typing import Any, ClassVar, NamedTuple
 
 from tfx.dsl.components.base.base_component import BaseComponent
 from tfx.dsl.components.base.base_executor import BaseExecutor
 from tfx.dsl.components.base.executor_spec import ExecutorClassSpec
-from tfx.types import Channel
+from tfx.types import Artifact, Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, ModelRun, TunerResults
 from tfx.utils import path_utils
 
 from components import progress, saved_model
 from components.artifacts import Comparison, IngestReport
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.numbered_channels import declare_channels, number_channels
 from components.candidates.served_model import ServedModel
 from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_INITIAL_EPOCH, TRIAL_SECONDS
 from components.file_names import (
@@ -40,20 +42,38 @@ _CANDIDATE_INPUTS = {
 
 class _Spec(ComponentSpec):
     PARAMETERS: ClassVar = {
+        "candidates": ExecutionParameter(type=str),
         "rule": ExecutionParameter(type=str),
         "top_k": ExecutionParameter(type=int),
         "model_name": ExecutionParameter(type=str),
         "code_digest": ExecutionParameter(type=str),
     }
-    INPUTS: ClassVar = {
-        "report": ChannelParameter(type=IngestReport),
-        **{
-            f"{key}_{backbone}": ChannelParameter(type=artifact, optional=True)
-            for backbone in ARCHITECTURES
-            for key, artifact in _CANDIDATE_INPUTS.items()
-        },
-    }
+    INPUTS: ClassVar = {"report": ChannelParameter(type=IngestReport), **declare_channels(_CANDIDATE_INPUTS)}
     OUTPUTS: ClassVar = {"winner": ChannelParameter(type=Model), "comparison": ChannelParameter(type=Comparison)}
+
+
+class _Candidate(NamedTuple):
+    """Input artifacts of one candidate.
+
+    Attributes:
+        name: Name of the candidate.
+        backbone_names: Names of the candidates that its backbones belong to.
+        backbones: Its backbones, in the order in which its head takes their embeddings.
+        embeddings: Embeddings of these backbones, and the candidate's own if it joins them.
+        model: Transform graph and head.
+        evaluation: Evaluation on eval.
+        tuner_results: Trials of its search.
+        model_run: Record of its training.
+    """
+
+    name: str
+    backbone_names: list[str]
+    backbones: list[Model]
+    embeddings: list[Examples]
+    model: Model
+    evaluation: ModelEvaluation
+    tuner_results: TunerResults
+    model_run: ModelRun
 
 
 class Executor(BaseExecutor):
@@ -61,26 +81,26 @@ class Executor(BaseExecutor):
 
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
-        candidate_artifacts = {
-            backbone: {key: input_dict[f"{key}_{backbone}"][0] for key in _CANDIDATE_INPUTS}
-            for backbone in ARCHITECTURES
-            if input_dict.get(f"model_{backbone}")
-        }
-        candidates = [_comparison_row(artifacts) for artifacts in candidate_artifacts.values()]
-        winner, reason = select(candidates, exec_properties["rule"])
+        candidates = _read_candidates(input_dict, exec_properties["candidates"])
+        rows = [_comparison_row(candidate) for candidate in candidates]
+        winner, reason = select(rows, exec_properties["rule"])
         report = read_json(input_dict["report"][0].uri, INGEST_REPORT_FILE)
         output = output_dict["winner"][0]
         counter = progress.Counter("candidates", len(candidates))
         # Latency does not affect the selection. It is measured here because all branches of the pipeline join in this
         # component, so no other component runs at the same time, not even in the local runner.
-        for row, artifacts in zip(candidates, candidate_artifacts.values(), strict=True):
-            backbone_path, head_path = _model_path(artifacts["backbone"]), _model_path(artifacts["model"])
-            with local_copy(backbone_path) as backbone, local_copy(head_path) as head:
-                row["saved_model_bytes"] = saved_model.size(backbone) + saved_model.size(head)
-                model = ServedModel([backbone], head, exec_properties["top_k"])
-                if row["backbone"] == winner:
+        for row, candidate in zip(rows, candidates, strict=True):
+            with contextlib.ExitStack() as copies:
+                *backbones, head = (
+                    copies.enter_context(local_copy(_model_path(model)))
+                    for model in (*candidate.backbones, candidate.model)
+                )
+                row["saved_model_bytes"] = sum(map(saved_model.size, (*backbones, head)))
+                model = ServedModel(backbones, head, exec_properties["top_k"])
+                if candidate.name == winner:
                     with local_output(path_utils.serving_model_dir(output.uri)) as folder:
                         model.save(folder, exec_properties["model_name"])
+                    breeds = read_json(head, MODEL_RECORD_FILE)["breeds"]
                 row["latency_ms_p50"] = model.latency_ms()
             counter.add()
         output.set_string_custom_property("backbone", winner)
@@ -88,12 +108,12 @@ class Executor(BaseExecutor):
             output_dict["comparison"][0].uri,
             COMPARISON_FILE,
             {
-                "candidates": candidates,
+                "candidates": rows,
                 "winner": winner,
                 "reason": reason,
                 "rule": exec_properties["rule"],
                 "split_sizes": {split: sum(counts[split] for counts in report["breeds"].values()) for split in SPLITS},
-                "breeds": read_json(_model_path(candidate_artifacts[winner]["model"]), MODEL_RECORD_FILE)["breeds"],
+                "breeds": breeds,
             },
         )
 
@@ -102,8 +122,8 @@ class BackboneSelector(BaseComponent):
     """Component that selects one candidate by accuracy on eval and number of parameters.
 
     Args:
-        candidates: Channels of each candidate: backbone -> {backbone, model, evaluation, tuner_results, model_run,
-            embeddings}.
+        candidates: Channels of each candidate: name -> {backbone, model, evaluation, tuner_results, model_run,
+            embeddings}. A candidate without `backbone` uses the backbones of all other candidates, in their order.
         report: Ingestion report of ImageExampleGen.
         rule: Selection rule; see `select`.
         top_k: Number of breeds that the signature `top_k` returns.
@@ -123,27 +143,27 @@ class BackboneSelector(BaseComponent):
         model_name: str,
         code_digest: str,
     ):
-        inputs = {
-            f"{key}_{backbone}": channel
-            for backbone, channels in candidates.items()
-            for key, channel in channels.items()
-        }
+        own = [number for number, channels in enumerate(candidates.values()) if "backbone" in channels]
+        parameter = [
+            {"name": name, "backbones": [number] if number in own else own} for number, name in enumerate(candidates)
+        ]
         outputs = {"winner": Channel(type=Model), "comparison": Channel(type=Comparison)}
         super().__init__(
             _Spec(
+                candidates=json.dumps(parameter),
                 rule=rule,
                 top_k=top_k,
                 model_name=model_name,
                 code_digest=code_digest,
                 report=report,
-                **inputs,
+                **number_channels(candidates.values()),
                 **outputs,
             )
         )
 
 
 def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
-    """Return the backbone of the winner and the reason for the selection.
+    """Return the name of the winner and the reason for the selection.
 
     Args:
         candidates: Rows of comparison.json, in any order.
@@ -176,16 +196,38 @@ def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
     return best["backbone"], reason
 
 
-def _comparison_row(artifacts: dict[str, Any]) -> dict[str, Any]:
+def _read_candidates(input_dict: dict[str, list[Artifact]], parameter: str) -> list[_Candidate]:
+    """Collect the artifacts of each candidate.
+
+    Args:
+        input_dict: Artifacts by channel.
+        parameter: JSON list of the candidates, in the order of their channels: `name`, and `backbones`, the numbers of
+            the channels `backbone_<number>` and `embeddings_<number>` that the candidate uses.
+    """
+    listed = json.loads(parameter)
+    return [
+        _Candidate(
+            name=entry["name"],
+            backbone_names=[listed[backbone]["name"] for backbone in entry["backbones"]],
+            backbones=[input_dict[f"backbone_{backbone}"][0] for backbone in entry["backbones"]],
+            embeddings=[input_dict[f"embeddings_{used}"][0] for used in sorted({*entry["backbones"], number})],
+            **{key: input_dict[f"{key}_{number}"][0] for key in ("model", "evaluation", "tuner_results", "model_run")},
+        )
+        for number, entry in enumerate(listed)
+    ]
+
+
+def _comparison_row(candidate: _Candidate) -> dict[str, Any]:
     """Row of a candidate in comparison.json, without the size and the latency of its served model."""
-    backbone = read_json(_model_path(artifacts["backbone"]), BACKBONE_RECORD_FILE)
-    head = read_json(_model_path(artifacts["model"]), MODEL_RECORD_FILE)
-    overall = read_json(artifacts["evaluation"].uri, METRICS_FILE)["overall"]
-    training = read_json(artifacts["model_run"].uri, TRAINING_FILE)
-    trials = read_json(artifacts["tuner_results"].uri, TUNER_RESULTS_FILE)
+    backbones = [read_json(_model_path(backbone), BACKBONE_RECORD_FILE) for backbone in candidate.backbones]
+    head = read_json(_model_path(candidate.model), MODEL_RECORD_FILE)
+    overall = read_json(candidate.evaluation.uri, METRICS_FILE)["overall"]
+    training = read_json(candidate.model_run.uri, TRAINING_FILE)
+    trials = read_json(candidate.tuner_results.uri, TUNER_RESULTS_FILE)
     return {
-        "backbone": backbone["architecture"],
-        "weights": backbone["weights"],
+        "backbone": candidate.name,
+        "backbones": candidate.backbone_names,
+        "weights": "+".join(sorted({backbone["weights"] for backbone in backbones})),
         "eval_accuracy": overall["accuracy"],
         "eval_accuracy_ci95": overall["accuracy_ci95"],
         "eval_loss": overall["loss"],
@@ -193,10 +235,10 @@ def _comparison_row(artifacts: dict[str, Any]) -> dict[str, Any]:
         "tuning_seconds": sum(trial[TRIAL_SECONDS] for trial in trials),
         "tuning_trials": len(trials),
         "tuning_epochs": sum(trial.get(TRIAL_EPOCHS, 0) - trial.get(TRIAL_INITIAL_EPOCH, 0) for trial in trials),
-        "embedding_seconds": artifacts["embeddings"].get_float_custom_property("seconds"),
+        "embedding_seconds": sum(part.get_float_custom_property("seconds") for part in candidate.embeddings),
         "training_seconds": training["seconds"],
         "training_epochs": training["epochs"],
-        "parameters": backbone["parameters"] + head["parameters"],
+        "parameters": sum(backbone["parameters"] for backbone in backbones) + head["parameters"],
         "hyperparameters": head["hyperparameters"],
     }
 

@@ -20,6 +20,7 @@ from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json
 
 SPLITS = ("train", "eval")
+_COPIED_FEATURES = ("breed", "path", "content_hash", "near_duplicate_group")
 
 
 class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.types.experimental.ConcreteFunction]):
@@ -56,7 +57,7 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         embeddings = {name: values.numpy() for name, values in model(image_bytes=images).items()}
         self._counter.add(len(batch))
         for row, ((split, _), photo) in enumerate(zip(batch, photos, strict=True)):
-            feature = {name: photo[name] for name in ("breed", "path", "content_hash")}
+            feature = {name: photo[name] for name in _COPIED_FEATURES}
             for name, values in embeddings.items():
                 feature[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values[row]))
             example = tf.train.Example(features=tf.train.Features(feature=feature))
@@ -76,7 +77,8 @@ def EmbeddingGen(
 ):
     """Embed the photos of train and eval. The gate evaluates the photos of test from their bytes.
 
-    Features of the examples: breed, path, content_hash and the outputs of the backbone, each float32 [d].
+    Features of the examples: breed, path, content_hash, near_duplicate_group and the outputs of the backbone, each
+    float32 [d].
 
     Args:
         examples: Photos of ImageExampleGen.

@@ -7,21 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from components.evaluation_result import EvaluationResult
-from components.statistical_tests import (
-    SIGNIFICANCE,
-    bootstrap_lower_bound,
-    mcnemar_exact,
-    min_photos_to_exclude,
-    newcombe_lower_bound,
-    sign_test,
-    wilson_interval,
-)
+from components.release.gate_policies import ROUNDING_ERROR, meets_policy, paired_comparison, requirement
+from components.release.gate_power import gate_power
+from components.statistical_tests import SIGNIFICANCE, sign_test, wilson_interval
 from serving.names import counted
 
 # With fewer wins, the sign test cannot be significant.
 _MIN_SIGNIFICANT_WINS = math.ceil(math.log2(1 / SIGNIFICANCE))
-# Accuracies are ratios of counts; their differences have rounding errors.
-_ROUNDING_ERROR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -253,91 +245,89 @@ def _breed_changes(champion_breeds: list[str], candidate_breeds: list[str]) -> s
 
 def _compare_with_champion(decision: Decision, rules: Rules, candidate: list, champion: list, version: int) -> None:
     """Apply the policy. Both models classified the same photos, so only photos on which they differ matter."""
-    champion_correct = {row["content_hash"]: row["correct"] for row in champion}
-    differences = [int(row["correct"]) - int(champion_correct[row["content_hash"]]) for row in candidate]
-    wins, losses = differences.count(1), differences.count(-1)
-    photos, difference = len(differences), sum(differences) / len(differences)
-    lower, p_value = bootstrap_lower_bound(differences), mcnemar_exact(wins, losses)
-    # A bootstrap resamples only observed losses: with few photos and no losses, its interval is too narrow.
-    max_loss_rate = wilson_interval(losses, photos)[1]
-    decision.comparison = {
-        "policy": rules.policy,
-        "photos": photos,
-        "champion_accuracy": sum(champion_correct[row["content_hash"]] for row in candidate) / photos,
-        "only_candidate_right": wins,
-        "only_champion_right": losses,
-        "accuracy_difference": difference,
-        "accuracy_difference_lower95": lower,
-        "accuracy_difference_score_lower95": newcombe_lower_bound(wins, losses, photos),
-        "lost_share_upper95": max_loss_rate,
-        "mcnemar_p": p_value,
-    }
-    passed, measured = {
-        "not_worse": (
-            lower >= -rules.margin,
-            f"95% CI lower bound {lower:+.3f}, required at least {-rules.margin:+.3f}",
-        ),
-        "better": (wins > losses, "required above 0"),
-        "significantly_better": (
-            wins > losses and p_value < SIGNIFICANCE,
-            f"exact McNemar p = {p_value:.4f}, required below {SIGNIFICANCE:g}",
-        ),
-    }[rules.policy]
-    counts = _wins_and_losses(decision.comparison, "only_champion_right")
+    champion_rows = {row["content_hash"]: row for row in champion}
+    comparison = paired_comparison(candidate, [champion_rows[row["content_hash"]] for row in candidate])
+    decision.comparison = {"policy": rules.policy, **comparison}
+    low, high = comparison["accuracy_difference_ci95"]
+    counts = _wins_and_losses(comparison, "only_champion_right")
     policy = (
-        f"gate.policy={rules.policy} against version {version}: accuracy difference {difference:+.3f}, {measured}; "
-        f"{counts}, loss rate at most {max_loss_rate:.1%} (95% CI)"
+        f"gate.policy={rules.policy} against version {version}: accuracy difference "
+        f"{comparison['accuracy_difference']:+.3f} (95% CI {low:+.3f} to {high:+.3f}), "
+        f"{requirement(rules.policy, rules.margin, comparison)}; {counts}"
     )
-    if passed:
+    wins, losses = comparison["only_candidate_right"], comparison["only_champion_right"]
+    if meets_policy(rules.policy, rules.margin, wins, losses, comparison["photos"]):
         decision.support(f"meets {policy}")
-        if warning := _weak_evidence(rules, decision.comparison):
+        if warning := _weak_evidence(rules, comparison):
             decision.support(warning)
     else:
         decision.reject(f"fails {policy}")
-    for breed in _breeds(candidate):
-        _check_slice(decision, rules, breed, [row for row in candidate if row["breed"] == breed], champion_correct)
+    if comparison["log_likelihood_worse_p"] < SIGNIFICANCE:
+        decision.add_fact(_worse_probabilities(comparison))
+    champion_correct = {key: row["correct"] for key, row in champion_rows.items()}
+    decision.slices = [_slice(rules, breed, candidate, champion_correct) for breed in _breeds(candidate)]
+    _check_slices(decision, rules)
 
 
 def _weak_evidence(rules: Rules, comparison: dict[str, Any]) -> str | None:
     """Warning that the evidence is weak although the policy is met; None if it is not weak."""
-    photos, lower = comparison["photos"], comparison["accuracy_difference_score_lower95"]
-    if rules.policy == "not_worse" and lower < -rules.margin:
-        needed = min_photos_to_exclude(rules.margin)
-        hint = f"; at least {needed} photos are needed" if photos < needed < math.inf else ""
+    photos, (low, _) = counted(comparison["photos"], "photo"), comparison["accuracy_difference_ci95"]
+    if rules.policy == "no_harm" and low < -rules.margin:
         return (
-            f"{counted(photos, 'photo')} cannot rule out a loss larger than gate.margin={rules.margin:g}: the "
-            "bootstrap interval is too narrow if the models differ on few photos; the lower bound of the score "
-            f"interval (Newcombe) is {lower:+.3f}{hint}"
+            f"{photos} cannot rule out a loss larger than gate.margin={rules.margin:g}: the 95% CI begins at "
+            f"{low:+.3f}; `catbreeds gate --power` shows which losses the gate detects"
         )
     if rules.policy == "better" and comparison["mcnemar_p"] >= SIGNIFICANCE:
         return (
-            f"the improvement is not statistically significant on {counted(photos, 'photo')}: two equally accurate "
-            f"models differ by at least as much with probability {comparison['mcnemar_p']:.4f} (exact McNemar)"
+            f"the improvement is not statistically significant on {photos}: two equally accurate models differ by at "
+            f"least as much with probability {comparison['mcnemar_p']:.4f} (exact McNemar)"
         )
     return None
 
 
-def _check_slice(
-    decision: Decision, rules: Rules, breed: str, candidate: list, champion_correct: dict[str, bool]
-) -> None:
-    photos = len(candidate)
-    accuracy = sum(row["correct"] for row in candidate) / photos
-    champion_accuracy = sum(champion_correct[row["content_hash"]] for row in candidate) / photos
-    enforced = photos >= rules.min_slice
-    decision.slices.append(
-        {
-            "breed": breed,
-            "photos": photos,
-            "candidate": accuracy,
-            "champion": champion_accuracy,
-            "enforced": enforced,
-        }
+def _worse_probabilities(comparison: dict[str, Any]) -> str:
+    # Not a reason against the candidate: an equally accurate model that is calibrated differently fails this test.
+    return (
+        "the probabilities of the true breeds are significantly worse: mean difference in log-likelihood "
+        f"{comparison['log_likelihood_difference']:+.3f} (one-sided paired t-test, p = "
+        f"{comparison['log_likelihood_worse_p']:.4f}): the candidate is less accurate or calibrated differently; "
+        "compare accuracy and calibration in the report before you promote it"
     )
-    if enforced and champion_accuracy - accuracy > rules.max_slice_drop + _ROUNDING_ERROR:
-        decision.reject(
-            f"breed {breed!r}: accuracy drops from {champion_accuracy:.3f} to {accuracy:.3f} on "
-            f"{counted(photos, 'photo')}, more than gate.max_slice_drop={rules.max_slice_drop:g}"
+
+
+def _slice(rules: Rules, breed: str, candidate: list, champion_correct: dict[str, bool]) -> dict[str, Any]:
+    """Comparison of the two models on the photos of one breed."""
+    pairs = [(row["correct"], champion_correct[row["content_hash"]]) for row in candidate if row["breed"] == breed]
+    photos = len(pairs)
+    return {
+        "breed": breed,
+        "photos": photos,
+        "candidate": sum(correct for correct, _ in pairs) / photos,
+        "champion": sum(correct for _, correct in pairs) / photos,
+        "worse_p": float(sign_test(pairs.count((False, True)), pairs.count((True, False)))),
+        "enforced": photos >= rules.min_slice,
+    }
+
+
+def _check_slices(decision: Decision, rules: Rules) -> None:
+    """Reject a significant drop on a breed; the level is divided by the number of tests (Bonferroni's correction)."""
+    enforced = [row for row in decision.slices if row["enforced"]]
+    for row in enforced:
+        drop, limit = row["champion"] - row["candidate"], SIGNIFICANCE / len(enforced)
+        if drop <= rules.max_slice_drop + ROUNDING_ERROR:
+            continue
+        measured = (
+            f"breed {row['breed']!r}: accuracy {row['candidate']:.3f} instead of {row['champion']:.3f} on "
+            f"{counted(row['photos'], 'photo')}, a drop of more than gate.max_slice_drop={rules.max_slice_drop:g}"
         )
+        test = (
+            f"one-sided exact McNemar p = {row['worse_p']:.4f}, significant below {limit:.4f} = {SIGNIFICANCE:g} / "
+            f"{counted(len(enforced), 'breed')}"
+        )
+        if row["worse_p"] < limit:
+            decision.reject(f"{measured} and significant ({test})")
+        else:
+            decision.add_fact(f"{measured}, which may be due to chance ({test})")
 
 
 def gate_document(
@@ -386,6 +376,7 @@ def gate_document(
         },
         "majority": decision.majority,
         "comparison": decision.comparison,
+        "power": gate_power(rules.policy, rules.margin, evaluation.outcomes, decision.comparison),
         "not_compared": decision.not_compared,
         "slices": decision.slices,
     }

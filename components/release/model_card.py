@@ -68,7 +68,8 @@ def model_card(
         },
         "limits": _limitations(record, metrics, gate),
         "admission": {
-            key: gate[key] for key in ("reasons", "rules", "majority", "comparison", "not_compared", "champion")
+            key: gate[key]
+            for key in ("reasons", "rules", "majority", "comparison", "power", "not_compared", "champion")
         },
         "lineage": {
             "run": admission["run_id"],

@@ -66,6 +66,7 @@ def ModelGate(
 def _ui_metrics(gate: dict[str, Any]) -> dict[str, float | None]:
     """Numbers from gate.json that the Kubeflow UI shows."""
     champion, comparison = gate["champion"] or {}, gate["comparison"] or {}
+    low, high = comparison.get("accuracy_difference_ci95", (None, None))
     return {
         "blessed": gate["blessed"],
         "test_accuracy": gate["candidate"].get("test_accuracy"),
@@ -74,5 +75,11 @@ def _ui_metrics(gate: dict[str, Any]) -> dict[str, float | None]:
         "majority_accuracy": (gate["majority"] or {}).get("accuracy"),
         "champion_version": champion.get("version"),
         "champion_test_accuracy": champion.get("test_accuracy"),
-        **{name: value for name, value in comparison.items() if name not in ("policy", "photos")},
+        "accuracy_difference_low95": low,
+        "accuracy_difference_high95": high,
+        **{
+            name: value
+            for name, value in comparison.items()
+            if name not in ("policy", "photos", "accuracy_difference_ci95")
+        },
     }

@@ -42,8 +42,8 @@ class ArtifactUris(NamedTuple):
         evaluation: Evaluation of the winner on test.
         decision: Decision of ModelGate.
         pushed: Record of Pusher.
-        training: Artifact model_run of each backbone's Trainer.
-        trials: Tuner results of each backbone's search.
+        training: Artifact model_run of each candidate's Trainer.
+        trials: Tuner results of each candidate's search.
     """
 
     ingest: str
@@ -75,7 +75,7 @@ def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settin
         gate["reasons"].append(f"the registry already has the same model as version {existing}")
     gate |= {"run": run_id, "pushed_version": push["version"], "serving": Registry(registry).labels()}
     comparison = read_json(uris.comparison, COMPARISON_FILE)
-    backbones = [row["backbone"] for row in comparison["candidates"]]
+    candidates = [row["backbone"] for row in comparison["candidates"]]
     ingest = read_json(uris.ingest, INGEST_REPORT_FILE)
     evaluation = read_evaluation_result(uris.evaluation)
     return {
@@ -86,8 +86,8 @@ def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settin
         "ingest": ingest,
         "excluded": excluded_by_kind(ingest),
         "data_verdict": read_json(uris.verdict, VERDICT_FILE),
-        "training": {name: read_json(uris.training[name], TRAINING_FILE) for name in backbones},
-        "trials": {name: read_json(uris.trials[name], TUNER_RESULTS_FILE) for name in backbones},
+        "training": {name: read_json(uris.training[name], TRAINING_FILE) for name in candidates},
+        "trials": {name: read_json(uris.trials[name], TUNER_RESULTS_FILE) for name in candidates},
         "objective": settings["tuner"]["objective"],
         "test": evaluation.metrics,
         "confident_errors": _confident_errors(evaluation.outcomes, uris.examples),

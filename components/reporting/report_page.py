@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from components.release.gate_power import MAX_PHOTOS
 from components.reporting import charts
 from components.reporting.html_templates import render
 from components.reporting.report_data import RANDOM_WEIGHTS_NOTE
@@ -17,8 +18,10 @@ _SELECTION_RULES = {
     "most_accurate": "the backbone with the highest eval accuracy; ties go to the one with fewer parameters",
 }
 _POLICIES = {
-    "not_worse": "not worse than the champion: the lower bound of the 95% CI of the paired accuracy difference is at "
-    "least -{margin:g}",
+    "no_harm": "no harm compared with the champion: not significantly worse (one-sided exact McNemar p of at least "
+    f"{SIGNIFICANCE:g}), and the accuracy difference is at least -{{margin:g}}",
+    "not_worse": "not worse than the champion: the 95% CI of the paired accuracy difference begins at -{margin:g} or "
+    "above",
     "better": "better than the champion: more wins than losses",
     "significantly_better": "significantly better than the champion: more wins than losses, and exact McNemar p below "
     f"{SIGNIFICANCE:g}",
@@ -42,7 +45,10 @@ def report_page(documents: dict[str, Any]) -> str:
         stable=gate["serving"].get(STABLE),
         selection_rule=_SELECTION_RULES[documents["comparison"]["rule"]],
         policy=_POLICIES[gate["rules"]["policy"]].format(**gate["rules"]),
+        accuracy_difference=gate["comparison"] and _accuracy_difference(gate["comparison"]),
         gate_rows=_gate_rows(gate),
+        power=gate.get("power"),
+        max_photos=MAX_PHOTOS,
         slices={row["breed"]: row for row in gate["slices"]},
         curves={name: charts.learning_curves(name, training) for name, training in documents["training"].items()},
         tuning={name: _tuning(name, trials, objective) for name, trials in documents["trials"].items()},
@@ -76,11 +82,7 @@ def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
     if gate["comparison"] is None:
         policy = slices = f"not compared: {gate['not_compared']}"
     else:
-        policy = (
-            "accuracy difference {accuracy_difference:+.3f}, 95% CI lower bound {accuracy_difference_lower95:+.3f} "
-            "(bootstrap) or {accuracy_difference_score_lower95:+.3f} (score interval); wins {only_candidate_right}, "
-            "losses {only_champion_right}, photos {photos}; exact McNemar p = {mcnemar_p:.4f}"
-        ).format(**gate["comparison"])
+        policy = f"accuracy difference {_accuracy_difference(gate['comparison'])}; {_p_values(gate['comparison'])}"
         slices = f"no breed has {rules['min_slice']} compared photos"
     if enforced:
         worst = max(enforced, key=lambda row: row["champion"] - row["candidate"])
@@ -99,11 +101,38 @@ def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("policy, margin", _POLICIES[rules["policy"]].format(**rules), policy),
         (
             "min_slice, max_slice_drop",
-            f"accuracy drop of at most {rules['max_slice_drop']:g} from the champion for each breed with at least "
-            f"{rules['min_slice']} compared photos",
+            f"no significant accuracy drop of more than {rules['max_slice_drop']:g} from the champion on a breed with "
+            f"at least {rules['min_slice']} compared photos",
             slices,
         ),
     ]
+
+
+def _accuracy_difference(comparison: dict[str, Any]) -> str:
+    """The difference with its interval and the counts behind it."""
+    if "accuracy_difference_ci95" in comparison:
+        low, high = comparison["accuracy_difference_ci95"]
+        interval = f"95% CI {low:+.3f} to {high:+.3f}"
+    else:  # a gate.json of an earlier version
+        interval = (
+            "95% CI lower bound {accuracy_difference_lower95:+.3f} (bootstrap) or "
+            "{accuracy_difference_score_lower95:+.3f} (score interval), loss rate at most {lost_share_upper95:.1%}"
+        ).format(**comparison)
+    return (
+        f"{comparison['accuracy_difference']:+.3f}, {interval}; wins {comparison['only_candidate_right']}, losses "
+        f"{comparison['only_champion_right']}, photos {comparison['photos']}"
+    )
+
+
+def _p_values(comparison: dict[str, Any]) -> str:
+    text = f"exact McNemar p = {comparison['mcnemar_p']:.4f}"
+    if "log_likelihood_worse_p" not in comparison:  # a gate.json of an earlier version
+        return text
+    return text + (
+        ", one-sided {mcnemar_worse_p:.4f} (candidate worse). Log-likelihood of the true breed (informative, not a "
+        "rule): mean difference {log_likelihood_difference:+.3f}, one-sided paired t-test p = "
+        "{log_likelihood_worse_p:.4f} (candidate worse)"
+    ).format(**comparison)
 
 
 def _majority_requirement(gate: dict[str, Any]) -> str:

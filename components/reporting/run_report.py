@@ -1,5 +1,6 @@
 """RunReport: writes the report page and a summary as artifacts, for runs without a terminal."""
 
+import json
 from typing import ClassVar
 
 from tfx.dsl.components.base.base_component import BaseComponent
@@ -10,7 +11,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, ModelRun, TunerResults
 
 from components.artifacts import HTML, Comparison, DataVerdict, GateDecision, IngestReport, Markdown, PushRecord
-from components.candidates.architectures import ARCHITECTURES
+from components.candidates.numbered_channels import declare_channels, number_channels
 from components.file_names import GATE_FILE
 from components.json_files import read_json
 from components.kubeflow_ui import escape_markdown, write_page
@@ -27,20 +28,17 @@ _RUN_INPUTS = {
     "decision": GateDecision,
     "pushed": PushRecord,
 }
-_BACKBONE_INPUTS = {"training": ModelRun, "trials": TunerResults}
+_CANDIDATE_INPUTS = {"training": ModelRun, "trials": TunerResults}
 
 
 class _Spec(ComponentSpec):
     PARAMETERS: ClassVar = {
-        name: ExecutionParameter(type=str) for name in ("registry", "run_id", "settings", "data", "weights_dir")
+        name: ExecutionParameter(type=str)
+        for name in ("candidates", "registry", "run_id", "settings", "data", "weights_dir")
     }
     INPUTS: ClassVar = {
         **{key: ChannelParameter(type=artifact) for key, artifact in _RUN_INPUTS.items()},
-        **{
-            f"{key}_{backbone}": ChannelParameter(type=artifact, optional=True)
-            for backbone in ARCHITECTURES
-            for key, artifact in _BACKBONE_INPUTS.items()
-        },
+        **declare_channels(_CANDIDATE_INPUTS),
     }
     OUTPUTS: ClassVar = {"page": ChannelParameter(type=HTML), "summary": ChannelParameter(type=Markdown)}
 
@@ -51,9 +49,9 @@ class Executor(BaseExecutor):
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
         uris = {key: artifacts[0].uri for key, artifacts in input_dict.items() if artifacts}
-        by_backbone = {
-            key: {name: uris[f"{key}_{name}"] for name in ARCHITECTURES if f"{key}_{name}" in uris}
-            for key in _BACKBONE_INPUTS
+        candidates = json.loads(exec_properties["candidates"])
+        by_candidate = {
+            key: {name: uris[f"{key}_{number}"] for number, name in enumerate(candidates)} for key in _CANDIDATE_INPUTS
         }
         registry = exec_properties["registry"]
         settings = effective_settings(
@@ -63,7 +61,7 @@ class Executor(BaseExecutor):
             registry,
             read_json(uris["decision"], GATE_FILE)["rules"],
         )
-        artifact_uris = ArtifactUris(**{key: uris[key] for key in _RUN_INPUTS}, **by_backbone)
+        artifact_uris = ArtifactUris(**{key: uris[key] for key in _RUN_INPUTS}, **by_candidate)
         documents = load_documents(artifact_uris, registry, exec_properties["run_id"], settings)
         write_page(output_dict["page"][0], report_page(documents))
         write_page(output_dict["summary"][0], _summary(documents))
@@ -73,8 +71,8 @@ class RunReport(BaseComponent):
     """Component that writes the same report as `catbreeds run`.
 
     Args:
-        training: Channel model_run of each backbone's Trainer.
-        trials: Channel of each backbone's tuner results.
+        candidates: Channels of each candidate: name -> {training, trials}, the channel model_run of its Trainer and its
+            tuner results.
         inputs: The other channels by name; see `components.reporting.report_data.ArtifactUris`.
         parameters: Values of registry, run_id, settings (a JSON object), and the data and weights_dir of the run.
     """
@@ -84,18 +82,13 @@ class RunReport(BaseComponent):
 
     def __init__(
         self,
-        training: dict[str, Channel],
-        trials: dict[str, Channel],
+        candidates: dict[str, dict[str, Channel]],
         inputs: dict[str, Channel],
         parameters: dict[str, object],
     ):
-        by_backbone = {
-            f"{key}_{backbone}": channel
-            for key, channels in (("training", training), ("trials", trials))
-            for backbone, channel in channels.items()
-        }
         outputs = {"page": Channel(type=HTML), "summary": Channel(type=Markdown)}
-        super().__init__(_Spec(**parameters, **inputs, **by_backbone, **outputs))
+        channels = {**inputs, **number_channels(candidates.values()), **outputs}
+        super().__init__(_Spec(candidates=json.dumps(list(candidates)), **parameters, **channels))
 
 
 def _summary(documents: dict) -> str:

@@ -98,7 +98,8 @@ def lineage(
 def gate(
     run: Annotated[str | None, typer.Option(help="ID of the run.", show_default="the last run")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Gate policy to apply: not_worse, better or significantly_better.")
+        str | None,
+        typer.Option(help="Gate policy to apply: no_harm, not_worse, better or significantly_better."),
     ] = None,
     rules: Annotated[
         list[str] | None,
@@ -108,6 +109,10 @@ def gate(
             help="Override one gate setting, such as gate.margin=0.05; repeat the option for more.",
         ),
     ] = None,
+    power: Annotated[
+        bool,
+        typer.Option("--power", help="Also print how often each policy rejects an equal model and passes a worse one."),
+    ] = False,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,6 +130,8 @@ def gate(
         print(json.dumps(decision, indent=1))
     else:
         _print_replay(decision, changes)
+        if power:
+            _print_power(decision)
     raise typer.Exit(ExitCode.REJECTED if decision["outcome"] == "refused" else ExitCode.SUCCESS)
 
 
@@ -135,6 +142,20 @@ def _print_replay(decision: dict, changes: dict) -> None:
     print(f"Verdict for {decision['candidate']['backbone']}: {verdicts[decision['outcome']]}")
     for reason in decision["reasons"]:
         print(f"  - {reason}")
+
+
+def _print_power(decision: dict) -> None:
+    power = decision["power"]
+    if power is None:
+        print("Power: unknown, because there are no test photos")
+        return
+    print(f"Power of the comparison with the champion: {power['summary']}")
+    headers = ("rejects an equal model", f"passes one {100 * power['loss']:g} points worse", "photos for 80%/10%")
+    print(f"  {'policy':20}  {'  '.join(headers)}")
+    for row in power["policies"]:
+        numbers = (f"{row['rejects_equal']:.1%}", f"{row['passes_worse']:.1%}", f"{row['photos_needed'] or 'none'}")
+        cells = (f"{number:>{len(header)}}" for number, header in zip(numbers, headers, strict=True))
+        print(f"  {row['policy']:20}  {'  '.join(cells)}")
 
 
 def _summary(registry: Registry, version: int) -> dict:

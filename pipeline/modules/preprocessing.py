@@ -13,16 +13,19 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Convert the features of EmbeddingGen to the inputs of a head. Its graph is part of the served model.
 
     Args:
-        inputs: Features `breed` string [n, 1], `content_hash` string [n, 1] and the embeddings, each float32 [n, d].
+        inputs: Features `breed`, `content_hash` and `near_duplicate_group`, each string [n, 1], and the embeddings, each
+            float32 [n, d].
 
     Returns:
         The embeddings, under the same names: each standardized on its own, float32 [n, d]; see `standardize`.
         label: Index of the breed in the vocabulary, int64 [n, 1]; -1 for a breed that is not in train.
         content_hash: Content hash of the photo, string [n, 1]; sort key of the training data.
+        near_duplicate_group: ID of the photo's group of near-duplicates, string [n, 1].
     """
     return {name: standardize(inputs[name]) for name in embedding_features(inputs)} | {
         "label": tft.compute_and_apply_vocabulary(inputs["breed"], vocab_filename=VOCABULARY),
         "content_hash": inputs["content_hash"],
+        "near_duplicate_group": inputs["near_duplicate_group"],
     }
 
 

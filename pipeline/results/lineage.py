@@ -54,10 +54,8 @@ class Lineage:
         """Return the executions that produced the inputs of `execution`; for BackboneSelector, only the winner's."""
         artifacts = execution.inputs
         if execution.node == "BackboneSelector":
-            winner = execution.outputs["winner"][0].properties["backbone"]
-            artifacts = {
-                key: inputs for key, inputs in artifacts.items() if key == "report" or key.endswith(f"_{winner}")
-            }
+            channels = {"report", *_channels_of_winner(execution)}
+            artifacts = {key: inputs for key, inputs in artifacts.items() if key in channels}
         # Models first, because their branch is the most relevant one.
         keys = sorted(artifacts, key=lambda key: (not key.startswith("model"), key))
         producers = [self._history.producer(artifact) for key in keys for artifact in artifacts[key]]
@@ -88,7 +86,7 @@ class Lineage:
         executions = self.executions()
         by_node = {execution.node: execution for execution in executions}
         record = self._registry.record(self.version)
-        backbone = record["backbone"]["architecture"]
+        winner = _winner(by_node["BackboneSelector"])
         data, schema = by_node["ImageExampleGen"], by_node["ImportSchemaGen"]
         return {
             "version": self.version,
@@ -102,7 +100,7 @@ class Lineage:
             "schema": parameters(schema),
             "weights": record["backbone"],
             "hyperparameters": record["hyperparameters"],
-            "search": parameters(by_node[branch_node_id("Tuner", backbone)]),
+            "search": parameters(by_node[branch_node_id("Tuner", winner)]),
             "code": {e.node: digest for e in executions if (digest := parameters(e).get("code_digest"))},
             "executions": [
                 {
@@ -135,6 +133,23 @@ class Lineage:
 
         add_execution(root, self.pusher)
         return root
+
+
+def _winner(selector: Execution) -> str:
+    return selector.outputs["winner"][0].properties["backbone"]
+
+
+def _channels_of_winner(selector: Execution) -> set[str]:
+    """Input channels of BackboneSelector that the winner depends on, see `number_channels`."""
+    winner = _winner(selector)
+    if "candidates" not in selector.properties:  # an earlier version named the channels by the backbone
+        return {key for key in selector.inputs if key.endswith(f"_{winner}")}
+    candidates = json.loads(selector.properties["candidates"])
+    number, backbones = next(
+        (number, candidate["backbones"]) for number, candidate in enumerate(candidates) if candidate["name"] == winner
+    )
+    own = {key for key in selector.inputs if key.endswith(f"_{number}")}
+    return own | {f"backbone_{backbone}" for backbone in backbones}
 
 
 def _parse_settings(text: str) -> dict[str, Any]:

@@ -73,9 +73,8 @@ def _read(path: Path) -> Any:
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
     """Load the documents that the components of a run wrote; see `components.reporting.report_data`."""
-
     def uris(node: str, key: str) -> dict[str, str]:
-        return {name: runs[branch_node_id(node, name)].outputs[key] for name in settings.backbone_names}
+        return {name: runs[branch_node_id(node, name)].outputs[key] for name in settings.candidate_names}
 
     artifact_uris = ArtifactUris(
         ingest=runs["ImageExampleGen"].outputs["report"],

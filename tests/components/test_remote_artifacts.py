@@ -130,15 +130,21 @@ def winner(remote):
     embeddings.set_float_custom_property("seconds", 1.0)
     inputs = {
         "report": remote.input(artifacts.IngestReport, "ImageExampleGen", "report"),
-        "backbone_resnet50": remote.input(Model, "Backbone-resnet50", "model"),
-        "model_resnet50": remote.input(Model, "Trainer-resnet50", "model"),
-        "evaluation_resnet50": remote.input(ModelEvaluation, "Evaluator-resnet50", "evaluation"),
-        "tuner_results_resnet50": remote.input(TunerResults, "Tuner-resnet50", "tuner_results"),
-        "model_run_resnet50": remote.input(ModelRun, "Trainer-resnet50", "model_run"),
-        "embeddings_resnet50": embeddings,
+        "backbone_0": remote.input(Model, "Backbone-resnet50", "model"),
+        "model_0": remote.input(Model, "Trainer-resnet50", "model"),
+        "evaluation_0": remote.input(ModelEvaluation, "Evaluator-resnet50", "evaluation"),
+        "tuner_results_0": remote.input(TunerResults, "Tuner-resnet50", "tuner_results"),
+        "model_run_0": remote.input(ModelRun, "Trainer-resnet50", "model_run"),
+        "embeddings_0": embeddings,
     }
     outputs = {"winner": [remote.output(Model)], "comparison": [remote.output(artifacts.Comparison)]}
-    parameters = {"rule": "most_accurate", "top_k": 2, "model_name": "catbreeds", "code_digest": ""}
+    parameters = {
+        "candidates": '[{"name": "resnet50", "backbones": [0]}]',
+        "rule": "most_accurate",
+        "top_k": 2,
+        "model_name": "catbreeds",
+        "code_digest": "",
+    }
     backbone_selector.Executor().Do({key: [value] for key, value in inputs.items()}, outputs, parameters)
     assert read_json(outputs["comparison"][0].uri, "comparison.json")["candidates"][0]["saved_model_bytes"] > 1e6
     return outputs["winner"][0], outputs["comparison"][0]
@@ -184,6 +190,7 @@ def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_repo
 
     blessing, decision = remote.output(ModelBlessing), remote.output(artifacts.GateDecision)
     rules = settings.gate.model_dump() | {"min_accuracy": 0.0, "min_test_photos": 1, "margin": 1.0}
+    rules |= {"policy": "not_worse"}
     ModelGate.test_call(
         candidate=model,
         candidate_evaluation=evaluation,
@@ -252,12 +259,14 @@ def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_repo
         "evaluation": evaluation,
         "decision": decision,
         "pushed": pushed,
-        "training_resnet50": remote.input(ModelRun, "Trainer-resnet50", "model_run"),
-        "trials_resnet50": remote.input(TunerResults, "Tuner-resnet50", "tuner_results"),
+        "training_0": remote.input(ModelRun, "Trainer-resnet50", "model_run"),
+        "trials_0": remote.input(TunerResults, "Tuner-resnet50", "tuner_results"),
     }
     page, summary = remote.output(artifacts.HTML), remote.output(artifacts.Markdown)
     run_report.Executor().Do(
-        {key: [value] for key, value in sources.items()}, {"page": [page], "summary": [summary]}, parameters
+        {key: [value] for key, value in sources.items()},
+        {"page": [page], "summary": [summary]},
+        parameters | {"candidates": '["resnet50"]'},
     )
     text = (remote.bucket / summary.uri.removeprefix(SCHEME)).read_text()
     assert "Passed: pushed as version 2." in text

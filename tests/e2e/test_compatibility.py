@@ -19,7 +19,7 @@ from tests.running import SMALL, Run, catbreeds, run_pipeline
 
 ARCHIVE = Path(__file__).with_name("workdir_written_by_7e3dd0b.tar.xz")
 ORIGINAL_WORKDIR = "/catbreeds/work"
-SETTINGS = (*SMALL, "gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
+SETTINGS = (*SMALL, "gate.min_accuracy=0", "gate.policy=not_worse", "gate.margin=1", "gate.max_slice_drop=1")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,9 @@ def test_gate_repeats_the_decision_from_recorded_evaluations(unpacked):
     repeated = json_output(unpacked, "gate")
     assert (repeated["outcome"], repeated["blessed"], repeated["champion"]["version"]) == ("blessed", True, 1)
     assert catbreeds("gate", "--set", "gate.min_accuracy=1", "--workdir", unpacked).returncode == 3
+    power = catbreeds("gate", "--policy", "no_harm", "--power", "--workdir", unpacked)
+    assert power.returncode == 0
+    assert "gate.policy=no_harm with gate.margin=1 rejects" in power.stdout
 
 
 def test_promote_and_rollback_move_the_stable_label(workdir):

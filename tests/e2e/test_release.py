@@ -14,7 +14,7 @@ from serving.registry import Registry
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 
 # Every candidate passes, so that there are two versions.
-OPEN_GATE = ("gate.min_accuracy=0", "gate.margin=1", "gate.max_slice_drop=1")
+OPEN_GATE = ("gate.min_accuracy=0", "gate.policy=not_worse", "gate.margin=1", "gate.max_slice_drop=1")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_gate_and_lineage_fail_without_a_run(tmp_path, command):
 
 def test_replay_with_the_same_rules_returns_the_same_decision(pushed):
     replayed, decided = as_json(pushed, "gate"), gate_document(pushed)
-    for key in ("run", "outcome", "reasons", "rules", "majority", "comparison", "slices", "measured_on"):
+    for key in ("run", "outcome", "reasons", "rules", "majority", "comparison", "power", "slices", "measured_on"):
         assert replayed[key] == decided[key]
 
 
@@ -151,6 +151,18 @@ def test_replay_with_other_rules_changes_the_decision_and_pushes_nothing(pushed)
     assert "above_majority=True" in rejected.stdout
     assert "fails gate.policy=significantly_better against version 1" in rejected.stdout
     assert registry(pushed).versions() == [1, 2]
+
+
+def test_power_is_printed_for_each_policy_with_the_changed_rules(pushed):
+    rules = ("--policy", "no_harm", "--set", "gate.margin=0.3")
+    printed = in_workdir(pushed, "gate", *rules, "--power").stdout
+    power = json.loads(in_workdir(pushed, "gate", *rules, "--json").stdout)["power"]
+    assert f"Power of the comparison with the champion: {power['summary']}\n" in printed
+    assert "gate.policy=no_harm with gate.margin=0.3 rejects" in printed
+    for row, line in zip(power["policies"], printed.splitlines()[-4:], strict=True):
+        numbers = [f"{row['rejects_equal']:.1%}", f"{row['passes_worse']:.1%}", str(row["photos_needed"] or "none")]
+        assert line.split() == [row["policy"], *numbers]
+    assert "Power" not in in_workdir(pushed, "gate").stdout
 
 
 def test_lineage_traces_a_version_to_data_weights_schema_hyperparameters_and_code(pushed):
@@ -200,7 +212,9 @@ def test_each_version_has_a_model_card(pushed):
     }
     assert card["lineage"]["model_digest"] == gate["candidate"]["model_digest"]
     assert any("always predicts one of its" in limit for limit in card["limits"])
+    assert card["admission"]["power"] == gate["power"]
     page = (version / "model_card.html").read_text()
+    assert "Power of the comparison with the champion: on " in page
     for text in ("Model card: catbreeds version 2", *card["limits"], *card["breeds"], card["lineage"]["model_digest"]):
         assert text in page
     assert "http" not in page

@@ -39,7 +39,7 @@ def write_examples(examples: Examples) -> None:
         with tf.io.TFRecordWriter(f"{folder}/data.gz", "GZIP") as writer:
             for number in range(count):
                 values = {"image_bytes": b"x" * (number + 1), "breed": b"Fogbell", "path": f"{split}{number}".encode()}
-                values["content_hash"] = values["path"]
+                values |= {"content_hash": values["path"], "near_duplicate_group": values["path"]}
                 feature = {k: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for k, v in values.items()}
                 writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
         examples.set_int_custom_property(f"photos_{split}", count)

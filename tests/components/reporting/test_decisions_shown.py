@@ -25,6 +25,7 @@ from components.artifacts import (
     Metrics,
     PushRecord,
 )
+from components.release.gate_policies import POLICIES
 from components.release.model_card import Statements, card_page, model_card
 from components.release.model_gate import ModelGate
 from components.reporting import charts, report_data
@@ -46,7 +47,7 @@ RECORD = {
     **{f"{name}_digest": name[0] * 64 for name in ("model", "data", "code")},
 }
 CANDIDATE = {
-    **{"backbone": "resnet50", "weights": "random", "eval_accuracy": 0.7, "eval_accuracy_ci95": [0.5, 0.8]},
+    **{"backbone": "lite2", "weights": "random", "eval_accuracy": 0.7, "eval_accuracy_ci95": [0.5, 0.8]},
     **{"eval_loss": 1.2, "top3_accuracy": 0.9, "embedding_seconds": 3.0, "tuning_seconds": 1.0, "tuning_trials": 1},
     **{"training_seconds": 1.0, "parameters": 23_000_000, "saved_model_bytes": 96_000_000, "latency_ms_p50": 21.0},
 }
@@ -149,7 +150,7 @@ def cases(draw) -> Case:
             "min_accuracy": draw(share),
             "min_test_photos": draw(st.sampled_from([1, 3, 10])),
             "above_majority": draw(st.sampled_from([0, 1])),
-            "policy": draw(st.sampled_from(["not_worse", "better", "significantly_better"])),
+            "policy": draw(st.sampled_from(POLICIES)),
             "margin": draw(share),
             "min_slice": draw(st.sampled_from([1, 3, 20])),
             "max_slice_drop": draw(share),
@@ -194,7 +195,7 @@ class GateRun:
         files = sum(map(sum, (row.values() for row in breeds.values())))
         write(self.folder, "ingest/report.json", {"breeds": breeds, "files": files, "photos": files, "left_out": []})
         sizes = {split: sum(row[split] for row in breeds.values()) for split in ("train", "eval", "test")}
-        comparison = {"breeds": BREEDS, "candidates": [CANDIDATE], "winner": "resnet50", "reason": "the only candidate"}
+        comparison = {"breeds": BREEDS, "candidates": [CANDIDATE], "winner": "lite2", "reason": "the only candidate"}
         comparison |= {"rule": "most_accurate", "split_sizes": sizes}
         write(self.folder, "comparison/comparison.json", comparison)
         self._write_evaluation("evaluation", case.candidate)
@@ -230,12 +231,12 @@ class GateRun:
         kinds = {"ingest": IngestReport, "verdict": DataVerdict, "examples": Examples, "comparison": Comparison}
         kinds |= {"winner": Model, "evaluation": ModelEvaluation, "decision": GateDecision, "pushed": PushRecord}
         inputs = {key: [self.artifact(kind, key)] for key, kind in kinds.items()}
-        inputs["training_resnet50"] = [self.artifact(ModelRun, "training")]
-        inputs["trials_resnet50"] = [self.artifact(TunerResults, "trials")]
+        inputs["training_0"] = [self.artifact(ModelRun, "training")]
+        inputs["trials_0"] = [self.artifact(TunerResults, "trials")]
         outputs = {"page": [self.artifact(HTML, "page.html")], "summary": [self.artifact(Markdown, "summary.md")]}
         registry = str(self.folder / "serving" / "catbreeds")
         parameters = {"registry": registry, "run_id": "run-7", "settings": self._settings, "data": "photos"}
-        Executor().Do(inputs, outputs, {**parameters, "weights_dir": ""})
+        Executor().Do(inputs, outputs, {**parameters, "candidates": '["lite2"]', "weights_dir": ""})
         page = (self.folder / "page.html").read_text(encoding="utf-8")
         summary = (self.folder / "summary.md").read_text(encoding="utf-8")
         assert not re.search(r"(?<!\\)[<`|]", summary.partition("| Backbone |")[0]), summary
@@ -245,8 +246,8 @@ class GateRun:
         """The output of `catbreeds report` with single spaces."""
         keys = ("ingest", "verdict", "examples", "comparison", "winner", "evaluation", "decision", "pushed")
         uris = {key: str(self.folder / key) for key in keys}
-        by_backbone = {key: {"resnet50": str(self.folder / key)} for key in ("training", "trials")}
-        artifact_uris = ArtifactUris(**uris, **by_backbone)
+        by_candidate = {key: {"lite2": str(self.folder / key)} for key in ("training", "trials")}
+        artifact_uris = ArtifactUris(**uris, **by_candidate)
         documents = load_documents(
             artifact_uris, self.folder / "serving" / "catbreeds", "run-7", json.loads(self._settings)
         )
@@ -255,13 +256,13 @@ class GateRun:
         assert done.exit_code == 0, done.output
         return normalized(done.output)
 
-    def card(self, gate: dict, version: int) -> str:
+    def card(self, gate: dict, version: int, record: dict = RECORD) -> str:
         """The model card of a pushed version as plain text with single spaces."""
         admission = {"gate": gate, "pushed_at": "2026-11-28T10:00:00+00:00", "run_id": "run-7", "commit": ""}
         ingest = json.loads((self.folder / "ingest" / "report.json").read_text(encoding="utf-8"))
         metrics = json.loads((self.folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
         card = model_card(
-            "catbreeds", version, Statements("a", "b", "c"), RECORD, ingest, metrics, {**admission, "model_uri": "/m"}
+            "catbreeds", version, Statements("a", "b", "c"), record, ingest, metrics, {**admission, "model_uri": "/m"}
         )
         return page_text(card_page(json.loads(json.dumps(card))))
 
@@ -291,6 +292,7 @@ def test_all_outputs_show_each_decision_with_all_its_reasons(run, case):
     outputs = {"page": page, "summary": summary, "terminal": run.terminal()}
     if gate["blessed"] and not case.pushed_before:
         outputs["card"] = run.card(gate, 1)
+    assert all(gate["power"]["summary"] in outputs[name] for name in outputs.keys() & {"page", "card"})
     for name, text in outputs.items():
         for reason in gate["reasons"]:
             assert normalized(reason) in text, name
@@ -318,7 +320,7 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
         assert not case.rules["above_majority"] or correct > majority_correct
     assert gate["blessed"] == (
         not re.search(
-            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|drops from",
+            "fewer than gate|is below gate|not significantly better|cannot be significantly|fails gate|and significant",
             reasons,
         )
     )
@@ -330,3 +332,13 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
     seen = len(set(case.info["learned"]) & set(case.candidate)) if case.comparable else 0
     assert (f"was trained on {seen} of the {photos} test photos" in reasons) == (seen > 0)
     assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - seen
+
+
+def test_the_model_card_states_the_licences_of_all_backbones(run):
+    rules = {"min_accuracy": 0.5, "min_test_photos": 1, "above_majority": 1, "policy": "not_worse", "margin": 0.0}
+    rules |= {"min_slice": 20, "max_slice_drop": 0.0}
+    gate = run.decide(Case(dict.fromkeys(HASHES, True), {}, None, rules, train=[3, 3, 3], pushed_before=False))
+    parts = [{"architecture": architecture} for architecture in ("xception", "resnet50", "efficientnetb7")]
+    combined = RECORD["backbone"] | {"architecture": "xception+resnet50+efficientnetb7", "weights": "imagenet"}
+    text = run.card(gate, 1, RECORD | {"backbone": combined | {"parts": parts}})
+    assert "MIT and Apache-2.0, as published with Keras" in text

@@ -109,10 +109,23 @@ def documents() -> dict:
                 "only_candidate_right": 3,
                 "only_champion_right": 2,
                 "accuracy_difference": 0.05,
-                "accuracy_difference_lower95": -0.021,
-                "accuracy_difference_score_lower95": -0.187,
-                "lost_share_upper95": 0.301,
+                "accuracy_difference_ci95": [-0.187, 0.281],
                 "mcnemar_p": 0.6875,
+                "mcnemar_worse_p": 0.8125,
+                "log_likelihood_difference": 0.123,
+                "log_likelihood_worse_p": 0.9312,
+            },
+            "power": {
+                "photos": TEST,
+                "disagreement": 0.262,
+                "measured": True,
+                "basis": "estimated from 5 of 20",
+                "loss": 0.03,
+                "policies": [
+                    {"policy": "no_harm", "rejects_equal": 0.382, "passes_worse": 0.519, "photos_needed": 1900},
+                    {"policy": "better", "rejects_equal": 0.591, "passes_worse": 0.342, "photos_needed": None},
+                ],
+                "summary": "on 20 photos, gate.policy=not_worse rejects",
             },
             "slices": [
                 {"breed": "Birman", "photos": 12, "candidate": 0.75, "champion": 0.9, "enforced": True},
@@ -246,7 +259,11 @@ def page() -> Page:
         ("Rules", ["highest eval accuracy; ties go", "accuracy of at least 0.4 on at least 12 photos"]),
         (
             "Rules",
-            ["not worse", "is at least -0.03", "drop of at most 0.2 from the champion for each breed with"],
+            [
+                "not worse",
+                "begins at -0.03 or above",
+                "no significant accuracy drop of more than 0.2 from the champion",
+            ],
         ),
         (
             "Results",
@@ -256,10 +273,7 @@ def page() -> Page:
         ("Results", ["0.714, 95% CI 0.564 to 0.834 (21 photos; optimistic", "0.700 to 0.900 (20 photos)"]),
         (
             "Results",
-            [
-                "difference from champion version 1: +0.050, 95% CI lower bound -0.021; wins 3, losses 2, photos 20; "
-                "loss rate at most 30.1%"
-            ],
+            ["difference from champion version 1: +0.050, 95% CI -0.187 to +0.281; wins 3, losses 2, photos 20."],
         ),
         ("Registry", ["Stable: version 1.", "This run pushed version 2. To make it the stable version:"]),
         ("Registry", ["catbreeds promote 2 --workdir 'my runs'"]),
@@ -303,11 +317,38 @@ def test_tables_contain_the_numbers(page, row):
 
 def test_gate_table_shows_the_paired_comparison_and_the_largest_drop(page):
     results = {row[0]: row[2] for row in page.rows if row and row[0].startswith(("policy", "min_slice"))}
-    assert (
-        "+0.050, 95% CI lower bound -0.021 (bootstrap) or -0.187 (score interval); wins 3, losses 2, photos 20; exact"
-        in (results["policy, margin"])
+    assert results["policy, margin"] == (
+        "accuracy difference +0.050, 95% CI -0.187 to +0.281; wins 3, losses 2, photos 20; exact McNemar p = 0.6875, "
+        "one-sided 0.8125 (candidate worse). Log-likelihood of the true breed (informative, not a rule): mean "
+        "difference +0.123, one-sided paired t-test p = 0.9312 (candidate worse)"
     )
     assert "1 of 2 breeds have enough photos; largest drop 0.150 (Birman)" in results["min_slice, max_slice_drop"]
+
+
+def test_page_shows_the_power_of_each_policy(page):
+    assert "Power of the comparison with the champion on 20 photos, gate.policy=not_worse rejects" in page.text
+    assert ["no_harm", "38.2%", "51.9%", "1,900"] in page.rows
+    assert ["better", "59.1%", "34.2%", "over 20,000"] in page.rows
+    assert "is right on 26.2% of them" in page.text
+
+
+def test_a_decision_of_an_earlier_version_is_shown_with_its_own_numbers():
+    earlier = documents()
+    del earlier["gate"]["power"]
+    comparison = earlier["gate"]["comparison"]
+    for name in ("accuracy_difference_ci95", "mcnemar_worse_p", "log_likelihood_difference", "log_likelihood_worse_p"):
+        del comparison[name]
+    comparison |= {"accuracy_difference_lower95": -0.021, "accuracy_difference_score_lower95": -0.187}
+    comparison |= {"lost_share_upper95": 0.301}
+    page = Page(earlier)
+    difference = (
+        "+0.050, 95% CI lower bound -0.021 (bootstrap) or -0.187 (score interval), loss rate at most 30.1%; wins 3, "
+        "losses 2, photos 20"
+    )
+    assert f"Accuracy difference from champion version 1: {difference}." in page.text
+    results = {row[0]: row[2] for row in page.rows if row and row[0].startswith("policy")}
+    assert results["policy, margin"] == f"accuracy difference {difference}; exact McNemar p = 0.6875"
+    assert "Power of the comparison" not in page.text
 
 
 def test_page_shows_confusions_errors_calibration_and_settings(page):

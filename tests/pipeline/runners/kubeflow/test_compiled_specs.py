@@ -1,6 +1,7 @@
 """The checked-in compiled specifications are up to date and valid for a cluster."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -84,8 +85,8 @@ def test_every_run_parameter_has_a_default_and_a_description():
         "gate_min_accuracy": 0.4,
         "gate_min_test_photos": 10,
         "gate_above_majority": True,
-        "gate_policy": "not_worse",
-        "gate_margin": 0.02,
+        "gate_policy": "no_harm",
+        "gate_margin": 0.04,
         "gate_min_slice": 20,
         "gate_max_slice_drop": 0.1,
     }
@@ -219,6 +220,27 @@ def test_the_documentation_has_the_current_size_of_the_node_status():
         tasks = len(backend.load(text)[0]["root"]["dag"]["tasks"])
         plain, retried = (backend.node_status(text, default_retries) / 1e6 for default_retries in (False, True))
         assert f"| {backbones} | {tasks} | {plain:.1f} | {retried:.1f} |" in page
+
+
+def test_the_specification_of_eight_candidates_is_within_all_limits():
+    from pipeline.runners.kubeflow.compiler import compile_pipeline
+
+    names = tuple(f"backbone{number}" for number in range(8))
+    spec, _ = backend.load(compile_pipeline(settings("smoke", ()).model_copy(update={"backbones": names})))
+    inputs = {name: task.get("inputs", {}) for name, task in spec["root"]["dag"]["tasks"].items()}
+    candidates = inputs["RunReport"]["parameters"]["candidates"]["runtimeValue"]["constant"]
+    assert json.loads(candidates) == list(names)
+    producers = {
+        "BackboneSelector": {"backbone": "Backbone", "model": "Trainer", "embeddings": "EmbeddingGen"},
+        "RunReport": {"training": "Trainer", "trials": "Tuner"},
+    }
+    for task, keys in producers.items():
+        for (key, producer), (number, name) in itertools.product(keys.items(), enumerate(names)):
+            source = inputs[task]["artifacts"][f"{key}_{number}"]["taskOutputArtifact"]
+            assert source["producerTask"] == f"{producer}-{name}"
+    defaults = {name: row["defaultValue"] for name, row in spec["root"]["inputDefinitions"]["parameters"].items()}
+    sizes = {name: len(json.dumps(values.get("parameters", {}))) for name, values in inputs.items()}
+    assert max(len(json.dumps(defaults)), *sizes.values()) < 10_000, sizes
 
 
 def test_only_beam_components_receive_beam_options(smoke):
