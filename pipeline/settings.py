@@ -68,9 +68,7 @@ class SplitSettings(_Section):
     """
 
     train: float = Field(0.7, gt=0, lt=1, description="share of photos for training the classification heads")
-    eval: float = Field(
-        0.15, gt=0, lt=1, description="share of photos for tuning, early stopping and selecting the backbone"
-    )
+    eval: float = Field(0.15, gt=0, lt=1, description="share of photos for tuning and early stopping")
     test: float = Field(0.15, gt=0, lt=1, description="share of photos held out for the gate")
     seed: int = Field(0, ge=0, description="seed of the split assignment; another seed assigns photos differently")
 
