@@ -81,12 +81,12 @@ def compile_pipeline(settings: Settings) -> str:
 
 
 def _check_model_files(settings: Settings) -> None:
-    """Reject backbones from files that only this machine has: the tasks read them from the volumes."""
+    """Reject model files by which the specification would depend on this machine: the tasks read them elsewhere."""
     for name, file in settings.model_files.items():
         if not Path(file.model).is_absolute():
             raise SettingsError(
-                f"backbones: {name}: model: {file.model}: must be the absolute path on the volume "
-                f"({', '.join(volume.path for volume in settings.kubeflow.volumes)})"
+                f"backbones: {name}: model: {file.model}: must be the absolute path in the containers, for example on "
+                f"the volume at {', '.join(volume.path for volume in settings.kubeflow.volumes)}"
             )
         if not file.image_size and isinstance(settings.image_size, int):
             raise SettingsError(

@@ -199,7 +199,7 @@ def test_a_backbone_from_a_file_is_read_from_the_volume():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("model: net.keras, image_size: 64", "model: net.keras: must be the absolute path on the volume (/catbreeds)"),
+        ("model: net.keras, image_size: 64", "model: net.keras: must be the absolute path in the containers"),
         ("model: /catbreeds/net.keras", "image_size: missing; add it"),
     ],
 )
