@@ -1,7 +1,8 @@
 """The graph of the pipeline, built by one function for all runners. `RunContext` has what differs between them.
 
-The graph has five parts: ingestion (`_ingestion`), one branch per backbone (`_candidate`), the selection of the best
-backbone (`_selector`), the release of the winner (`_release`) and, on a cluster, the report (`_run_report`).
+The graph has five parts: ingestion (`_ingestion`), one branch per candidate (`_candidate` for a backbone, `_ensemble`
+for all of them), the selection of the best candidate (`_selector`), the release of the winner (`_release`) and, on a
+cluster, the report (`_run_report`).
 """
 
 import contextlib
@@ -17,9 +18,11 @@ from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import trainer_pb2, transform_pb2
 from tfx.types import Channel
 
+from components.candidates.architectures import ENSEMBLE
 from components.candidates.backbone import Backbone
 from components.candidates.backbone_selector import BackboneSelector
 from components.candidates.embedding_gen import EmbeddingGen
+from components.candidates.embedding_join import EmbeddingJoin
 from components.candidates.evaluator import Evaluator
 from components.candidates.retrain_gate import RetrainGate
 from components.ingestion.data_gate import DataGate
@@ -57,7 +60,7 @@ _MODEL_MODULES = (
     "components.candidates.backbone_selector",
 )
 # Settings that determine the whole model, except those of the backbones.
-_MODEL_SETTINGS = ("seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+_MODEL_SETTINGS = ("ensemble", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
 
 
 class _Ingestion(NamedTuple):
@@ -71,9 +74,14 @@ class _Ingestion(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """Nodes of one backbone's branch."""
+    """Nodes of one candidate's branch.
 
-    backbone: BaseNode
+    Attributes:
+        backbone: Its backbone; None for the ensemble, which uses the backbones of all other candidates.
+        embeddings: EmbeddingGen, or EmbeddingJoin for the ensemble.
+    """
+
+    backbone: BaseNode | None
     embeddings: BaseNode
     transform: BaseNode
     tuner: BaseNode
@@ -82,8 +90,7 @@ class _Candidate(NamedTuple):
 
     def channels(self) -> dict[str, Channel]:
         """Outputs of the branch that BackboneSelector reads."""
-        return {
-            "backbone": self.backbone.outputs["model"],
+        return ({"backbone": self.backbone.outputs["model"]} if self.backbone else {}) | {
             "model": self.trainer.outputs["model"],
             "evaluation": self.evaluator.outputs["evaluation"],
             "tuner_results": self.tuner.outputs["tuner_results"],
@@ -109,12 +116,14 @@ def create_pipeline(settings: Settings, context: RunContext, metadata_connection
         backbone: _candidate(settings, context, backbone, ingestion, retrain_gate)
         for backbone in settings.backbone_names
     }
+    if ENSEMBLE in settings.candidate_names:
+        candidates[ENSEMBLE] = _ensemble(settings, context, candidates)
     selector = _selector(settings, context, candidates, ingestion)
     release = _release(settings, context, selector, ingestion, retrain_gate)
 
     nodes = [
         *ingestion,
-        *(node for candidate in candidates.values() for node in candidate),
+        *(node for candidate in candidates.values() for node in candidate if node),
         selector,
         *release.values(),
     ]
@@ -202,7 +211,7 @@ def _network(settings: Settings, backbone: str) -> dict[str, Any]:
 def _candidate(
     settings: Settings, context: RunContext, backbone: str, ingestion: _Ingestion, retrain_gate: BaseNode | None
 ) -> _Candidate:
-    """Load a backbone, tune and train a head on its embeddings, and evaluate the head on the eval split."""
+    """Load a backbone, embed the photos, and tune, train and evaluate a head on the embeddings."""
     parameters = _network(settings, backbone)
     # All other nodes of the branch depend on the backbone, so skipping it skips the branch.
     with _if_retraining(retrain_gate):
@@ -227,6 +236,28 @@ def _candidate(
     embeddings.add_upstream_node(ingestion.data_gate)
     if context.in_cluster:
         network.add_upstream_node(ingestion.data_gate)
+    return _branch(
+        settings,
+        context,
+        backbone,
+        network.with_id(branch_node_id("Backbone", backbone)),
+        embeddings.with_id(branch_node_id("EmbeddingGen", backbone)),
+    )
+
+
+def _ensemble(settings: Settings, context: RunContext, candidates: dict[str, _Candidate]) -> _Candidate:
+    """Join the embeddings of all candidates; tune, train and evaluate a head on them like that of a backbone."""
+    join = EmbeddingJoin(
+        [candidate.embeddings.outputs for candidate in candidates.values()],
+        code_digest=context.code_digest("components.candidates.embedding_join"),
+    )
+    return _branch(settings, context, ENSEMBLE, None, join)
+
+
+def _branch(
+    settings: Settings, context: RunContext, name: str, backbone: BaseNode | None, embeddings: BaseNode
+) -> _Candidate:
+    """Tune and train a head on the embeddings of a candidate, and evaluate the head on the eval split."""
     transform = Transform(
         examples=embeddings.outputs["embeddings"],
         schema=embeddings.outputs["schema"],
@@ -271,12 +302,12 @@ def _candidate(
         code_digest=context.code_digest("components.candidates.evaluator"),
     )
     return _Candidate(
-        backbone=network.with_id(branch_node_id("Backbone", backbone)),
-        embeddings=embeddings.with_id(branch_node_id("EmbeddingGen", backbone)),
-        transform=transform.with_id(branch_node_id("Transform", backbone)),
-        tuner=tuner.with_id(branch_node_id("Tuner", backbone)),
-        trainer=trainer.with_id(branch_node_id("Trainer", backbone)),
-        evaluator=evaluator.with_id(branch_node_id("Evaluator", backbone)),
+        backbone=backbone,
+        embeddings=embeddings,
+        transform=transform.with_id(branch_node_id("Transform", name)),
+        tuner=tuner.with_id(branch_node_id("Tuner", name)),
+        trainer=trainer.with_id(branch_node_id("Trainer", name)),
+        evaluator=evaluator.with_id(branch_node_id("Evaluator", name)),
     )
 
 
@@ -290,11 +321,12 @@ def _if_retraining(retrain_gate: BaseNode | None) -> contextlib.AbstractContextM
 def _selector(
     settings: Settings, context: RunContext, candidates: dict[str, _Candidate], ingestion: _Ingestion
 ) -> BaseNode:
-    """Select the best backbone by its metrics on the eval split."""
+    """Select the best candidate by its out-of-fold predictions."""
     return BackboneSelector(
         {name: candidate.channels() for name, candidate in candidates.items()},
         report=ingestion.examples.outputs["report"],
-        rule=settings.selection.rule,
+        price=settings.selection.price,
+        price_unit=settings.selection.price_unit,
         top_k=settings.top_k,
         model_name=settings.model_name,
         code_digest=context.code_digest("components.candidates.backbone_selector"),

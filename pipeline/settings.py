@@ -68,9 +68,7 @@ class SplitSettings(_Section):
     """
 
     train: float = Field(0.7, gt=0, lt=1, description="share of photos for training the classification heads")
-    eval: float = Field(
-        0.15, gt=0, lt=1, description="share of photos for tuning, early stopping and selecting the backbone"
-    )
+    eval: float = Field(0.15, gt=0, lt=1, description="share of photos for tuning and early stopping")
     test: float = Field(0.15, gt=0, lt=1, description="share of photos held out for the gate")
     seed: int = Field(0, ge=0, description="seed of the split assignment; another seed assigns photos differently")
 
@@ -179,13 +177,18 @@ class TrainerSettings(_Section):
 
 
 class SelectionSettings(_Section):
-    """How the best backbone is selected, by its metrics on the eval split."""
+    """How the best candidate is selected, by its out-of-fold predictions for the photos of train and eval."""
 
-    rule: Literal["smaller_within_interval", "most_accurate"] = Field(
-        "smaller_within_interval",
-        description="smaller_within_interval: of the backbones whose accuracy lies within the 95% confidence interval "
-        "of the most accurate one, select the one with the fewest parameters; most_accurate: select the most accurate "
-        "backbone, and the smaller one on a tie",
+    price: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="points of accuracy that a candidate must gain for each doubling of its size; with 0, the most "
+        "accurate candidate is selected, and the smaller one on a tie",
+    )
+    price_unit: Literal["parameters", "multiply_adds"] = Field(
+        "parameters",
+        description="size that `price` refers to: number of parameters, or multiply-adds of one prediction",
     )
 
 
@@ -419,6 +422,11 @@ class Settings(_Section):
         tuple(ARCHITECTURES),
         min_length=1,
         description="pretrained networks to compare: built-in ones by name, and Keras models from files",
+    )
+    ensemble: bool = Field(
+        True,
+        description="also train a head on the embeddings of all backbones, as one more candidate; it adds no pass over "
+        "the photos, but its served model contains all backbones",
     )
     weights: Literal["imagenet", "random"] = Field(
         "imagenet", description="weights of the built-in backbones; random is for demonstrations and tests only"

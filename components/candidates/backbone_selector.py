@@ -1,4 +1,4 @@
-"""BackboneSelector component: compares the candidates on eval and assembles the served model of the winner."""
+"""BackboneSelector component: compares the candidates and assembles the served model of the winner."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ from tfx.utils import path_utils
 from components import progress, saved_model
 from components.artifacts import Comparison, IngestReport
 from components.candidates.numbered_channels import declare_channels, number_channels
+from components.candidates.selection import difference_to_winner, out_of_fold_metrics, select
 from components.candidates.served_model import ServedModel
 from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_INITIAL_EPOCH, TRIAL_SECONDS
 from components.file_names import (
@@ -22,11 +23,12 @@ from components.file_names import (
     COMPARISON_FILE,
     INGEST_REPORT_FILE,
     METRICS_FILE,
+    OUT_OF_FOLD_FILE,
     TRAINING_FILE,
     TUNER_RESULTS_FILE,
 )
 from components.ingestion.splits import SPLITS
-from components.json_files import read_json, write_json
+from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy, local_output
 from serving.model_files import MODEL_RECORD_FILE
 
@@ -43,7 +45,8 @@ _CANDIDATE_INPUTS = {
 class _Spec(ComponentSpec):
     PARAMETERS: ClassVar = {
         "candidates": ExecutionParameter(type=str),
-        "rule": ExecutionParameter(type=str),
+        "price": ExecutionParameter(type=float),
+        "price_unit": ExecutionParameter(type=str),
         "top_k": ExecutionParameter(type=int),
         "model_name": ExecutionParameter(type=str),
         "code_digest": ExecutionParameter(type=str),
@@ -82,8 +85,12 @@ class Executor(BaseExecutor):
     def Do(self, input_dict, output_dict, exec_properties):
         """See TFX's BaseExecutor."""
         candidates = _read_candidates(input_dict, exec_properties["candidates"])
-        rows = [_comparison_row(candidate) for candidate in candidates]
-        winner, reason = select(rows, exec_properties["rule"])
+        predictions = {
+            candidate.name: read_json_lines(candidate.model_run.uri, OUT_OF_FOLD_FILE) for candidate in candidates
+        }
+        rows = [_comparison_row(candidate, predictions[candidate.name]) for candidate in candidates]
+        price, price_unit = exec_properties["price"], exec_properties["price_unit"]
+        winner, reason = select(rows, price, price_unit)
         report = read_json(input_dict["report"][0].uri, INGEST_REPORT_FILE)
         output = output_dict["winner"][0]
         counter = progress.Counter("candidates", len(candidates))
@@ -102,6 +109,7 @@ class Executor(BaseExecutor):
                         model.save(folder, exec_properties["model_name"])
                     breeds = read_json(head, MODEL_RECORD_FILE)["breeds"]
                 row["latency_ms_p50"] = model.latency_ms()
+            row |= difference_to_winner(predictions[candidate.name], predictions[winner])
             counter.add()
         output.set_string_custom_property("backbone", winner)
         write_json(
@@ -111,7 +119,8 @@ class Executor(BaseExecutor):
                 "candidates": rows,
                 "winner": winner,
                 "reason": reason,
-                "rule": exec_properties["rule"],
+                "price": price,
+                "price_unit": price_unit,
                 "split_sizes": {split: sum(counts[split] for counts in report["breeds"].values()) for split in SPLITS},
                 "breeds": breeds,
             },
@@ -119,13 +128,13 @@ class Executor(BaseExecutor):
 
 
 class BackboneSelector(BaseComponent):
-    """Component that selects one candidate by accuracy on eval and number of parameters.
+    """Component that selects one candidate by its out-of-fold accuracy and its size.
 
     Args:
         candidates: Channels of each candidate: name -> {backbone, model, evaluation, tuner_results, model_run,
             embeddings}. A candidate without `backbone` uses the backbones of all other candidates, in their order.
         report: Ingestion report of ImageExampleGen.
-        rule: Selection rule; see `select`.
+        price, price_unit: Price of size; see `components.candidates.selection.select`.
         top_k: Number of breeds that the signature `top_k` returns.
         model_name: Name of the model in TensorFlow Serving.
         code_digest: Digest of the modules that the component runs.
@@ -138,7 +147,8 @@ class BackboneSelector(BaseComponent):
         self,
         candidates: dict[str, dict[str, Channel]],
         report: Channel,
-        rule: str,
+        price: float,
+        price_unit: str,
         top_k: int,
         model_name: str,
         code_digest: str,
@@ -151,7 +161,8 @@ class BackboneSelector(BaseComponent):
         super().__init__(
             _Spec(
                 candidates=json.dumps(parameter),
-                rule=rule,
+                price=price,
+                price_unit=price_unit,
                 top_k=top_k,
                 model_name=model_name,
                 code_digest=code_digest,
@@ -160,40 +171,6 @@ class BackboneSelector(BaseComponent):
                 **outputs,
             )
         )
-
-
-def select(candidates: list[dict[str, Any]], rule: str) -> tuple[str, str]:
-    """Return the name of the winner and the reason for the selection.
-
-    Args:
-        candidates: Rows of comparison.json, in any order.
-        rule: "smaller_within_interval" selects, among the candidates whose accuracy is at least the lower bound of the
-            95% CI of the most accurate candidate, the one with the fewest parameters. "most_accurate" selects
-            the most accurate candidate; the number of parameters only breaks ties.
-    """
-    ranked = sorted(candidates, key=lambda row: (-row["eval_accuracy"], row["parameters"], row["backbone"]))
-    best = ranked[0]
-    if len(ranked) == 1:
-        return best["backbone"], "the only candidate"
-    if rule == "smaller_within_interval":
-        low, high = best["eval_accuracy_ci95"]
-        within_interval = [row for row in ranked if row["eval_accuracy"] >= low]
-        smallest = min(within_interval, key=lambda row: row["parameters"])  # ties: the first, which is more accurate
-        if smallest is not best:
-            return smallest["backbone"], (
-                f"smallest network, with {smallest['parameters'] / 1e6:.1f} million parameters, of the "
-                f"{len(within_interval)} whose accuracy on eval is within the 95% CI of the most accurate one: "
-                f"{smallest['eval_accuracy']:.3f}, against {best['eval_accuracy']:.3f} ({low:.3f} to {high:.3f}) "
-                f"for {best['backbone']}"
-            )
-    if ranked[1]["eval_accuracy"] == best["eval_accuracy"]:
-        reason = f"as accurate on eval as {ranked[1]['backbone']} ({best['eval_accuracy']:.3f}), with fewer parameters"
-    else:
-        reason = (
-            f"most accurate on eval: {best['eval_accuracy']:.3f}, ahead of {ranked[1]['backbone']} with "
-            f"{ranked[1]['eval_accuracy']:.3f}"
-        )
-    return best["backbone"], reason
 
 
 def _read_candidates(input_dict: dict[str, list[Artifact]], parameter: str) -> list[_Candidate]:
@@ -217,8 +194,13 @@ def _read_candidates(input_dict: dict[str, list[Artifact]], parameter: str) -> l
     ]
 
 
-def _comparison_row(candidate: _Candidate) -> dict[str, Any]:
-    """Row of a candidate in comparison.json, without the size and the latency of its served model."""
+def _comparison_row(candidate: _Candidate, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Row of a candidate in comparison.json, without the facts about its served model and the winner.
+
+    Args:
+        candidate: Artifacts of the candidate.
+        predictions: Its out-of-fold predictions.
+    """
     backbones = [read_json(_model_path(backbone), BACKBONE_RECORD_FILE) for backbone in candidate.backbones]
     head = read_json(_model_path(candidate.model), MODEL_RECORD_FILE)
     overall = read_json(candidate.evaluation.uri, METRICS_FILE)["overall"]
@@ -228,6 +210,7 @@ def _comparison_row(candidate: _Candidate) -> dict[str, Any]:
         "backbone": candidate.name,
         "backbones": candidate.backbone_names,
         "weights": "+".join(sorted({backbone["weights"] for backbone in backbones})),
+        **out_of_fold_metrics(predictions),
         "eval_accuracy": overall["accuracy"],
         "eval_accuracy_ci95": overall["accuracy_ci95"],
         "eval_loss": overall["loss"],
@@ -239,6 +222,7 @@ def _comparison_row(candidate: _Candidate) -> dict[str, Any]:
         "training_seconds": training["seconds"],
         "training_epochs": training["epochs"],
         "parameters": sum(backbone["parameters"] for backbone in backbones) + head["parameters"],
+        "multiply_adds": sum(backbone["multiply_adds"] for backbone in backbones),
         "hyperparameters": head["hyperparameters"],
     }
 

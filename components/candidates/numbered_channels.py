@@ -3,7 +3,7 @@
 A component class declares its channels before the candidates are known. A parameter of the component lists their names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tfx.types import Artifact, Channel
 from tfx.types.component_spec import ChannelParameter
@@ -35,3 +35,14 @@ def number_channels(candidates: Iterable[Mapping[str, Channel]]) -> dict[str, Ch
     return {
         f"{key}_{number}": channel for number, channels in enumerate(candidates) for key, channel in channels.items()
     }
+
+
+def numbered_artifacts(inputs: Mapping[str, Sequence[Artifact]], key: str) -> list[Artifact]:
+    """Return the artifacts of the channels `<key>_0`, `<key>_1` ... that are connected, in this order.
+
+    Args:
+        inputs: Artifacts by channel.
+        key: Key of the channels.
+    """
+    channels = (inputs.get(f"{key}_{number}") for number in range(MAX_CANDIDATES))
+    return [artifacts[0] for artifacts in channels if artifacts]

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from components.candidates.architectures import weights_licence
+from components.candidates.hyperparameters import describe_hyperparameters
 from components.ingestion.splits import SPLITS
 from components.reporting.html_templates import render
 
@@ -83,7 +84,7 @@ def model_card(
 
 def card_page(card: dict[str, Any]) -> str:
     """Return the card as a self-contained HTML page."""
-    return render("model_card", card=card)
+    return render("model_card", card=card, head=describe_hyperparameters(card["model"]["hyperparameters"]))
 
 
 def _backbone(record: dict[str, Any]) -> dict[str, Any]:

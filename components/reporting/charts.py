@@ -11,13 +11,16 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from components.candidates.hyperparameters import BLOCKS
 from components.candidates.trial_metrics import TRIAL_EPOCHS
 from components.statistical_tests import wilson_interval
 
 # Same colours as templates/base.html.j2.
 _INK, _SOFT, _LINE, _ACCENT = "#1f2430", "#667085", "#e4e7ec", "#b4540a"
+_BLUE = "#2b6cb0"
 # Width in inches; narrow, so that a 9 pt font is not scaled down on a phone.
 _WIDTH = 3.4
 STYLE = {
@@ -43,9 +46,12 @@ STYLE = {
 }
 # Above this ratio of the largest to the smallest value, a linear scale would flatten all but the largest values.
 _MAX_LINEAR_RATIO = 30
+_MAX_LINEAR_RATIO_OF_TRIALS = 2
 # Trials whose distance from the best trial is above this multiple of the median distance are outliers: on the scale,
 # they would flatten the other trials.
 _OUTLIER_FACTOR = 4
+# Marker and colour of each group of trials: by blocks of the head, outliers, the best trial.
+_MARKS = {"last": ("o", _SOFT), "all": ("s", _BLUE), "outlier": ("^", _SOFT), "best": ("D", _ACCENT)}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -77,8 +83,8 @@ def learning_curves(name: str, training: dict[str, Any]) -> Markup:
     """Loss and accuracy per epoch on train (grey) and eval (orange), with a dashed line at the best epoch.
 
     Args:
-        name: Name of the backbone.
-        training: Contents of training.json of the backbone; `history` has one number per epoch for each curve.
+        name: Name of the candidate.
+        training: Contents of training.json of a trained head; `history` has one number per epoch for each curve.
     """
     history = training["history"]
     figure = Figure(figsize=(_WIDTH, 3.3), layout="constrained")
@@ -100,45 +106,80 @@ def learning_curves(name: str, training: dict[str, Any]) -> Markup:
 
 @matplotlib.rc_context(STYLE)
 def tuning_trials(name: str, trials: list[dict[str, Any]], objective: str) -> Markup:
-    """Score of each trial over each of the four hyperparameters; the best trial is an orange diamond.
+    """Score of each trial: logistic regressions over the L2 penalty, networks over each of their hyperparameters.
 
-    The area of a mark grows with the number of epochs. Trials that diverged and outliers are triangles at the edge of
-    the panel.
+    All panels have the same vertical axis. Grey circles are heads on the last block, blue squares are heads on all
+    blocks; a line joins the logistic regressions on the same blocks. The area of a network's mark grows with the number
+    of epochs. The best trial is an orange diamond, with a dashed line at its score. Trials that diverged and outliers
+    are triangles at the edge of the panel.
 
     Args:
-        name: Name of the backbone.
-        trials: Rows of tuner_results.json, at least one with a finite score.
+        name: Name of the candidate.
+        trials: Trials from `components.candidates.hyperparameters.read_trials`, at least one with a finite score.
         objective: Metric of the score: "val_loss" or "val_accuracy".
     """
     best = best_trial(trials, objective)
-    limit = _cost_limit([_cost(trial, objective) for trial in trials])
-    others = [trial for trial in trials if trial is not best]
-    inliers = [trial for trial in others if _cost(trial, objective) <= limit]
-    outliers = [trial for trial in others if _cost(trial, objective) > limit]
+    kinds = {trial["kind"] for trial in trials}
+    rows = [["l2", "l2"]] if "logistic_regression" in kinds else []
+    rows += [["learning_rate", "units"], ["dropout", "weight_decay"]] if "network" in kinds else []
+    heights = [1.9 if row == ["l2", "l2"] else 1.5 for row in rows]
+    figure = Figure(figsize=(_WIDTH, 0.4 + sum(heights)), layout="constrained")
+    panels = figure.subplot_mosaic(rows, sharey=True, height_ratios=heights)
+    groups = _group_trials(trials, best, objective)
+    if objective == "val_loss":
+        _separate_low_losses(
+            next(iter(panels.values())), [trial["score"] for trial in (*groups["last"], *groups["all"], best)]
+        )
     edge, triangle = (0.96, "^") if objective == "val_loss" else (0.04, "v")
-    groups = (("inlier", inliers, "o", _SOFT), ("outlier", outliers, triangle, _SOFT), ("best", [best], "D", _ACCENT))
-    max_epochs = max(trial[TRIAL_EPOCHS] for trial in trials)
-    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True)
-    for axes, parameter in zip(panels.flat, ("learning_rate", "units", "dropout", "weight_decay"), strict=True):
-        position = _set_up_axis(axes, parameter, [trial[parameter] for trial in trials])
+    max_epochs = max(trial.get(TRIAL_EPOCHS, 1) for trial in trials)
+    for parameter, axes in panels.items():
+        position = _set_up_axis(axes, parameter, [trial[parameter] for trial in trials if parameter in trial])
         axes.margins(y=0.15)
-        for group, shown, marker, colour in groups:
+        axes.set_xlabel("L2 penalty" if parameter == "l2" else parameter.replace("_", " "))
+        axes.axhline(best["score"], color=_ACCENT, lw=0.8, ls="--")
+        for group, (marker, colour) in _MARKS.items():
+            shown = [trial for trial in groups[group] if parameter in trial]
             axes.scatter(
                 [position(trial[parameter]) for trial in shown],
                 [edge if group == "outlier" else trial["score"] for trial in shown],
-                [10 + 40 * trial[TRIAL_EPOCHS] / max_epochs for trial in shown],
+                [10 + 40 * trial.get(TRIAL_EPOCHS, max_epochs / 2) / max_epochs for trial in shown],
                 transform=axes.get_xaxis_transform() if group == "outlier" else axes.transData,
-                marker=marker,
+                marker=triangle if group == "outlier" else marker,
                 color=colour,
                 alpha=1 if group == "best" else 0.6,
                 linewidths=0,
                 gid=f"{group}-{parameter}",
             )
-        axes.set_xlabel(parameter.replace("_", " "))
-    for axes in panels[:, 0]:
-        axes.set_ylabel(objective.replace("val_", "eval "))
+    for blocks in BLOCKS:
+        joined = [trial for trial in (*groups[blocks], best) if trial["blocks"] == blocks and "l2" in trial]
+        points = sorted((trial["l2"], trial["score"]) for trial in joined)
+        if points:
+            panels["l2"].plot(*zip(*points, strict=True), color=_MARKS[blocks][1], lw=1, gid=f"line-{blocks}")
+    if len(kinds) == 2:
+        panels["l2"].set_title("Logistic regressions", loc="left", fontsize=9)
+        panels["learning_rate"].set_title("Networks", loc="left", fontsize=9)
+    for first, _ in rows:
+        panels[first].set_ylabel(objective.replace("val_", "eval "))
+    used = {blocks: _MARKS[blocks] for blocks in BLOCKS if any(trial["blocks"] == blocks for trial in trials)}
+    labels = [Line2D([], [], marker=m, color=c, ls="", ms=5, label=BLOCKS[b]) for b, (m, c) in used.items()]
+    figure.legend(handles=labels, loc="outside upper center", ncols=2)
     return _svg(figure, f"tuning-{name}", f"{objective} of each trial of {name} over each hyperparameter")
+
+
+def _group_trials(
+    trials: list[dict[str, Any]], best: dict[str, Any], objective: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the trials by their mark: blocks, "outlier" or "best"."""
+    # The limit is the higher one of the two kinds, so that the typical trial of each kind is on the scale.
+    limit = max(
+        _cost_limit([_cost(trial, objective) for trial in trials if trial["kind"] == kind], _cost(best, objective))
+        for kind in {trial["kind"] for trial in trials}
+    )
+    groups: dict[str, list[dict[str, Any]]] = {group: [] for group in _MARKS}
+    for trial in trials:
+        group = "outlier" if _cost(trial, objective) > limit else trial["blocks"]
+        groups["best" if trial is best else group].append(trial)
+    return groups
 
 
 @matplotlib.rc_context(STYLE)
@@ -163,16 +204,23 @@ def calibration_curve(bins: list[dict[str, Any]]) -> Markup:
     return _svg(figure, "calibration", "Accuracy over confidence on test")
 
 
-def _cost_limit(costs: list[float]) -> float:
-    """Return the highest cost that is not an outlier."""
+def _cost_limit(costs: list[float], best: float) -> float:
+    """Return the highest cost that is not an outlier.
+
+    Args:
+        costs: Costs of the trials of one kind.
+        best: Lowest cost of all trials.
+    """
     finite = [value for value in costs if math.isfinite(value)]
-    best, median = min(finite), statistics.median(finite)
+    if not finite:
+        return best
+    median = statistics.median(finite)
     return best + _OUTLIER_FACTOR * (median - best) if median > best else max(finite)
 
 
 def _set_up_axis(axes: Axes, parameter: str, values: Sequence[float]) -> Callable[[float], float]:
     """Set up the horizontal axis for a hyperparameter; return the function that maps its values to positions."""
-    if parameter == "learning_rate":
+    if parameter in ("l2", "learning_rate"):
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         exponents = range(low, max(high, low + 1) + 1)
         axes.set_xscale("log")
@@ -186,6 +234,15 @@ def _set_up_axis(axes: Axes, parameter: str, values: Sequence[float]) -> Callabl
     axes.set_xticks(range(len(choices)), [f"{choice:g}" for choice in choices])
     axes.set_xlim(-0.5, len(choices) - 0.5)
     return choices.index
+
+
+def _separate_low_losses(axes: Axes, losses: Sequence[float]) -> None:
+    """Use a log scale if a linear one would draw the lowest losses, between which the search chooses, as equal."""
+    if min(losses) > 0 and max(losses) > _MAX_LINEAR_RATIO_OF_TRIALS * min(losses):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _scale_loss(axes: Axes, losses: Iterable[float | None]) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components.candidates.hyperparameters import read_trials
 from components.digests import git_commit
 from components.evaluation_result import read_evaluation_result
 from components.file_names import (
@@ -14,7 +15,6 @@ from components.file_names import (
     INGEST_REPORT_FILE,
     PUSH_FILE,
     TRAINING_FILE,
-    TUNER_RESULTS_FILE,
     VERDICT_FILE,
 )
 from components.json_files import read_json
@@ -87,7 +87,7 @@ def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settin
         "excluded": excluded_by_kind(ingest),
         "data_verdict": read_json(uris.verdict, VERDICT_FILE),
         "training": {name: read_json(uris.training[name], TRAINING_FILE) for name in candidates},
-        "trials": {name: read_json(uris.trials[name], TUNER_RESULTS_FILE) for name in candidates},
+        "trials": {name: read_trials(uris.trials[name]) for name in candidates},
         "objective": settings["tuner"]["objective"],
         "test": evaluation.metrics,
         "confident_errors": _confident_errors(evaluation.outcomes, uris.examples),

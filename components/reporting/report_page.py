@@ -1,22 +1,28 @@
 """The report of a run as one self-contained HTML page."""
 
+import math
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+from components.candidates.hyperparameters import BLOCKS, KINDS, describe_hyperparameters
+from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_SECONDS
 from components.release.gate_power import MAX_PHOTOS
 from components.reporting import charts
+from components.reporting.comparison_text import (
+    candidate_name,
+    deductions,
+    difference_to_winner,
+    is_out_of_fold,
+    selection_rule,
+)
 from components.reporting.html_templates import render
 from components.reporting.report_data import RANDOM_WEIGHTS_NOTE
 from components.statistical_tests import SIGNIFICANCE
 from serving.labels import STABLE
 
-_SELECTION_RULES = {
-    "smaller_within_interval": "the backbone with the fewest parameters among those whose eval accuracy lies in the "
-    "95% CI of the most accurate one",
-    "most_accurate": "the backbone with the highest eval accuracy; ties go to the one with fewer parameters",
-}
 _POLICIES = {
     "no_harm": "no harm compared with the champion: not significantly worse (one-sided exact McNemar p of at least "
     f"{SIGNIFICANCE:g}), and the accuracy difference is at least -{{margin:g}}",
@@ -27,6 +33,18 @@ _POLICIES = {
     f"{SIGNIFICANCE:g}",
 }
 _SHOWN_CONFUSIONS = 5
+# Columns of the table of trials: key of a trial and its format.
+_TRIAL_COLUMNS: dict[str, tuple[str, str]] = {
+    "Kind": ("kind", "{}"),
+    "Blocks": ("blocks", "{}"),
+    "L2 penalty": ("l2", "{:g}"),
+    "Learning rate": ("learning_rate", "{:.2g}"),
+    "Units": ("units", "{}"),
+    "Dropout": ("dropout", "{:g}"),
+    "Weight decay": ("weight_decay", "{:g}"),
+    "Epochs": (TRIAL_EPOCHS, "{}"),
+    "Time (s)": (TRIAL_SECONDS, "{:.1f}"),
+}
 
 
 def report_page(documents: dict[str, Any]) -> str:
@@ -43,14 +61,18 @@ def report_page(documents: dict[str, Any]) -> str:
         data_source=settings["data"],
         workdir=shlex.quote(settings["workdir"]),
         stable=gate["serving"].get(STABLE),
-        selection_rule=_SELECTION_RULES[documents["comparison"]["rule"]],
+        **_selection(documents["comparison"]),
         policy=_POLICIES[gate["rules"]["policy"]].format(**gate["rules"]),
         accuracy_difference=gate["comparison"] and _accuracy_difference(gate["comparison"]),
         gate_rows=_gate_rows(gate),
         power=gate.get("power"),
         max_photos=MAX_PHOTOS,
         slices={row["breed"]: row for row in gate["slices"]},
-        curves={name: charts.learning_curves(name, training) for name, training in documents["training"].items()},
+        curves={
+            name: charts.learning_curves(name, training)
+            for name, training in documents["training"].items()
+            if training["history"]
+        },
         tuning={name: _tuning(name, trials, objective) for name, trials in documents["trials"].items()},
         confusions=_confusions(documents["test"]["confusion"]),
         calibration_chart=charts.calibration_curve(documents["test"]["calibration"]["bins"]),
@@ -63,15 +85,44 @@ def _format_number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if charts.is_finite(value) else "not finite"
 
 
+def _selection(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule in words and, if the accuracies are out of fold, what the table of candidates shows about it."""
+    values = {"selection_rule": selection_rule(comparison), "candidate_name": candidate_name}
+    if not is_out_of_fold(comparison):
+        return values | {"out_of_fold": None}
+    bounds = [bound for row in comparison["candidates"] for bound in row["difference_ci95"] or ()]
+    return values | {
+        "out_of_fold": {
+            "photos": comparison["split_sizes"]["train"] + comparison["split_sizes"]["eval"],
+            "difference": difference_to_winner,
+            # Scale of the pictures of the differences, in points.
+            "scale": max(1, math.ceil(100 * max(map(abs, bounds), default=0))),
+            "deductions": deductions(comparison) if comparison["price"] else None,
+        }
+    }
+
+
 def _tuning(name: str, trials: list[dict[str, Any]], objective: str) -> dict[str, Any]:
-    """Return the trials of a search, the number that diverged, the best one and the chart (None if all diverged)."""
+    """Return the table of a search, the number of trials that diverged, the best one and the chart of the trials.
+
+    The best trial and the chart are None if all trials diverged.
+    """
     best = charts.best_trial(trials, objective)
+    # Without networks or without logistic regressions, the columns of their hyperparameters would be empty.
+    columns = {title: column for title, column in _TRIAL_COLUMNS.items() if any(column[0] in trial for trial in trials)}
     return {
-        "trials": trials,
+        "number": len(trials),
+        "columns": [objective, *columns],
+        "rows": [[_format_number(trial["score"]), *_trial_cells(trial, columns.values())] for trial in trials],
         "diverged": sum(not charts.is_finite(trial["score"]) for trial in trials),
-        "best": best,
+        "best": best and {"score": best["score"], "head": describe_hyperparameters(best)},
         "chart": best and charts.tuning_trials(name, trials, objective),
     }
+
+
+def _trial_cells(trial: dict[str, Any], columns: Iterable[tuple[str, str]]) -> list[str]:
+    words = KINDS | BLOCKS
+    return [form.format(words.get(trial[key], trial[key])) if key in trial else "" for key, form in columns]
 
 
 def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ from components.candidates.numbered_channels import declare_channels, number_cha
 from components.file_names import GATE_FILE
 from components.json_files import read_json
 from components.kubeflow_ui import escape_markdown, write_page
+from components.reporting.comparison_text import comparison_table
 from components.reporting.report_data import RANDOM_WEIGHTS_NOTE, ArtifactUris, effective_settings, load_documents
 from components.reporting.report_page import report_page
 
@@ -94,12 +95,6 @@ class RunReport(BaseComponent):
 def _summary(documents: dict) -> str:
     """Return the verdict, its reasons and the comparison, in Markdown."""
     gate, comparison = documents["gate"], documents["comparison"]
-    rows = [
-        "| {backbone} | {eval_accuracy:.3f} | {low:.2f}-{high:.2f} | {eval_loss:.2f} | {top3_accuracy:.3f} |".format(
-            **row, low=row["eval_accuracy_ci95"][0], high=row["eval_accuracy_ci95"][1]
-        )
-        for row in comparison["candidates"]
-    ]
     labels = [f"{label} = version {version}" for label, version in gate["serving"].items()]
     lines = [
         f"## {escape_markdown(documents['verdict'])}",
@@ -110,9 +105,7 @@ def _summary(documents: dict) -> str:
         "",
         f"Winner: **{comparison['winner']}** ({escape_markdown(comparison['reason'])}).",
         "",
-        "| Backbone | Eval accuracy | 95% CI | Eval loss | Top-3 accuracy |",
-        "|---|---|---|---|---|",
-        *rows,
+        *comparison_table(comparison),
     ]
     if documents["random_weights"]:
         lines += ["", RANDOM_WEIGHTS_NOTE]

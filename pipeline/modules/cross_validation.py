@@ -81,7 +81,7 @@ def _row(
         "breed": breeds[label],
         "fold": int(fold),
         "predicted": breeds[top],
-        "correct": top == label,
+        "correct": top == int(label),
         "confidence": round(float(probabilities[top]), 6),
         "probability": round(float(probabilities[label]), 6),
         "probabilities": [round(float(value), 6) for value in probabilities],

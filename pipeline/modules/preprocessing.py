@@ -13,8 +13,8 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Convert the features of EmbeddingGen to the inputs of a head. Its graph is part of the served model.
 
     Args:
-        inputs: Features `breed`, `content_hash` and `near_duplicate_group`, each string [n, 1], and the embeddings, each
-            float32 [n, d].
+        inputs: Features `breed`, `content_hash` and `near_duplicate_group`, each string [n, 1], and the embeddings,
+            each float32 [n, d].
 
     Returns:
         The embeddings, under the same names: each standardized on its own, float32 [n, d]; see `standardize`.

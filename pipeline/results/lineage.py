@@ -7,6 +7,7 @@ import yaml
 from rich.text import Text
 from rich.tree import Tree
 
+from components.candidates.hyperparameters import describe_hyperparameters
 from components.file_names import PHOTOS_FILE
 from components.json_files import read_json_lines
 from pipeline.node_ids import branch_node_id
@@ -21,7 +22,7 @@ _SHOWN_PROPERTIES = {
     "EmbeddingGen": ("photos",),
     "Tuner": ("objective", "max_epochs", "seed"),
     "Trainer": ("epochs", "batch_size", "seed"),
-    "BackboneSelector": ("backbone", "rule"),
+    "BackboneSelector": ("backbone", "price", "price_unit", "rule"),
     "Evaluator": ("split", "accuracy"),
     "ModelGate": ("policy", "min_accuracy"),
     "ChampionModel": ("version",),
@@ -120,8 +121,8 @@ class Lineage:
         """Return the lineage as a tree for the terminal. Each execution appears once; `document` has all edges."""
         labels = "".join(f" ({name})" for name, version in self._registry.labels().items() if version == self.version)
         record = self._registry.record(self.version)
-        hyperparameters = " ".join(f"{name}={value:g}" for name, value in record["hyperparameters"].items())
-        root = Tree(Text(f"version {self.version}{labels}, pushed {self.admission['pushed_at']}: {hyperparameters}"))
+        head = describe_hyperparameters(record["hyperparameters"])
+        root = Tree(Text(f"version {self.version}{labels}, pushed {self.admission['pushed_at']}: {head}"))
         visited: set[int] = set()
 
         def add_execution(parent: Tree, execution: Execution) -> None:

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.candidates.hyperparameters import read_trials
 from components.evaluation_result import EvaluationResult, read_evaluation_result
-from components.file_names import COMPARISON_FILE, PHOTOS_FILE, TRAINING_FILE, TUNER_RESULTS_FILE
+from components.file_names import COMPARISON_FILE, OUT_OF_FOLD_FILE, PHOTOS_FILE, TRAINING_FILE
 from components.json_files import read_json, read_json_lines
 from components.photo_examples import read_images
 from pipeline.node_ids import branch_node_id
@@ -82,12 +83,16 @@ class PastRun:
         return read_json(self.uri("BackboneSelector", "comparison"), COMPARISON_FILE)
 
     def trials(self, backbone: str) -> list[dict[str, Any]]:
-        """One row for each trial of the search: score, hyperparameters and epochs."""
-        return read_json(self.uri(branch_node_id("Tuner", backbone), "tuner_results"), TUNER_RESULTS_FILE)
+        """One row for each trial of the search; see `components.candidates.hyperparameters.read_trials`."""
+        return read_trials(self.uri(branch_node_id("Tuner", backbone), "tuner_results"))
 
     def training(self, backbone: str) -> dict[str, Any]:
-        """Contents of training.json: epochs, history, latency and size of the candidate."""
+        """Contents of training.json: seconds, epochs and history (None for a solved head) of the final training."""
         return read_json(self.uri(branch_node_id("Trainer", backbone), "model_run"), TRAINING_FILE)
+
+    def out_of_fold(self, backbone: str) -> list[dict[str, Any]]:
+        """One row for each photo of train and eval; see `pipeline.modules.cross_validation.out_of_fold_rows`."""
+        return read_json_lines(self.uri(branch_node_id("Trainer", backbone), "model_run"), OUT_OF_FOLD_FILE)
 
     def evaluation(self, backbone: str) -> EvaluationResult:
         """Evaluation of the candidate on eval."""

@@ -12,6 +12,7 @@ from rich.text import Text
 from components.file_names import COMPARISON_FILE, GATE_FILE, INGEST_REPORT_FILE
 from components.ingestion.splits import SPLITS
 from components.json_files import read_json
+from components.reporting.comparison_text import is_out_of_fold
 from components.reporting.report_data import (
     RANDOM_WEIGHTS_NOTE,
     ArtifactUris,
@@ -28,18 +29,27 @@ if TYPE_CHECKING:
     from pipeline.runners.local import NodeRun
 
 INGEST_FILE = "ingest.json"
-_TABLE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "eval accuracy": lambda row: f"{row['eval_accuracy']:.3f}",
-    "95% CI": lambda row: "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"]),
-    "eval loss": lambda row: f"{row['eval_loss']:.2f}",
-    "top-3 accuracy": lambda row: f"{row['top3_accuracy']:.3f}",
-    "embedding (s)": lambda row: f"{row['embedding_seconds']:.0f}",
-    "tuning (s)": lambda row: f"{row['tuning_seconds']:.0f}",
-    "training (s)": lambda row: f"{row['training_seconds']:.0f}",
-    "parameters": lambda row: f"{row['parameters'] / 1e6:.1f}M",
-    "size (MB)": lambda row: f"{row['saved_model_bytes'] / 1e6:.0f}",
-    "latency (ms)": lambda row: f"{row['latency_ms_p50']:.0f}",
-}
+# Heading, key in the rows of comparison.json, and cell. Earlier versions wrote no out-of-fold results ("OOF").
+_TABLE_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("OOF accuracy", "oof_accuracy", "{:.3f}".format),
+    ("95% CI", "oof_accuracy_ci95", lambda bounds: "{:.2f}-{:.2f}".format(*bounds)),
+    ("to winner (pt)", "difference_to_winner", lambda difference: _points(difference)),
+    ("95% CI", "difference_ci95", lambda bounds: "/".join(map(_points, bounds))),
+    ("OOF loss", "oof_loss", "{:.2f}".format),
+    ("eval accuracy", "eval_accuracy", "{:.3f}".format),
+    ("95% CI", "eval_accuracy_ci95", lambda bounds: "{:.2f}-{:.2f}".format(*bounds)),
+    ("eval loss", "eval_loss", "{:.2f}".format),
+    ("top-3 accuracy", "top3_accuracy", "{:.3f}".format),
+    ("embedding (s)", "embedding_seconds", "{:.0f}".format),
+    ("tuning (s)", "tuning_seconds", "{:.0f}".format),
+    ("training (s)", "training_seconds", "{:.0f}".format),
+    ("parameters", "parameters", lambda number: f"{number / 1e6:.1f}M"),
+    ("multiply-adds", "multiply_adds", lambda number: f"{number / 1e9:.1f}G"),
+    ("size (MB)", "saved_model_bytes", lambda size: f"{size / 1e6:.0f}"),
+    ("latency (ms)", "latency_ms_p50", "{:.0f}".format),
+)
+# Empty for the winner.
+_DIFFERENCES = {"difference_to_winner", "difference_ci95"}
 
 
 def read_ingest(run: "NodeRun") -> dict[str, Any]:
@@ -73,6 +83,7 @@ def _read(path: Path) -> Any:
 
 def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict[str, Any]:
     """Load the documents that the components of a run wrote; see `components.reporting.report_data`."""
+
     def uris(node: str, key: str) -> dict[str, str]:
         return {name: runs[branch_node_id(node, name)].outputs[key] for name in settings.candidate_names}
 
@@ -141,14 +152,24 @@ def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
 
 def _comparison_table(comparison: dict[str, Any]) -> Table:
     """Return the comparison with one column per candidate; three candidates fit in 60 terminal columns."""
-    sizes = comparison["split_sizes"]
+    sizes, winner = comparison["split_sizes"], comparison["winner"]
     title = f"{len(comparison['breeds'])} breeds; photos: " + ", ".join(f"{n} {split}" for split, n in sizes.items())
-    table = Table(title=title, title_justify="left", title_style="")
+    table = Table(title=title, title_justify="left", title_style="", caption_justify="left", caption_style="")
     rows = comparison["candidates"]
     table.add_column("")
     for row in rows:
-        style = "bold" if row["backbone"] == comparison["winner"] else None
+        style = "bold" if row["backbone"] == winner else None
         table.add_column(row["backbone"], justify="right", style=style, header_style=style)
-    for heading, cell in _TABLE_ROWS.items():
-        table.add_row(heading, *map(cell, rows))
+    if is_out_of_fold(comparison):
+        table.caption = "OOF: out of fold, on train + eval; pt: points of accuracy"
+    for heading, key, cell in _TABLE_ROWS:
+        if all(key in row for row in rows):
+            shown = ["" if key in _DIFFERENCES and row["backbone"] == winner else cell(row[key]) for row in rows]
+            table.add_row(heading, *shown)
     return table
+
+
+def _points(difference: float) -> str:
+    """A difference of accuracies in points; an interval of two of them has at most nine characters."""
+    points = 100 * difference
+    return f"{points:+.1f}" if abs(points) < 9.95 else f"{points:+.0f}"

@@ -1,6 +1,5 @@
-"""Selection of the winner among the candidates, and their rows in comparison.json."""
+"""BackboneSelector assembles the winner and compares the candidates in comparison.json."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -11,54 +10,10 @@ from tfx.types.standard_artifacts import Examples, Model, ModelEvaluation, Model
 
 from components.artifacts import Comparison, IngestReport
 from components.candidates import backbone_selector
-from components.candidates.backbone_selector import BackboneSelector, select
-from components.file_names import BACKBONE_RECORD_FILE
-from components.json_files import read_json, write_json
+from components.candidates.backbone_selector import BackboneSelector
+from components.file_names import BACKBONE_RECORD_FILE, OUT_OF_FOLD_FILE
+from components.json_files import read_json, write_json, write_json_lines
 from serving.model_files import MODEL_RECORD_FILE
-
-XCEPTION = {"backbone": "xception", "eval_accuracy": 0.80, "parameters": 20_861_480}
-RESNET50 = {"backbone": "resnet50", "eval_accuracy": 0.85, "parameters": 23_587_712}
-EFFICIENTNET = {"backbone": "efficientnetb7", "eval_accuracy": 0.85, "parameters": 64_097_687}
-
-
-@pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, {**RESNET50, "eval_accuracy": 0.7}, EFFICIENTNET]))
-def test_most_accurate_candidate_wins_regardless_of_size_and_order(rows):
-    winner, reason = select(list(rows), "most_accurate")
-    assert winner == "efficientnetb7"
-    assert "most accurate" in reason
-    assert "0.850, ahead of xception with 0.800" in reason
-
-
-@pytest.mark.parametrize("rows", itertools.permutations([XCEPTION, RESNET50, EFFICIENTNET]))
-def test_smaller_of_equally_accurate_candidates_wins(rows):
-    winner, reason = select(list(rows), "most_accurate")
-    assert winner == "resnet50"
-    assert reason == "as accurate on eval as efficientnetb7 (0.850), with fewer parameters"
-
-
-def test_single_candidate_wins_with_its_own_reason():
-    assert select([XCEPTION], "smaller_within_interval") == ("xception", "the only candidate")
-
-
-@pytest.mark.parametrize(
-    ("low", "winner"), [(0.86, "efficientnetb7"), (0.85, "resnet50"), (0.801, "resnet50"), (0.80, "xception")]
-)
-def test_smallest_candidate_within_the_interval_wins(low, winner):
-    best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [low, 0.95]}
-    for rows in itertools.permutations([XCEPTION, RESNET50, best]):
-        chosen, reason = select(list(rows), "smaller_within_interval")
-        assert chosen == winner
-        assert "efficientnetb7" in reason or "most accurate" in reason
-
-
-def test_reason_contains_interval_size_and_both_accuracies():
-    best = {**EFFICIENTNET, "eval_accuracy": 0.90, "eval_accuracy_ci95": [0.8, 0.95]}
-    _, reason = select([best, XCEPTION, RESNET50], "smaller_within_interval")
-    assert reason == (
-        "smallest network, with 20.9 million parameters, of the 3 whose accuracy on eval is within the 95% CI of the "
-        "most accurate one: 0.800, against 0.900 (0.800 to 0.950) for efficientnetb7"
-    )
-
 
 KINDS = {
     "backbone": Model,
@@ -68,7 +23,7 @@ KINDS = {
     "model_run": ModelRun,
     "embeddings": Examples,
 }
-# Name, accuracy on eval, bytes of the head, and seconds of its embeddings; the ensemble has no backbone of its own.
+# Name, accuracy out of fold, bytes of the head, and seconds of its embeddings; the ensemble has no backbone of its own.
 CANDIDATES = [("lite2", 0.7, 10, 1.0), ("resnet50", 0.8, 20, 2.0), ("ensemble", 0.9, 40, 0.25)]
 BACKBONE_BYTES = {"lite2": 100, "resnet50": 200}
 
@@ -93,7 +48,13 @@ def selector(*names: str, ensemble: bool = False) -> BackboneSelector:
     if ensemble:
         candidates["ensemble"] = {key: Channel(type=kind) for key, kind in KINDS.items() if key != "backbone"}
     return BackboneSelector(
-        candidates, Channel(type=IngestReport), rule="most_accurate", top_k=5, model_name="cats", code_digest=""
+        candidates,
+        Channel(type=IngestReport),
+        price=0.0,
+        price_unit="parameters",
+        top_k=5,
+        model_name="cats",
+        code_digest="",
     )
 
 
@@ -119,7 +80,7 @@ def compared(tmp_path, monkeypatch):
                 "hyperparameters": {"units": number},
             },
             "evaluation/metrics.json": {
-                "overall": {"accuracy": accuracy, "accuracy_ci95": [0.1, 0.9], "loss": 1.0, "top3_accuracy": 1.0}
+                "overall": {"accuracy": 0.5, "accuracy_ci95": [0.1, 0.9], "loss": 1.0, "top3_accuracy": 1.0}
             },
             "tuner_results/tuner_results.json": [
                 {"tuner/seconds": 0.5, "tuner/epochs": 3, "tuner/initial_epoch": 1} for _ in range(2)
@@ -127,10 +88,13 @@ def compared(tmp_path, monkeypatch):
             "model_run/training.json": {"seconds": 2.0, "epochs": 4},
         }
         if name in BACKBONE_BYTES:
-            record = {"weights": "imagenet", "parameters": BACKBONE_BYTES[name]}
+            size = BACKBONE_BYTES[name]
+            record = {"weights": "imagenet", "parameters": size, "multiply_adds": 10 * size}
             documents[f"backbone/Format-Serving/{BACKBONE_RECORD_FILE}"] = record
         for path, document in documents.items():
             write_json(str(tmp_path / name), path, document)
+        correct = [{"content_hash": f"{i}", "correct": i < 10 * accuracy, "probability": 0.5} for i in range(10)]
+        write_json_lines(str(tmp_path / name / "model_run"), OUT_OF_FOLD_FILE, correct)
         for key, size in (("model", head_bytes), ("backbone", BACKBONE_BYTES.get(name))):
             if size:
                 saved = tmp_path / name / key / "Format-Serving" / "saved_model.pb"
@@ -152,8 +116,19 @@ def test_each_candidate_is_assembled_from_its_backbones_and_its_head(compared):
     assert AssembledModel.assembled == parts
     assert read_json(f"{winner.uri}/Format-Serving", "assembled.json") == list(parts[2])
     assert (comparison["winner"], winner.get_string_custom_property("backbone")) == ("ensemble", "ensemble")
-    assert comparison["reason"] == "most accurate on eval: 0.900, ahead of resnet50 with 0.800"
+    assert comparison["reason"] == "most accurate out of fold: 0.900, resnet50 0.800"
+    assert (comparison["price"], comparison["price_unit"]) == (0, "parameters")
     assert (comparison["breeds"], comparison["split_sizes"]) == (["Manx"], {"train": 3, "eval": 2, "test": 1})
+
+
+def test_candidates_are_compared_with_the_winner_on_the_same_photos(compared):
+    rows = {row["backbone"]: row for row in compared[1]["candidates"]}
+    assert {name: row["oof_accuracy"] for name, row in rows.items()} == {"lite2": 0.7, "resnet50": 0.8, "ensemble": 0.9}
+    differences = {name: row["difference_to_winner"] for name, row in rows.items()}
+    assert differences == pytest.approx({"lite2": -0.2, "resnet50": -0.1, "ensemble": 0})
+    low, high = rows["lite2"]["difference_ci95"]
+    assert -0.6 < low < -0.2 < high < 0.2
+    assert rows["lite2"]["eval_accuracy"] == 0.5
 
 
 def test_costs_of_the_ensemble_are_the_sums_over_its_backbones(compared, tmp_path):
@@ -169,6 +144,11 @@ def test_costs_of_the_ensemble_are_the_sums_over_its_backbones(compared, tmp_pat
         "ensemble": 3.25,
     }
     assert {name: row["parameters"] for name, row in rows.items()} == {"lite2": 110, "resnet50": 220, "ensemble": 340}
+    assert {name: row["multiply_adds"] for name, row in rows.items()} == {
+        "lite2": 1000,
+        "resnet50": 2000,
+        "ensemble": 3000,
+    }
 
     def size(*folders: str) -> int:
         files = (path for folder in folders for path in (tmp_path / folder).rglob("*") if path.is_file())

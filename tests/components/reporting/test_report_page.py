@@ -1,6 +1,7 @@
 """The report page as a browser shows it, including unusual runs and names."""
 
 import math
+import re
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -32,6 +33,13 @@ def candidate(backbone: str, accuracy: float) -> dict:
         "eval_accuracy_ci95": [accuracy - 0.15, accuracy + 0.12],
         "eval_loss": 1.234,
         "top3_accuracy": 0.951,
+        "oof_accuracy": accuracy - 0.04,
+        "oof_accuracy_ci95": [accuracy - 0.1, accuracy + 0.05],
+        "oof_loss": 1.018,
+        "difference_to_winner": accuracy - 0.714,
+        "difference_ci95": [accuracy - 0.754, accuracy - 0.694] if accuracy < 0.714 else [0.0, 0.0],
+        "backbones": [backbone],
+        "multiply_adds": 3_858_000_000,
         "embedding_seconds": 31.5,
         "tuning_seconds": 12.6,
         "tuning_trials": 4,
@@ -43,8 +51,11 @@ def candidate(backbone: str, accuracy: float) -> dict:
 
 
 def trial(number: int, score: float) -> dict:
+    """A network; every other one is on all blocks."""
     return {
         "trial_id": f"{number:02}",
+        "kind": "network",
+        "blocks": ("last", "all")[number % 2],
         "score": score,
         "units": (0, 50)[number % 2],
         "dropout": 0.5,
@@ -53,6 +64,17 @@ def trial(number: int, score: float) -> dict:
         "tuner/epochs": 2 + number % 3,
         "tuner/initial_epoch": 0,
         "tuner/seconds": 0.3,
+    }
+
+
+def solved_trial(blocks: str, l2: float, score: float) -> dict:
+    return {
+        "trial_id": f"{blocks}-{l2:g}",
+        "kind": "logistic_regression",
+        "blocks": blocks,
+        "l2": l2,
+        "score": score,
+        "tuner/seconds": 0.2,
     }
 
 
@@ -73,8 +95,9 @@ def documents() -> dict:
             "breeds": list(BREEDS),
             "candidates": [candidate("resnet50", 0.714), candidate("xception", 0.571)],
             "winner": "resnet50",
-            "reason": "most accurate on eval: 0.714, ahead of xception with 0.571",
-            "rule": "most_accurate",
+            "reason": "most accurate out of fold: 0.674, ahead of xception with 0.531",
+            "price": 0,
+            "price_unit": "parameters",
             "split_sizes": {"train": TRAIN, "eval": EVAL, "test": TEST},
         },
         "gate": {
@@ -253,10 +276,15 @@ def page() -> Page:
 @pytest.mark.parametrize(
     ("section", "texts"),
     [
-        ("Models", ["2 backbones: resnet50, xception", "Winner: resnet50, most accurate on eval: 0.714"]),
+        ("Models", ["2 candidates: resnet50, xception", "Winner: resnet50, most accurate out of fold: 0.674"]),
         ("Models", ["compared the winner with the champion, version 1 (resnet50)"]),
         ("Data", ["111 of the 111 files in photos of cats", "Train: 70 photos", "Eval: 21 photos", "Test: 20 photos"]),
-        ("Rules", ["highest eval accuracy; ties go", "accuracy of at least 0.4 on at least 12 photos"]),
+        ("Data", ["Eval: 21 photos for hyperparameter search and early stopping. Train and eval together: choice"]),
+        (
+            "Rules",
+            ["Winner: the candidate with the highest out-of-fold accuracy on train + eval; ties go to the one with"],
+        ),
+        ("Rules", ["accuracy of at least 0.4 on at least 12 photos"]),
         (
             "Rules",
             [
@@ -270,6 +298,7 @@ def page() -> Page:
             ["(mean over breeds): 0.815. Majority-class baseline (always Birman", "largest breed in train): 0.600"],
         ),
         ("Rules", ["12 photos; significantly better than the majority-class baseline; not worse"]),
+        ("Results", ["out of fold: accuracy 0.674, 95% CI 0.614 to 0.764 (91 photos of train and eval"]),
         ("Results", ["0.714, 95% CI 0.564 to 0.834 (21 photos; optimistic", "0.700 to 0.900 (20 photos)"]),
         (
             "Results",
@@ -288,13 +317,15 @@ def test_page_starts_with_a_summary(page, section, texts):
 @pytest.mark.parametrize(
     "row",
     [
-        ["resnet50", "", "0.714", "0.56 to 0.83", "1.234", "0.951", "31.5", "12.6", "7.7", "23.7", "96", "22"],
+        ["resnet50", "", "0.674", "0.61 to 0.76", "1.018", "", "winner", "0.714", "0.56 to 0.83"],
+        ["xception", "", "0.531", "0.47 to 0.62", "1.018", "", "-14.3 (-18.3 to -12.3)", "0.571", "0.42 to 0.69"],
+        ["resnet50", "1.234", "0.951", "31.5", "12.6", "7.7", "23.7", "3.9", "96", "22"],
         ["all breeds", "20", "", "0.80", "0.70 to 0.90", "0.97", "0.81", "0.75", "+0.05", ""],
         ["Birman", "12", "", "0.75", "0.65 to 0.85", "0.97", "0.81", "0.90", "-0.15", "yes"],
         ["Sphynx", "8", "", "0.88", "0.78 to 0.98", "0.97", "0.81", "0.50", "+0.38", "too few photos"],
         ["Birman", "9", "3"],
         ["Birman", "35", "10", "10"],
-        ["0.730", "0.0001", "50", "0.5", "0.01", "2", "0.3"],
+        ["0.730", "network", "all blocks", "0.0001", "50", "0.5", "0.01", "2", "0.3"],
         ["min_test_photos", "at least 12 test photos", "20"],
         [
             "above_majority",
@@ -388,10 +419,15 @@ def test_equal_documents_render_equal_pages(page):
     assert report_page(documents()) == page.source
 
 
+def marks_of_blocks(page: Page, name: str, parameter: str) -> int:
+    """Number of trials in a chart that are neither outliers nor the best one."""
+    return sum(page.marks(f"tuning-{name}-{blocks}-{parameter}") for blocks in ("last", "all"))
+
+
 def test_charts_contain_one_mark_per_trial_epoch_and_bin(page):
     for name, trials, epochs in (("resnet50", 5, 6), ("xception", 7, 9)):
         for parameter in ("learning_rate", "units", "dropout", "weight_decay"):
-            assert page.marks(f"tuning-{name}-inlier-{parameter}") == trials - 1
+            assert marks_of_blocks(page, name, parameter) == trials - 1
             assert page.marks(f"tuning-{name}-best-{parameter}") == 1
         for curve in ("loss", "val_loss", "accuracy", "val_accuracy"):
             assert page.marks_by_group[f"learning-{name}-curve-{curve}"]["use"] == epochs
@@ -465,7 +501,41 @@ def nothing_new(changed):
 
 def significantly_better(changed):
     changed["gate"]["rules"]["policy"] = "significantly_better"
-    changed["comparison"]["rule"] = "smaller_within_interval"
+
+
+def comparison_of_an_earlier_version(changed):
+    """Remove what earlier versions of this project did not write to comparison.json."""
+    comparison = changed["comparison"]
+    del comparison["price"], comparison["price_unit"]
+    comparison |= {"rule": "smaller_within_interval", "reason": "smallest network"}
+    for row in comparison["candidates"]:
+        for key in [key for key in row if key.startswith(("oof_", "difference_"))] + ["backbones", "multiply_adds"]:
+            del row[key]
+
+
+def price_of_parameters(changed):
+    changed["comparison"]["price"] = 0.5
+    changed["comparison"]["candidates"][1]["parameters"] *= 4
+
+
+def ensemble_wins(changed):
+    comparison = changed["comparison"]
+    comparison["candidates"].append(candidate("ensemble", 0.714) | {"backbones": ["resnet50", "xception"]})
+    comparison["winner"] = "ensemble"
+    for key in ("training", "trials"):
+        changed[key]["ensemble"] = changed[key]["resnet50"]
+
+
+def one_solved_head(changed):
+    changed["training"]["resnet50"] = {"epochs": 0, "best_epoch": 0, "iterations": 31, "history": None}
+
+
+def only_solved_heads(changed):
+    penalties = [("last", 0.01, 0.8), ("last", 0.1, 0.7), ("all", 0.01, 0.6), ("all", 0.1, 0.5)]
+    for name in changed["trials"]:
+        changed["trials"][name] = [solved_trial(*values) for values in penalties]
+    one_solved_head(changed)
+    changed["training"]["xception"] = changed["training"]["resnet50"]
 
 
 def other_label(changed):
@@ -566,10 +636,49 @@ def random_weights_and_a_warning(changed):
             ["wins 3"],
         ),
         (nothing_new, ["Gate: resnet50 is not new", "not compared: the candidate has the same data"], ["promote"]),
-        (significantly_better, ["McNemar p below 0.05", "the backbone with the fewest parameters"], ["at least -0.03"]),
+        (significantly_better, ["McNemar p below 0.05"], ["at least -0.03"]),
+        (
+            comparison_of_an_earlier_version,
+            ["Winner: the backbone with the fewest parameters among those", "early stopping and backbone selection."],
+            ["of-fold", "of fold", "Multiply-adds", "Price of size", "to winner"],
+        ),
+        (
+            price_of_parameters,
+            [
+                "Price of size: 0.5 points for each doubling of the parameters",
+                "after a deduction of 0.5 points for each doubling of the number of parameters",
+            ],
+            ["ties go to"],
+        ),
+        (
+            ensemble_wins,
+            ["3 candidates: resnet50, xception, ensemble (resnet50 + xception)", "Ensemble: resnet50 + xception."],
+            [],
+        ),
+        (
+            only_solved_heads,
+            [
+                "Solved as a logistic regression in 31 iterations.",
+                "Best of 4 trials: val_loss 0.500, logistic regression on all blocks, L2 penalty 0.1.",
+            ],
+            ["Learning curves", "Grey is train"],
+        ),
+        (
+            one_solved_head,
+            ["Solved as a logistic regression in 31 iterations.", "Learning curves", "Grey is train"],
+            [],
+        ),
         (other_label, ["Stable: version 2, pushed by this run", "Label canary: version 3"], ["This run pushed"]),
-        (one_backbone, ["One backbone: resnet50"], ["xception on"]),
-        (one_trial_one_epoch, ["Best of 1 trials: val_loss 0.500", "1 epoch; the head weights are from epoch 1"], []),
+        (one_backbone, ["One candidate: resnet50"], ["xception on"]),
+        (
+            one_trial_one_epoch,
+            [
+                "Best of 1 trials: val_loss 0.500, network on the last block, no hidden units, dropout 0.5, learning "
+                "rate 0.0001, weight decay 0.01.",
+                "1 epoch; the head weights are from epoch 1",
+            ],
+            [],
+        ),
         (
             all_trials_diverged,
             ["No trial has a finite score", "3 of 3 trials diverged", "not finite"],
@@ -611,10 +720,70 @@ def test_diverged_trials_and_outliers_stay_visible_and_do_not_flatten_the_other_
     changed = documents()
     changed["trials"]["resnet50"] += [trial(5, math.nan), trial(6, math.inf), trial(7, 900.0)]
     page = Page(changed)
-    assert page.marks("tuning-resnet50-inlier-units") == 4
+    assert marks_of_blocks(page, "resnet50", "units") == 4
     assert page.marks("tuning-resnet50-outlier-units") == 3
     assert page.marks("tuning-resnet50-best-units") == 1
     assert "2 of 8 trials diverged" in page.text
+
+
+def test_logistic_regressions_have_a_panel_and_lines_beside_the_networks():
+    changed = documents()
+    solved = [solved_trial(blocks, l2, 0.6 + l2) for blocks in ("last", "all") for l2 in (0.3, 0.1, 0.2)]
+    changed["trials"]["resnet50"] += [*solved, solved_trial("all", 0.01, 0.3), solved_trial("last", 1.0, 99.0)]
+    page = Page(changed)
+    marks = [page.marks(f"tuning-resnet50-{group}-l2") for group in ("last", "all", "outlier", "best")]
+    assert marks == [3, 3, 1, 1]
+    # The lines are sorted by penalty and include the best trial, but no outlier.
+    for blocks, points in (("last", 3), ("all", 4)):
+        line = re.search(rf'id="tuning-resnet50-line-{blocks}">\s*<path d="([^"]*)"', page.source)[1]
+        positions = [float(x) for x in re.findall(r"[ML] ([\d.]+)", line)]
+        assert len(positions) == points
+        assert positions == sorted(positions)
+    assert marks_of_blocks(page, "resnet50", "units") == 5
+    assert page.marks("tuning-resnet50-best-units") == 0
+    assert page.marks("tuning-xception-best-l2") == 0
+    assert "L2 penalty 0.01." in page.text
+    assert ["0.800", "logistic regression", "last block", "0.2", "", "", "", "", "", "0.2"] in page.rows
+    assert ["0.730", "network", "all blocks", "", "0.0001", "50", "0.5", "0.01", "2", "0.3"] in page.rows
+
+
+@pytest.mark.parametrize("objective", ["val_loss", "val_accuracy"])
+def test_networks_stay_on_the_scale_if_the_logistic_regressions_are_much_better(objective):
+    solved, network = ((0.2, 0.9), (0.21, 0.89)), (0.6, 0.5)
+    column = 0 if objective == "val_loss" else 1
+    changed = documents()
+    changed["objective"] = objective
+    trials = [solved_trial("last", 0.1 + number, solved[number % 2][column]) for number in range(6)]
+    changed["trials"]["resnet50"] = trials + [trial(number, network[column]) for number in range(4)]
+    page = Page(changed)
+    assert page.marks("tuning-resnet50-outlier-units") == 0
+    assert marks_of_blocks(page, "resnet50", "units") == 4
+
+
+def test_difference_to_the_winner_is_drawn_on_a_scale_that_contains_all_intervals():
+    changed = documents()
+    row = changed["comparison"]["candidates"][1]
+    row |= {"difference_to_winner": -0.02, "difference_ci95": [-0.04, 0.005]}
+    page = Page(changed)
+    assert "(drawn: \N{MINUS SIGN}4 to 4)" in page.text
+    # -4 points are the left edge, 0 is the middle.
+    assert "left: 0.0%; right: 43.8%" in page.values("style")
+    assert "left: 25.0%" in page.values("style")
+
+
+def test_price_is_shown_as_the_points_that_it_deducts():
+    changed = documents()
+    price_of_parameters(changed)
+    rows = [row for row in Page(changed).rows if row and row[0] in ("resnet50", "xception")]
+    assert [row[-3] for row in rows if len(row) == 11] == ["0.0", "1.0"]
+
+
+def test_comparison_of_an_earlier_version_has_its_numbers_and_no_empty_columns():
+    changed = documents()
+    comparison_of_an_earlier_version(changed)
+    rows = Page(changed).rows
+    assert ["resnet50", "", "0.714", "0.56 to 0.83"] in rows
+    assert ["resnet50", "1.234", "0.951", "31.5", "12.6", "7.7", "23.7", "96", "22"] in rows
 
 
 def test_epochs_without_a_finite_loss_leave_a_gap():

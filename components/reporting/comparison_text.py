@@ -1,0 +1,67 @@
+"""Parts of a comparison of candidates that the report page and the summaries show alike."""
+
+import math
+from typing import Any
+
+from components.kubeflow_ui import escape_markdown
+
+_SIZES = {"parameters": "number of parameters", "multiply_adds": "number of multiply-adds per photo"}
+# Rules of earlier versions.
+_FORMER_RULES = {
+    "smaller_within_interval": "the backbone with the fewest parameters among those whose eval accuracy lies in the "
+    "95% CI of the most accurate one",
+    "most_accurate": "the backbone with the highest eval accuracy; ties go to the one with fewer parameters",
+}
+
+
+def is_out_of_fold(comparison: dict[str, Any]) -> bool:
+    """Whether the winner was chosen by out-of-fold accuracy; earlier versions chose by the accuracy on eval."""
+    return "price" in comparison
+
+
+def candidate_name(row: dict[str, Any]) -> str:
+    """Name of a candidate; that of an ensemble includes its backbones."""
+    backbones = row.get("backbones", [row["backbone"]])
+    return row["backbone"] if len(backbones) == 1 else f"{row['backbone']} ({' + '.join(backbones)})"
+
+
+def difference_to_winner(row: dict[str, Any], comparison: dict[str, Any]) -> str:
+    """The paired accuracy difference to the winner with its 95% CI, in points."""
+    if row["backbone"] == comparison["winner"]:
+        return "winner"
+    low, high = (100 * bound for bound in row["difference_ci95"])
+    return f"{100 * row['difference_to_winner']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def selection_rule(comparison: dict[str, Any]) -> str:
+    """The rule that chose the winner, in words."""
+    if not is_out_of_fold(comparison):
+        return _FORMER_RULES[comparison["rule"]]
+    size = _SIZES[comparison["price_unit"]]
+    highest = "the candidate with the highest out-of-fold accuracy on train + eval"
+    if not comparison["price"]:
+        return f"{highest}; ties go to the one with the smaller {size}"
+    return f"{highest} after a deduction of {comparison['price']:g} points for each doubling of the {size}"
+
+
+def deductions(comparison: dict[str, Any]) -> dict[str, float]:
+    """Points that the price deducts from the accuracy of each candidate, relative to the smallest candidate."""
+    sizes = {row["backbone"]: row[comparison["price_unit"]] for row in comparison["candidates"]}
+    smallest = min(sizes.values())
+    return {name: comparison["price"] * math.log2(size / smallest) for name, size in sizes.items()}
+
+
+def comparison_table(comparison: dict[str, Any]) -> list[str]:
+    """The lines of a Markdown table with one row for each candidate."""
+    headings = ["Candidate", "Eval accuracy", "95% CI", "Eval loss", "Top-3 accuracy"]
+    if is_out_of_fold(comparison):
+        headings[1:1] = ["Out-of-fold accuracy (train + eval)", "95% CI", "Difference to winner (points, 95% CI)"]
+    lines = [headings, ["---"] * len(headings)]
+    for row in comparison["candidates"]:
+        cells = [escape_markdown(candidate_name(row))]
+        if is_out_of_fold(comparison):
+            cells += [f"{row['oof_accuracy']:.3f}", "{:.2f}-{:.2f}".format(*row["oof_accuracy_ci95"])]
+            cells += [difference_to_winner(row, comparison)]
+        cells += [f"{row['eval_accuracy']:.3f}", "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"])]
+        lines.append([*cells, f"{row['eval_loss']:.2f}", f"{row['top3_accuracy']:.3f}"])
+    return [f"| {' | '.join(line)} |" for line in lines]
