@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+# Signature with prediction sets and the flag for unfamiliar photos. Versions of earlier releases do not have it.
+EXPLAIN_SIGNATURE = "explain"
+
 # Model record: backbones, breeds, hyperparameters and digests.
 MODEL_RECORD_FILE = "assets.extra/catbreeds.json"
 # Content hashes of the photos in the splits train and eval, one per line.
