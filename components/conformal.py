@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from components.statistical_tests import wilson_interval
+from serving.names import counted
 
 _ROUNDING_ERROR = 1e-9  # of products such as 20 * 0.95
 _Z = 1.96  # two-sided 95% quantile of the standard normal distribution
@@ -71,3 +72,34 @@ def explanation_metrics(explain: dict[str, Any], breeds: int, outcomes: list[dic
             "share_ci95": list(wilson_interval(unfamiliar, photos)),
         }
     return {**explain, "sets": sets, "flagged": flagged}
+
+
+def explanation_sentences(metrics: dict[str, Any] | None) -> list[str]:
+    """Describe the result of `explanation_metrics` for the report and the model card.
+
+    Args:
+        metrics: The result; None for a model of an earlier release, which gives no sentences.
+    """
+    if metrics is None:
+        return []
+    level, sets, flagged = f"{100 * metrics['level']:g}%", metrics["sets"], metrics["flagged"]
+    if sets is None or flagged is None:
+        return [
+            "No prediction sets and no flag for unfamiliar photos: "
+            f"{counted(metrics['calibration_photos'], 'eval photo')}, but the level {level} needs at least "
+            f"{min_calibration_photos(metrics['level'])}."
+        ]
+    return [
+        f"Prediction sets of level {level} contained the right breed for {sets['covered']} of "
+        f"{counted(sets['photos'], 'test photo')} ({_share(sets['coverage'], sets['coverage_ci95'])}), with "
+        f"{sets['mean_size']:.2f} breeds on average (95% CI {sets['mean_size_ci95'][0]:.2f} to "
+        f"{sets['mean_size_ci95'][1]:.2f}).",
+        f"{flagged['unfamiliar']} of {counted(flagged['photos'], 'test photo')} "
+        f"({_share(flagged['share'], flagged['share_ci95'])}) "
+        f"{'was' if flagged['unfamiliar'] == 1 else 'were'} flagged as unlike all training photos; calibrated to "
+        f"{100 - 100 * metrics['level']:g}%.",
+    ]
+
+
+def _share(share: float, interval: list[float]) -> str:
+    return f"{share:.1%}, 95% CI {interval[0]:.1%} to {interval[1]:.1%}"

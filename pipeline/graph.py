@@ -39,6 +39,7 @@ from pipeline.datasets.schema_file import read_schema_text
 from pipeline.node_ids import branch_node_id
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
+from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE
 
 if StatisticsGen is None:
     # TFX replaces components that it cannot import with None.
@@ -352,13 +353,14 @@ def _release(
             schema=ingestion.schema.outputs["schema"],
             model=model,
             split="test",
-            signature="serving_default",
+            signature=signature,
             code_digest=context.code_digest("components.candidates.evaluator"),
         ).with_id(node_id)
-        for node_id, model in {
-            "Evaluator-gate": selector.outputs["winner"],
-            "Evaluator-champion": champion.outputs["champion"],
-        }.items()
+        for node_id, model, signature in (
+            ("Evaluator-gate", selector.outputs["winner"], EXPLAIN_SIGNATURE),
+            # A champion of an earlier release has only this signature. Both give the same probabilities.
+            ("Evaluator-champion", champion.outputs["champion"], DEFAULT_SIGNATURE),
+        )
     }
     gate = ModelGate(
         candidate=selector.outputs["winner"],

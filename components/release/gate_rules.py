@@ -377,6 +377,7 @@ def gate_document(
             "weights": record["backbone"]["weights"],
             "model_digest": record["model_digest"],
             **_test_metrics(evaluation),
+            "explain": evaluation.metrics and evaluation.metrics.get("explain"),
         },
         "champion": champion_info
         and {

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from components.conformal import conformal_quantile, explanation_metrics, min_calibration_photos
+from components.conformal import (
+    conformal_quantile,
+    explanation_metrics,
+    explanation_sentences,
+    min_calibration_photos,
+)
 
 
 @pytest.mark.parametrize(("level", "photos"), [(0.95, 19), (0.9, 9), (0.99, 99), (0.5, 1), (0.8, 4)])
@@ -42,8 +47,20 @@ def test_metrics_count_covered_photos_sizes_and_flags():
     assert (low, high) == pytest.approx((2 - 1.96 * (2 / 3) ** 0.5 / 2, 2 + 1.96 * (2 / 3) ** 0.5 / 2))
     assert (flagged["unfamiliar"], flagged["share"]) == (1, 0.25)
     assert flagged["share_ci95"][0] < 0.25 < flagged["share_ci95"][1]
+    covered, unfamiliar = explanation_sentences(metrics)
+    assert covered.startswith(
+        "Prediction sets of level 90% contained the right breed for 3 of 4 test photos (75.0%, 95% "
+    )
+    assert covered.endswith(" with 2.00 breeds on average (95% CI 1.20 to 2.80).")
+    assert unfamiliar.startswith("1 of 4 test photos (25.0%, 95% CI ")
+    assert unfamiliar.endswith(") was flagged as unlike all training photos; calibrated to 10%.")
 
 
 def test_a_model_without_thresholds_has_no_metrics_of_them():
     explain = {"level": 0.95, "calibration_photos": 5, "set_threshold": None, "unfamiliar_threshold": None}
-    assert explanation_metrics(explain, 5, [{"correct": True}]) == {**explain, "sets": None, "flagged": None}
+    metrics = explanation_metrics(explain, 5, [{"correct": True}])
+    assert metrics == {**explain, "sets": None, "flagged": None}
+    assert explanation_sentences(metrics) == [
+        "No prediction sets and no flag for unfamiliar photos: 5 eval photos, but the level 95% needs at least 19."
+    ]
+    assert explanation_sentences(None) == []  # models of earlier releases
