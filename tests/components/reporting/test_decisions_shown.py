@@ -332,13 +332,3 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
     seen = len(set(case.info["learned"]) & set(case.candidate)) if case.comparable else 0
     assert (f"was trained on {seen} of the {photos} test photos" in reasons) == (seen > 0)
     assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - seen
-
-
-def test_the_model_card_states_the_licences_of_all_backbones(run):
-    rules = {"min_accuracy": 0.5, "min_test_photos": 1, "above_majority": 1, "policy": "not_worse", "margin": 0.0}
-    rules |= {"min_slice": 20, "max_slice_drop": 0.0}
-    gate = run.decide(Case(dict.fromkeys(HASHES, True), {}, None, rules, train=[3, 3, 3], pushed_before=False))
-    parts = [{"architecture": architecture} for architecture in ("xception", "resnet50", "efficientnetb7")]
-    combined = RECORD["backbone"] | {"architecture": "xception+resnet50+efficientnetb7", "weights": "imagenet"}
-    text = run.card(gate, 1, RECORD | {"backbone": combined | {"parts": parts}})
-    assert "MIT and Apache-2.0, as published with Keras" in text
