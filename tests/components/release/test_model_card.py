@@ -10,7 +10,11 @@ GATE = {
     "rules": {"min_slice": 1},
     "majority": {"breed": "Birman", "accuracy": 0.5},
     "candidate": {"balanced_accuracy": 0.5, "never_recognised": {}},
+<<<<<<< HEAD
     "power": {"summary": "unknown"},
+=======
+    "power": {"summary": ""},
+>>>>>>> backbones
     **dict.fromkeys(("reasons", "comparison", "not_compared", "champion"), ()),
 }
 XCEPTION = {"architecture": "xception", "weights": "imagenet", "weights_digest": "x", "image_size": 299}
@@ -23,7 +27,12 @@ def card_of(backbone: dict, **metrics: dict | None) -> dict:
         "cats",
         1,
         Statements("a", "b", "c"),
-        {"backbone": backbone, "parameters": 7, "hyperparameters": {}, "breeds": ["Birman"]}
+        {
+            "backbone": backbone,
+            "parameters": 7,
+            "hyperparameters": {"kind": "logistic_regression", "l2": 1},
+            "breeds": ["Birman"],
+        }
         | dict.fromkeys(("model_digest", "data_digest", "code_digest"), "d"),
         {"files": 9, "photos": 9, "breeds": {"Birman": counts}, "left_out": []},
         {"overall": METRICS, "breeds": {"Birman": METRICS}, "calibration": {"expected_calibration_error": 0.1}}
