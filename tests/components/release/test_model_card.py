@@ -10,11 +10,7 @@ GATE = {
     "rules": {"min_slice": 1},
     "majority": {"breed": "Birman", "accuracy": 0.5},
     "candidate": {"balanced_accuracy": 0.5, "never_recognised": {}},
-<<<<<<< HEAD
     "power": {"summary": "unknown"},
-=======
-    "power": {"summary": ""},
->>>>>>> backbones
     **dict.fromkeys(("reasons", "comparison", "not_compared", "champion"), ()),
 }
 XCEPTION = {"architecture": "xception", "weights": "imagenet", "weights_digest": "x", "image_size": 299}
