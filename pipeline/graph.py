@@ -60,7 +60,7 @@ _MODEL_MODULES = (
     "components.candidates.backbone_selector",
 )
 # Settings that determine the whole model, except those of the backbones.
-_MODEL_SETTINGS = ("ensemble", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+_MODEL_SETTINGS = ("ensemble", "seed", "top_k", "split", "ingest", "tuner", "trainer", "explain", "selection")
 
 
 class _Ingestion(NamedTuple):
@@ -287,6 +287,7 @@ def _branch(
         hyperparameters=tuner.outputs["best_hyperparameters"],
         custom_config={
             "trainer": settings.trainer.model_dump(mode="json"),
+            "explain": settings.explain.model_dump(mode="json"),
             "seed": settings.seed,
             "modules": _HEAD_MODULES,
             "code_digest": context.code_digest(*_HEAD_MODULES),

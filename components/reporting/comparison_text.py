@@ -26,7 +26,7 @@ def candidate_name(row: dict[str, Any]) -> str:
 
 
 def difference_to_winner(row: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """The paired accuracy difference to the winner with its 95% CI, in points."""
+    """The paired difference of a candidate's accuracy to that of the winner, with its 95% CI, in points."""
     if row["backbone"] == comparison["winner"]:
         return "winner"
     low, high = (100 * bound for bound in row["difference_ci95"])
@@ -37,11 +37,11 @@ def selection_rule(comparison: dict[str, Any]) -> str:
     """The rule that chose the winner, in words."""
     if not is_out_of_fold(comparison):
         return _FORMER_RULES[comparison["rule"]]
-    size = _SIZES[comparison["price_unit"]]
     highest = "the candidate with the highest out-of-fold accuracy on train + eval"
-    if not comparison["price"]:
-        return f"{highest}; ties go to the one with the smaller {size}"
-    return f"{highest} after a deduction of {comparison['price']:g} points for each doubling of the {size}"
+    if comparison["price"]:
+        size = _SIZES[comparison["price_unit"]]
+        highest += f", after a deduction of {comparison['price']:g} points for each doubling of the {size}"
+    return f"{highest}; ties go to the one with fewer parameters"
 
 
 def deductions(comparison: dict[str, Any]) -> dict[str, float]:

@@ -90,7 +90,8 @@ def _selection(comparison: dict[str, Any]) -> dict[str, Any]:
     values = {"selection_rule": selection_rule(comparison), "candidate_name": candidate_name}
     if not is_out_of_fold(comparison):
         return values | {"out_of_fold": None}
-    bounds = [bound for row in comparison["candidates"] for bound in row["difference_ci95"] or ()]
+    others = [row for row in comparison["candidates"] if row["backbone"] != comparison["winner"]]
+    bounds = [bound for row in others for bound in row["difference_ci95"]]
     return values | {
         "out_of_fold": {
             "photos": comparison["split_sizes"]["train"] + comparison["split_sizes"]["eval"],

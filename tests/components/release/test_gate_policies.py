@@ -8,7 +8,7 @@ import pytest
 from components.release.gate_policies import POLICIES, meets_policy
 from components.statistical_tests import paired_difference_interval
 from pipeline.settings import GateSettings
-from tests.components.release.test_gate_rules import decide_from_counts
+from tests.components.release.test_gate_rules import decide_from_counts, rules
 
 COUNTS = [(wins, losses) for wins in (0, 1, 2, 5, 9, 20, 33) for losses in (0, 1, 2, 5, 9, 20, 33)]
 
@@ -42,5 +42,6 @@ def test_not_worse_passes_if_the_interval_begins_at_the_margin_or_above(photos, 
 
 
 def test_an_unknown_policy_is_an_error_that_names_the_policies():
-    with pytest.raises(ValueError, match=r"gate\.policy=best: no such policy; available: no_harm, not_worse"):
-        meets_policy("best", 0.04, 1, 1, 10)
+    for use in (lambda: meets_policy("best", 0.04, 1, 1, 10), lambda: rules(policy="best")):
+        with pytest.raises(ValueError, match=r"gate\.policy=best: no such policy; available: no_harm, not_worse"):
+            use()
