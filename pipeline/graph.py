@@ -39,6 +39,7 @@ from pipeline.datasets.schema_file import read_schema_text
 from pipeline.node_ids import branch_node_id
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.settings import ROOT, Settings
+from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE
 
 if StatisticsGen is None:
     # TFX replaces components that it cannot import with None.
@@ -60,7 +61,7 @@ _MODEL_MODULES = (
     "components.candidates.backbone_selector",
 )
 # Settings that determine the whole model, except those of the backbones.
-_MODEL_SETTINGS = ("ensemble", "seed", "top_k", "split", "ingest", "tuner", "trainer", "selection")
+_MODEL_SETTINGS = ("ensemble", "seed", "top_k", "split", "ingest", "tuner", "trainer", "explain", "selection")
 
 
 class _Ingestion(NamedTuple):
@@ -287,6 +288,7 @@ def _branch(
         hyperparameters=tuner.outputs["best_hyperparameters"],
         custom_config={
             "trainer": settings.trainer.model_dump(mode="json"),
+            "explain": settings.explain.model_dump(mode="json"),
             "seed": settings.seed,
             "modules": _HEAD_MODULES,
             "code_digest": context.code_digest(*_HEAD_MODULES),
@@ -351,13 +353,14 @@ def _release(
             schema=ingestion.schema.outputs["schema"],
             model=model,
             split="test",
-            signature="serving_default",
+            signature=signature,
             code_digest=context.code_digest("components.candidates.evaluator"),
         ).with_id(node_id)
-        for node_id, model in {
-            "Evaluator-gate": selector.outputs["winner"],
-            "Evaluator-champion": champion.outputs["champion"],
-        }.items()
+        for node_id, model, signature in (
+            ("Evaluator-gate", selector.outputs["winner"], EXPLAIN_SIGNATURE),
+            # A champion of an earlier release has only this signature. Both give the same probabilities.
+            ("Evaluator-champion", champion.outputs["champion"], DEFAULT_SIGNATURE),
+        )
     }
     gate = ModelGate(
         candidate=selector.outputs["winner"],

@@ -176,6 +176,19 @@ class TrainerSettings(_Section):
     batch_size: int = Field(32, ge=1, le=65_536, description="photos per training step, in the search and in training")
 
 
+class ExplainSettings(_Section):
+    """Which predictions the served model marks as uncertain; calibrated on the eval split."""
+
+    level: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="share of new photos whose prediction set contains the right breed, and share of new photos of "
+        "cats that are not flagged as unlike the training photos; calibration needs level / (1 - level) eval photos "
+        "(19 for 0.95); with fewer, the model has neither",
+    )
+
+
 class SelectionSettings(_Section):
     """How the best candidate is selected, by its out-of-fold predictions for the photos of train and eval."""
 
@@ -450,6 +463,7 @@ class Settings(_Section):
     beam: BeamSettings = BeamSettings()
     tuner: TunerSettings = TunerSettings()
     trainer: TrainerSettings = TrainerSettings()
+    explain: ExplainSettings = ExplainSettings()
     selection: SelectionSettings = SelectionSettings()
     gate: GateSettings = GateSettings()
     model_card: ModelCardSettings = ModelCardSettings()

@@ -1,11 +1,17 @@
-"""Names of the files in a pushed version, and the model record.
+"""Names of the files and signatures of a pushed version, and the model record.
 
 The files in `assets.extra` are part of the SavedModel. TensorFlow Serving reads only the warmup requests there.
 """
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
+
+# The signature that every version has, and the one with prediction sets and the flag for unfamiliar photos, which
+# versions of earlier releases do not have.
+DEFAULT_SIGNATURE = "serving_default"
+EXPLAIN_SIGNATURE = "explain"
 
 # Model record: backbones, breeds, hyperparameters and digests.
 MODEL_RECORD_FILE = "assets.extra/catbreeds.json"
@@ -30,6 +36,11 @@ _RENAMED_KEYS = {"recipe_digest": "model_digest", "origin_digest": "inputs_diges
 def with_current_keys(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with keys from earlier versions of this project renamed to the current ones."""
     return {_RENAMED_KEYS.get(key, key): value for key, value in document.items()}
+
+
+def signature_to_request(signatures: Container[str]) -> str:
+    """Return the signature with the most outputs among `signatures` of a version."""
+    return EXPLAIN_SIGNATURE if EXPLAIN_SIGNATURE in signatures else DEFAULT_SIGNATURE
 
 
 def read_record(model: str | Path) -> dict[str, Any]:

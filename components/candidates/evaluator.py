@@ -18,12 +18,13 @@ from tfx.utils import io_utils, path_utils
 from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 
 from components.artifacts import ClassificationMetrics, Metrics
+from components.conformal import explanation_metrics
 from components.evaluation_result import read_outcomes
 from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import set_confusion_matrix, set_metrics
 from components.statistical_tests import wilson_interval
-from serving.model_files import MODEL_RECORD_FILE
+from serving.model_files import EXPLAIN_SIGNATURE, MODEL_RECORD_FILE
 
 _CALIBRATION_BINS = 10
 
@@ -119,14 +120,14 @@ def Evaluator(
                 tensor_adapter_config=adapter,
             )
         )
-    summary = _summarize(evaluation.uri, read_json(path, MODEL_RECORD_FILE)["breeds"])
+    summary = _summarize(evaluation.uri, read_json(path, MODEL_RECORD_FILE), signature)
     write_json(evaluation.uri, METRICS_FILE, summary)
     evaluation.set_float_custom_property("accuracy", summary["overall"]["accuracy"])
     set_metrics(metrics, _ui_metrics(summary))
     set_confusion_matrix(confusion, summary["confusion"])
 
 
-def _ui_metrics(summary: dict[str, Any]) -> dict[str, float]:
+def _ui_metrics(summary: dict[str, Any]) -> dict[str, float | None]:
     """Metrics of metrics.json that the Kubeflow UI shows."""
     overall = summary["overall"]
     low, high = overall["accuracy_ci95"]
@@ -135,6 +136,16 @@ def _ui_metrics(summary: dict[str, Any]) -> dict[str, float]:
         "accuracy_low95": low,
         "accuracy_high95": high,
         "expected_calibration_error": summary["calibration"]["expected_calibration_error"],
+        **_ui_explanation(summary["explain"] or {}),
+    }
+
+
+def _ui_explanation(explain: dict[str, Any]) -> dict[str, float | None]:
+    sets, flagged = explain.get("sets") or {}, explain.get("flagged") or {}
+    return {
+        "set_coverage": sets.get("coverage"),
+        "mean_set_size": sets.get("mean_size"),
+        "unfamiliar_share": flagged.get("share"),
     }
 
 
@@ -160,13 +171,20 @@ def _outcome(extracts: dict[str, Any]) -> dict[str, Any]:
     """Line of `outcomes.jsonl`.
 
     `confidence` is the probability of the predicted breed; `probability` is that of the true breed (0 if the model has
-    no such breed).
+    no such breed). With the signature `explain`, `in_set` is whether the prediction set contains the true breed,
+    `set_size` the number of breeds in it, and `unfamiliar` the flag; they are absent if the model does not return them.
     """
     features, predictions = extracts[tfma.FEATURES_KEY], extracts[tfma.PREDICTIONS_KEY]
     breeds = [name.decode() for name in np.ravel(predictions["breeds"])]
     probabilities = np.ravel(predictions["probabilities"])
     breed = np.ravel(features["breed"])[0].decode()
     top = int(np.argmax(probabilities))
+    explanation = {}
+    if "in_set" in predictions:
+        prediction_set = {name for name, in_set in zip(breeds, np.ravel(predictions["in_set"]), strict=True) if in_set}
+        explanation |= {"in_set": breed in prediction_set, "set_size": len(prediction_set)}
+    if "unfamiliar" in predictions:
+        explanation["unfamiliar"] = bool(np.ravel(predictions["unfamiliar"])[0])
     return {
         "path": np.ravel(features["path"])[0].decode(),
         "content_hash": np.ravel(features["content_hash"])[0].decode(),
@@ -175,15 +193,17 @@ def _outcome(extracts: dict[str, Any]) -> dict[str, Any]:
         "correct": breeds[top] == breed,
         "confidence": round(float(probabilities[top]), 6),
         "probability": round(float(probabilities[breeds.index(breed)]), 6) if breed in breeds else 0.0,
+        **explanation,
     }
 
 
-def _summarize(uri: str, names: list[str]) -> dict[str, Any]:
-    """Content of `metrics.json`.
+def _summarize(uri: str, record: dict[str, Any], signature: str) -> dict[str, Any]:
+    """Content of `metrics.json`. `explain` is None unless the signature `explain` was evaluated.
 
     Args:
         uri: Directory with the results of TFMA and `outcomes.jsonl`.
-        names: Breeds in the order of the model's outputs.
+        record: Model record; see `serving.model_files`.
+        signature: Signature that was evaluated.
     """
     result = tfma.load_eval_result(uri)
     overall, breeds = {}, {}
@@ -200,12 +220,14 @@ def _summarize(uri: str, names: list[str]) -> dict[str, Any]:
             breeds[slice_key[0][1]] = slice_metrics
         else:
             overall = slice_metrics
-    outcomes = read_outcomes(uri)
+    outcomes, names = read_outcomes(uri), record["breeds"]
+    is_explained = signature == EXPLAIN_SIGNATURE
     return {
         "overall": overall,
         "breeds": dict(sorted(breeds.items())),
         "confusion": _confusion(result, names),
         "calibration": _calibration(outcomes),
+        "explain": explanation_metrics(record["explain"], len(names), outcomes) if is_explained else None,
     }
 
 

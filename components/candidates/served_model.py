@@ -13,7 +13,7 @@ from components import saved_model
 from components.digests import json_digest
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
-from serving.model_files import MODEL_RECORD_FILE, WARMUP_FILE
+from serving.model_files import EXPLAIN_SIGNATURE, MODEL_RECORD_FILE, WARMUP_FILE
 
 _LATENCY_CALLS = 15
 
@@ -26,6 +26,8 @@ class ServedModel(tf.Module):
             breeds string [n, breeds], in the same order.
         top_k: image_bytes string [n] -> probabilities float32 [n, k] and breeds string [n, k], most probable first;
             k is the smaller of `top_k` and the number of breeds.
+        explain: image_bytes string [n] -> the outputs of serving_default and those of
+            `pipeline.modules.explanation.Explainer`.
         classify_embedding: one input float32 [n, d] for each output of the backbones -> same outputs as
             serving_default.
         transform_labels: breed string [n] -> label int64 [n].
@@ -49,6 +51,7 @@ class ServedModel(tf.Module):
         head_record = read_json(head, MODEL_RECORD_FILE)
         self._record = _served_model_record(records, head_record, top_k)
         classify = self._head.signatures["classify_embedding"]
+        explain_embedding = self._head.signatures["explain_embedding"]
         encode_labels = self._head.signatures["transform_labels"]
         embedding_sizes = {name: size for record in records for name, size in record["embedding_sizes"].items()}
         if embedding_sizes != head_record["embedding_sizes"]:
@@ -58,18 +61,25 @@ class ServedModel(tf.Module):
             )
         breeds = len(head_record["breeds"])
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
-        def serve(image_bytes):
+        def embed(image_bytes):
             embeddings = {}
             for backbone in self._backbones:
                 embeddings |= backbone.signatures["serving_default"](image_bytes=image_bytes)
-            return classify(**embeddings)
+            return embeddings
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
+        def serve(image_bytes):
+            return classify(**embed(image_bytes))
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
         def serve_top_k(image_bytes):
             outputs = serve(image_bytes)
             probabilities, indices = tf.math.top_k(outputs["probabilities"], k=min(top_k, breeds))
             return {"probabilities": probabilities, "breeds": tf.gather(outputs["breeds"], indices, batch_dims=1)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
+        def explain(image_bytes):
+            return explain_embedding(**embed(image_bytes))
 
         @tf.function(input_signature=embedding_specs(embedding_sizes), autograph=False)
         def classify_embedding(*embeddings):
@@ -82,6 +92,7 @@ class ServedModel(tf.Module):
         self.endpoints = {
             "serving_default": serve,
             "top_k": serve_top_k,
+            EXPLAIN_SIGNATURE: explain,
             "classify_embedding": classify_embedding,
             "transform_labels": transform_labels,
         }
@@ -96,7 +107,7 @@ class ServedModel(tf.Module):
         saved_model.save(self, path, self.endpoints, for_tensorflow_serving=True)
         write_json(path, MODEL_RECORD_FILE, self._record)
         with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
-            for signature in ("serving_default", "top_k"):
+            for signature in ("serving_default", "top_k", EXPLAIN_SIGNATURE):
                 writer.write(_warmup_request(model_name, signature).SerializeToString())
 
     def latency_ms(self) -> float:
@@ -132,8 +143,9 @@ def _served_model_record(backbones: list[dict[str, Any]], head: dict[str, Any], 
         "settings": head["settings"] | {"top_k": top_k},
         "parameters": backbone["parameters"] + head["parameters"],
     }
-    # The gate treats two models with the same record as the same model ("nothing new").
-    return record | {"model_digest": json_digest(record)}
+    # The gate treats two models with the same digest as the same model ("nothing new"). The thresholds in `explain`
+    # follow from the rest of the record, but their last digits differ between machines.
+    return record | {"model_digest": json_digest({key: value for key, value in record.items() if key != "explain"})}
 
 
 def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:

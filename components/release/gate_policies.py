@@ -16,8 +16,12 @@ from components.statistical_tests import (
 )
 
 POLICIES = ("no_harm", "not_worse", "better", "significantly_better")
-# Accuracies are ratios of counts; their differences have rounding errors.
-ROUNDING_ERROR = 1e-9
+
+
+def check_policy(policy: str) -> None:
+    """Raise a ValueError that names the policies if there is no such policy."""
+    if policy not in POLICIES:
+        raise ValueError(f"gate.policy={policy}: no such policy; available: {', '.join(POLICIES)}")
 
 
 def paired_comparison(candidate: list[dict[str, Any]], champion: list[dict[str, Any]]) -> dict[str, Any]:
@@ -61,18 +65,16 @@ def meets_policy(policy: str, margin: float, wins: ArrayLike, losses: ArrayLike,
     Raises:
         ValueError: If there is no such policy.
     """
+    check_policy(policy)
     wins, losses, photos = np.asarray(wins), np.asarray(losses), np.asarray(photos)
     if policy == "no_harm":
-        within_margin = (losses - wins) / photos <= margin + ROUNDING_ERROR
-        return within_margin & (sign_test(losses, wins) >= SIGNIFICANCE)
+        return ((losses - wins) / photos <= margin) & (sign_test(losses, wins) >= SIGNIFICANCE)
     if policy == "not_worse":
         # The 95% score interval begins at -margin or above; no interval begins below -1.
         return (paired_score(wins, losses, photos, -margin) >= Z_95) if margin < 1 else losses <= photos
     if policy == "better":
         return wins > losses
-    if policy == "significantly_better":
-        return (wins > losses) & (mcnemar_exact(wins, losses) < SIGNIFICANCE)
-    raise ValueError(f"gate.policy={policy}: no such policy; available: {', '.join(POLICIES)}")
+    return (wins > losses) & (mcnemar_exact(wins, losses) < SIGNIFICANCE)
 
 
 def requirement(policy: str, margin: float, comparison: dict[str, Any]) -> str:

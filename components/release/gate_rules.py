@@ -7,18 +7,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from components.evaluation_result import EvaluationResult
-from components.release.gate_policies import ROUNDING_ERROR, meets_policy, paired_comparison, requirement
+from components.release.gate_policies import check_policy, meets_policy, paired_comparison, requirement
 from components.release.gate_power import gate_power
 from components.statistical_tests import SIGNIFICANCE, sign_test, wilson_interval
 from serving.names import counted
 
 # With fewer wins, the sign test cannot be significant.
 _MIN_SIGNIFICANT_WINS = math.ceil(math.log2(1 / SIGNIFICANCE))
+# Accuracies are ratios of counts; their differences have rounding errors.
+_ROUNDING_ERROR = 1e-9
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds of the gate; see `gate` in the settings."""
+    """Thresholds of the gate; see `gate` in the settings.
+
+    Raises:
+        ValueError: If there is no such policy.
+    """
 
     min_accuracy: float
     min_test_photos: int
@@ -27,6 +33,9 @@ class Rules:
     margin: float
     min_slice: int
     max_slice_drop: float
+
+    def __post_init__(self):
+        check_policy(self.policy)
 
 
 @dataclass
@@ -314,7 +323,7 @@ def _check_slices(decision: Decision, rules: Rules) -> None:
     enforced = [row for row in decision.slices if row["enforced"]]
     for row in enforced:
         drop, limit = row["champion"] - row["candidate"], SIGNIFICANCE / len(enforced)
-        if drop <= rules.max_slice_drop + ROUNDING_ERROR:
+        if drop <= rules.max_slice_drop + _ROUNDING_ERROR:
             continue
         measured = (
             f"breed {row['breed']!r}: accuracy {row['candidate']:.3f} instead of {row['champion']:.3f} on "
@@ -368,6 +377,7 @@ def gate_document(
             "weights": record["backbone"]["weights"],
             "model_digest": record["model_digest"],
             **_test_metrics(evaluation),
+            "explain": evaluation.metrics and evaluation.metrics.get("explain"),
         },
         "champion": champion_info
         and {

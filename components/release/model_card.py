@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from components.candidates.architectures import weights_licence
 from components.candidates.hyperparameters import describe_hyperparameters
+from components.conformal import explanation_sentences
 from components.ingestion.splits import SPLITS
 from components.reporting.html_templates import render
 
@@ -50,7 +51,8 @@ def model_card(
             "parameters": record["parameters"],
             "hyperparameters": record["hyperparameters"],
             "input": "the bytes of a JPEG or PNG photo of any size",
-            "output": "a probability for each breed",
+            "output": "a probability for each breed, the breeds that the photo may show, and a flag for a photo unlike "
+            "all training photos",
         },
         "breeds": sorted(record["breeds"]),
         "data": {
@@ -65,6 +67,7 @@ def model_card(
         "metrics": {
             "split": "test",
             **{key: metrics[key] for key in ("overall", "breeds", "calibration")},
+            "explain": metrics.get("explain"),
             "balanced_accuracy": gate["candidate"]["balanced_accuracy"],
         },
         "limits": _limitations(record, metrics, gate),
@@ -84,7 +87,12 @@ def model_card(
 
 def card_page(card: dict[str, Any]) -> str:
     """Return the card as a self-contained HTML page."""
-    return render("model_card", card=card, head=describe_hyperparameters(card["model"]["hyperparameters"]))
+    return render(
+        "model_card",
+        card=card,
+        head=describe_hyperparameters(card["model"]["hyperparameters"]),
+        explanation=explanation_sentences(card["metrics"]["explain"]),
+    )
 
 
 def _backbone(record: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +113,10 @@ def _limitations(record: dict[str, Any], metrics: dict[str, Any], gate: dict[str
         "cats or of no cat.",
         "The test photos come from the same collection as the training photos; accuracy on other photos may be lower.",
     ]
+    if (metrics.get("explain") or {}).get("flagged"):
+        limitations.append(
+            "The flag for unfamiliar photos is meant for photos without a cat; it misses most cats of other breeds."
+        )
     backbones = record["backbone"].get("parts", [record["backbone"]])
     if any(backbone["weights"] == "random" for backbone in backbones):
         limitations.insert(0, "A backbone has random weights: use this model for demonstrations only.")

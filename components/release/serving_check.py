@@ -21,7 +21,7 @@ from tfx.utils import path_utils
 from components.artifacts import ServingReport
 from components.evaluation_result import read_outcomes
 from components.file_names import SERVING_CHECK_FILE, SERVING_CHECK_GOLDEN_FILE
-from components.json_files import write_json
+from components.json_files import read_json, write_json
 from components.local_copies import local_copy
 from components.photo_examples import read_images
 from serving import http_client
@@ -30,8 +30,9 @@ from serving.local import processes, stack
 from serving.local.child_process import bound_command
 from serving.local.processes import Program, ProgramError
 from serving.local.stack import MODEL_SERVER_SECONDS, TENSORFLOW_MODEL_SERVER
+from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE, MODEL_RECORD_FILE
 from serving.photo_normalization import PhotoError, normalize
-from serving.rollout.golden_requests import GoldenRequest, golden_requests_document
+from serving.rollout.golden_requests import definite_flag, definite_set, golden_request, golden_requests_document
 
 _TOLERANCE = 1e-3
 _GOLDEN_BYTES = 500_000  # golden photos are stored with the model
@@ -54,9 +55,10 @@ def ServingCheck(
 ):
     """Predict test photos with a model server and compare the results with those that the Evaluator measured.
 
-    The photos cover as many breeds as possible. They are stored with their predictions as golden requests, which
-    rollout sends to every server before user requests. A large photo is stored at a smaller size, with the prediction
-    for that size. A model that was rejected by the gate is not checked.
+    The signatures `serving_default` and `explain` are called. The photos cover as many breeds as possible. They are
+    stored with their predictions as golden requests, which rollout sends to every server before user requests. A large
+    photo is stored at a smaller size, with the prediction for that size. A model that was rejected by the gate is not
+    checked.
 
     The server is `tensorflow_model_server` if it is on PATH, else TensorFlow in a separate process.
 
@@ -75,15 +77,22 @@ def ServingCheck(
     sample = read_images(examples.uri, "test", list(expected))
     golden_photos = [golden for photo in sample.values() if (golden := _golden_photo(photo)) is not None]
     all_photos = list(dict.fromkeys([*sample.values(), *golden_photos]))
-    request = {"instances": [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in all_photos]}
+    instances = [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in all_photos]
+    requests = [{"signature_name": name, "instances": instances} for name in (DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE)]
     with local_copy(path_utils.serving_model_path(model.uri)) as path:
-        rows = _predict_with_model_server(binary, path, request) if binary else _predict_with_tensorflow(path, request)
-    if len(rows) != len(all_photos):
-        raise ServingError(f"the model server returned {len(rows)} predictions for {len(all_photos)} photos")
-    predictions = dict(zip(all_photos, rows, strict=True))
+        explain = read_json(path, MODEL_RECORD_FILE)["explain"]
+        responses = (
+            _predict_with_model_server(binary, path, requests) if binary else _predict_with_tensorflow(path, requests)
+        )
+    for rows in responses:
+        if len(rows) != len(all_photos):
+            raise ServingError(f"the model server returned {len(rows)} predictions for {len(all_photos)} photos")
+        predictions = dict(zip(all_photos, rows, strict=True))
+        for content_hash, photo in sample.items():
+            _compare(expected[content_hash], predictions[photo])
     for content_hash, photo in sample.items():
-        _compare(expected[content_hash], predictions[photo])
-    golden = [GoldenRequest(photo, *_best_prediction(predictions[photo])) for photo in golden_photos]
+        _compare_explanation(expected[content_hash], predictions[photo], explain)
+    golden = [golden_request(photo, predictions[photo], explain) for photo in golden_photos]
     write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_requests_document(golden))
     server = TENSORFLOW_MODEL_SERVER if binary else "tensorflow"
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
@@ -127,10 +136,29 @@ def _compare(expected: dict, prediction: dict) -> None:
         )
 
 
-def _predict_with_tensorflow(path: str, request: dict) -> list[dict]:
+def _compare_explanation(expected: dict, prediction: dict, explain: dict) -> None:
+    """Compare the prediction set and the flag, unless the photo is close to a threshold."""
+    prediction_set = definite_set(prediction, explain, _TOLERANCE)
+    if prediction_set is not None:
+        served = {"in_set": expected["breed"] in prediction_set, "set_size": len(prediction_set)}
+        if differing := {name for name, value in served.items() if value != expected[name]}:
+            raise ServingError(
+                f"{expected['path']}: the model server returns the prediction set {prediction_set}, the Evaluator "
+                f"measured {', '.join(f'{name}={expected[name]}' for name in sorted(differing))}"
+            )
+    unfamiliar = definite_flag(prediction, explain, _TOLERANCE)
+    if unfamiliar is not None and unfamiliar != expected["unfamiliar"]:
+        raise ServingError(
+            f"{expected['path']}: the model server returns unfamiliar={unfamiliar}, the Evaluator measured "
+            f"{expected['unfamiliar']}"
+        )
+
+
+def _predict_with_tensorflow(path: str, requests: list[dict]) -> list[list[dict]]:
+    """Return the predictions for each request."""
     completed = subprocess.run(
         bound_command([sys.executable, "-m", "serving.local.saved_model_process", path]),
-        input=json.dumps(request),
+        input="\n".join(map(json.dumps, requests)),
         capture_output=True,
         text=True,
         timeout=MODEL_SERVER_SECONDS,
@@ -138,17 +166,23 @@ def _predict_with_tensorflow(path: str, request: dict) -> list[dict]:
     )
     if completed.returncode:
         raise ServingError(f"TensorFlow cannot serve {path} in a separate process:\n{completed.stderr[-2000:]}")
-    return json.loads(completed.stdout)["predictions"]
+    return [json.loads(line)["predictions"] for line in completed.stdout.splitlines()]
 
 
-def _predict_with_model_server(binary: str, path: str, request: dict) -> list[dict]:
+def _predict_with_model_server(binary: str, path: str, requests: list[dict]) -> list[list[dict]]:
+    """Return the predictions for each request."""
+    responses = []
     with _model_server(binary, path) as url:
         try:
             with http_client.client(timeout=MODEL_SERVER_SECONDS) as client:
-                response = client.post(f"{url}:predict", json=request)
-            if response.is_error:
-                raise ServingError(f"{TENSORFLOW_MODEL_SERVER} returned {response.status_code}: {response.text[:2000]}")
-            return response.json()["predictions"]
+                for request in requests:
+                    response = client.post(f"{url}:predict", json=request)
+                    if response.is_error:
+                        raise ServingError(
+                            f"{TENSORFLOW_MODEL_SERVER} returned {response.status_code}: {response.text[:2000]}"
+                        )
+                    responses.append(response.json()["predictions"])
+            return responses
         except (httpx.HTTPError, ValueError) as error:
             raise ServingError(f"{TENSORFLOW_MODEL_SERVER} did not respond: {error}") from None
 

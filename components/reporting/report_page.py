@@ -9,6 +9,7 @@ import yaml
 
 from components.candidates.hyperparameters import BLOCKS, KINDS, describe_hyperparameters
 from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_SECONDS
+from components.conformal import explanation_sentences
 from components.release.gate_power import MAX_PHOTOS
 from components.reporting import charts
 from components.reporting.comparison_text import (
@@ -76,6 +77,7 @@ def report_page(documents: dict[str, Any]) -> str:
         tuning={name: _tuning(name, trials, objective) for name, trials in documents["trials"].items()},
         confusions=_confusions(documents["test"]["confusion"]),
         calibration_chart=charts.calibration_curve(documents["test"]["calibration"]["bins"]),
+        explanation=explanation_sentences(documents["test"].get("explain")),
         number=_format_number,
         random_weights_note=RANDOM_WEIGHTS_NOTE,
     )

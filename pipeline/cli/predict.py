@@ -140,17 +140,19 @@ def _predict_with_workdir(config: Settings, photos: Sequence[Path]) -> "list[Res
     if not any(isinstance(content, bytes) for content in contents):
         return contents
     with noise_to(Path(config.workdir) / "logs" / "predict.log"):
-        from serving.client import Answer, Model
-        from serving.client.answers import rank
-        from serving.local.saved_model_process import predict
+        from serving.client import Model
+        from serving.client.answers import answer_of
+        from serving.local.saved_model_process import LoadedModel
 
-        rows = iter(predict(str(registry.path(version)), [c for c in contents if isinstance(c, bytes)]))
+        rows = LoadedModel(str(registry.path(version))).predict([c for c in contents if isinstance(c, bytes)])
     model = Model(config.model_name, version)
-
-    def to_answer(row: dict[str, list]) -> Answer:
-        return Answer(model, rank(row["breeds"], row["probabilities"], None))
-
-    return [to_answer(next(rows)) if isinstance(content, bytes) else content for content in contents]
+    answers = iter(
+        [
+            answer_of(model, row["breeds"], row["probabilities"], row.get("in_set"), row.get("unfamiliar"))
+            for row in rows
+        ]
+    )
+    return [next(answers) if isinstance(content, bytes) else content for content in contents]
 
 
 def _read_photo(photo: Path) -> "bytes | PhotoError | OSError":
@@ -174,14 +176,19 @@ def _to_json(photos: Sequence[Path], results: "Sequence[Result]") -> dict[str, A
             "photo": printable(str(photo)),
             "model": asdict(result.model),
             "predictions": [asdict(prediction) for prediction in result.predictions],
+            "prediction_set": result.prediction_set,
+            "unfamiliar": result.unfamiliar,
         }
 
     return {"photos": [row(photo, result) for photo, result in zip(photos, results, strict=True)]}
 
 
 def _format_answer(photo: Path, answer: "Answer") -> str:
+    from serving.client.wording import uncertainty_notes
+
     best = ", ".join(f"{row.breed} {row.probability:.0%}" for row in answer.predictions[:3])
-    return f"{printable(str(photo))}: {best} ({answer.model.name} version {answer.model.version})"
+    notes = "".join(f"; {note}" for note in uncertainty_notes(answer))
+    return f"{printable(str(photo))}: {best}{notes} ({answer.model.name} version {answer.model.version})"
 
 
 def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> str:

@@ -10,6 +10,7 @@ from components.candidates.embedding_features import embedding_features
 from components.candidates.served_model import embedding_specs
 from components.json_files import write_json
 from components.keras_config import keras
+from pipeline.modules.explanation import Explainer
 from serving.model_files import MODEL_RECORD_FILE
 
 
@@ -21,6 +22,7 @@ class CandidateModel(tf.Module):
     Signatures:
         classify_embedding: one input float32 [n, d] for each embedding -> probabilities float32 [n, breeds] and
             breeds string [n, breeds], in the same order.
+        explain_embedding: the same inputs -> the same outputs and those of `pipeline.modules.explanation.Explainer`.
         transform_labels: breed string [n] -> label int64 [n].
 
     Args:
@@ -28,6 +30,7 @@ class CandidateModel(tf.Module):
         head: Trained head from `pipeline.modules.head.build_head`.
         embedding_sizes: Length of each embedding, by name.
         breeds: Breeds in the order of the head's outputs.
+        explainer: Explainer of the head's predictions.
     """
 
     def __init__(
@@ -36,28 +39,45 @@ class CandidateModel(tf.Module):
         head: keras.Model,
         embedding_sizes: dict[str, int],
         breeds: list[str],
+        explainer: Explainer,
     ):
         super().__init__()
         self._transform = transform.transform_features_layer()
         # Track the variables and not the Keras model, because exporting the model writes each variable twice.
         self._head_weights = [variable.value for variable in head.variables]
         self._breeds = tf.constant(breeds)
+        self._explainer = explainer
+        specs = embedding_specs(embedding_sizes)
 
-        # No autograph: there is no Python control flow to convert here, and autograph would convert the code of Keras.
-        @tf.function(input_signature=embedding_specs(embedding_sizes), autograph=False)
-        def classify_embedding(*embeddings):
+        def standardize(embeddings):
             # Transform's layer is a tf_keras model, which can only be called inside a tf.function.
             features = self._transform(dict(zip(embedding_sizes, embeddings, strict=True)))
-            standardized = tf.concat([features[name] for name in embedding_features(features)], axis=1)
+            return tf.concat([features[name] for name in embedding_features(features)], axis=1)
+
+        def classify(standardized):
             probabilities = head(standardized, training=False)
-            names = tf.broadcast_to(self._breeds, tf.shape(probabilities))
-            return {"probabilities": probabilities, "breeds": names}
+            return {"probabilities": probabilities, "breeds": tf.broadcast_to(self._breeds, tf.shape(probabilities))}
+
+        # No autograph: there is no Python control flow to convert here, and autograph would convert the code of Keras.
+        @tf.function(input_signature=specs, autograph=False)
+        def classify_embedding(*embeddings):
+            return classify(standardize(embeddings))
+
+        @tf.function(input_signature=specs, autograph=False)
+        def explain_embedding(*embeddings):
+            standardized = standardize(embeddings)
+            outputs = classify(standardized)
+            return outputs | explainer(standardized, outputs["probabilities"])
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
         def transform_labels(breed):
             return {"label": tf.reshape(self._transform({"breed": breed[:, tf.newaxis]})["label"], [-1])}
 
-        self.endpoints = {"classify_embedding": classify_embedding, "transform_labels": transform_labels}
+        self.endpoints = {
+            "classify_embedding": classify_embedding,
+            "explain_embedding": explain_embedding,
+            "transform_labels": transform_labels,
+        }
 
     def save(self, path: str, record: dict[str, Any]) -> None:
         """Write the SavedModel and its record (see `serving.model_files`)."""

@@ -16,6 +16,7 @@ from components.keras_config import keras
 from pipeline.modules import logistic_regression
 from pipeline.modules.candidate_model import CandidateModel
 from pipeline.modules.cross_validation import out_of_fold_rows
+from pipeline.modules.explanation import Explainer
 from pipeline.modules.head import Records, build_head, make_deterministic, read_records, used_columns
 from pipeline.modules.preprocessing import VOCABULARY
 from pipeline.modules.tuning import hyperparameters_of
@@ -36,7 +37,7 @@ class Fit(NamedTuple):
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Entry point of TFX's Trainer. `fn_args.custom_config` has the keys trainer, seed and modules."""
+    """Entry point of TFX's Trainer. `fn_args.custom_config` has the keys trainer, explain, seed and modules."""
     config = fn_args.custom_config
     started = time.monotonic()
     transform = tft.TFTransformOutput(fn_args.transform_output)
@@ -55,16 +56,26 @@ def run_fn(fn_args: FnArgs) -> None:
         lambda records: refit_head(records, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
     )
 
+    explainer = Explainer(
+        train.embeddings,
+        train.labels,
+        evaluation.embeddings,
+        evaluation.labels,
+        fit.head(evaluation.embeddings, training=False).numpy(),
+        config["explain"]["level"],
+    )
     record = {
         "embedding_sizes": train.embedding_sizes,
         "breeds": breeds,
         "hyperparameters": hyperparameters,
         "data_digest": json_digest([train.digest(), evaluation.digest()]),
         "code_digest": code_digest(*config["modules"]),
-        "settings": {"trainer": settings, "seed": seed},
+        "settings": {"trainer": settings, "explain": config["explain"], "seed": seed},
+        "explain": explainer.record,
         "parameters": fit.head.count_params(),
     }
-    CandidateModel(transform, fit.head, train.embedding_sizes, breeds).save(fn_args.serving_model_dir, record)
+    model = CandidateModel(transform, fit.head, train.embedding_sizes, breeds, explainer)
+    model.save(fn_args.serving_model_dir, record)
     write_json(fn_args.model_run_dir, TRAINING_FILE, {"seconds": training_seconds, **fit.training})
     write_json_lines(fn_args.model_run_dir, OUT_OF_FOLD_FILE, out_of_fold)
 

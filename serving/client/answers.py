@@ -54,11 +54,18 @@ class Answer:
         model: Model that made the predictions.
         predictions: Breeds with their probabilities, most probable first.
         request_id: ID of the request in the gateway's log; None without a gateway.
+        prediction_set: Breeds that the photo may show, most probable first. The breed of a cat is among them in at
+            least a given share of the photos, 0.95 by default, if it is a breed of the model. None if the version has
+            no prediction sets.
+        unfamiliar: Whether the photo is unlike all photos that the model was trained on. None if the version does not
+            detect unfamiliar photos.
     """
 
     model: Model
     predictions: tuple[Prediction, ...]
     request_id: str | None = None
+    prediction_set: tuple[str, ...] | None = None
+    unfamiliar: bool | None = None
 
     @property
     def best(self) -> Prediction:
@@ -66,13 +73,34 @@ class Answer:
         return self.predictions[0]
 
 
-def rank(breeds: Sequence[str], probabilities: Sequence[float], top_k: int | None) -> tuple[Prediction, ...]:
-    """Return the `top_k` most probable breeds, most probable first; all breeds if `top_k` is None.
+def answer_of(
+    model: Model,
+    breeds: Sequence[str],
+    probabilities: Sequence[float],
+    in_set: Sequence[bool] | None = None,
+    unfamiliar: bool | None = None,
+    top_k: int | None = None,
+) -> Answer:
+    """Return the answer for the outputs of a model for one photo.
+
+    Args:
+        model: Model that made the predictions.
+        breeds: Breeds in the order of the other outputs.
+        probabilities: Probability of each breed.
+        in_set: Whether each breed is in the prediction set; None if the version has no prediction sets.
+        unfamiliar: Whether the photo is unfamiliar; None if the version does not detect that.
+        top_k: Number of predictions to return; None returns all. It does not affect the prediction set.
 
     Raises:
-        ValueError: If there are no breeds, or a probability is not finite.
+        ValueError: If there are no breeds, a probability is not finite, or the outputs differ in length.
     """
     if not breeds or not all(map(math.isfinite, probabilities)):
         raise ValueError("no breeds, or probabilities that are not finite")
-    pairs = sorted(zip(breeds, probabilities, strict=True), key=lambda pair: -pair[1])
-    return tuple(Prediction(breed, probability) for breed, probability in pairs[:top_k])
+    flags = [False] * len(breeds) if in_set is None else in_set
+    rows = sorted(zip(breeds, probabilities, flags, strict=True), key=lambda row: -row[1])
+    return Answer(
+        model,
+        tuple(Prediction(breed, probability) for breed, probability, _ in rows[:top_k]),
+        prediction_set=None if in_set is None else tuple(breed for breed, _, is_in_set in rows if is_in_set),
+        unfamiliar=unfamiliar,
+    )

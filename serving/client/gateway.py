@@ -82,12 +82,20 @@ def _answers(response: httpx.Response, photos: int) -> list[Answer]:
         rows = document.get("photos", [document])
         if len(rows) != photos:
             raise ValueError(f"{len(rows)} results for {photos} photos")
-        return [
-            Answer(model, tuple(Prediction(**prediction) for prediction in row["predictions"]), document["request_id"])
-            for row in rows
-        ]
+        return [_answer(model, document["request_id"], row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise BadResponse(f"{response.url} is not a catbreeds gateway: {error!r}") from None
+
+
+def _answer(model: Model, request_id: str, row: dict[str, Any]) -> Answer:
+    prediction_set = row.get("prediction_set")  # absent in responses of earlier releases
+    return Answer(
+        model,
+        tuple(Prediction(**prediction) for prediction in row["predictions"]),
+        request_id,
+        None if prediction_set is None else tuple(prediction_set),
+        row.get("unfamiliar"),
+    )
 
 
 def _model(document: dict[str, Any]) -> Model:

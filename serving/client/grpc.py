@@ -7,6 +7,7 @@ The gateway uses AsyncGrpcClient.
 import asyncio
 import json
 import struct
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ import grpc
 
 from serving import protos, proxies
 from serving.addresses import grpc_target_error
-from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
+from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, answer_of
 from serving.client.base import Client, PhotoLike, normalize_photos
 from serving.client.errors import (
     BadResponse,
@@ -27,6 +28,7 @@ from serving.client.errors import (
     WrongAddress,
     is_unknown_label,
 )
+from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE, signature_to_request
 
 TIMEOUT = 30.0  # seconds
 
@@ -81,16 +83,35 @@ class GrpcClient(Client):
         self._timeout = timeout
         self._via = proxies.through(target)
         self._channel = grpc.insecure_channel(_check_target(target), _channel_options(target))
-        self._predict = _predict_method(self._channel)
+        self._predict, self._metadata = _methods(self._channel)
+        self._signatures = _Signatures()
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
         request = _request(normalize_photos(photos), self._model)
+        deadline = time.monotonic() + self._timeout
         try:
-            response = self._predict(request, timeout=self._timeout)
+            if (signature := self._signatures.of(self._model)) is None:
+                signature = self._read_signature(deadline)
+            try:
+                response = self._send(request, signature, deadline)
+            except grpc.RpcError as error:
+                if not _is_signature_missing(error, signature):
+                    raise
+                self._read_signature(deadline)
+                response = self._send(request, DEFAULT_SIGNATURE, deadline)
         except grpc.RpcError as error:
             raise _client_error(error, self._via) from None
+        self._signatures.update(self._model, response)
         return _answers(response, len(photos), top_k)
+
+    def _read_signature(self, deadline: float) -> str:
+        timeout = deadline - time.monotonic()
+        return self._signatures.add(self._model, self._metadata(_metadata_request(self._model), timeout=timeout))
+
+    def _send(self, request: protos.PredictRequest, signature: str, deadline: float) -> protos.PredictResponse:
+        request.model_spec.signature_name = signature
+        return self._predict(request, timeout=deadline - time.monotonic())
 
     def close(self) -> None:
         """See Client."""
@@ -105,7 +126,8 @@ class AsyncGrpcClient:
         self._timeout = timeout
         self._via = proxies.through(target)
         self._channel = grpc.aio.insecure_channel(_check_target(target), _channel_options(target))
-        self._predict = _predict_method(self._channel)
+        self._predict, self._metadata = _methods(self._channel)
+        self._signatures = _Signatures()
 
     async def predict(self, photo: PhotoLike, top_k: int | None = None) -> Answer:
         """See Client."""
@@ -137,11 +159,32 @@ class AsyncGrpcClient:
         Raises:
             ClientError: If the server returns no predictions.
         """
+        request, deadline, metadata = _request(photos, model), time.monotonic() + timeout, tuple(metadata)
         try:
-            response = await self._predict(_request(photos, model), timeout=timeout, metadata=tuple(metadata))
+            if (signature := self._signatures.of(model)) is None:
+                signature = await self._read_signature(model, deadline, metadata)
+            try:
+                response = await self._send(request, signature, deadline, metadata)
+            except grpc.RpcError as error:
+                if not _is_signature_missing(error, signature):
+                    raise
+                await self._read_signature(model, deadline, metadata)
+                response = await self._send(request, DEFAULT_SIGNATURE, deadline, metadata)
         except grpc.RpcError as error:
             raise _client_error(error, self._via) from None
+        self._signatures.update(model, response)
         return _answers(response, len(photos), top_k)
+
+    async def _read_signature(self, model: ModelChoice, deadline: float, metadata: tuple[tuple[str, str], ...]) -> str:
+        timeout = deadline - time.monotonic()
+        response = await self._metadata(_metadata_request(model), timeout=timeout, metadata=metadata)
+        return self._signatures.add(model, response)
+
+    async def _send(
+        self, request: protos.PredictRequest, signature: str, deadline: float, metadata: tuple[tuple[str, str], ...]
+    ) -> protos.PredictResponse:
+        request.model_spec.signature_name = signature
+        return await self._predict(request, timeout=deadline - time.monotonic(), metadata=metadata)
 
     async def close(self) -> None:
         """See Client."""
@@ -152,6 +195,37 @@ class AsyncGrpcClient:
 
     async def __aexit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         await self.close()
+
+
+class _Signatures:
+    """The signature to request for each model choice, so that a prediction takes one call.
+
+    The signatures of a version are read once. If a label or the default moves to a version with the signature
+    `explain`, the client notices it from the version in the next answer, which has no prediction set.
+    """
+
+    def __init__(self):
+        self._by_version: dict[tuple[str, int], str] = {}
+        self._last_version: dict[ModelChoice, tuple[str, int]] = {}
+
+    def of(self, choice: ModelChoice) -> str | None:
+        """Return the signature of the version that last served `choice`; None if it is unknown."""
+        return self._by_version.get(self._last_version.get(choice))
+
+    def add(self, choice: ModelChoice, response: protos.GetModelMetadataResponse) -> str:
+        """Store the metadata of the version that serves `choice`, and return its signature."""
+        signatures = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+        self.update(choice, response)
+        self._by_version[self._last_version[choice]] = signature = signature_to_request(signatures.signature_def)
+        return signature
+
+    def update(self, choice: ModelChoice, response: protos.PredictResponse | protos.GetModelMetadataResponse) -> None:
+        """Store the version that sent `response` as the one that serves `choice`."""
+        self._last_version[choice] = (response.model_spec.name, response.model_spec.version.value)
+
+
+def _is_signature_missing(error: grpc.RpcError, signature: str) -> bool:
+    return signature == EXPLAIN_SIGNATURE and error.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def _channel_options(target: str) -> list[tuple[str, str | int]]:
@@ -167,19 +241,32 @@ def _check_target(target: str) -> str:
     return target
 
 
-def _predict_method(channel):
-    return channel.unary_unary(
-        protos.PREDICT, protos.PredictRequest.SerializeToString, protos.PredictResponse.FromString
+def _methods(channel):
+    """Return the calls Predict and GetModelMetadata."""
+    return tuple(
+        channel.unary_unary(path, request.SerializeToString, response.FromString)
+        for path, request, response in (
+            (protos.PREDICT, protos.PredictRequest, protos.PredictResponse),
+            (protos.GET_MODEL_METADATA, protos.GetModelMetadataRequest, protos.GetModelMetadataResponse),
+        )
     )
 
 
-def _request(photos: Sequence[bytes], model: ModelChoice) -> protos.PredictRequest:
-    request = protos.PredictRequest()
-    request.model_spec.name = model.name
+def _model_spec(model: ModelChoice) -> protos.ModelSpec:
+    spec = protos.ModelSpec(name=model.name)
     if model.version is not None:
-        request.model_spec.version.value = model.version
+        spec.version.value = model.version
     elif model.label is not None:
-        request.model_spec.version_label = model.label
+        spec.version_label = model.label
+    return spec
+
+
+def _metadata_request(model: ModelChoice) -> protos.GetModelMetadataRequest:
+    return protos.GetModelMetadataRequest(model_spec=_model_spec(model), metadata_field=["signature_def"])
+
+
+def _request(photos: Sequence[bytes], model: ModelChoice) -> protos.PredictRequest:
+    request = protos.PredictRequest(model_spec=_model_spec(model))
     tensor = request.inputs["image_bytes"]
     tensor.dtype = protos.DataType.DT_STRING
     tensor.tensor_shape.dim.add(size=len(photos))
@@ -195,19 +282,33 @@ def _answers(response: protos.PredictResponse, photos: int, top_k: int | None) -
         for tensor in (probabilities, breeds):
             if [dim.size for dim in tensor.tensor_shape.dim] != [photos, columns]:
                 raise ValueError("the outputs have unexpected shapes")
-        values = _floats(probabilities)
+        values = _values(probabilities)
         names = [name.decode() for name in breeds.string_val]
+        in_set = _values(response.outputs["in_set"]) if "in_set" in response.outputs else None
+        unfamiliar = _values(response.outputs["unfamiliar"]) if "unfamiliar" in response.outputs else None
         rows = [slice(row * columns, (row + 1) * columns) for row in range(photos)]
-        return [Answer(model, rank(names[row], values[row], top_k)) for row in rows]
+        return [
+            answer_of(
+                model,
+                names[row],
+                values[row],
+                None if in_set is None else in_set[row],
+                None if unfamiliar is None else unfamiliar[number],
+                top_k,
+            )
+            for number, row in enumerate(rows)
+        ]
     except (ValueError, IndexError, struct.error) as error:
         raise BadResponse(f"{model.name} version {model.version} is not a catbreeds model: {error}") from None
 
 
-def _floats(tensor: protos.TensorProto) -> Sequence[float]:
+def _values(tensor: protos.TensorProto) -> Sequence[float] | Sequence[bool]:
     """Return the values of a tensor, which --enable_serialization_as_tensor_content packs into bytes."""
+    is_float = tensor.dtype == protos.DataType.DT_FLOAT
     if tensor.tensor_content:
-        return struct.unpack(f"<{len(tensor.tensor_content) // 4}f", tensor.tensor_content)
-    return tensor.float_val
+        size, code = (4, "f") if is_float else (1, "?")
+        return struct.unpack(f"<{len(tensor.tensor_content) // size}{code}", tensor.tensor_content)
+    return tensor.float_val if is_float else tensor.bool_val
 
 
 def _client_error(error: grpc.RpcError, via: str) -> ClientError:

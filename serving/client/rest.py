@@ -1,7 +1,7 @@
 """Client of a model server's REST API.
 
-Its predictions do not include the version of the model. The client therefore reads the current version from the
-metadata first, and then requests a prediction from exactly that version.
+Its predictions do not include the version of the model. The client therefore reads the current version and its
+signatures from the metadata first, and then requests a prediction from exactly that version.
 """
 
 import base64
@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from serving import http_client
-from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, rank
+from serving.client.answers import DEFAULT_MODEL, Answer, Model, ModelChoice, answer_of
 from serving.client.base import Client, PhotoLike, normalize_photos
 from serving.client.errors import (
     BadResponse,
@@ -24,6 +24,7 @@ from serving.client.errors import (
     is_unknown_label,
 )
 from serving.client.http import TIMEOUT, check_url, json_object, translate_errors, wrong_address
+from serving.model_files import signature_to_request
 
 _SERVER = "a model server's REST API"
 
@@ -60,11 +61,15 @@ class RestClient(Client):
         instances = [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in photos]
         base = f"{self._url}/v1/models/{quote(self._model.name, safe='')}"
         try:
-            spec = self._send("GET", f"{_versioned(base, self._model)}/metadata")["model_spec"]
+            document = self._send("GET", f"{_versioned(base, self._model)}/metadata")
+            spec, signatures = document["model_spec"], document["metadata"]["signature_def"]["signature_def"]
             model = Model(spec["name"], int(spec["version"]))
-            url = f"{base}/versions/{model.version}:predict"
-            rows = self._send("POST", url, json={"instances": instances})["predictions"]
-            return [Answer(model, rank(row["breeds"], row["probabilities"], top_k)) for row in rows]
+            request = {"signature_name": signature_to_request(signatures), "instances": instances}
+            rows = self._send("POST", f"{base}/versions/{model.version}:predict", json=request)["predictions"]
+            return [
+                answer_of(model, row["breeds"], row["probabilities"], row.get("in_set"), row.get("unfamiliar"), top_k)
+                for row in rows
+            ]
         except (KeyError, TypeError, ValueError) as error:
             raise BadResponse(f"{self._url} does not serve a catbreeds model: {error!r}") from None
 

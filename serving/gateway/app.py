@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from serving.client import Prediction
+from serving.client import Answer
 from serving.gateway.metrics import Metrics
 from serving.gateway.predictor import Predictor
 from serving.gateway.problems import HANDLERS, Problem
@@ -118,20 +118,23 @@ def _authentication(api_keys: Sequence[str]) -> dict[str, Any]:
 async def predict(request: Request, top_k: TopK = 5) -> JSONResponse:
     """Predict the breed of one or several photos.
 
-    For one photo, the response has `predictions`, most probable breed first. For a form with several photos, it has
-    `photos`, with the predictions for each photo.
+    For one photo, the response has `predictions`, most probable breed first, `prediction_set` and `unfamiliar`. For a
+    form with several photos, it has `photos`, with these values for each photo.
     """
     answers = await request.state.predictor.predict(request, top_k)
     model, request_id = dataclasses.asdict(answers[0][1].model), request.state.request_id
-    predictions = [_breeds(answer.predictions) for _, answer in answers]
     if len(answers) == 1:
-        return JSONResponse({"model": model, "predictions": predictions[0], "request_id": request_id})
-    photos = [{"photo": name, "predictions": breeds} for (name, _), breeds in zip(answers, predictions, strict=True)]
+        return JSONResponse({"model": model, **_to_json(answers[0][1]), "request_id": request_id})
+    photos = [{"photo": name, **_to_json(answer)} for name, answer in answers]
     return JSONResponse({"model": model, "photos": photos, "request_id": request_id})
 
 
-def _breeds(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    return [{"breed": prediction.breed, "probability": prediction.probability} for prediction in predictions]
+def _to_json(answer: Answer) -> dict[str, Any]:
+    return {
+        "predictions": [{"breed": row.breed, "probability": row.probability} for row in answer.predictions],
+        "prediction_set": answer.prediction_set,
+        "unfamiliar": answer.unfamiliar,
+    }
 
 
 @predictions.post("/predict", response_model=dict[str, float], openapi_extra=photo_body(several=False))

@@ -25,6 +25,9 @@ class Metrics:
         decode_seconds: Time per request for parsing the form and normalizing its photos.
         model_server_seconds: Duration of successful requests to the model server, with retries, by requested label.
         model_server_failures: Failed requests to the model server, by requested label.
+        photos: Photos with a prediction, by requested label.
+        ambiguous_photos: Those whose prediction set has several breeds.
+        unfamiliar_photos: Those that are unlike all photos that the model was trained on.
         canary_fallbacks: Requests for the canary that the stable version served, because no canary is loaded.
         in_flight: Prediction requests in progress.
     """
@@ -46,6 +49,13 @@ class Metrics:
         )
         self.model_server_failures = Counter(
             "model_server_failures", "Failed requests to the model server.", ["label"], **common
+        )
+        self.photos = Counter("photos", "Photos with a prediction.", ["label"], **common)
+        self.ambiguous_photos = Counter(
+            "ambiguous_photos", "Photos whose prediction set has several breeds.", ["label"], **common
+        )
+        self.unfamiliar_photos = Counter(
+            "unfamiliar_photos", "Photos unlike all photos that the model was trained on.", ["label"], **common
         )
         self.canary_fallbacks = Counter("canary_fallbacks", "Requests for the canary that stable served.", **common)
         self.in_flight = Gauge("in_flight", "Prediction requests in progress.", **common)

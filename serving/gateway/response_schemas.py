@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _MODEL = {"name": "catbreeds", "version": 3}
 _PREDICTIONS = [{"breed": "Siamese", "probability": 0.91}, {"breed": "Birman", "probability": 0.06}]
+_ANSWER = {"predictions": _PREDICTIONS, "prediction_set": ["Siamese"], "unfamiliar": False}
 _ID = "6f1c0a52f0e94d1e9a3b0c8d7e6f5a41"
 
 
@@ -23,23 +24,32 @@ class BreedProbability(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
-class PredictionResponse(BaseModel):
-    """Predictions for one photo."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": _MODEL, "predictions": _PREDICTIONS, "request_id": _ID}]}
+class _Answer(BaseModel):
+    predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
+    prediction_set: list[str] | None = Field(
+        description="Breeds that the photo may show, most probable first. The breed of a cat is among them in at least "
+        "a given share of the photos, 0.95 by default, if it is a breed of the model. `top_k` does not affect it. Null "
+        "if the version has no prediction sets."
+    )
+    unfamiliar: bool | None = Field(
+        description="Whether the photo is unlike all photos that the model was trained on, as most photos without a "
+        "cat are. Most cats of other breeds are not detected. Null if the version does not detect unfamiliar photos."
     )
 
+
+class PredictionResponse(_Answer):
+    """Predictions for one photo."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL, **_ANSWER, "request_id": _ID}]})
+
     model: ModelVersion
-    predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
     request_id: str
 
 
-class PhotoPredictions(BaseModel):
+class PhotoPredictions(_Answer):
     """Predictions for one of several photos."""
 
     photo: str = Field(description="File name of the photo.")
-    predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
 
 
 class BatchPredictionResponse(BaseModel):
@@ -50,7 +60,7 @@ class BatchPredictionResponse(BaseModel):
             "examples": [
                 {
                     "model": _MODEL,
-                    "photos": [{"photo": "a.jpg", "predictions": _PREDICTIONS}],
+                    "photos": [{"photo": "a.jpg", **_ANSWER}],
                     "request_id": _ID,
                 }
             ]

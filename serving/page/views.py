@@ -16,13 +16,14 @@ from serving.client import (
     Unavailable,
     Unreachable,
 )
+from serving.client.wording import UNFAMILIAR, could_be
 from serving.page.escaping import escape_markdown
 from serving.page.photos import ChosenPhoto
 from serving.photo_normalization import PhotoError, normalize
 
 _MAX_BARS = 5
 _ROW_HEIGHT = 44  # pixels per bar with its label
-_BEST_COLOUR, _OTHER_COLOUR = "#c4622f", "#8f99a8"  # visible on light and dark backgrounds
+_POSSIBLE_COLOUR, _OTHER_COLOUR = "#c4622f", "#8f99a8"  # visible on light and dark backgrounds
 _MIN_CONFIDENCE = 0.5  # below this, the other breeds together are more probable than the best one
 _MAX_EXPANDED_ROWS = 10  # longer tables start collapsed
 
@@ -41,14 +42,14 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
     """Render the best breed as heading, the photo, and next to it (on phones: below it) all breeds."""
     best = answer.best
     st.subheader(f"{escape_markdown(best.breed)}, {best.probability:.0%}", anchor=False)
-    if note := uncertainty_note(answer.predictions):
+    for note in uncertainty_notes(answer):
         st.warning(note, icon=":material/help:")
     left, right = st.columns([2, 3], gap="medium")
     with left:
         # The normalized photo, as the model receives it: upright, and small enough for a phone.
         st.image(normalize(photo.content).data, caption=escape_markdown(photo.name), width="stretch")
     with right:
-        st.altair_chart(_bars(answer.predictions[:_MAX_BARS]), width="stretch")
+        st.altair_chart(_bars(answer), width="stretch")
         breeds = len(answer.predictions)
         with st.expander(f"All {breeds} breeds", expanded=breeds <= _MAX_EXPANDED_ROWS):
             st.table([{"Breed": row.breed, "Probability": f"{row.probability:.1%}"} for row in answer.predictions])
@@ -58,13 +59,25 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
         )
 
 
-def uncertainty_note(predictions: Sequence[Prediction]) -> str:
-    """Return a note if the probability of the best breed is low, otherwise an empty string."""
+def uncertainty_notes(answer: Answer) -> list[str]:
+    """Return notes as Markdown for a photo that is unfamiliar or may show several breeds."""
+    notes = []
+    if answer.unfamiliar:
+        notes.append(f"This photo is {UNFAMILIAR}. Check that it shows one cat, large and in focus.")
+    if answer.prediction_set is None:
+        notes += _note_without_set(answer.predictions)
+    elif sentence := could_be(answer):
+        notes.append(escape_markdown(f"The model is unsure: this {sentence}."))
+    return notes
+
+
+def _note_without_set(predictions: Sequence[Prediction]) -> list[str]:
+    """Return a note if the probability of the best breed is low, for versions without prediction sets."""
     best, *others = predictions
     if best.probability >= _MIN_CONFIDENCE:
-        return ""
+        return []
     rest = ", ".join(f"{escape_markdown(other.breed)} {other.probability:.0%}" for other in others[:2])
-    return f"The model is unsure. The cat may be of another breed ({rest}), or of a breed outside the training data."
+    return [f"The model is unsure. The cat may be of another breed ({rest}), or of a breed outside the training data."]
 
 
 def show_photo_error(error: PhotoError) -> None:
@@ -81,8 +94,13 @@ def show_client_error(error: ClientError) -> None:
     st.button("Try again")
 
 
-def _bars(predictions: Sequence[Prediction]) -> alt.LayerChart:
-    rows = [{"breed": row.breed, "probability": row.probability, "best": n == 0} for n, row in enumerate(predictions)]
+def _bars(answer: Answer) -> alt.LayerChart:
+    """Bars of the most probable breeds; those that the photo may show are highlighted."""
+    predictions = answer.predictions[:_MAX_BARS]
+    possible = answer.prediction_set or (answer.best.breed,)
+    rows = [
+        {"breed": row.breed, "probability": row.probability, "possible": row.breed in possible} for row in predictions
+    ]
     # Streamlit's default colours are faint in axes, and other text is black even in the dark theme.
     text_colour = "white" if st.context.theme.type == "dark" else "black"
     names = alt.Axis(title=None, ticks=False, domain=False, labelLimit=150, labelFontSize=14, labelColor=text_colour)
@@ -91,7 +109,7 @@ def _bars(predictions: Sequence[Prediction]) -> alt.LayerChart:
         y=alt.Y("breed:N", sort=None, axis=names),
         tooltip=[alt.Tooltip("breed:N"), alt.Tooltip("probability:Q", format=".1%")],
     )
-    colour = alt.condition("datum.best", alt.value(_BEST_COLOUR), alt.value(_OTHER_COLOUR))
+    colour = alt.condition("datum.possible", alt.value(_POSSIBLE_COLOUR), alt.value(_OTHER_COLOUR))
     bars = base.mark_bar(cornerRadiusEnd=4, size=22).encode(color=colour)
     percentage = alt.Text("probability:Q", format=".0%")
     percentages = base.mark_text(align="left", dx=6, fontSize=14, color=text_colour).encode(text=percentage)

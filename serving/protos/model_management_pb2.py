@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from serving.protos import predict_pb2 as serving_dot_protos_dot_predict__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%serving/protos/model_management.proto\x12\tcatbreeds\x1a\x1cserving/protos/predict.proto\"J\n\x11ModelServerConfig\x12\x35\n\x11model_config_list\x18\x01 \x01(\x0b\x32\x1a.catbreeds.ModelConfigList\"9\n\x0fModelConfigList\x12&\n\x06\x63onfig\x18\x01 \x03(\x0b\x32\x16.catbreeds.ModelConfig\"\xff\x01\n\x0bModelConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_path\x18\x02 \x01(\t\x12\x16\n\x0emodel_platform\x18\x04 \x01(\t\x12>\n\x14model_version_policy\x18\x07 \x01(\x0b\x32 .catbreeds.ServableVersionPolicy\x12\x41\n\x0eversion_labels\x18\x08 \x03(\x0b\x32).catbreeds.ModelConfig.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"r\n\x15ServableVersionPolicy\x12;\n\x08specific\x18\x66 \x01(\x0b\x32).catbreeds.ServableVersionPolicy.Specific\x1a\x1c\n\x08Specific\x12\x10\n\x08versions\x18\x01 \x03(\x03\"C\n\x13ReloadConfigRequest\x12,\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1c.catbreeds.ModelServerConfig\"9\n\x14ReloadConfigResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.catbreeds.Status\"[\n\x17GetModelMetadataRequest\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x12\x16\n\x0emetadata_field\x18\x02 \x03(\t\"D\n\x18GetModelMetadataResponse\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\"A\n\x15GetModelStatusRequest\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\"U\n\x16GetModelStatusResponse\x12;\n\x14model_version_status\x18\x01 \x03(\x0b\x32\x1d.catbreeds.ModelVersionStatus\"\xd1\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.catbreeds.ModelVersionStatus.State\x12!\n\x06status\x18\x03 \x01(\x0b\x32\x11.catbreeds.Status\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"I\n\x06Status\x12(\n\nerror_code\x18\x01 \x01(\x0e\x32\x14.catbreeds.ErrorCode\x12\x15\n\rerror_message\x18\x02 \x01(\t*\x13\n\tErrorCode\x12\x06\n\x02OK\x10\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%serving/protos/model_management.proto\x12\tcatbreeds\x1a\x1cserving/protos/predict.proto\"J\n\x11ModelServerConfig\x12\x35\n\x11model_config_list\x18\x01 \x01(\x0b\x32\x1a.catbreeds.ModelConfigList\"9\n\x0fModelConfigList\x12&\n\x06\x63onfig\x18\x01 \x03(\x0b\x32\x16.catbreeds.ModelConfig\"\xff\x01\n\x0bModelConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_path\x18\x02 \x01(\t\x12\x16\n\x0emodel_platform\x18\x04 \x01(\t\x12>\n\x14model_version_policy\x18\x07 \x01(\x0b\x32 .catbreeds.ServableVersionPolicy\x12\x41\n\x0eversion_labels\x18\x08 \x03(\x0b\x32).catbreeds.ModelConfig.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"r\n\x15ServableVersionPolicy\x12;\n\x08specific\x18\x66 \x01(\x0b\x32).catbreeds.ServableVersionPolicy.Specific\x1a\x1c\n\x08Specific\x12\x10\n\x08versions\x18\x01 \x03(\x03\"C\n\x13ReloadConfigRequest\x12,\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1c.catbreeds.ModelServerConfig\"9\n\x14ReloadConfigResponse\x12!\n\x06status\x18\x01 \x01(\x0b\x32\x11.catbreeds.Status\"A\n\x15GetModelStatusRequest\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\"U\n\x16GetModelStatusResponse\x12;\n\x14model_version_status\x18\x01 \x03(\x0b\x32\x1d.catbreeds.ModelVersionStatus\"\xd1\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x32\n\x05state\x18\x02 \x01(\x0e\x32#.catbreeds.ModelVersionStatus.State\x12!\n\x06status\x18\x03 \x01(\x0b\x32\x11.catbreeds.Status\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"I\n\x06Status\x12(\n\nerror_code\x18\x01 \x01(\x0e\x32\x14.catbreeds.ErrorCode\x12\x15\n\rerror_message\x18\x02 \x01(\t*\x13\n\tErrorCode\x12\x06\n\x02OK\x10\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELCONFIG_VERSIONLABELSENTRY']._loaded_options = None
   _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ERRORCODE']._serialized_start=1323
-  _globals['_ERRORCODE']._serialized_end=1342
+  _globals['_ERRORCODE']._serialized_start=1160
+  _globals['_ERRORCODE']._serialized_end=1179
   _globals['_MODELSERVERCONFIG']._serialized_start=82
   _globals['_MODELSERVERCONFIG']._serialized_end=156
   _globals['_MODELCONFIGLIST']._serialized_start=158
@@ -52,18 +52,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADCONFIGREQUEST']._serialized_end=658
   _globals['_RELOADCONFIGRESPONSE']._serialized_start=660
   _globals['_RELOADCONFIGRESPONSE']._serialized_end=717
-  _globals['_GETMODELMETADATAREQUEST']._serialized_start=719
-  _globals['_GETMODELMETADATAREQUEST']._serialized_end=810
-  _globals['_GETMODELMETADATARESPONSE']._serialized_start=812
-  _globals['_GETMODELMETADATARESPONSE']._serialized_end=880
-  _globals['_GETMODELSTATUSREQUEST']._serialized_start=882
-  _globals['_GETMODELSTATUSREQUEST']._serialized_end=947
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=949
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1034
-  _globals['_MODELVERSIONSTATUS']._serialized_start=1037
-  _globals['_MODELVERSIONSTATUS']._serialized_end=1246
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1163
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1246
-  _globals['_STATUS']._serialized_start=1248
-  _globals['_STATUS']._serialized_end=1321
+  _globals['_GETMODELSTATUSREQUEST']._serialized_start=719
+  _globals['_GETMODELSTATUSREQUEST']._serialized_end=784
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=786
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=871
+  _globals['_MODELVERSIONSTATUS']._serialized_start=874
+  _globals['_MODELVERSIONSTATUS']._serialized_end=1083
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1000
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1083
+  _globals['_STATUS']._serialized_start=1085
+  _globals['_STATUS']._serialized_end=1158
 # @@protoc_insertion_point(module_scope)

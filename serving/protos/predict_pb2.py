@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cserving/protos/predict.proto\x12\tcatbreeds\x1a\x1egoogle/protobuf/wrappers.proto\"U\n\x10TensorShapeProto\x12,\n\x03\x64im\x18\x02 \x03(\x0b\x32\x1f.catbreeds.TensorShapeProto.Dim\x1a\x13\n\x03\x44im\x12\x0c\n\x04size\x18\x01 \x01(\x03\"\xa3\x01\n\x0bTensorProto\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.catbreeds.DataType\x12\x31\n\x0ctensor_shape\x18\x02 \x01(\x0b\x32\x1b.catbreeds.TensorShapeProto\x12\x16\n\x0etensor_content\x18\x04 \x01(\x0c\x12\x11\n\tfloat_val\x18\x05 \x03(\x02\x12\x12\n\nstring_val\x18\x08 \x03(\x0c\"\x8c\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64ValueH\x00\x12\x17\n\rversion_label\x18\x04 \x01(\tH\x00\x12\x16\n\x0esignature_name\x18\x03 \x01(\tB\x10\n\x0eversion_choice\"\xcf\x01\n\x0ePredictRequest\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.catbreeds.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x1a\x45\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.catbreeds.TensorProto:\x02\x38\x01\"\xbd\x01\n\x0fPredictResponse\x12\x38\n\x07outputs\x18\x01 \x03(\x0b\x32\'.catbreeds.PredictResponse.OutputsEntry\x12(\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x1a\x46\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.catbreeds.TensorProto:\x02\x38\x01*7\n\x08\x44\x61taType\x12\x0e\n\nDT_INVALID\x10\x00\x12\x0c\n\x08\x44T_FLOAT\x10\x01\x12\r\n\tDT_STRING\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cserving/protos/predict.proto\x12\tcatbreeds\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/wrappers.proto\"U\n\x10TensorShapeProto\x12,\n\x03\x64im\x18\x02 \x03(\x0b\x32\x1f.catbreeds.TensorShapeProto.Dim\x1a\x13\n\x03\x44im\x12\x0c\n\x04size\x18\x01 \x01(\x03\"\xb5\x01\n\x0bTensorProto\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.catbreeds.DataType\x12\x31\n\x0ctensor_shape\x18\x02 \x01(\x0b\x32\x1b.catbreeds.TensorShapeProto\x12\x16\n\x0etensor_content\x18\x04 \x01(\x0c\x12\x11\n\tfloat_val\x18\x05 \x03(\x02\x12\x12\n\nstring_val\x18\x08 \x03(\x0c\x12\x10\n\x08\x62ool_val\x18\x0b \x03(\x08\"\x8c\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64ValueH\x00\x12\x17\n\rversion_label\x18\x04 \x01(\tH\x00\x12\x16\n\x0esignature_name\x18\x03 \x01(\tB\x10\n\x0eversion_choice\"\xcf\x01\n\x0ePredictRequest\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.catbreeds.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x1a\x45\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.catbreeds.TensorProto:\x02\x38\x01\"\xbd\x01\n\x0fPredictResponse\x12\x38\n\x07outputs\x18\x01 \x03(\x0b\x32\'.catbreeds.PredictResponse.OutputsEntry\x12(\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x1a\x46\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.catbreeds.TensorProto:\x02\x38\x01\"[\n\x17GetModelMetadataRequest\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x12\x16\n\x0emetadata_field\x18\x02 \x03(\t\"\xd0\x01\n\x18GetModelMetadataResponse\x12(\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x14.catbreeds.ModelSpec\x12\x43\n\x08metadata\x18\x02 \x03(\x0b\x32\x31.catbreeds.GetModelMetadataResponse.MetadataEntry\x1a\x45\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"\xa4\x01\n\x0fSignatureDefMap\x12\x43\n\rsignature_def\x18\x01 \x03(\x0b\x32,.catbreeds.SignatureDefMap.SignatureDefEntry\x1aL\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.catbreeds.SignatureDef:\x02\x38\x01\"#\n\x0cSignatureDef\x12\x13\n\x0bmethod_name\x18\x03 \x01(\t*D\n\x08\x44\x61taType\x12\x0e\n\nDT_INVALID\x10\x00\x12\x0c\n\x08\x44T_FLOAT\x10\x01\x12\r\n\tDT_STRING\x10\x07\x12\x0b\n\x07\x44T_BOOL\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._loaded_options = None
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=873
-  _globals['_DATATYPE']._serialized_end=928
-  _globals['_TENSORSHAPEPROTO']._serialized_start=75
-  _globals['_TENSORSHAPEPROTO']._serialized_end=160
-  _globals['_TENSORSHAPEPROTO_DIM']._serialized_start=141
-  _globals['_TENSORSHAPEPROTO_DIM']._serialized_end=160
-  _globals['_TENSORPROTO']._serialized_start=163
-  _globals['_TENSORPROTO']._serialized_end=326
-  _globals['_MODELSPEC']._serialized_start=329
-  _globals['_MODELSPEC']._serialized_end=469
-  _globals['_PREDICTREQUEST']._serialized_start=472
-  _globals['_PREDICTREQUEST']._serialized_end=679
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=610
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=679
-  _globals['_PREDICTRESPONSE']._serialized_start=682
-  _globals['_PREDICTRESPONSE']._serialized_end=871
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=801
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=871
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._loaded_options = None
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._loaded_options = None
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_options = b'8\001'
+  _globals['_DATATYPE']._serialized_start=1426
+  _globals['_DATATYPE']._serialized_end=1494
+  _globals['_TENSORSHAPEPROTO']._serialized_start=102
+  _globals['_TENSORSHAPEPROTO']._serialized_end=187
+  _globals['_TENSORSHAPEPROTO_DIM']._serialized_start=168
+  _globals['_TENSORSHAPEPROTO_DIM']._serialized_end=187
+  _globals['_TENSORPROTO']._serialized_start=190
+  _globals['_TENSORPROTO']._serialized_end=371
+  _globals['_MODELSPEC']._serialized_start=374
+  _globals['_MODELSPEC']._serialized_end=514
+  _globals['_PREDICTREQUEST']._serialized_start=517
+  _globals['_PREDICTREQUEST']._serialized_end=724
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=655
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=724
+  _globals['_PREDICTRESPONSE']._serialized_start=727
+  _globals['_PREDICTRESPONSE']._serialized_end=916
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=846
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=916
+  _globals['_GETMODELMETADATAREQUEST']._serialized_start=918
+  _globals['_GETMODELMETADATAREQUEST']._serialized_end=1009
+  _globals['_GETMODELMETADATARESPONSE']._serialized_start=1012
+  _globals['_GETMODELMETADATARESPONSE']._serialized_end=1220
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_start=1151
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_end=1220
+  _globals['_SIGNATUREDEFMAP']._serialized_start=1223
+  _globals['_SIGNATUREDEFMAP']._serialized_end=1387
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_start=1311
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_end=1387
+  _globals['_SIGNATUREDEF']._serialized_start=1389
+  _globals['_SIGNATUREDEF']._serialized_end=1424
 # @@protoc_insertion_point(module_scope)

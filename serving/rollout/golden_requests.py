@@ -1,11 +1,13 @@
 """Golden requests: photos with their expected predictions, stored with a version.
 
-Every server must return these predictions before the version receives requests from clients.
+Every server must return these predictions before the version receives requests from clients. Values close to a
+threshold may fall on either side of it on another machine; such a prediction set or flag is not expected to be equal.
 """
 
 import base64
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from serving.registry import RegistryError
 # Probabilities differ between machines in the last digits; a wrong model, breed or preprocessing changes the first
 # digits.
 _TOLERANCE = 0.02
+_DISTANCE_TOLERANCE = 0.05  # relative; the distance is the difference of larger numbers
 
 
 class GoldenRequestFailed(ValueError):
@@ -30,11 +33,64 @@ class GoldenRequest(NamedTuple):
         photo: JPEG or PNG bytes.
         breed: Expected breed.
         probability: Expected probability of the breed.
+        prediction_set: Expected prediction set, sorted; None if it is not checked.
+        unfamiliar: Expected flag; None if it is not checked.
     """
 
     photo: bytes
     breed: str
     probability: float
+    prediction_set: list[str] | None = None
+    unfamiliar: bool | None = None
+
+
+def golden_request(photo: bytes, outputs: Mapping[str, Any], explain: Mapping[str, Any]) -> GoldenRequest:
+    """Return the golden request for the outputs of the signature `explain`.
+
+    Args:
+        photo: JPEG or PNG bytes.
+        outputs: Outputs for the photo by name.
+        explain: `explain` of the model record.
+    """
+    probabilities = dict(zip(outputs["breeds"], outputs["probabilities"], strict=True))
+    breed = max(probabilities, key=probabilities.__getitem__)
+    return GoldenRequest(
+        photo,
+        breed,
+        probabilities[breed],
+        definite_set(outputs, explain, _TOLERANCE),
+        definite_flag(outputs, explain, _DISTANCE_TOLERANCE),
+    )
+
+
+def definite_set(outputs: Mapping[str, Any], explain: Mapping[str, Any], tolerance: float) -> list[str] | None:
+    """Return the prediction set, sorted; None if there is none, or if a breed is close to its threshold.
+
+    Args:
+        outputs: Outputs of the signature `explain` for one photo, by name.
+        explain: `explain` of the model record.
+        tolerance: Difference in probability that counts as close.
+    """
+    if (threshold := explain["set_threshold"]) is None:
+        return None
+    *others, best = sorted(outputs["probabilities"])
+    if any(abs(probability - min(threshold, best)) <= tolerance for probability in others):
+        return None
+    return sorted(breed for breed, in_set in zip(outputs["breeds"], outputs["in_set"], strict=True) if in_set)
+
+
+def definite_flag(outputs: Mapping[str, Any], explain: Mapping[str, Any], tolerance: float) -> bool | None:
+    """Return the flag for an unfamiliar photo; None if there is none, or if the photo is close to its threshold.
+
+    Args:
+        outputs: Outputs of the signature `explain` for one photo, by name.
+        explain: `explain` of the model record.
+        tolerance: Relative difference in distance that counts as close.
+    """
+    if (threshold := explain["unfamiliar_threshold"]) is None:
+        return None
+    is_close = math.isclose(outputs["unfamiliarity"], threshold, rel_tol=tolerance)
+    return None if is_close else outputs["unfamiliar"]
 
 
 def golden_requests_document(requests: Iterable[GoldenRequest]) -> list[dict[str, Any]]:
@@ -51,7 +107,16 @@ def read_golden_requests(model: str | Path) -> list[GoldenRequest]:
     path = Path(model) / GOLDEN_REQUESTS_FILE
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [GoldenRequest(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
+        return [
+            GoldenRequest(
+                base64.b64decode(row["photo"]),
+                row["breed"],
+                row["probability"],
+                row.get("prediction_set"),  # absent in versions of earlier releases
+                row.get("unfamiliar"),
+            )
+            for row in rows
+        ]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -79,4 +144,14 @@ def check_golden_requests(address: str, model_name: str, version: int, requests:
             raise GoldenRequestFailed(
                 f"golden request {number} of version {version}: predicted {answer.best.breed} with "
                 f"{answer.best.probability:.3f}, expected {request.breed} with {request.probability:.3f}"
+            )
+        if request.prediction_set is not None and sorted(answer.prediction_set or ()) != request.prediction_set:
+            raise GoldenRequestFailed(
+                f"golden request {number} of version {version}: prediction set {sorted(answer.prediction_set or ())}, "
+                f"expected {request.prediction_set}"
+            )
+        if request.unfamiliar is not None and answer.unfamiliar != request.unfamiliar:
+            raise GoldenRequestFailed(
+                f"golden request {number} of version {version}: unfamiliar is {answer.unfamiliar}, expected "
+                f"{request.unfamiliar}"
             )

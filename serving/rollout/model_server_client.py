@@ -8,9 +8,8 @@ import grpc
 
 from serving import proxies
 from serving.client.errors import is_unknown_label
+from serving.protos import GET_MODEL_METADATA, GetModelMetadataRequest, GetModelMetadataResponse
 from serving.protos.model_management_pb2 import (
-    GetModelMetadataRequest,
-    GetModelMetadataResponse,
     GetModelStatusRequest,
     GetModelStatusResponse,
     ModelVersionStatus,
@@ -21,7 +20,6 @@ from serving.rollout.fleet import Unreachable
 from serving.rollout.serving_config import ServingConfig, model_server_config
 
 _SERVICE = "/tensorflow.serving.ModelService"
-_PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
 # Codes that do not concern the configuration: the server is down or broken, or a proxy rejects the call.
 _UNREACHABLE_CODES = (
     grpc.StatusCode.UNAVAILABLE,
@@ -87,9 +85,7 @@ class ModelServerClient:
 
         self._reload = method(f"{_SERVICE}/HandleReloadConfigRequest", ReloadConfigRequest, ReloadConfigResponse)
         self._status = method(f"{_SERVICE}/GetModelStatus", GetModelStatusRequest, GetModelStatusResponse)
-        self._metadata = method(
-            f"{_PREDICTION_SERVICE}/GetModelMetadata", GetModelMetadataRequest, GetModelMetadataResponse
-        )
+        self._metadata = method(GET_MODEL_METADATA, GetModelMetadataRequest, GetModelMetadataResponse)
 
     def __enter__(self) -> "ModelServerClient":
         return self

@@ -125,6 +125,8 @@ def test_lineage_notebook_traces_the_pushed_model_and_repeats_the_gate(demo):
         assert origin in executed.html
     assert "version 1 was trained on it" in executed.text
     assert "gate.min_accuracy=0.25" in executed.text + executed.html
+    assert "gate.policy=no_harm with gate.margin=0.04 rejects" in executed.text
+    assert "photos_needed" in executed.html
     assert executed.photos == 8
     assert executed.plots == 2
 

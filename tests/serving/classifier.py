@@ -1,4 +1,4 @@
-"""A small SavedModel with the signature of pushed models, and photos of its classes."""
+"""A small SavedModel with the signatures of pushed models, and photos of its classes."""
 
 import io
 from pathlib import Path
@@ -8,27 +8,50 @@ import tensorflow as tf
 from PIL import Image
 
 BREEDS = ["Norwegian Forest", "Münsterkatze", "Rex", "Van, Turkish"]
+SET_THRESHOLD = 0.16
+MAX_FAMILIAR_BRIGHTNESS = 230.0
 
 
 class Classifier(tf.Module):
-    """image_bytes string [n] -> probabilities float32 [n, 4] and breeds string [n, 4].
+    """A classifier with the signatures `serving_default` and `explain`.
 
     The probabilities depend on the brightness of the image's quarters: rotation and mirroring change them, resizing
-    does not.
+    does not. Photos that are almost white are unfamiliar.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def classify(self, image_bytes):
+        """image_bytes string [n] -> probabilities float32 [n, 4] and breeds string [n, 4]."""
+        return self._outputs(self._brightness(image_bytes))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def explain(self, image_bytes):
+        """image_bytes string [n] -> also in_set bool [n, 4], unfamiliar bool [n] and unfamiliarity float32 [n]."""
+        brightness = self._brightness(image_bytes)
+        outputs = self._outputs(brightness)
+        unfamiliarity = tf.reduce_mean(brightness, axis=1)
+        best = tf.reduce_max(outputs["probabilities"], axis=1, keepdims=True)
+        return outputs | {
+            "in_set": outputs["probabilities"] >= tf.minimum(best, SET_THRESHOLD),
+            "unfamiliar": unfamiliarity > MAX_FAMILIAR_BRIGHTNESS,
+            "unfamiliarity": unfamiliarity,
+        }
+
+    def _brightness(self, image_bytes):
         def quarters(photo):
             image = tf.io.decode_image(photo, channels=1, expand_animations=False)
             return tf.reshape(tf.image.resize(image, [2, 2], antialias=True), [4])
 
-        brightness = tf.map_fn(quarters, image_bytes, fn_output_signature=tf.float32)
+        return tf.map_fn(quarters, image_bytes, fn_output_signature=tf.float32)
+
+    def _outputs(self, brightness):
         probabilities = tf.nn.softmax(brightness / 64)
         return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
 
-    def save(self, path: Path) -> None:
-        tf.saved_model.save(self, str(path), signatures=self.classify)
+    def save(self, path: Path, explain: bool = True) -> None:
+        """Write the SavedModel; without `explain` it has the signatures of versions of earlier releases."""
+        signatures = {"serving_default": self.classify} | ({"explain": self.explain} if explain else {})
+        tf.saved_model.save(self, str(path), signatures=signatures)
 
 
 def picture(brightest: int = 0, width: int = 96, height: int = 64) -> Image.Image:
@@ -37,6 +60,18 @@ def picture(brightest: int = 0, width: int = 96, height: int = 64) -> Image.Imag
     distance = np.hypot(x / width - (brightest % 2), y / height - (brightest // 2))
     grey = np.clip(240 - 180 * distance, 0, 255)
     return Image.fromarray(np.stack([grey, grey * 0.9, grey * 0.8], axis=-1).astype(np.uint8))
+
+
+def plain(colour: str) -> Image.Image:
+    """Return an image of one colour; all breeds are equally probable. "white" is unfamiliar."""
+    return Image.new("RGB", (64, 64), colour)
+
+
+def one_white_quarter() -> Image.Image:
+    """Return an image whose prediction set has only BREEDS[0]."""
+    image = plain("black")
+    image.paste("white", (0, 0, 32, 32))
+    return image
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:

@@ -25,30 +25,47 @@ class RecordedRequest(NamedTuple):
 
 
 class ScriptedServer:
-    """A server with scripted responses to its first requests; later requests succeed.
+    """A server with scripted responses to its first predictions; later requests succeed.
 
     Args:
-        script: Result of each request: a gRPC status code, HANG, or a response.
+        script: Result of each prediction: a gRPC status code, HANG, or a response.
 
     Attributes:
-        requests: Requests received so far.
+        requests: Requests for predictions received so far.
+        metadata_requests: Number of requests for metadata received so far.
         port: gRPC port.
     """
 
     def __init__(self, *script: grpc.StatusCode | str | protos.PredictResponse):
         self.requests: list[RecordedRequest] = []
+        self.metadata_requests = 0
         self._script = list(script)
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         handler = grpc.unary_unary_rpc_method_handler(
             self._predict, protos.PredictRequest.FromString, protos.PredictResponse.SerializeToString
         )
         service, method = protos.PREDICT.strip("/").split("/")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        metadata = grpc.unary_unary_rpc_method_handler(
+            self._metadata, protos.GetModelMetadataRequest.FromString, protos.GetModelMetadataResponse.SerializeToString
+        )
+        handlers = {method: handler, "GetModelMetadata": metadata}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
     def stop(self) -> None:
         self._server.stop(None)
+
+    def _metadata(self, request: protos.GetModelMetadataRequest, context) -> protos.GetModelMetadataResponse:
+        """Return the metadata of a version with only the signature `serving_default`."""
+        self.metadata_requests += 1
+        response = protos.GetModelMetadataResponse()
+        response.model_spec.name = "catbreeds"
+        response.model_spec.version.value = 7
+        signatures = protos.SignatureDefMap()
+        signatures.signature_def["serving_default"].SetInParent()
+        response.metadata["signature_def"].value = signatures.SerializeToString()
+        return response
 
     def _predict(self, request: protos.PredictRequest, context: grpc.ServicerContext) -> protos.PredictResponse:
         self.requests.append(RecordedRequest(context.time_remaining(), dict(context.invocation_metadata())))

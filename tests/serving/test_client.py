@@ -12,10 +12,11 @@ from serving.client import Client, ModelChoice, NotServed, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import RestClient
 from serving.photo_normalization import PhotoError
-from tests.serving.classifier import BREEDS, encoded, picture
+from tests.serving.classifier import BREEDS, SET_THRESHOLD, encoded, one_white_quarter, picture, plain
 from tests.serving.model_server.servers import ModelServer, free_port
 
 PHOTOS = [encoded(picture(quarter)) for quarter in range(4)]
+CLEAR, UNSURE, WHITE = encoded(one_white_quarter()), encoded(plain("grey")), encoded(plain("white"))
 
 
 class BlockingGrpcClient(Client):
@@ -93,6 +94,39 @@ def test_top_k_limits_the_breeds_and_a_photo_can_be_given_as_a_path(connect, tmp
         result = client.predict(tmp_path / "photo.png", top_k=2)
     assert len(result.predictions) == 2
     assert result.best.breed == BREEDS[2]
+
+
+def test_a_version_with_the_signature_explain_returns_a_prediction_set_and_a_flag(connect):
+    with connect(ModelChoice(version=2)) as client:
+        clear, unsure, white = client.predict_many([CLEAR, UNSURE, WHITE], top_k=1)
+    assert (clear.prediction_set, clear.unfamiliar) == ((BREEDS[0],), False)
+    assert (set(unsure.prediction_set), unsure.unfamiliar) == (set(BREEDS), False)
+    assert white.unfamiliar
+    with connect(ModelChoice(version=1)) as client:
+        answer = client.predict(UNSURE)
+    assert (answer.prediction_set, answer.unfamiliar) == (None, None)
+
+
+def test_the_breeds_of_a_prediction_set_are_sorted_by_probability(connect):
+    with connect() as client:
+        for photo in PHOTOS:
+            answer = client.predict(photo)
+            expected = [row.breed for row in answer.predictions if row.probability >= SET_THRESHOLD]
+            assert list(answer.prediction_set) == (expected or [answer.best.breed])
+
+
+def test_a_label_can_move_between_versions_with_and_without_prediction_sets(connect, model_server, classifier):
+    model_server.configure("catbreeds", classifier, "all {}", {"stable": 1})
+    try:
+        with connect(ModelChoice("moving", label="live")) as client:
+            for version in (2, 1, 2, 1):
+                model_server.configure("moving", classifier, "all {}", {"live": version})
+                # The client may notice only from the first answer that the label moved.
+                answers = [client.predict(PHOTOS[0]) for _ in range(3)]
+                assert [answer.model.version for answer in answers] == [version] * 3
+                assert [answer.prediction_set is None for answer in answers[1:]] == [version == 1] * 2
+    finally:
+        model_server.remove("moving")
 
 
 def test_a_photo_is_normalized_before_it_is_sent(connect):

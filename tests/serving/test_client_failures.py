@@ -80,8 +80,8 @@ def test_an_error_that_a_retry_cannot_fix_is_not_retried(predict_with, script, c
 def test_a_request_ends_at_its_deadline_and_the_server_receives_the_deadline(predict_with, script):
     server = script(HANG)
     with pytest.raises(TimedOut):
-        predict_with(f"127.0.0.1:{server.port}", 2)
-    assert [0 < request.seconds_left <= 2 for request in server.requests] == [True]
+        predict_with(f"127.0.0.1:{server.port}", 3)
+    assert [0 < request.seconds_left <= 3 for request in server.requests] == [True]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,14 @@ def test_a_request_ends_at_its_deadline_and_the_server_receives_the_deadline(pre
 def test_an_invalid_response_raises_bad_response(predict_with, script, response):
     with pytest.raises(BadResponse):
         predict_with(f"127.0.0.1:{script(response).port}", 30)
+
+
+def test_the_signatures_of_a_version_are_read_once(script):
+    server = script()
+    with GrpcClient(f"127.0.0.1:{server.port}") as client:
+        for _ in range(3):
+            client.predict(PHOTO)
+    assert (server.metadata_requests, len(server.requests)) == (1, 3)
 
 
 def test_requests_are_balanced_between_the_addresses_of_a_name(script):

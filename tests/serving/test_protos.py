@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_pb2, predict_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_pb2,
+    predict_pb2,
+)
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.protos import model_management_pb2 as management
@@ -49,6 +56,10 @@ def test_generated_module_is_up_to_date(tmp_path, name):
         (ours.ModelSpec, model_pb2.ModelSpec),
         (ours.PredictRequest, predict_pb2.PredictRequest),
         (ours.PredictResponse, predict_pb2.PredictResponse),
+        (ours.GetModelMetadataRequest, get_model_metadata_pb2.GetModelMetadataRequest),
+        (ours.GetModelMetadataResponse, get_model_metadata_pb2.GetModelMetadataResponse),
+        (ours.SignatureDefMap, get_model_metadata_pb2.SignatureDefMap),
+        (ours.SignatureDef, meta_graph_pb2.SignatureDef),
         (management.ModelServerConfig, model_server_config_pb2.ModelServerConfig),
         (management.ModelConfigList, model_server_config_pb2.ModelConfigList),
         (management.ModelConfig, model_server_config_pb2.ModelConfig),

@@ -47,7 +47,16 @@ class Head(tf.Module):
         def encode_labels(breed):
             return {"label": tf.argmax(tf.cast(breed[:, tf.newaxis] == BREEDS, tf.int64), axis=1)}
 
-        self.endpoints = {"classify_embedding": classify, "transform_labels": encode_labels}
+        @tf.function(input_signature=embedding_specs(sizes))
+        def explain(*embeddings):
+            outputs = classify(*embeddings)
+            return outputs | {"in_set": outputs["probabilities"] > 0.3}
+
+        self.endpoints = {
+            "classify_embedding": classify,
+            "explain_embedding": explain,
+            "transform_labels": encode_labels,
+        }
 
 
 def embedding_sizes(sizes: tuple[int, ...]) -> dict[str, int]:
@@ -100,6 +109,9 @@ def test_photos_and_their_embeddings_give_equal_predictions(write_saved_models, 
     assert [name.decode() for name in served["breeds"].numpy()[2]] == BREEDS
     by_embedding = model.signatures["classify_embedding"](**embeddings)
     np.testing.assert_allclose(by_embedding["probabilities"], expected["probabilities"], atol=1e-6)
+    explained = model.signatures["explain"](image_bytes=photos)
+    np.testing.assert_allclose(explained["probabilities"], served["probabilities"], atol=1e-6)
+    np.testing.assert_array_equal(explained["in_set"], served["probabilities"] > 0.3)
     top = model.signatures["top_k"](image_bytes=photos)
     assert top["probabilities"].shape == (3, 2)
     order = np.argsort(-expected["probabilities"].numpy(), axis=1)[:, :2]
@@ -130,6 +142,19 @@ def test_model_digest_depends_on_the_backbone(write_saved_models, tmp_path):
         ServedModel([backbone], head, top_k=5).save(str(tmp_path / str(number)), "catbreeds")
         digests.add(read_record(tmp_path / str(number))["model_digest"])
     assert len(digests) == 2
+
+
+def test_model_digest_does_not_depend_on_the_last_digits_of_thresholds(write_saved_models, tmp_path):
+    backbones, head = write_saved_models(2)
+    digests = set()
+    for number in range(2):
+        explain = {"level": 0.95, "set_threshold": 0.2 + 1e-9 * number}
+        write_json(head, MODEL_RECORD_FILE, read_json(head, MODEL_RECORD_FILE) | {"explain": explain})
+        ServedModel(backbones, head, top_k=5).save(str(tmp_path / str(number)), "catbreeds")
+        record = read_record(tmp_path / str(number))
+        assert record["explain"] == explain
+        digests.add(record["model_digest"])
+    assert len(digests) == 1
 
 
 def test_head_with_a_different_embedding_size_is_rejected(write_saved_models):

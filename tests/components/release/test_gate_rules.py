@@ -3,9 +3,11 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from components.release import gate_rules
+from components.release.gate_policies import POLICIES, meets_policy
 from components.release.gate_rules import Decision, Rules
 
 # The comparison with the majority-class baseline is off; it has its own tests.
@@ -167,6 +169,23 @@ def test_each_policy_passes_exactly_the_candidates_that_meet_it(policy, won, los
     assert reason.endswith(f"; {won} wins and {lost} losses on 500 photos")
     low, high = decision.comparison["accuracy_difference_ci95"]
     assert f"{(won - lost) / 500:+.3f} (95% CI {low:+.3f} to {high:+.3f}), " in reason
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("margin", [0.0, 0.04, 1.0])
+def test_the_decision_is_that_of_the_function_from_which_the_power_is_calculated(policy, margin):
+    counts = (0, 1, 2, 5, 9, 20, 33)
+    pairs = [(wins, losses) for wins in counts for losses in counts if wins + losses <= 40]
+    passes = meets_policy(policy, margin, *np.array(pairs).T, 40)
+    for passed, (won, lost) in zip(passes, pairs, strict=True):
+        changes = {"policy": policy, "margin": margin, "min_accuracy": 0.0}
+        decision = decide_from_counts(both=40 - won - lost, won=won, lost=lost, **changes)
+        assert passed == (decision.outcome == "blessed"), (won, lost)
+
+
+def test_rules_with_an_unknown_policy_are_an_error():
+    with pytest.raises(ValueError, match=r"gate\.policy=best: no such policy"):
+        rules(policy="best")
 
 
 def test_training_photos_of_the_champion_are_excluded_from_the_comparison_and_a_reason_reports_it():

@@ -62,6 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         photos = [base64.b64decode(row["image_bytes"]["b64"]) for row in body["instances"]]
         rows = [plan["predictions"].get(hashlib.sha256(photo).hexdigest(), plan["other"]) for photo in photos]
+        if body["signature_name"] == "serving_default":
+            rows = [{{name: row[name] for name in ("breeds", "probabilities")}} for row in rows]
         self.respond(200, {{"predictions": rows[:-1] if plan["mode"] == "omits" else rows}})
 
 http.server.HTTPServer(("127.0.0.1", int(options.rest_api_port)), Handler).serve_forever()
@@ -94,7 +96,12 @@ class Workspace:
         self.model = folder / "model" / "Format-Serving"
         self.model.mkdir(parents=True)
         (self.model / "saved_model.pb").write_text("the model")
+        (self.model / "assets.extra").mkdir()
+        self.write_explain(set_threshold=None, unfamiliar_threshold=None)
         self.write_photos(PHOTOS, BREEDS)
+
+    def write_explain(self, **thresholds: float | None) -> None:
+        (self.model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"explain": thresholds}))
 
     def write_photos(self, photos: dict[bytes, list[float]], breeds: list[str]) -> None:
         """Write photos with their measured probabilities and true breeds."""
@@ -150,7 +157,7 @@ class Workspace:
     def golden(self) -> list[GoldenRequest]:
         """Return the golden requests that were stored."""
         rows = json.loads((self.folder / "report" / "golden.json").read_text())
-        return [GoldenRequest(base64.b64decode(row["photo"]), row["breed"], row["probability"]) for row in rows]
+        return [GoldenRequest(**(row | {"photo": base64.b64decode(row["photo"])})) for row in rows]
 
     def check(self, photos: int = 3, blessed: int = constants.BLESSED_VALUE) -> dict:
         self.artifacts["blessing"].set_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY, blessed)
@@ -199,7 +206,7 @@ def test_golden_photos_cover_as_many_breeds_as_possible_in_any_order(workspace):
     breed_of = dict(zip(photos, breeds, strict=True))
     golden_breeds = [breed_of[golden.photo] for golden in workspace.golden()]
     assert sorted(golden_breeds) == ["Birman", "Birman", "Manx", "Sphynx"]
-    for photo, breed, probability in workspace.golden():
+    for photo, breed, probability, *_ in workspace.golden():
         assert (breed, probability) == ("Sphynx", pytest.approx(photos[photo][2]))
 
 
@@ -218,7 +225,7 @@ def test_large_photos_are_stored_smaller_with_the_prediction_for_that_size(works
     workspace.check()
     golden = workspace.golden()
     assert len(golden) == 3
-    for photo, breed, probability in golden:
+    for photo, breed, probability, *_ in golden:
         assert (breed, probability) == ("Manx", 0.7)
         assert len(photo) <= 500_000
         assert normalize(photo).data == photo  # clients send it unchanged
@@ -260,6 +267,57 @@ def test_different_breed_with_the_same_confidence_fails(workspace):
     workspace.install_server(overrides={b"photo 0": {"breeds": BREEDS, "probabilities": [0.8, 0.2, 0.0]}})
     with pytest.raises(ServingError, match="predicts Birman"):
         workspace.check()
+
+
+EXPLAIN = {"set_threshold": 0.25, "unfamiliar_threshold": 100.0}
+
+
+@pytest.fixture
+def explained(workspace):
+    """Function that writes a photo with its measured set and flag, and installs a server that returns these outputs."""
+
+    def write(
+        probabilities: list[float], in_set: list[bool], unfamiliarity: float, outcome: dict | None = None
+    ) -> Workspace:
+        photo = b"photo 0"
+        workspace.write_explain(**EXPLAIN)
+        workspace.write_photos({photo: probabilities}, ["Manx"])
+        path = workspace.folder / "evaluation" / "outcomes.jsonl"
+        measured = {"in_set": in_set[1], "set_size": sum(in_set), "unfamiliar": unfamiliarity > 100} | (outcome or {})
+        path.write_text(json.dumps(json.loads(path.read_text()) | measured))
+        outputs = {"in_set": in_set, "unfamiliarity": unfamiliarity, "unfamiliar": unfamiliarity > 100}
+        workspace.install_server(overrides={photo: {"breeds": BREEDS, "probabilities": probabilities, **outputs}})
+        return workspace
+
+    return write
+
+
+def test_golden_requests_have_the_prediction_set_and_the_flag(explained):
+    workspace = explained([0.1, 0.6, 0.3], [False, True, True], 160.0)
+    assert workspace.check(photos=1)["checked"]
+    (golden,) = workspace.golden()
+    assert (golden.prediction_set, golden.unfamiliar) == (["Manx", "Sphynx"], True)
+
+
+def test_golden_requests_omit_a_set_and_a_flag_that_are_close_to_a_threshold(explained):
+    workspace = explained([0.14, 0.6, 0.26], [False, True, True], 104.0)
+    workspace.check(photos=1)
+    (golden,) = workspace.golden()
+    assert (golden.prediction_set, golden.unfamiliar) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        ({"set_size": 1}, r"returns the prediction set \['Manx', 'Sphynx'\], the Evaluator measured set_size=1"),
+        ({"in_set": False}, "the Evaluator measured in_set=False"),
+        ({"unfamiliar": True}, "returns unfamiliar=False, the Evaluator measured True"),
+    ],
+)
+def test_a_set_or_flag_that_differs_from_the_measured_one_fails(explained, outcome, message):
+    workspace = explained([0.1, 0.6, 0.3], [False, True, True], 60.0, outcome)
+    with pytest.raises(ServingError, match=message):
+        workspace.check(photos=1)
 
 
 def test_server_that_exits_fails_with_the_end_of_its_log(workspace):
@@ -316,7 +374,8 @@ def test_without_a_model_server_tensorflow_predicts_in_a_separate_process(worksp
 
     module = tf.Module()
     module.serve = serve
-    tf.saved_model.save(module, str(workspace.model), signatures={"serving_default": serve})
+    tf.saved_model.save(module, str(workspace.model), signatures={"serving_default": serve, "explain": serve})
+    workspace.write_explain(set_threshold=None, unfamiliar_threshold=None)
     assert workspace.check() == {"checked": True, "server": "tensorflow", "photos": 3}
 
 

@@ -339,16 +339,6 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
     assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - seen
 
 
-def test_the_model_card_states_the_licences_of_all_backbones(run):
-    gate = run.decide(Case(dict.fromkeys(HASHES, True), {}, None, LENIENT, [3, 3, 3], pushed_before=False))
-    pretrained = RECORD["backbone"] | {"weights": "imagenet"}
-    parts = [pretrained | {"architecture": architecture} for architecture in ("xception", "efficientnetb7")]
-    combined = pretrained | {"architecture": "xception+efficientnetb7", "parts": parts}
-    text = run.card(gate, 1, RECORD | {"backbone": combined})
-    assert "xception input of 32 × 32 pixels; weights: imagenet; licence of the weights: MIT, as published" in text
-    assert "weights: imagenet; licence of the weights: Apache-2.0, as published with Keras" in text
-
-
 def test_all_outputs_show_the_head_and_the_comparison_out_of_fold(run):
     gate = run.decide(Case(dict.fromkeys(HASHES, True), {}, None, LENIENT, [3, 3, 3], pushed_before=False))
     page, summary = run.run_report()

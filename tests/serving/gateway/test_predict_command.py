@@ -11,7 +11,7 @@ import pytest
 from serving.model_files import MODEL_RECORD_FILE
 from serving.names import printable
 from tests.running import catbreeds
-from tests.serving.classifier import BREEDS, encoded, picture
+from tests.serving.classifier import BREEDS, encoded, one_white_quarter, picture, plain
 from tests.serving.model_server.servers import free_port
 
 BACKENDS = ("gateway", "grpc", "rest", "workdir")
@@ -30,7 +30,7 @@ NAMES = [
 def backends(gateway, model_server, classifier, tmp_path) -> dict[str, tuple[str, object]]:
     """The command-line option for each backend."""
     version = tmp_path / "work" / "serving" / "catbreeds" / "1"
-    shutil.copytree(classifier / "1", version)
+    shutil.copytree(classifier / "2", version)
     (version / MODEL_RECORD_FILE).parent.mkdir(exist_ok=True)
     (version / MODEL_RECORD_FILE).write_text("{}")
     return {
@@ -90,8 +90,22 @@ def test_json_output_has_predictions_or_an_error_for_each_photo(backends, photos
     rows = json.loads(done.stdout)["photos"]
     assert [row["photo"] for row in rows] == [str(path) for path in photos]
     for path, row in zip(photos, rows, strict=True):
-        assert row.keys() == ({"photo", "model", "predictions"} if path.stem.isdigit() else {"photo", "error"})
+        keys = {"model", "predictions", "prediction_set", "unfamiliar"} if path.stem.isdigit() else {"error"}
+        assert row.keys() == {"photo", *keys}
         assert row.get("error", str(path)).startswith(str(path))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_uncertain_prediction_is_reported_in_words(backends, tmp_path, backend):
+    for name, image in (("clear", one_white_quarter()), ("unsure", plain("grey")), ("white", plain("white"))):
+        (tmp_path / f"{name}.jpg").write_bytes(encoded(image))
+    done = catbreeds("predict", "clear.jpg", "unsure.jpg", "white.jpg", *backends[backend], cwd=tmp_path)
+    clear, unsure, white = done.stdout.splitlines()
+    assert "; " not in clear
+    assert "; could be " in unsure
+    assert " or " in unsure
+    assert "unlike" not in unsure
+    assert "; unlike all photos this model was trained on (catbreeds version " in white
 
 
 @pytest.mark.parametrize("backend", ["gateway", "grpc", "rest"])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from serving.client.gateway import GatewayClient
 from serving.client.grpc import GrpcClient
-from tests.serving.classifier import BREEDS, encoded, picture
+from tests.serving.classifier import BREEDS, encoded, one_white_quarter, picture, plain
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem
 
 
@@ -17,7 +17,7 @@ def test_a_prediction_lists_the_breeds_most_probable_first(gateway):
         response = gateway.predict(photo)
         assert response.status_code == 200
         document = response.json()
-        assert document.keys() == {"model", "predictions", "request_id"}
+        assert document.keys() == {"model", "predictions", "prediction_set", "unfamiliar", "request_id"}
         assert document["model"] == {"name": "catbreeds", "version": 2}
         assert document["request_id"] == response.headers["x-request-id"]
         assert document["predictions"][0]["breed"] == breed
@@ -71,6 +71,19 @@ def test_top_k_limits_the_breeds(gateway):
         assert len(predictions) == breeds
     for wrong in ("0", "-1", "1001", "many", "1.5", ""):
         assert problem(gateway.predict(PHOTOS[0], params={"top_k": wrong})) == (422, "invalid_parameter")
+
+
+def test_a_prediction_has_the_breeds_that_the_photo_may_show_and_a_flag(gateway, start_gateway, model_server):
+    photos = [encoded(one_white_quarter()), encoded(plain("grey")), encoded(plain("white"))]
+    clear, unsure, white = gateway.predict(*photos, params={"top_k": 1}).json()["photos"]
+    assert (clear["prediction_set"], clear["unfamiliar"]) == ([BREEDS[0]], False)
+    assert (set(unsure["prediction_set"]), unsure["unfamiliar"]) == (set(BREEDS), False)
+    assert white["unfamiliar"] is True
+    assert gateway.predict(photos[0]).json()["prediction_set"] == [BREEDS[0]]
+    with GatewayClient(gateway.url) as client:
+        assert client.predict(photos[1]).prediction_set == tuple(unsure["prediction_set"])
+    old = start_gateway(model_server.port, model_label="stable").predict(photos[1]).json()
+    assert (old["model"]["version"], old["prediction_set"], old["unfamiliar"]) == (1, None, None)
 
 
 def test_an_unknown_parameter_is_rejected_by_name(gateway):

@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from serving.local.processes import Program, unready_reason
 from serving.page.escaping import escape_markdown
-from tests.serving.classifier import BREEDS, encoded
+from tests.serving.classifier import BREEDS, encoded, one_white_quarter, plain
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port
 
@@ -102,13 +102,28 @@ def test_each_visitor_has_one_unique_request_key(visit):
 
 
 def test_only_an_uncertain_prediction_shows_a_warning(visit, gateway):
-    grey = Image.new("RGB", (64, 64), "grey")  # all four breeds are equally probable
-    page = upload(visit(gateway=gateway.url), encoded(grey))
-    assert "The model is unsure." in page.warning[0].value
-    assert "25%" in page.warning[0].value
-    sharp = Image.new("RGB", (64, 64))
-    sharp.paste("white", (0, 0, 32, 32))
-    assert not upload(page, encoded(sharp)).warning
+    page = upload(visit(gateway=gateway.url), encoded(plain("grey")))
+    (warning,) = page.warning
+    text = warning.value.replace("\\", "")
+    assert text.startswith("The model is unsure: this could be ")
+    assert all(breed in text for breed in BREEDS)
+    assert not upload(page, encoded(one_white_quarter())).warning
+
+
+def test_an_unfamiliar_photo_shows_a_warning(visit, gateway):
+    page = upload(visit(gateway=gateway.url), encoded(plain("white")))
+    assert "unlike all photos this model was trained on" in page.warning[0].value
+
+
+def test_a_version_without_prediction_sets_shows_a_warning_for_a_low_probability(visit, model_server, tmp_path):
+    gateway = Gateway(tmp_path, model_server.port, model_label="stable")
+    try:
+        page = upload(visit(gateway=gateway.url), encoded(plain("grey")))
+        assert "The model is unsure." in page.warning[0].value
+        assert "25%" in page.warning[0].value
+        assert not upload(page, encoded(one_white_quarter())).warning
+    finally:
+        gateway.stop()
 
 
 def test_without_a_photo_the_page_prompts_for_one_and_shows_the_model_version(visit, gateway):

@@ -85,6 +85,25 @@ def test_a_canary_gets_its_share_of_the_clients_then_all_of_them_and_no_request_
     assert registry.labels() == {"stable": 1}
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction_set": [BREEDS[0]]}, r"golden request 1 of version \d+: prediction set \[.*, expected \["),
+        ({"unfamiliar": True}, r"golden request 1 of version \d+: unfamiliar is False, expected True"),
+    ],
+)
+def test_a_canary_with_another_prediction_set_or_flag_is_stopped(controller, registry, classifiers, change, message):
+    folder, probabilities = classifiers
+    right = GoldenRequest(PHOTOS[0], BREEDS[0], probabilities[0], sorted(BREEDS[:3]), unfamiliar=False)
+    versions = []
+    for golden in (right, right._replace(**change)):
+        text = json.dumps(golden_requests_document([golden]))
+        versions.append(registry.push(folder / "good", {}, None, lambda _, text=text: {GOLDEN_REQUESTS_FILE: text}))
+    assert controller.start_canary(versions[0], share=0.5)[0] == 1
+    with pytest.raises(CanaryStopped, match=message):
+        controller.start_canary(versions[1], share=0.5)
+
+
 def test_a_canary_that_fails_a_golden_request_is_stopped_before_it_gets_client_requests(controller, registry, gateway):
     with gateway_clients(gateway.url, 2) as clients:
         eventually(lambda: len(clients.versions) == 2)

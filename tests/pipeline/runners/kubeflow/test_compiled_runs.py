@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from serving.registry import Registry
+from tests.model_files import SIDE, write_model
 from tests.pipeline.runners.kubeflow.backend import ROOT, Backend, Run, StoredArtifact, TaskFailed
 from tests.running import catbreeds
 
@@ -169,16 +170,20 @@ def test_a_run_with_nothing_new_skips_training_and_succeeds(cluster, first):
     assert cluster.registry.versions() == before
 
 
-def test_new_photos_trigger_training_and_the_new_model_passes_the_gate(
+def test_new_photos_and_a_backbone_from_a_file_trigger_training_and_the_new_model_passes_the_gate(
     cluster, first, one_backbone, generate_photos, tmp_path
 ):
     new = generate_photos(breeds=3, photos=5, offset=100)
     shutil.copytree(new, cluster.photos, dirs_exist_ok=True)
     # As in version 2.15, where a download includes all objects whose key starts with the artifact's URI.
-    run = cluster._replace(backend=Backend(tmp_path, whole_folders=False)).run(one_backbone())
+    file = write_model(cluster.photos.parent / "net.keras")
+    spec = one_backbone(f"backbones=[{{name: my_net, model: {file}, image_size: {SIDE}, layers: [body, top]}}]")
+    run = cluster._replace(backend=Backend(tmp_path, whole_folders=False)).run(spec)
     assert set(run.states.values()) <= {"SUCCEEDED", "CACHED"}
     assert (cluster.registry.versions(), cluster.registry.labels()) == ([1, 2], {"stable": 1})
     assert cluster.registry.admission(2)["run_date"] == ""  # not scheduled
+    origin = document(run.artifacts["RetrainGate"]["decision"], "retrain.json")["origin"]
+    assert origin["weights"] == {"my_net": cluster.registry.record(2)["backbone"]["weights_digest"]}
     gate = document(run.artifacts["ModelGate"]["decision"], "gate.json")
     assert (gate["blessed"], gate["champion"]["version"]) == (True, 1)
     shown = run.artifacts["ModelGate"]["metrics"].properties
