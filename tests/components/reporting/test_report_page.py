@@ -762,8 +762,9 @@ def test_networks_stay_on_the_scale_if_the_logistic_regressions_are_much_better(
 
 def test_difference_to_the_winner_is_drawn_on_a_scale_that_contains_all_intervals():
     changed = documents()
-    row = changed["comparison"]["candidates"][1]
-    row |= {"difference_to_winner": -0.02, "difference_ci95": [-0.04, 0.005]}
+    winner, other = changed["comparison"]["candidates"]
+    other |= {"difference_to_winner": -0.02, "difference_ci95": [-0.04, 0.005]}
+    winner["difference_ci95"] = [-0.1, 0.1]  # not drawn
     page = Page(changed)
     assert "(drawn: \N{MINUS SIGN}4 to 4)" in page.text
     # -4 points are the left edge, 0 is the middle.
