@@ -68,15 +68,20 @@ def test_comparison_is_complete(demo):
     comparison = json.loads((demo.workdir / "report" / "comparison.json").read_text())
     assert sorted(row["backbone"] for row in comparison["candidates"]) == sorted(BACKBONES)
     for row in comparison["candidates"]:
-        low, high = row["eval_accuracy_ci95"]
-        assert 0 <= low <= row["eval_accuracy"] <= high <= 1
+        for accuracy in ("eval_accuracy", "oof_accuracy"):
+            low, high = row[f"{accuracy}_ci95"]
+            assert 0 <= low <= row[accuracy] <= high <= 1
+        low, high = row["difference_ci95"]
+        assert low <= row["difference_to_winner"] <= high
+        assert row["difference_to_winner"] <= 0  # without a price, the most accurate candidate wins
         assert row["top3_accuracy"] >= row["eval_accuracy"]
         for measured in ("eval_loss", "tuning_seconds", "embedding_seconds", "training_seconds", "latency_ms_p50"):
             assert row[measured] > 0
-        assert row["tuning_trials"] == 10
+        assert row["tuning_trials"] == 2 * 5 + 10  # logistic regressions for each block and penalty, and Hyperband
         assert row["parameters"] > 20e6
         assert row["saved_model_bytes"] > 4 * row["parameters"]
-        assert set(row["hyperparameters"]) == {"units", "dropout", "learning_rate", "weight_decay"}
+        own = {"logistic_regression": {"l2"}, "network": {"units", "dropout", "learning_rate", "weight_decay"}}
+        assert set(row["hyperparameters"]) == {"kind", "blocks"} | own[row["hyperparameters"]["kind"]]
     assert comparison["winner"] in BACKBONES
     assert comparison["reason"]
     assert sum(comparison["split_sizes"].values()) == 240

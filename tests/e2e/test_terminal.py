@@ -46,7 +46,7 @@ def test_comparison_is_complete_on_a_terminal_of_60_columns(demo):
     wide = CONTROL.sub("", on_terminal(200, "report", "--workdir", demo.workdir)[1])
     narrow = CONTROL.sub("", on_terminal(60, "report", "--workdir", demo.workdir)[1])
     rows = [line.split() for line in wide.splitlines() if line.startswith("│")]
-    assert len(rows) == 10
+    assert len(rows) == 16
     assert [line.split() for line in narrow.splitlines() if line.startswith("│")] == rows
 
 
