@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-from components.kubeflow_ui import escape_markdown
-
 _SIZES = {"parameters": "number of parameters", "multiply_adds": "number of multiply-adds per photo"}
 # Rules of earlier versions.
 _FORMER_RULES = {
@@ -49,19 +47,3 @@ def deductions(comparison: dict[str, Any]) -> dict[str, float]:
     sizes = {row["backbone"]: row[comparison["price_unit"]] for row in comparison["candidates"]}
     smallest = min(sizes.values())
     return {name: comparison["price"] * math.log2(size / smallest) for name, size in sizes.items()}
-
-
-def comparison_table(comparison: dict[str, Any]) -> list[str]:
-    """The lines of a Markdown table with one row for each candidate."""
-    headings = ["Candidate", "Eval accuracy", "95% CI", "Eval loss", "Top-3 accuracy"]
-    if is_out_of_fold(comparison):
-        headings[1:1] = ["Out-of-fold accuracy (train + eval)", "95% CI", "Difference to winner (points, 95% CI)"]
-    lines = [headings, ["---"] * len(headings)]
-    for row in comparison["candidates"]:
-        cells = [escape_markdown(candidate_name(row))]
-        if is_out_of_fold(comparison):
-            cells += [f"{row['oof_accuracy']:.3f}", "{:.2f}-{:.2f}".format(*row["oof_accuracy_ci95"])]
-            cells += [difference_to_winner(row, comparison)]
-        cells += [f"{row['eval_accuracy']:.3f}", "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"])]
-        lines.append([*cells, f"{row['eval_loss']:.2f}", f"{row['top3_accuracy']:.3f}"])
-    return [f"| {' | '.join(line)} |" for line in lines]

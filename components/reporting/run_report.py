@@ -1,7 +1,7 @@
 """RunReport: writes the report page and a summary as artifacts, for runs without a terminal."""
 
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tfx.dsl.components.base.base_component import BaseComponent
 from tfx.dsl.components.base.base_executor import BaseExecutor
@@ -15,7 +15,7 @@ from components.candidates.numbered_channels import declare_channels, number_cha
 from components.file_names import GATE_FILE
 from components.json_files import read_json
 from components.kubeflow_ui import escape_markdown, write_page
-from components.reporting.comparison_text import comparison_table
+from components.reporting.comparison_text import candidate_name, difference_to_winner, is_out_of_fold
 from components.reporting.report_data import RANDOM_WEIGHTS_NOTE, ArtifactUris, effective_settings, load_documents
 from components.reporting.report_page import report_page
 
@@ -105,8 +105,24 @@ def _summary(documents: dict) -> str:
         "",
         f"Winner: **{comparison['winner']}** ({escape_markdown(comparison['reason'])}).",
         "",
-        *comparison_table(comparison),
+        *_comparison_table(comparison),
     ]
     if documents["random_weights"]:
         lines += ["", RANDOM_WEIGHTS_NOTE]
     return "\n".join([*lines, ""])
+
+
+def _comparison_table(comparison: dict[str, Any]) -> list[str]:
+    """The lines of a Markdown table with one row for each candidate."""
+    headings = ["Candidate", "Eval accuracy", "95% CI", "Eval loss", "Top-3 accuracy"]
+    if is_out_of_fold(comparison):
+        headings[1:1] = ["Out-of-fold accuracy (train + eval)", "95% CI", "Difference to winner (points, 95% CI)"]
+    lines = [headings, ["---"] * len(headings)]
+    for row in comparison["candidates"]:
+        cells = [escape_markdown(candidate_name(row))]
+        if is_out_of_fold(comparison):
+            cells += [f"{row['oof_accuracy']:.3f}", "{:.2f}-{:.2f}".format(*row["oof_accuracy_ci95"])]
+            cells += [difference_to_winner(row, comparison)]
+        cells += [f"{row['eval_accuracy']:.3f}", "{:.2f}-{:.2f}".format(*row["eval_accuracy_ci95"])]
+        lines.append([*cells, f"{row['eval_loss']:.2f}", f"{row['top3_accuracy']:.3f}"])
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,8 +1,9 @@
 """The classifier head of a candidate: builds the network, trains or solves it, and prepares its training data."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import keras_tuner as kt
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -84,6 +85,11 @@ def used_columns(embedding_sizes: dict[str, int], blocks: str) -> int:
         blocks: "last" for the last block of each backbone, "all" for all blocks.
     """
     return sum(size for name, size in embedding_sizes.items() if blocks == "all" or feature_depth(name) == 0)
+
+
+def hyperparameters_of(hp: kt.HyperParameters) -> dict[str, Any]:
+    """Values of a trial that determine its head, without those that only describe the search."""
+    return {name: value for name, value in hp.values.items() if "/" not in name}
 
 
 def build_head(

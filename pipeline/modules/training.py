@@ -17,9 +17,15 @@ from pipeline.modules import logistic_regression
 from pipeline.modules.candidate_model import CandidateModel
 from pipeline.modules.cross_validation import out_of_fold_rows
 from pipeline.modules.explanation import Explainer
-from pipeline.modules.head import Records, build_head, make_deterministic, read_records, used_columns
+from pipeline.modules.head import (
+    Records,
+    build_head,
+    hyperparameters_of,
+    make_deterministic,
+    read_records,
+    used_columns,
+)
 from pipeline.modules.preprocessing import VOCABULARY
-from pipeline.modules.tuning import hyperparameters_of
 
 
 class Fit(NamedTuple):

@@ -6,7 +6,6 @@ Linear heads are solved as logistic regressions. Networks are searched with Hype
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import keras_tuner as kt
 import numpy as np
@@ -27,6 +26,7 @@ from pipeline.modules.head import (
     Records,
     batched_dataset,
     build_head,
+    hyperparameters_of,
     make_deterministic,
     read_records,
     used_columns,
@@ -63,11 +63,6 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
             "verbose": 0,
         },
     )
-
-
-def hyperparameters_of(hp: kt.HyperParameters) -> dict[str, Any]:
-    """Values of a trial that determine its head, without those that only describe the search."""
-    return {name: value for name, value in hp.values.items() if "/" not in name}
 
 
 def sample_hyperparameters(hp: kt.HyperParameters, space: dict) -> dict:

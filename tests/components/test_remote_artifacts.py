@@ -140,7 +140,8 @@ def winner(remote):
     outputs = {"winner": [remote.output(Model)], "comparison": [remote.output(artifacts.Comparison)]}
     parameters = {
         "candidates": '[{"name": "resnet50", "backbones": [0]}]',
-        "rule": "most_accurate",
+        "price": 0.0,
+        "price_unit": "parameters",
         "top_k": 2,
         "model_name": "catbreeds",
         "code_digest": "",

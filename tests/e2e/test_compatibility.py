@@ -111,6 +111,7 @@ def test_predict_uses_a_version_of_the_earlier_registry(unpacked, generate_photo
     (row,) = json_output(unpacked, "predict", photo)["photos"]
     assert row["model"]["version"] == 1
     assert len(row["predictions"]) == 3
+    assert (row["prediction_set"], row["unfamiliar"]) == (None, None)
 
 
 def test_next_run_compares_its_candidate_with_the_stable_version(next_run):

@@ -177,7 +177,33 @@ def test_pushed_model_equals_the_winner_and_has_warmup_requests(demo, tf):
         assert (pushed / path.relative_to(winner)).read_bytes() == path.read_bytes()
     warmup = tf.data.TFRecordDataset(str(pushed / "assets.extra/tf_serving_warmup_requests"))
     requests = [PredictionLog.FromString(r).predict_log.request for r in warmup.as_numpy_iterator()]
-    assert {request.model_spec.signature_name for request in requests} == {"serving_default", "top_k"}
+    assert {request.model_spec.signature_name for request in requests} == {"serving_default", "top_k", "explain"}
+
+
+def test_pushed_model_explains_its_predictions(winner, unseen_photo, tf):
+    _, path, model = winner
+    explain = json.loads((path / "assets.extra/catbreeds.json").read_text())["explain"]
+    noise = tf.io.encode_png(tf.cast(tf.random.stateless_uniform([90, 90, 3], [0, 0], 0, 256, tf.int32), tf.uint8))
+    photos = tf.stack([tf.constant(unseen_photo.read_bytes()), noise])
+    expected = model.signatures["serving_default"](image_bytes=photos)["probabilities"].numpy()
+    outputs = {name: value.numpy() for name, value in model.signatures["explain"](image_bytes=photos).items()}
+    np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-6)
+    thresholds = np.minimum(explain["set_threshold"], expected.max(axis=1, keepdims=True))
+    np.testing.assert_array_equal(outputs["in_set"], outputs["probabilities"] >= thresholds)
+    np.testing.assert_array_equal(outputs["unfamiliar"], outputs["unfamiliarity"] > explain["unfamiliar_threshold"])
+    assert outputs["embedding"].shape[0] == 2
+
+
+def test_coverage_and_size_of_prediction_sets_are_measured_on_test_and_shown(demo):
+    outcomes = demo.artifact("Evaluator-gate", "evaluation") / "outcomes.jsonl"
+    rows = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    explain = json.loads((demo.workdir / "report" / "gate.json").read_text())["candidate"]["explain"]
+    assert explain["sets"]["covered"] == sum(row["in_set"] for row in rows)
+    assert explain["sets"]["mean_size"] == pytest.approx(np.mean([row["set_size"] for row in rows]))
+    assert explain["flagged"]["unfamiliar"] == sum(row["unfamiliar"] for row in rows)
+    sentence = f"contained the right breed for {explain['sets']['covered']} of {len(rows)} test photos"
+    for page in ("report/index.html", "serving/catbreeds/1/model_card.html"):
+        assert sentence in (demo.workdir / page).read_text()
 
 
 def test_metrics_agree_with_the_outcomes_of_single_photos(demo):
@@ -207,6 +233,8 @@ def test_predict_uses_the_stable_version(demo, unseen_photo, tmp_path):
     probabilities = [row["probability"] for row in response["photos"][0]["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+    assert response["photos"][0]["predictions"][0]["breed"] in response["photos"][0]["prediction_set"]
+    assert response["photos"][0]["unfamiliar"] in (True, False)
     broken = tmp_path / "broken.jpg"
     broken.write_text("no photo")
     failed = catbreeds("predict", broken, "--workdir", demo.workdir)

@@ -64,7 +64,7 @@ def changed(before, after):
         ("seed=3", in_each_branch("Backbone", "Tuner", "Trainer")),
         ("split.seed=5", {"ImageExampleGen"}),
         ("top_k=2", {"BackboneSelector"}),
-        ("selection.rule=most_accurate", {"BackboneSelector"}),
+        ("selection.price=1", {"BackboneSelector"}),
         ("gate.min_accuracy=0.9", {"ModelGate"}),
         ("workers=1", set()),
         ("model_card.contact=me", set()),

@@ -12,7 +12,14 @@ from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from pipeline.modules import training, tuning
-from pipeline.modules.head import Records, batched_dataset, build_head, make_deterministic, read_records
+from pipeline.modules.head import (
+    Records,
+    batched_dataset,
+    build_head,
+    hyperparameters_of,
+    make_deterministic,
+    read_records,
+)
 
 SIZE, BREEDS = 16, 3
 SIZES = {"embedding_net_0": 12, "embedding_net_1": 4}
@@ -212,7 +219,7 @@ def test_search_includes_a_logistic_regression_for_each_penalty_and_choice_of_bl
 def test_score_of_a_logistic_regression_is_that_of_the_trained_head(search, objective):
     best = search(kinds=["logistic_regression"], objective=objective).get_best_trials(1)[0]
     train, evaluation = synthetic_records(96, 0), synthetic_records(48, 1)
-    head = training.fit_head(train, evaluation, BREEDS, tuning.hyperparameters_of(best.hyperparameters), {}).head
+    head = training.fit_head(train, evaluation, BREEDS, hyperparameters_of(best.hyperparameters), {}).head
     head.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     loss, accuracy = head.evaluate(evaluation.embeddings, evaluation.labels, verbose=0)
     assert best.score == pytest.approx(loss if objective == "val_loss" else accuracy, abs=1e-4)

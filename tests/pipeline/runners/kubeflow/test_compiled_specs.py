@@ -1,7 +1,6 @@
 """The checked-in compiled specifications are up to date and valid for a cluster."""
 
 import copy
-import itertools
 import json
 import os
 import subprocess
@@ -225,19 +224,24 @@ def test_the_documentation_has_the_current_size_of_the_node_status():
 def test_the_specification_of_eight_candidates_is_within_all_limits():
     from pipeline.runners.kubeflow.compiler import compile_pipeline
 
-    names = tuple(f"backbone{number}" for number in range(8))
-    spec, _ = backend.load(compile_pipeline(settings("smoke", ()).model_copy(update={"backbones": names})))
+    backbones = tuple(f"backbone{number}" for number in range(7))
+    spec, _ = backend.load(compile_pipeline(settings("smoke", ()).model_copy(update={"backbones": backbones})))
     inputs = {name: task.get("inputs", {}) for name, task in spec["root"]["dag"]["tasks"].items()}
     candidates = inputs["RunReport"]["parameters"]["candidates"]["runtimeValue"]["constant"]
-    assert json.loads(candidates) == list(names)
-    producers = {
-        "BackboneSelector": {"backbone": "Backbone", "model": "Trainer", "embeddings": "EmbeddingGen"},
-        "RunReport": {"training": "Trainer", "trials": "Tuner"},
-    }
-    for task, keys in producers.items():
-        for (key, producer), (number, name) in itertools.product(keys.items(), enumerate(names)):
-            source = inputs[task]["artifacts"][f"{key}_{number}"]["taskOutputArtifact"]
-            assert source["producerTask"] == f"{producer}-{name}"
+    assert json.loads(candidates) == [*backbones, "ensemble"]
+
+    def producers(task: str, key: str) -> list[str]:
+        artifacts = inputs[task]["artifacts"]
+        numbers = [number for number in range(8) if f"{key}_{number}" in artifacts]
+        return [artifacts[f"{key}_{number}"]["taskOutputArtifact"]["producerTask"] for number in numbers]
+
+    assert producers("BackboneSelector", "backbone") == [f"Backbone-{name}" for name in backbones]
+    embeddings = [f"EmbeddingGen-{name}" for name in backbones]
+    assert producers("EmbeddingJoin", "embeddings") == producers("EmbeddingJoin", "schema") == embeddings
+    assert producers("BackboneSelector", "embeddings") == [*embeddings, "EmbeddingJoin"]
+    trainers, tuners = ([f"{node}-{name}" for name in (*backbones, "ensemble")] for node in ("Trainer", "Tuner"))
+    assert producers("BackboneSelector", "model") == producers("RunReport", "training") == trainers
+    assert producers("RunReport", "trials") == tuners
     defaults = {name: row["defaultValue"] for name, row in spec["root"]["inputDefinitions"]["parameters"].items()}
     sizes = {name: len(json.dumps(values.get("parameters", {}))) for name, values in inputs.items()}
     assert max(len(json.dumps(defaults)), *sizes.values()) < 10_000, sizes
