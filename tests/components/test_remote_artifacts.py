@@ -178,7 +178,7 @@ def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_repo
         decision=retrain,
         summary=remote.output(artifacts.Markdown),
         registry=str(registry.base),
-        backbones="resnet50",
+        backbones=json.dumps([{"name": "resnet50", "model_file": ""}]),
         weights="random",
         weights_dir="",
         settings="{}",
