@@ -184,11 +184,11 @@ def _to_json(photos: Sequence[Path], results: "Sequence[Result]") -> dict[str, A
 
 
 def _format_answer(photo: Path, answer: "Answer") -> str:
-    from serving.client.wording import uncertainty_notes
+    from serving.client.wording import uncertainty_note
 
     best = ", ".join(f"{row.breed} {row.probability:.0%}" for row in answer.predictions[:3])
-    notes = "".join(f"; {note}" for note in uncertainty_notes(answer))
-    return f"{printable(str(photo))}: {best}{notes} ({answer.model.name} version {answer.model.version})"
+    note = uncertainty_note(answer)
+    return f"{printable(str(photo))}: {best}{note and f'; {note}'} ({answer.model.name} version {answer.model.version})"
 
 
 def _error_message(photo: Path, error: "PhotoError | OSError | ClientError") -> str:

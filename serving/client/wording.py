@@ -17,6 +17,9 @@ def could_be(answer: Answer) -> str:
     return f"could be {', '.join(others)} or {last}"
 
 
-def uncertainty_notes(answer: Answer) -> list[str]:
-    """Return the notes for a prediction; empty if the set has one breed and the photo is familiar."""
-    return [note for note in (could_be(answer), UNFAMILIAR if answer.unfamiliar else "") if note]
+def uncertainty_note(answer: Answer) -> str:
+    """Return a note about a photo that is unfamiliar or may show several breeds, otherwise an empty string.
+
+    The set of an unfamiliar photo is not named: its coverage holds only for photos like those of the training.
+    """
+    return UNFAMILIAR if answer.unfamiliar else could_be(answer)

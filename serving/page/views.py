@@ -42,7 +42,7 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
     """Render the best breed as heading, the photo, and next to it (on phones: below it) all breeds."""
     best = answer.best
     st.subheader(f"{escape_markdown(best.breed)}, {best.probability:.0%}", anchor=False)
-    for note in uncertainty_notes(answer):
+    if note := _uncertainty_note(answer):
         st.warning(note, icon=":material/help:")
     left, right = st.columns([2, 3], gap="medium")
     with left:
@@ -59,25 +59,23 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
         )
 
 
-def uncertainty_notes(answer: Answer) -> list[str]:
-    """Return notes as Markdown for a photo that is unfamiliar or may show several breeds."""
-    notes = []
+def _uncertainty_note(answer: Answer) -> str:
+    """Return a note as Markdown about a photo that is unfamiliar or may show several breeds, otherwise ""."""
     if answer.unfamiliar:
-        notes.append(f"This photo is {UNFAMILIAR}. Check that it shows one cat, large and in focus.")
+        return f"This photo is {UNFAMILIAR}. Check that it shows one cat, large and in focus."
     if answer.prediction_set is None:
-        notes += _note_without_set(answer.predictions)
-    elif sentence := could_be(answer):
-        notes.append(escape_markdown(f"The model is unsure: this {sentence}."))
-    return notes
+        return _note_without_set(answer.predictions)
+    sentence = could_be(answer)
+    return sentence and escape_markdown(f"This {sentence}.")
 
 
-def _note_without_set(predictions: Sequence[Prediction]) -> list[str]:
+def _note_without_set(predictions: Sequence[Prediction]) -> str:
     """Return a note if the probability of the best breed is low, for versions without prediction sets."""
     best, *others = predictions
     if best.probability >= _MIN_CONFIDENCE:
-        return []
+        return ""
     rest = ", ".join(f"{escape_markdown(other.breed)} {other.probability:.0%}" for other in others[:2])
-    return [f"The model is unsure. The cat may be of another breed ({rest}), or of a breed outside the training data."]
+    return f"The model is unsure. The cat may be of another breed ({rest}), or of a breed outside the training data."
 
 
 def show_photo_error(error: PhotoError) -> None:
@@ -97,7 +95,7 @@ def show_client_error(error: ClientError) -> None:
 def _bars(answer: Answer) -> alt.LayerChart:
     """Bars of the most probable breeds; those that the photo may show are highlighted."""
     predictions = answer.predictions[:_MAX_BARS]
-    possible = answer.prediction_set or (answer.best.breed,)
+    possible = () if answer.unfamiliar else answer.prediction_set or (answer.best.breed,)
     rows = [
         {"breed": row.breed, "probability": row.probability, "possible": row.breed in possible} for row in predictions
     ]
