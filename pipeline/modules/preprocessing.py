@@ -1,5 +1,7 @@
 """Preprocessing module of Transform: standardizes embeddings and encodes breeds with statistics of the train split."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 import tensorflow_transform as tft
 
@@ -22,14 +24,14 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         content_hash: Content hash of the photo, string [n, 1]; sort key of the training data.
         near_duplicate_group: ID of the photo's group of near-duplicates, string [n, 1].
     """
-    return {name: standardize(inputs[name]) for name in embedding_features(inputs)} | {
+    return {name: standardize(inputs[name], _train_moments) for name in embedding_features(inputs)} | {
         "label": tft.compute_and_apply_vocabulary(inputs["breed"], vocab_filename=VOCABULARY),
         "content_hash": inputs["content_hash"],
         "near_duplicate_group": inputs["near_duplicate_group"],
     }
 
 
-def standardize(embedding: tf.Tensor) -> tf.Tensor:
+def standardize(embedding: tf.Tensor, moments: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
     """Normalize the length of each embedding, then centre each dimension and divide by the mean standard deviation.
 
     The length of an embedding reflects the exposure of the photo more than its content (SimpleShot, Wang et al., 2019).
@@ -39,11 +41,17 @@ def standardize(embedding: tf.Tensor) -> tf.Tensor:
 
     Args:
         embedding: Embeddings, float32 [n, d].
+        moments: Function from normalized embeddings, float32 [n, d], to the mean and the variance of each dimension
+            over the photos of train, float32 [d].
 
     Returns:
         Standardized embeddings, float32 [n, d].
     """
     embedding *= tf.math.rsqrt(tf.reduce_mean(embedding**2, axis=1, keepdims=True) + _EPSILON)
-    mean = tft.mean(embedding, reduce_instance_dims=False)
-    deviation = tf.sqrt(tft.var(embedding, reduce_instance_dims=False))
-    return (embedding - mean) / (tf.reduce_mean(deviation) + _EPSILON)
+    mean, variance = moments(embedding)
+    return (embedding - mean) / (tf.reduce_mean(tf.sqrt(variance)) + _EPSILON)
+
+
+def _train_moments(embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of each dimension over all photos, which Transform computes on train."""
+    return tft.mean(embedding, reduce_instance_dims=False), tft.var(embedding, reduce_instance_dims=False)
