@@ -226,7 +226,7 @@ def _summarize(uri: str, record: dict[str, Any], signature: str) -> dict[str, An
         "overall": overall,
         "breeds": dict(sorted(breeds.items())),
         "confusion": _confusion(result, names),
-        "calibration": _calibration(outcomes),
+        "calibration": calibration(outcomes),
         "explain": explanation_metrics(record["explain"], len(names), outcomes) if is_explained else None,
     }
 
@@ -243,7 +243,7 @@ def _confusion(result: tfma.EvalResult, breeds: list[str]) -> dict[str, Any]:
     return {"breeds": breeds, "rows": rows}
 
 
-def _calibration(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+def calibration(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     """Reliability bins and expected calibration error of the predicted breed (Guo et al., ICML 2017)."""
     bins = defaultdict(list)
     for outcome in outcomes:

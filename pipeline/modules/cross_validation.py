@@ -47,8 +47,8 @@ def out_of_fold_rows(
     ]
 
 
-def assign_folds(labels: np.ndarray, groups: list[bytes]) -> np.ndarray:
-    """Assign photos to FOLDS folds, int64 [n], so that the folds have about equally many photos of each breed.
+def assign_folds(labels: np.ndarray, groups: list[bytes], folds: int = FOLDS) -> np.ndarray:
+    """Assign photos to folds 0, 1, ..., int64 [n], so that the folds have about equally many photos of each breed.
 
     The photos of a group are in one fold, because a near-duplicate of a photo would reveal its breed. The assignment
     does not depend on the order of the photos.
@@ -56,9 +56,10 @@ def assign_folds(labels: np.ndarray, groups: list[bytes]) -> np.ndarray:
     Args:
         labels: Indices of the breeds, int64 [n].
         groups: IDs of the groups; the photos of a group have the same breed.
+        folds: Number of folds.
     """
     ordered = sorted(set(zip(labels.tolist(), groups, strict=True)))
-    fold = {group: position % FOLDS for position, (_, group) in enumerate(ordered)}
+    fold = {group: position % folds for position, (_, group) in enumerate(ordered)}
     return np.array([fold[group] for group in groups])
 
 

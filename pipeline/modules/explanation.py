@@ -83,14 +83,38 @@ def _constant(values: np.ndarray | float) -> tf.Variable:
     return tf.Variable(values, trainable=False, dtype=tf.float32)
 
 
+def set_threshold(probabilities: np.ndarray, labels: np.ndarray, level: float) -> float | None:
+    """Return the least probability of a breed in a prediction set, by split conformal prediction.
+
+    The score of a photo is 1 - p (Sadinle et al., JASA 2019).
+
+    Args:
+        probabilities: Probabilities of the calibration photos, float32 [n, breeds].
+        labels: Indices of their breeds, int64 [n]; -1 for a breed without probabilities, which no set contains.
+        level: Share of photos whose set contains the breed, between 0 and 1.
+
+    Returns:
+        The threshold; None with fewer photos than `components.conformal.min_calibration_photos`.
+    """
+    of_breed = np.where(labels < 0, 0, probabilities[np.arange(len(labels)), labels])
+    score = conformal_quantile(-of_breed, level)  # -p and 1 - p have the same order, and -p is exact
+    return None if score is None else -score
+
+
+def prediction_sets(probabilities: tf.Tensor, threshold: float) -> tf.Tensor:
+    """Return whether each breed is in the prediction set of a photo: float32 [n, breeds] -> bool [n, breeds].
+
+    A set has the breeds whose probability reaches the threshold, and always the most probable breed. Sets without that
+    rule would be smaller; they would sometimes be empty, which tells a user nothing.
+    """
+    best = tf.reduce_max(probabilities, axis=1, keepdims=True)
+    return probabilities >= tf.minimum(best, threshold)
+
+
 class Explainer(tf.Module):
     """Prediction sets and the flag for unfamiliar photos, for the embeddings and probabilities of a trained head.
 
-    A prediction set has the breeds whose probability reaches a threshold, and always the most probable breed. The
-    threshold is that of split conformal prediction with the score 1 - p (Sadinle et al., JASA 2019): the sets of at
-    least the share `level` of new photos of the breeds contain the right breed. Sets without the rule for the most
-    probable breed would be smaller; they would sometimes be empty, which tells a user nothing.
-
+    The `prediction_sets` of at least the share `level` of new photos of the breeds contain the right breed.
     A photo is unfamiliar if its `RelativeMahalanobis` exceeds a bound that the share `level` of cats does not exceed.
 
     Args:
@@ -118,14 +142,10 @@ class Explainer(tf.Module):
     ):
         super().__init__()
         self._distance = RelativeMahalanobis(train_embeddings, train_labels)
-        photos = np.arange(len(eval_labels))
-        # A photo of a breed that is not in train has no probability of its breed: no set contains it.
-        of_breed = np.where(eval_labels < 0, 0, eval_probabilities[photos, eval_labels])
-        score = conformal_quantile(-of_breed, level)  # -p and 1 - p have the same order, and -p is exact
         self.record: dict[str, Any] = {
             "level": level,
-            "calibration_photos": len(photos),
-            "set_threshold": None if score is None else -score,
+            "calibration_photos": len(eval_labels),
+            "set_threshold": set_threshold(eval_probabilities, eval_labels, level),
             "unfamiliar_threshold": conformal_quantile(self._distance(tf.constant(eval_embeddings)).numpy(), level),
         }
 
@@ -147,6 +167,5 @@ class Explainer(tf.Module):
         if (bound := self.record["unfamiliar_threshold"]) is not None:
             outputs["unfamiliar"] = unfamiliarity > bound
         if (threshold := self.record["set_threshold"]) is not None:
-            best = tf.reduce_max(probabilities, axis=1, keepdims=True)
-            outputs["in_set"] = probabilities >= tf.minimum(best, threshold)
+            outputs["in_set"] = prediction_sets(probabilities, threshold)
         return outputs

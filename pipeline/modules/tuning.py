@@ -6,6 +6,7 @@ Linear heads are solved as logistic regressions. Networks are searched with Hype
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras_tuner as kt
 import numpy as np
@@ -36,12 +37,26 @@ from pipeline.modules.preprocessing import VOCABULARY
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     """Entry point of TFX's Tuner. `fn_args.custom_config` has the keys tuner, batch_size and seed."""
-    config = fn_args.custom_config
-    make_deterministic(config["seed"])
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
     breeds = transform.vocabulary_size_by_name(VOCABULARY)
     train = read_records(fn_args.train_files, transform)
     evaluation = read_records(fn_args.eval_files, transform)
+    return head_search(train, evaluation, breeds, fn_args.custom_config, fn_args.working_dir)
+
+
+def head_search(
+    train: Records, evaluation: Records, breeds: int, config: dict[str, Any], directory: str
+) -> TunerFnResult:
+    """Return the search for the best head, and the arguments of its method `search`.
+
+    Args:
+        train: Photos that the heads are fitted to.
+        evaluation: Photos that the heads are scored on.
+        breeds: Number of breeds.
+        config: `pipeline.settings.TunerSettings` as a dictionary (key tuner), batch_size and seed.
+        directory: Folder for the files of Keras Tuner.
+    """
+    make_deterministic(config["seed"])
     space = config["tuner"]
     tuner = HeadSearch(
         HeadHyperModel(train.embedding_sizes, breeds, space),
@@ -51,7 +66,7 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
         max_epochs=space["max_epochs"],
         factor=space["factor"],
         seed=config["seed"],
-        directory=fn_args.working_dir,
+        directory=directory,
         project_name="hyperband",
         overwrite=True,
     )
