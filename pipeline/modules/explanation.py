@@ -25,7 +25,7 @@ class RelativeMahalanobis(tf.Module):
 
     Measured with Xception on 480 photos of 12 breeds, 340 of them in train: at a threshold that accepts 95% of the
     cats, 0.5% of 126 photos without cats are accepted (20% without the other dimensions). Cats of a breed that is not
-    in train are hardly recognized: their AUROC is 0.74.
+    in train are hardly recognized: 13% of them are rejected (AUROC 0.74).
 
     Args:
         embeddings: Standardized embeddings of train, float32 [n, d], d at least 2.
