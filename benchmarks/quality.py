@@ -328,10 +328,11 @@ def standardized_records(photos: Photos, embeddings: dict[str, np.ndarray], trai
     def moments(normalized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.nn.moments(tf.gather(normalized, train), axes=[0])
 
-    names = embedding_features(embeddings)
-    columns = [standardize(tf.constant(embeddings[name]), moments) for name in names]
-    sizes = {name: embeddings[name].shape[1] for name in names}
-    return Records(np.concatenate(columns, axis=1), sizes, photos.labels, photos.content_hashes, photos.groups)
+    columns = standardize({name: tf.constant(embeddings[name]) for name in embedding_features(embeddings)}, moments)
+    sizes = {name: column.shape[1] for name, column in columns.items()}
+    return Records(
+        np.concatenate(list(columns.values()), axis=1), sizes, photos.labels, photos.content_hashes, photos.groups
+    )
 
 
 def build_heads(

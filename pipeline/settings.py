@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from components.candidates.architectures import ARCHITECTURES, ENSEMBLE, MAX_CANDIDATES
 from components.candidates.model_file import check_model_file, fixed_input_size
+from components.errors import WeightsError
 from pipeline import strict_yaml
 from serving.names import is_utf_8
 from serving.registry import NO_OBJECT_STORE
@@ -498,14 +499,21 @@ class Settings(_Section):
             backbone: Name of the backbone.
 
         Raises:
-            WeightsError: If the size is the input size of a model file that cannot be read.
+            WeightsError: If the size is the input size of a model file, and the file cannot be read or takes several
+                sizes.
         """
         file = self.model_files.get(backbone)
         if file and file.image_size:
             return file.image_size
-        if isinstance(self.image_size, dict):
-            return self.image_size[backbone]
-        return (fixed_input_size(backbone, file.model) if file else None) or self.image_size
+        sizes = self.image_size if isinstance(self.image_size, dict) else {}
+        if backbone in sizes:
+            return sizes[backbone]
+        size = fixed_input_size(backbone, file.model) if file else None
+        if size is None and sizes:
+            raise WeightsError(
+                f"backbones: {backbone}: image_size: missing, and {file.model} takes images of several sizes; add it"
+            )
+        return size or self.image_size
 
     def check_model_files(self) -> None:
         """Check that the models in files can be backbones, without importing TensorFlow.
@@ -554,7 +562,7 @@ class Settings(_Section):
                 has_own_size = backbone in self.model_files and self.model_files[backbone].image_size is not None
                 if has_own_size and backbone in self.image_size:
                     raise ValueError(f"image_size: {backbone} also has a size in its entry of backbones; remove one")
-                if not has_own_size and backbone not in self.image_size:
+                if backbone not in self.model_files and backbone not in self.image_size:
                     raise ValueError(f"image_size: no size for {backbone}; add it to the mapping")
         for backbone in set(self.backbone_names) & ARCHITECTURES.keys():
             if self.image_size_of(backbone) < ARCHITECTURES[backbone].min_size:

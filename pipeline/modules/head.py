@@ -125,6 +125,52 @@ def build_head(
     return head
 
 
+class ReusableHead:
+    """A network that can be trained again without a new graph: see `reset`.
+
+    Hyperparameters except `units` and `blocks` are variables. Gain: "reused heads" of `benchmarks/optimizations.py`.
+
+    Args:
+        embedding_sizes: See `Records`.
+        breeds: Number of classes.
+        hyperparameters: See `build_head`.
+    """
+
+    def __init__(self, embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict):
+        self._dropout = _VariableDropout()
+        self._model = build_head(embedding_sizes, breeds, hyperparameters, self._dropout)
+        optimizer = self._model.optimizer
+        optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
+        optimizer.build(self._model.trainable_variables)
+        self._initial_values = [
+            (variable, variable.numpy()) for variable in self._model.variables + optimizer.variables
+        ]
+
+    def reset(self, hyperparameters: dict) -> keras.Model:
+        """Reset all weights and the optimizer state, set `hyperparameters`, and return the model."""
+        for variable, value in self._initial_values:
+            variable.assign(value)
+        self._dropout.rate.assign(hyperparameters["dropout"])
+        self._model.optimizer.learning_rate.assign(hyperparameters["learning_rate"])
+        self._model.optimizer.weight_decay.assign(hyperparameters["weight_decay"])
+        return self._model
+
+
+class _VariableDropout(keras.layers.Layer):
+    """Dropout whose rate is a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = keras.Variable(0.0, trainable=False, name="rate")
+        self._seeds = keras.random.SeedGenerator()
+
+    def call(self, inputs, training=False):
+        if not training:
+            return inputs
+        keep = keras.random.uniform(keras.ops.shape(inputs), seed=self._seeds) >= self.rate
+        return keras.ops.where(keep, inputs / (1 - self.rate), 0.0)
+
+
 def batched_dataset(records: Records, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
     """Return a dataset of batches (embeddings float32 [batch_size, d], labels int64 [batch_size]) for `fit`.
 

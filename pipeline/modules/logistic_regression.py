@@ -55,15 +55,15 @@ def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalties: It
     # the space that the photos span, of which `basis` is an orthonormal basis.
     basis, features = None, embeddings
     if len(embeddings) < embeddings.shape[1]:
-        basis, coordinates = np.linalg.qr(embeddings.T)
+        with _one_thread():
+            basis, coordinates = np.linalg.qr(embeddings.T)
         features = coordinates.T
     # For two breeds, scikit-learn penalizes the difference of their weights.
     scale = squared_length / 2 if len(present) == 2 else squared_length
     model = LogisticRegression(warm_start=True, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS)
     for penalty in penalties:
         model.set_params(C=1 / (penalty * scale))
-        # The matrices are so small that the threads of BLAS would wait for each other most of the time.
-        with threadpool_limits(1):
+        with _one_thread():
             model.fit(features, labels)
         weights, intercepts = model.coef_.T, model.intercept_
         if len(present) == 2:
@@ -73,3 +73,8 @@ def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalties: It
         bias = bias.copy()
         bias[present] = intercepts
         yield Solution(kernel, bias, int(model.n_iter_[0]))
+
+
+def _one_thread() -> threadpool_limits:
+    """Context manager: the matrices are so small that several threads of BLAS would mostly wait for each other."""
+    return threadpool_limits(1)

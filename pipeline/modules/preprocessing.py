@@ -24,32 +24,46 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         content_hash: Content hash of the photo, string [n, 1]; sort key of the training data.
         near_duplicate_group: ID of the photo's group of near-duplicates, string [n, 1].
     """
-    return {name: standardize(inputs[name], _train_moments) for name in embedding_features(inputs)} | {
+    embeddings = {name: inputs[name] for name in embedding_features(inputs)}
+    return standardize(embeddings, _train_moments) | {
         "label": tft.compute_and_apply_vocabulary(inputs["breed"], vocab_filename=VOCABULARY),
         "content_hash": inputs["content_hash"],
         "near_duplicate_group": inputs["near_duplicate_group"],
     }
 
 
-def standardize(embedding: tf.Tensor, moments: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+def standardize(
+    embeddings: dict[str, tf.Tensor], moments: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+) -> dict[str, tf.Tensor]:
     """Normalize the length of each embedding, then centre each dimension and divide by the mean standard deviation.
 
     The length of an embedding reflects the exposure of the photo more than its content (SimpleShot, Wang et al., 2019).
-    All dimensions share one standard deviation because a z-score per dimension amplifies dimensions that hardly vary.
-    Compared with a z-score per dimension without length normalization, heads trained on 60 photos of 12 breeds gain 3
-    points of accuracy on unseen photos (Xception, mean of 14 splits).
+    All dimensions of an embedding share one standard deviation because a z-score per dimension amplifies dimensions
+    that hardly vary. Compared with a z-score per dimension without length normalization, heads trained on 60 photos of
+    12 breeds gain 3 points of accuracy on unseen photos (Xception, mean of 14 splits).
 
     Args:
-        embedding: Embeddings, float32 [n, d].
-        moments: Function from normalized embeddings, float32 [n, d], to the mean and the variance of each dimension
-            over the photos of train, float32 [d].
+        embeddings: Embeddings by name, each float32 [n, d].
+        moments: Function from normalized embeddings, float32 [n, sum of the d], to the mean and the variance of each
+            dimension over the photos of train, float32 [sum of the d].
 
     Returns:
-        Standardized embeddings, float32 [n, d].
+        Standardized embeddings by name, each float32 [n, d].
     """
-    embedding *= tf.math.rsqrt(tf.reduce_mean(embedding**2, axis=1, keepdims=True) + _EPSILON)
-    mean, variance = moments(embedding)
-    return (embedding - mean) / (tf.reduce_mean(tf.sqrt(variance)) + _EPSILON)
+    normalized = {name: _normalize_length(embedding) for name, embedding in embeddings.items()}
+    # One vector, because Transform needs about a second for the statistics of each tensor.
+    mean, variance = moments(tf.concat(list(normalized.values()), axis=1))
+    sizes = [embedding.shape[1] for embedding in normalized.values()]
+    return {
+        name: (embedding - mean_of_part) / (tf.reduce_mean(tf.sqrt(variance_of_part)) + _EPSILON)
+        for (name, embedding), mean_of_part, variance_of_part in zip(
+            normalized.items(), tf.split(mean, sizes), tf.split(variance, sizes), strict=True
+        )
+    }
+
+
+def _normalize_length(embedding: tf.Tensor) -> tf.Tensor:
+    return embedding * tf.math.rsqrt(tf.reduce_mean(embedding**2, axis=1, keepdims=True) + _EPSILON)
 
 
 def _train_moments(embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

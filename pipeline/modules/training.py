@@ -1,6 +1,7 @@
 """Trainer module: fits the final head of one candidate with the best hyperparameters of the Tuner."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras_tuner as kt
@@ -19,6 +20,8 @@ from pipeline.modules.cross_validation import out_of_fold_rows
 from pipeline.modules.explanation import Explainer
 from pipeline.modules.head import (
     Records,
+    ReusableHead,
+    batched_dataset,
     build_head,
     hyperparameters_of,
     make_deterministic,
@@ -59,7 +62,7 @@ def run_fn(fn_args: FnArgs) -> None:
     out_of_fold = out_of_fold_rows(
         {"train": train, "eval": evaluation},
         breeds,
-        lambda records: refit_head(records, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
+        refitter(train.embedding_sizes, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
     )
 
     explainer = Explainer(
@@ -121,13 +124,20 @@ def fit_head(
     return Fit(head, best_epoch, {"epochs": len(history["loss"]), "best_epoch": best_epoch, "history": history})
 
 
-def refit_head(
-    records: Records, breeds: int, hyperparameters: dict[str, Any], batch_size: int, epochs: int, seed: int
-) -> keras.Model:
-    """Fit a head on other photos, in the way that `fit_head` fitted it.
+def refitter(
+    embedding_sizes: dict[str, int],
+    breeds: int,
+    hyperparameters: dict[str, Any],
+    batch_size: int,
+    epochs: int,
+    seed: int,
+) -> Callable[[Records], keras.Model]:
+    """Return a function that fits a head on other photos, in the way that `fit_head` fitted it.
+
+    A network is the same object after each call, with new weights.
 
     Args:
-        records: Photos to fit.
+        embedding_sizes: See `pipeline.modules.head.Records`.
         breeds: Number of breeds.
         hyperparameters: See `pipeline.modules.head.build_head`.
         batch_size: Photos per training step of a network.
@@ -135,11 +145,16 @@ def refit_head(
         seed: Seed of the training.
     """
     if hyperparameters["kind"] == "logistic_regression":
-        return _solve_head(records, breeds, hyperparameters)[0]
+        return lambda records: _solve_head(records, breeds, hyperparameters)[0]
     make_deterministic(seed)
-    head = build_head(records.embedding_sizes, breeds, hyperparameters)
-    head.fit(records.embeddings, records.labels, epochs=epochs, batch_size=batch_size, verbose=0)
-    return head
+    network = ReusableHead(embedding_sizes, breeds, hyperparameters)
+
+    def train(records: Records) -> keras.Model:
+        head = network.reset(hyperparameters)
+        head.fit(batched_dataset(records, batch_size, seed), epochs=epochs, verbose=0)
+        return head
+
+    return train
 
 
 def _solve_head(records: Records, breeds: int, hyperparameters: dict[str, Any]) -> tuple[keras.Model, int]:

@@ -25,8 +25,8 @@ from pipeline.modules import logistic_regression
 from pipeline.modules.head import (
     EVALUATION_BATCH_SIZE,
     Records,
+    ReusableHead,
     batched_dataset,
-    build_head,
     hyperparameters_of,
     make_deterministic,
     read_records,
@@ -135,56 +135,15 @@ class HeadHyperModel(kt.HyperModel):
     def __init__(self, embedding_sizes: dict[str, int], breeds: int, space: dict):
         super().__init__()
         self._embedding_sizes, self._breeds, self._space = embedding_sizes, breeds, space
-        self._heads: dict[tuple[int, str], _ReusableHead] = {}
+        self._heads: dict[tuple[int, str], ReusableHead] = {}
 
     def build(self, hp: kt.HyperParameters) -> keras.Model:
         """Return the untrained head of a trial."""
         hyperparameters = sample_hyperparameters(hp, self._space)
         shape = hyperparameters["units"], hyperparameters["blocks"]
         if shape not in self._heads:
-            self._heads[shape] = _ReusableHead(self._embedding_sizes, self._breeds, hyperparameters)
+            self._heads[shape] = ReusableHead(self._embedding_sizes, self._breeds, hyperparameters)
         return self._heads[shape].reset(hyperparameters)
-
-
-class _ReusableHead:
-    """A network whose hyperparameters, except `units` and `blocks`, are variables: new values need no new graph.
-
-    Gain: "reused heads" of `benchmarks/optimizations.py`.
-    """
-
-    def __init__(self, embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict):
-        self._dropout = _VariableDropout()
-        self._model = build_head(embedding_sizes, breeds, hyperparameters, self._dropout)
-        optimizer = self._model.optimizer
-        optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
-        optimizer.build(self._model.trainable_variables)
-        self._initial_values = [
-            (variable, variable.numpy()) for variable in self._model.variables + optimizer.variables
-        ]
-
-    def reset(self, hyperparameters: dict) -> keras.Model:
-        """Reset all weights and the optimizer state, set `hyperparameters`, and return the model."""
-        for variable, value in self._initial_values:
-            variable.assign(value)
-        self._dropout.rate.assign(hyperparameters["dropout"])
-        self._model.optimizer.learning_rate.assign(hyperparameters["learning_rate"])
-        self._model.optimizer.weight_decay.assign(hyperparameters["weight_decay"])
-        return self._model
-
-
-class _VariableDropout(keras.layers.Layer):
-    """Dropout whose rate is a variable."""
-
-    def __init__(self):
-        super().__init__()
-        self.rate = keras.Variable(0.0, trainable=False, name="rate")
-        self._seeds = keras.random.SeedGenerator()
-
-    def call(self, inputs, training=False):
-        if not training:
-            return inputs
-        keep = keras.random.uniform(keras.ops.shape(inputs), seed=self._seeds) >= self.rate
-        return keras.ops.where(keep, inputs / (1 - self.rate), 0.0)
 
 
 class TrialError(FatalError):

@@ -88,7 +88,8 @@ def _check_model_files(settings: Settings) -> None:
                 f"backbones: {name}: model: {file.model}: must be the absolute path in the containers, for example on "
                 f"the volume at {', '.join(volume.path for volume in settings.kubeflow.volumes)}"
             )
-        if not file.image_size and isinstance(settings.image_size, int):
+        sizes = settings.image_size if isinstance(settings.image_size, dict) else {}
+        if not file.image_size and name not in sizes:
             raise SettingsError(
                 f"backbones: {name}: image_size: missing; add it, because {file.model} is not read when the pipeline "
                 "is compiled"

@@ -88,16 +88,16 @@ def test_an_invalid_setting_is_rejected_with_a_message(catbreeds, arguments, par
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("side", "entry", "message"),
     [
-        ("", "image_size: no size for net"),
-        ("image_size: 64", "backbones: net: image_size: net.keras takes images of 32 x 32 pixels, not 64 x 64"),
-        ("image_size: 32, layers: [tpo]", "backbones: net: layers: net.keras has no layer 'tpo'"),
-        ("image_size: 32, layers: [top, body]", "backbones: net: layers: 'body' does not come after 'top'"),
+        (None, "", "backbones: net: image_size: missing, and net.keras takes images of several sizes; add it"),
+        (SIDE, "image_size: 64", "backbones: net: image_size: net.keras takes images of 32 x 32 pixels, not 64 x 64"),
+        (SIDE, "layers: [tpo]", "backbones: net: layers: net.keras has no layer 'tpo'"),
+        (SIDE, "layers: [top, body]", "backbones: net: layers: 'body' does not come after 'top'"),
     ],
 )
-def test_a_model_file_that_cannot_be_a_backbone_is_rejected_before_the_run(catbreeds, tmp_path, entry, message):
-    write_model(tmp_path / "net.keras", SIDE)
+def test_a_model_file_that_cannot_be_a_backbone_is_rejected_before_the_run(catbreeds, tmp_path, side, entry, message):
+    write_model(tmp_path / "net.keras", side)
     backbones = f"backbones=[{{name: net, model: net.keras, {entry}}}]"
     sizes = "image_size={resnet50: 71}"
     command = ("run", "--profile", "demo", "--data", str(tmp_path), "--set", backbones, "--set", sizes)

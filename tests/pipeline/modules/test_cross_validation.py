@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.modules import training
 from pipeline.modules.cross_validation import FOLDS, assign_folds, out_of_fold_rows
 from pipeline.modules.head import Records
-from tests.pipeline.modules.test_head import BREEDS, NETWORK, SOLVED, synthetic_records
+from tests.pipeline.modules.test_head import BREEDS, NETWORK, SIZES, SOLVED, synthetic_records
 
 NAMES = ["Fogbell", "Mosscoat", "Rex"]
 
@@ -18,9 +18,11 @@ def records(count: int, seed: int, split: str) -> Records:
 def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
     splits, fitted = {"train": records(60, 0, "t"), "eval": records(12, 1, "e")}, []
 
+    refit = training.refitter(SIZES, BREEDS, SOLVED, 16, 0, seed=0)
+
     def fit(photos: Records):
         fitted.append(set(photos.content_hashes))
-        return training.refit_head(photos, BREEDS, SOLVED, 16, 0, seed=0)
+        return refit(photos)
 
     rows = out_of_fold_rows(splits, NAMES, fit)
     assert [row["split"] for row in rows] == ["train"] * 60 + ["eval"] * 12
@@ -34,11 +36,16 @@ def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
     assert np.mean([row["correct"] for row in rows]) > 0.9
 
 
-def test_networks_are_refitted_for_the_given_number_of_epochs(monkeypatch):
-    seen = []
-    monkeypatch.setattr(training.keras.Model, "fit", lambda *_, **options: seen.append(options["epochs"]))
-    training.refit_head(records(20, 0, "t"), BREEDS, NETWORK, 16, 7, seed=0)
-    assert seen == [7]
+def test_a_network_is_refitted_from_the_start_for_the_given_number_of_epochs():
+    photos, others = records(40, 0, "t"), records(40, 1, "e")
+
+    def predict(epochs: int, *folds: Records):
+        fit = training.refitter(SIZES, BREEDS, NETWORK, 16, epochs, seed=0)
+        return [fit(fold) for fold in folds][-1](photos.embeddings, training=False).numpy()
+
+    alone = predict(2, photos)
+    np.testing.assert_array_equal(predict(2, others, photos), alone)
+    assert not np.array_equal(predict(3, photos), alone)
 
 
 def test_folds_keep_groups_together_and_spread_breeds_evenly():

@@ -14,6 +14,7 @@ from components.candidates.trial_metrics import TRIAL_SECONDS
 from pipeline.modules import training, tuning
 from pipeline.modules.head import (
     Records,
+    ReusableHead,
     batched_dataset,
     build_head,
     hyperparameters_of,
@@ -250,7 +251,7 @@ def test_reused_head_equals_a_new_head():
 
     def train(used_before: bool):
         make_deterministic(0)
-        head = tuning._ReusableHead(SIZES, BREEDS, hyperparameters)
+        head = ReusableHead(SIZES, BREEDS, hyperparameters)
         if used_before:
             earlier = head.reset(hyperparameters | {"learning_rate": 0.1, "weight_decay": 0.1, "dropout": 0.8})
             earlier.fit(batched_dataset(data, 16), verbose=0)
