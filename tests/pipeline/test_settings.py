@@ -56,7 +56,7 @@ def test_the_standard_profile_covers_the_task_of_the_original_project():
     settings = load("standard")
     assert settings.backbones == ("xception", "resnet50", "efficientnetb7")
     assert settings.weights == "imagenet"
-    assert settings.image_size == 224
+    assert settings.image_size == {"xception": 256, "resnet50": 224, "efficientnetb7": 224}
     assert {10, 50, 100} <= set(settings.tuner.units)
     assert settings.tuner.dropout == (0.2, 0.5, 0.8)
     assert settings.tuner.learning_rate == (1e-4, 1e-1)
