@@ -26,9 +26,9 @@ Columns:
     covered, breeds: share of the 95% prediction sets, calibrated on eval, that contain the breed, and their mean size.
     passes, ms: forward passes and milliseconds for embedding a photo, in batches, including decoding it.
 
-Results for 480 photos of 12 breeds (a sample of Oxford-IIIT Pet, 476 without duplicates), Xception and
-EfficientNet-Lite2 with ImageNet weights, --repeats 3, on 2 idle CPU cores. With so few photos, eval has about 70 of them
-and the sets are larger.
+Results for 480 photos of 12 breeds (a sample of Oxford-IIIT Pet, 476 without duplicates), Xception and EfficientNet-
+Lite2 with ImageNet weights, --repeats 3, on 2 idle CPU cores. With so few photos, eval has about 70 of them and the
+sets are larger.
 
                          accuracy      NLL      ECE   points     s.e.    lower  covered   breeds   passes       ms
     common recipe           0.838    0.459    0.022     +0.0      0.0     +0.0    0.973     2.20        1     66.9
