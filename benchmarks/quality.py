@@ -1,4 +1,4 @@
-"""Compare the classifiers that the pipeline builds with a common recipe, on photos that they were not built from.
+"""Compare the classifiers that the pipeline builds with a baseline, on photos that they were not built from.
 
     python benchmarks/quality.py --data photos --weights-dir weights \
         --backbones xception lite2=efficientnet_lite2.keras:block20_out,block21_out,top
@@ -7,7 +7,7 @@
 fold is predicted by classifiers that were built from the other folds, which are divided into train and eval in the
 proportions of the settings. The figures are over the predictions of all photos.
 
-    common recipe: The head of the project that this one replaces, on the last block of the first backbone: pooled
+    baseline: The head of the project that this one replaces, on the last block of the first backbone: pooled
         features without standardization, 50 hidden units with ReLU, dropout of half of them, softmax; 30 epochs of Adam
         (learning rate 0.001, 32 photos per step) on train. Eval only calibrates its prediction sets. A built-in
         backbone receives images of 224 px.
@@ -21,17 +21,17 @@ The Tuner tries only logistic regressions; with --networks, it also searches net
 Columns:
 
     accuracy, NLL, ECE: share of right predictions, mean negative log-likelihood in nats, expected calibration error.
-    points, s.e., lower: accuracy minus that of the recipe on the same photos, in percentage points; its standard error;
-        lower bound of its 95% interval (normal approximation).
+    points, s.e., lower: accuracy minus that of the baseline on the same photos, in percentage points; its standard
+        error; lower bound of its 95% interval (normal approximation).
     covered, breeds: share of the 95% prediction sets, calibrated on eval, that contain the breed, and their mean size.
     passes, ms: forward passes and milliseconds for embedding a photo, in batches, including decoding it.
 
-Results for 480 photos of 12 breeds (a sample of Oxford-IIIT Pet, 476 without duplicates), Xception and EfficientNet-
-Lite2 with ImageNet weights, --repeats 3, on 2 idle CPU cores. With so few photos, eval has about 70 of them and the
-sets are larger.
+Results for 480 photos of 12 breeds (a sample of Oxford-IIIT Pet, 476 without duplicates), Xception and
+EfficientNet-Lite2 with ImageNet weights, --repeats 3, on 2 idle CPU cores. With so few photos, eval has about 70 of
+them and the sets are larger.
 
                          accuracy      NLL      ECE   points     s.e.    lower  covered   breeds   passes       ms
-    common recipe           0.838    0.459    0.022     +0.0      0.0     +0.0    0.973     2.20        1     66.9
+    baseline                0.838    0.459    0.022     +0.0      0.0     +0.0    0.973     2.20        1     66.9
     xception, last block    0.859    0.422    0.032     +2.0      1.1     -0.1    0.978     1.87        1     74.8
     xception, all blocks    0.871    0.378    0.038     +3.3      1.1     +1.1    0.971     1.63        1     74.8
     xception, tuned         0.870    0.383    0.035     +3.2      1.1     +1.1    0.969     1.60        1     74.8
@@ -75,8 +75,9 @@ from tfx.utils import path_utils
 from components.artifacts import IngestReport
 from components.candidates.architectures import ARCHITECTURES, ENSEMBLE
 from components.candidates.backbone import Backbone, find_weights
-from components.candidates.embedding_features import embedding_features, feature_depth, feature_name
+from components.candidates.embedding_features import embedding_features, feature_name
 from components.candidates.evaluator import calibration
+from components.candidates.hyperparameters import BLOCKS
 from components.candidates.model_file import fixed_input_size
 from components.errors import DataError, WeightsError
 from components.ingestion.image_example_gen import ImageExampleGen
@@ -93,10 +94,9 @@ from pipeline.run_context import local_run_context
 from pipeline.runners.local import metadata_config
 from pipeline.settings import Settings, SettingsError, load
 
-RECIPE = "common recipe"
-RECIPE_IMAGE_SIZE = 224
-RECIPE_UNITS, RECIPE_DROPOUT, RECIPE_EPOCHS, RECIPE_LEARNING_RATE, RECIPE_BATCH_SIZE = 50, 0.5, 30, 1e-3, 32
-KINDS = {"last": "last block", "all": "all blocks"}
+BASELINE = "baseline"
+BASELINE_IMAGE_SIZE = 224
+BASELINE_UNITS, BASELINE_DROPOUT, BASELINE_EPOCHS, BASELINE_LEARNING_RATE, BASELINE_BATCH_SIZE = 50, 0.5, 30, 1e-3, 32
 _MAX_PARTS = 20  # of the photos outside of a fold, to divide them into train and eval
 _TINY = np.finfo(np.float32).tiny  # so that the logarithm of a probability is finite
 _Z = 1.96  # two-sided 95% quantile of the standard normal distribution
@@ -234,7 +234,7 @@ def embed_for_candidates(nodes: dict[str, BaseNode], photos: Photos, settings: S
     return embeddings
 
 
-def embed_for_recipe(
+def embed_for_baseline(
     candidates: dict[str, Embeddings], overrides: list[str], photos: Photos, settings: Settings
 ) -> Embeddings:
     """Embed all photos with the last block of the first backbone.
@@ -247,11 +247,11 @@ def embed_for_recipe(
     """
     backbone = settings.backbone_names[0]
     embeddings = candidates[backbone]
-    if backbone in ARCHITECTURES and settings.image_size_of(backbone) != RECIPE_IMAGE_SIZE:
-        _, nodes = pipeline_nodes([*overrides, f"backbones=[{backbone}]", f"image_size={RECIPE_IMAGE_SIZE}"])
+    if backbone in ARCHITECTURES and settings.image_size_of(backbone) != BASELINE_IMAGE_SIZE:
+        _, nodes = pipeline_nodes([*overrides, f"backbones=[{backbone}]", f"image_size={BASELINE_IMAGE_SIZE}"])
         node = nodes[branch_node_id("Backbone", backbone)]
         embeddings = embed(node, photos.images, settings.beam.embedding_batch_size)
-        _log(f"{RECIPE}: {1000 * embeddings.seconds:.1f} ms per photo")
+        _log(f"{BASELINE}: {1000 * embeddings.seconds:.1f} ms per photo")
     name = feature_name(backbone, 0)
     return embeddings._replace(values={name: embeddings.values[name]})
 
@@ -287,7 +287,7 @@ def evaluate(
 
     Args:
         photos: All photos.
-        embeddings: Embeddings of the photos for the recipe and for each candidate.
+        embeddings: Embeddings of the photos for the baseline and for each candidate.
         settings: Settings of the run.
         folds: Number of folds.
         repeats: Number of different divisions into folds.
@@ -314,15 +314,15 @@ def predict(
 
     Args:
         photos: All photos.
-        embeddings: Embeddings of the photos for the recipe and for each candidate.
+        embeddings: Embeddings of the photos for the baseline and for each candidate.
         split: Split of the photos.
         settings: Settings of the run.
     """
     for name, (values, _, _) in embeddings.items():
         started = time.perf_counter()
-        if name == RECIPE:
+        if name == BASELINE:
             (pooled,) = values.values()
-            head = train_recipe(pooled[split.train], photos.labels[split.train], len(photos.breeds), settings.seed)
+            head = train_baseline(pooled[split.train], photos.labels[split.train], len(photos.breeds), settings.seed)
             yield name, head(pooled, training=False).numpy()
             continue
         records = standardized_records(photos, values, split.train)
@@ -333,19 +333,21 @@ def predict(
         _log(f"  {name}: {chosen} ({time.perf_counter() - started:.1f} s)")
 
 
-def train_recipe(embeddings: np.ndarray, labels: np.ndarray, breeds: int, seed: int) -> keras.Model:
-    """Train the head of the recipe on embeddings float32 [n, d] with labels int64 [n]."""
+def train_baseline(embeddings: np.ndarray, labels: np.ndarray, breeds: int, seed: int) -> keras.Model:
+    """Train the head of the baseline on embeddings float32 [n, d] with labels int64 [n]."""
     make_deterministic(seed)
     head = keras.Sequential(
         [
             keras.Input([embeddings.shape[1]]),
-            keras.layers.Dense(RECIPE_UNITS, "relu"),
-            keras.layers.Dropout(RECIPE_DROPOUT),
+            keras.layers.Dense(BASELINE_UNITS, "relu"),
+            keras.layers.Dropout(BASELINE_DROPOUT),
             keras.layers.Dense(breeds, "softmax"),
         ]
     )
-    head.compile(keras.optimizers.Adam(RECIPE_LEARNING_RATE), loss="sparse_categorical_crossentropy", jit_compile=False)
-    head.fit(embeddings, labels, epochs=RECIPE_EPOCHS, batch_size=RECIPE_BATCH_SIZE, verbose=0)
+    head.compile(
+        keras.optimizers.Adam(BASELINE_LEARNING_RATE), loss="sparse_categorical_crossentropy", jit_compile=False
+    )
+    head.fit(embeddings, labels, epochs=BASELINE_EPOCHS, batch_size=BASELINE_BATCH_SIZE, verbose=0)
     return head
 
 
@@ -386,13 +388,11 @@ def build_heads(
         trials = search.tuner.oracle.get_best_trials(len(search.tuner.oracle.trials))
     ranked = [hyperparameters_of(trial.hyperparameters) for trial in trials]
     best = {values["blocks"]: values for values in reversed(ranked)}
-    if not any(feature_depth(name) for name in records.embedding_sizes):
-        best = {ranked[0]["blocks"]: ranked[0]}
     heads = {}
     for blocks, hyperparameters in best.items():
         make_deterministic(settings.seed)
         heads[blocks] = fit_head(train, evaluation, breeds, hyperparameters, trainer).head
-    named = {KINDS[blocks]: heads[blocks] for blocks in KINDS if len(heads) > 1}
+    named = {BLOCKS[blocks]: heads[blocks] for blocks in BLOCKS if len(heads) > 1}
     return named | {"tuned": heads[ranked[0]["blocks"]]}, ranked[0]
 
 
@@ -416,7 +416,7 @@ def table(labels: np.ndarray, embeddings: dict[str, Embeddings], results: dict[s
 
     Args:
         labels: Indices of the breeds, int64 [n].
-        embeddings: Embeddings of the photos for the recipe and for each candidate.
+        embeddings: Embeddings of the photos for the baseline and for each candidate.
         results: Predictions, by name of the classifier.
     """
     rows = np.arange(len(labels))
@@ -424,7 +424,7 @@ def table(labels: np.ndarray, embeddings: dict[str, Embeddings], results: dict[s
     lines = [["accuracy", "NLL", "ECE", "points", "s.e.", "lower", "covered", "breeds", "passes", "ms"]]
     for name, (probabilities, sets) in results.items():
         _, passes, seconds = embeddings[name.partition(",")[0]]
-        points = 100 * (correct[name] - correct[RECIPE])
+        points = 100 * (correct[name] - correct[BASELINE])
         error = points.std(ddof=1) / np.sqrt(len(points))
         lines.append(
             [
@@ -516,7 +516,7 @@ def main() -> None:
     photos = read_photos(nodes["ImageExampleGen"], settings)
     _log(f"{len(photos.images)} photos in {len(set(photos.groups))} groups of near-duplicates")
     candidates = embed_for_candidates(nodes, photos, settings)
-    embeddings = {RECIPE: embed_for_recipe(candidates, overrides, photos, settings), **candidates}
+    embeddings = {BASELINE: embed_for_baseline(candidates, overrides, photos, settings), **candidates}
     results = evaluate(photos, embeddings, settings, arguments.folds, arguments.repeats)
     divisions = f"{arguments.repeats} division{'s' if arguments.repeats > 1 else ''} into folds"
     print(f"{len(photos.images)} photos of {len(photos.breeds)} breeds, {arguments.folds} folds, {divisions}")

@@ -91,3 +91,8 @@ def log_likelihood_test(candidate: ArrayLike, champion: ArrayLike) -> tuple[floa
     differences = candidate - champion
     p_value = ttest_rel(candidate, champion, alternative="less").pvalue if np.ptp(differences) else 1.0
     return float(differences.mean()), float(p_value)
+
+
+def p_text(p_value: float) -> str:
+    """Format a p-value: "p = 0.0312", or "p < 0.0001"."""
+    return f"p = {p_value:.4f}" if p_value >= 1e-4 else "p < 0.0001"

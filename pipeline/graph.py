@@ -49,7 +49,9 @@ SERVING_CHECK_PHOTOS = 4
 _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
 # Modules that determine a trained head, and those that determine the whole model.
 _HEAD_MODULES = (
+    "components.candidates.backbone",
     "components.candidates.embedding_gen",
+    "components.candidates.embedding_join",
     "components.candidates.served_model",
     "pipeline.modules.preprocessing",
     "pipeline.modules.training",

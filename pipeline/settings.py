@@ -69,7 +69,9 @@ class SplitSettings(_Section):
     """
 
     train: float = Field(0.7, gt=0, lt=1, description="share of photos for training the classification heads")
-    eval: float = Field(0.15, gt=0, lt=1, description="share of photos for tuning and early stopping")
+    eval: float = Field(
+        0.15, gt=0, lt=1, description="share of photos for tuning, early stopping and the thresholds of prediction sets"
+    )
     test: float = Field(0.15, gt=0, lt=1, description="share of photos held out for the gate")
     seed: int = Field(0, ge=0, description="seed of the split assignment; another seed assigns photos differently")
 
@@ -130,7 +132,10 @@ class TunerSettings(_Section):
         "val_loss", description="metric on the eval split that the search optimizes"
     )
     kinds: tuple[Literal["logistic_regression", "network"], ...] = Field(
-        ("logistic_regression", "network"), min_length=1, description="kinds of heads to try"
+        ("logistic_regression", "network"),
+        min_length=1,
+        description="kinds of heads to try: `logistic_regression` is linear and solved, `network` is a neural network "
+        "that is trained",
     )
     blocks: tuple[Literal["last", "all"], ...] = Field(
         ("last", "all"),
@@ -140,12 +145,15 @@ class TunerSettings(_Section):
     l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.003, 0.01, 0.03, 0.1, 0.3),
         min_length=1,
-        description="L2 penalties of the logistic regressions to try; scikit-learn's 1/C for embeddings of length 1",
+        description="L2 penalties of the logistic regressions to try: 1/C of scikit-learn's LogisticRegression, for "
+        "embeddings that are scaled to a mean squared length of 1",
     )
     max_epochs: int = Field(10, ge=2, le=1000, description="number of epochs of the longest trials of networks")
     factor: int = Field(3, ge=2, le=10, description="Hyperband's reduction factor")
     units: tuple[Annotated[int, Field(ge=0, le=8192)], ...] = Field(
-        (0, 10, 50, 100), min_length=1, description="numbers of hidden units of a network to try; 0 is a linear head"
+        (0, 10, 50, 100),
+        min_length=1,
+        description="numbers of hidden units of a network to try; 0 is a linear head that is trained",
     )
     dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.2, 0.5, 0.8), min_length=1, description="dropout rates to try, applied to the embedding during training"
@@ -166,7 +174,7 @@ class TunerSettings(_Section):
 
 
 class TrainerSettings(_Section):
-    """Final training of each backbone's head with the best hyperparameters of the search."""
+    """Training of each candidate's head with the best hyperparameters of the search, if it is a neural network."""
 
     epochs: int = Field(
         30, ge=1, le=10_000, description="maximum number of epochs; training stops early based on the eval loss"
@@ -185,8 +193,8 @@ class ExplainSettings(_Section):
         gt=0,
         lt=1,
         description="share of new photos whose prediction set contains the right breed, and share of new photos of "
-        "cats that are not flagged as unlike the training photos; calibration needs level / (1 - level) eval photos "
-        "(19 for 0.95); with fewer, the model has neither",
+        "cats that are not flagged as unlike the training photos. Both thresholds need level / (1 - level) eval "
+        "photos, which is 19 for 0.95; with fewer, the model has no prediction sets and no flag",
     )
 
 

@@ -113,7 +113,7 @@ def load_network(backbone: str, path: str, image_size: int, layers: Sequence[str
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many types
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise WeightsError(f"backbones: {backbone}: model: {path}: Keras cannot load it: {reason}") from None
 
 
@@ -263,7 +263,7 @@ def Backbone(
         "weights_digest": digest,
         "licence": licence,
         "image_size": image_size,
-        "layers": list(reversed(used_layers)) or [_operations(network)[-1].name],
+        "layers": list(used_layers) or [_operations(network)[-1].name],
         "embedding_sizes": {feature: spec.shape[-1] for feature, spec in traced.structured_outputs.items()},
         "parameters": blocks.count_params(),
         "multiply_adds": multiply_adds(blocks, image_size, traced.graph),

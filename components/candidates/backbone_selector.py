@@ -1,6 +1,7 @@
 """BackboneSelector component: compares the candidates and assembles the served model of the winner."""
 
 import contextlib
+import gc
 import json
 from typing import Any, ClassVar, NamedTuple
 
@@ -109,6 +110,9 @@ class Executor(BaseExecutor):
                         model.save(folder, exec_properties["model_name"])
                     breeds = read_json(head, MODEL_RECORD_FILE)["breeds"]
                 row["latency_ms_p50"] = model.latency_ms()
+            # The functions of a served model refer to it, so only garbage collection frees its weights.
+            del model
+            gc.collect()
             row |= difference_to_winner(predictions[candidate.name], predictions[winner])
             counter.add()
         output.set_string_custom_property("backbone", winner)

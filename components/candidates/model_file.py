@@ -107,7 +107,7 @@ def _read(backbone: str, path: str) -> _Model:
         raise _error(backbone, "model", f"{path}: no such file") from None
     except OSError as error:
         raise _error(backbone, "model", f"{path}: cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, RuntimeError, ValueError) as error:  # RuntimeError: encrypted
         raise _error(backbone, "model", f"{path}: not a .keras file ({error}); write it with model.save") from None
     _check_classes(backbone, path, config)
     if not isinstance(config, dict) or config.get("class_name") not in ("Functional", "Sequential"):

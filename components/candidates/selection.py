@@ -62,8 +62,9 @@ def select(candidates: list[dict[str, Any]], price: float, price_unit: str) -> t
         price: Points of accuracy for each doubling of the size.
         price_unit: Size of a candidate: "parameters" or "multiply_adds".
     """
-    smallest = min(row[price_unit] for row in candidates)
-    cost = {row["backbone"]: price * math.log2(row[price_unit] / smallest) for row in candidates}
+    sizes = {row["backbone"]: max(row[price_unit], 1) for row in candidates}
+    smallest = min(sizes.values())
+    cost = {name: price * math.log2(size / smallest) for name, size in sizes.items()}
 
     def net_points(row: dict[str, Any]) -> float:
         return 100 * row["oof_accuracy"] - cost[row["backbone"]]
@@ -75,12 +76,14 @@ def select(candidates: list[dict[str, Any]], price: float, price_unit: str) -> t
     second = ranked[1]
     if net_points(second) == net_points(best):
         return best["backbone"], (
-            f"as accurate out of fold as {second['backbone']} ({best['oof_accuracy']:.3f}), with fewer parameters"
+            f"as accurate out of fold as {second['backbone']} ({best['oof_accuracy']:.3f})"
+            f"{' after the deductions' if price else ''}, with fewer parameters"
         )
     accuracies = f"{best['oof_accuracy']:.3f}, {second['backbone']} {second['oof_accuracy']:.3f}"
     if not price:
         return best["backbone"], f"most accurate out of fold: {accuracies}"
     return best["backbone"], (
-        f"highest accuracy out of fold after the price of {price:g} points per doubled number of {_UNITS[price_unit]}: "
-        f"{accuracies}; their prices are {cost[best['backbone']]:.1f} and {cost[second['backbone']]:.1f} points"
+        f"highest accuracy out of fold after a deduction of {price:g} points for each doubling of the number of "
+        f"{_UNITS[price_unit]}: {accuracies}; the deductions are {cost[best['backbone']]:.1f} and "
+        f"{cost[second['backbone']]:.1f} points"
     )

@@ -10,6 +10,7 @@ from components.statistical_tests import (
     Z_95,
     log_likelihood_test,
     mcnemar_exact,
+    p_text,
     paired_difference_interval,
     paired_score,
     sign_test,
@@ -87,9 +88,9 @@ def requirement(policy: str, margin: float, comparison: dict[str, Any]) -> str:
     """
     worse_p, p_value = comparison["mcnemar_worse_p"], comparison["mcnemar_p"]
     return {
-        "no_harm": f"required at least {-margin:+.3f} and not significantly worse (one-sided exact McNemar p = "
-        f"{worse_p:.4f}, required at least {SIGNIFICANCE:g})",
+        "no_harm": f"required at least {-margin:+.3f} and not significantly worse (one-sided exact McNemar "
+        f"{p_text(worse_p)}, required at least {SIGNIFICANCE:g})",
         "not_worse": f"the interval must begin at {-margin:+.3f} or above",
         "better": "required above 0",
-        "significantly_better": f"exact McNemar p = {p_value:.4f}, required below {SIGNIFICANCE:g}",
+        "significantly_better": f"exact McNemar {p_text(p_value)}, required below {SIGNIFICANCE:g}",
     }[policy]

@@ -137,6 +137,7 @@ def gate_power(
         "measured": comparison is not None,
         "basis": basis,
         "loss": LOSS,
+        "max_photos": MAX_PHOTOS,
         "policies": rows,
         "summary": _summary(next(row for row in rows if row["policy"] == policy), photos, discordant, basis),
     }

@@ -9,7 +9,7 @@ from typing import Any
 from components.evaluation_result import EvaluationResult
 from components.release.gate_policies import check_policy, meets_policy, paired_comparison, requirement
 from components.release.gate_power import gate_power
-from components.statistical_tests import SIGNIFICANCE, sign_test, wilson_interval
+from components.statistical_tests import SIGNIFICANCE, p_text, sign_test, wilson_interval
 from serving.names import counted
 
 # With fewer wins, the sign test cannot be significant.
@@ -187,7 +187,7 @@ def _check_majority_baseline(decision: Decision) -> None:
     baseline = (
         f"the majority-class baseline (always {majority['breed']!r}, the largest breed in train; "
         f"accuracy {majority['accuracy']:.3f}): {_wins_and_losses(majority, 'only_majority_right')}, "
-        f"one-sided exact McNemar p = {majority['sign_test_p']:.4f}"
+        f"one-sided exact McNemar {p_text(majority['sign_test_p'])}"
     )
     others = majority["photos"] - majority["photos_of_breed"]
     if majority["sign_test_p"] < SIGNIFICANCE:
@@ -298,8 +298,8 @@ def _worse_probabilities(comparison: dict[str, Any]) -> str:
     # Not a reason against the candidate: an equally accurate model that is calibrated differently fails this test.
     return (
         "the probabilities of the true breeds are significantly worse: mean difference in log-likelihood "
-        f"{comparison['log_likelihood_difference']:+.3f} (one-sided paired t-test, p = "
-        f"{comparison['log_likelihood_worse_p']:.4f}): the candidate is less accurate or calibrated differently; "
+        f"{comparison['log_likelihood_difference']:+.3f} (one-sided paired t-test, "
+        f"{p_text(comparison['log_likelihood_worse_p'])}): the candidate is less accurate or calibrated differently; "
         "compare accuracy and calibration in the report before you promote it"
     )
 
@@ -330,7 +330,7 @@ def _check_slices(decision: Decision, rules: Rules) -> None:
             f"{counted(row['photos'], 'photo')}, a drop of more than gate.max_slice_drop={rules.max_slice_drop:g}"
         )
         test = (
-            f"one-sided exact McNemar p = {row['worse_p']:.4f}, significant below {limit:.4f} = {SIGNIFICANCE:g} / "
+            f"one-sided exact McNemar {p_text(row['worse_p'])}, significant below {limit:.4f} = {SIGNIFICANCE:g} / "
             f"{counted(len(enforced), 'breed')}"
         )
         if row["worse_p"] < limit:

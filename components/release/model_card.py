@@ -51,8 +51,12 @@ def model_card(
             "parameters": record["parameters"],
             "hyperparameters": record["hyperparameters"],
             "input": "the bytes of a JPEG or PNG photo of any size",
-            "output": "a probability for each breed, the breeds that the photo may show, and a flag for a photo unlike "
-            "all training photos",
+            "output": "a probability for each breed"
+            + (
+                ", the breeds that the photo may show, and a flag for a photo unlike all training photos"
+                if (record.get("explain") or {}).get("set_threshold") is not None
+                else ""
+            ),
         },
         "breeds": sorted(record["breeds"]),
         "data": {

@@ -44,6 +44,6 @@ def selection_rule(comparison: dict[str, Any]) -> str:
 
 def deductions(comparison: dict[str, Any]) -> dict[str, float]:
     """Points that the price deducts from the accuracy of each candidate, relative to the smallest candidate."""
-    sizes = {row["backbone"]: row[comparison["price_unit"]] for row in comparison["candidates"]}
+    sizes = {row["backbone"]: max(row[comparison["price_unit"]], 1) for row in comparison["candidates"]}
     smallest = min(sizes.values())
     return {name: comparison["price"] * math.log2(size / smallest) for name, size in sizes.items()}

@@ -10,7 +10,6 @@ import yaml
 from components.candidates.hyperparameters import BLOCKS, KINDS, describe_hyperparameters
 from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_SECONDS
 from components.conformal import explanation_sentences
-from components.release.gate_power import MAX_PHOTOS
 from components.reporting import charts
 from components.reporting.comparison_text import (
     candidate_name,
@@ -21,7 +20,7 @@ from components.reporting.comparison_text import (
 )
 from components.reporting.html_templates import render
 from components.reporting.report_data import RANDOM_WEIGHTS_NOTE
-from components.statistical_tests import SIGNIFICANCE
+from components.statistical_tests import SIGNIFICANCE, p_text
 from serving.labels import STABLE
 
 _POLICIES = {
@@ -67,7 +66,6 @@ def report_page(documents: dict[str, Any]) -> str:
         accuracy_difference=gate["comparison"] and _accuracy_difference(gate["comparison"]),
         gate_rows=_gate_rows(gate),
         power=gate.get("power"),
-        max_photos=MAX_PHOTOS,
         slices={row["breed"]: row for row in gate["slices"]},
         curves={
             name: charts.learning_curves(name, training)
@@ -179,14 +177,14 @@ def _accuracy_difference(comparison: dict[str, Any]) -> str:
 
 
 def _p_values(comparison: dict[str, Any]) -> str:
-    text = f"exact McNemar p = {comparison['mcnemar_p']:.4f}"
+    text = f"exact McNemar {p_text(comparison['mcnemar_p'])}"
     if "log_likelihood_worse_p" not in comparison:  # a gate.json of an earlier version
         return text
     return text + (
-        ", one-sided {mcnemar_worse_p:.4f} (candidate worse). Log-likelihood of the true breed (informative, not a "
-        "rule): mean difference {log_likelihood_difference:+.3f}, one-sided paired t-test p = "
-        "{log_likelihood_worse_p:.4f} (candidate worse)"
-    ).format(**comparison)
+        f", one-sided {p_text(comparison['mcnemar_worse_p'])} (candidate worse). Log-likelihood of the true breed "
+        f"(informative, not a rule): mean difference {comparison['log_likelihood_difference']:+.3f}, one-sided paired "
+        f"t-test {p_text(comparison['log_likelihood_worse_p'])} (candidate worse)"
+    )
 
 
 def _majority_requirement(gate: dict[str, Any]) -> str:
@@ -200,9 +198,9 @@ def _majority_requirement(gate: dict[str, Any]) -> str:
 
 def _majority_result(majority: dict[str, Any]) -> str:
     return (
-        "baseline accuracy {accuracy:.3f}; wins {only_candidate_right}, losses {only_majority_right}, photos {photos}; "
-        "p = {sign_test_p:.4f}"
-    ).format(**majority)
+        f"baseline accuracy {majority['accuracy']:.3f}; wins {majority['only_candidate_right']}, losses "
+        f"{majority['only_majority_right']}, photos {majority['photos']}; {p_text(majority['sign_test_p'])}"
+    )
 
 
 def _confusions(confusion: dict[str, Any]) -> list[dict[str, Any]]:

@@ -153,7 +153,8 @@ def _print_power(decision: dict) -> None:
     headers = ("rejects an equal model", f"passes one {100 * power['loss']:g} points worse", "photos for 80%/10%")
     print(f"  {'policy':20}  {'  '.join(headers)}")
     for row in power["policies"]:
-        numbers = (f"{row['rejects_equal']:.1%}", f"{row['passes_worse']:.1%}", f"{row['photos_needed'] or 'none'}")
+        needed = f"{row['photos_needed']:,}" if row["photos_needed"] else f"over {power['max_photos']:,}"
+        numbers = (f"{row['rejects_equal']:.1%}", f"{row['passes_worse']:.1%}", needed)
         cells = (f"{number:>{len(header)}}" for number, header in zip(numbers, headers, strict=True))
         print(f"  {row['policy']:20}  {'  '.join(cells)}")
 

@@ -19,6 +19,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from components import progress
+from components.candidates.embedding_features import feature_depth
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.keras_config import keras
 from pipeline.modules import logistic_regression
@@ -33,6 +34,8 @@ from pipeline.modules.head import (
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
+
+_INSPECT_EMBEDDINGS = "inspect the statistics of the embeddings and the weights of the backbone"
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
@@ -58,6 +61,8 @@ def head_search(
     """
     make_deterministic(config["seed"])
     space = config["tuner"]
+    if not any(feature_depth(name) for name in train.embedding_sizes):
+        space = space | {"blocks": space["blocks"][:1]}  # each backbone has one block only
     tuner = HeadSearch(
         HeadHyperModel(train.embedding_sizes, breeds, space),
         solve=lambda: solved_heads(train, evaluation, breeds, space),
@@ -101,7 +106,13 @@ def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) 
         evaluation: Photos that the heads are scored on.
         breeds: Number of classes.
         space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
+
+    Raises:
+        TrialError: If an embedding is not finite.
     """
+    for split, records in (("train", train), ("eval", evaluation)):
+        if not np.isfinite(records.embeddings).all():
+            raise TrialError(f"embeddings of {split} are not finite: {_INSPECT_EMBEDDINGS}")
     for blocks in space["blocks"]:
         used = used_columns(train.embedding_sizes, blocks)
         penalties = sorted(space["l2"], reverse=True)
@@ -232,7 +243,7 @@ class HeadSearch(kt.Hyperband):
             raise TrialError(
                 f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged or the "
                 "embeddings are not finite. Lower the upper bound of tuner.learning_rate; if that does not help, "
-                "inspect the statistics of the embeddings and the weights of the backbone"
+                f"{_INSPECT_EMBEDDINGS}"
             ) from cause
 
 

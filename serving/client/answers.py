@@ -54,8 +54,8 @@ class Answer:
         model: Model that made the predictions.
         predictions: Breeds with their probabilities, most probable first.
         request_id: ID of the request in the gateway's log; None without a gateway.
-        prediction_set: Breeds that the photo may show, most probable first. The breed of a cat is among them in at
-            least a given share of the photos, 0.95 by default, if it is a breed of the model. None if the version has
+        prediction_set: Breeds that the photo may show, most probable first. The breed of a cat is among them in
+            about a given share of new photos like those of the data set, 0.95 by default. None if the version has
             no prediction sets.
         unfamiliar: Whether the photo is unlike all photos that the model was trained on. None if the version does not
             detect unfamiliar photos.

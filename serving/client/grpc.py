@@ -215,13 +215,19 @@ class _Signatures:
     def add(self, choice: ModelChoice, response: protos.GetModelMetadataResponse) -> str:
         """Store the metadata of the version that serves `choice`, and return its signature."""
         signatures = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
-        self.update(choice, response)
-        self._by_version[self._last_version[choice]] = signature = signature_to_request(signatures.signature_def)
+        # Other threads may use the same object, so the version is not read back from `_last_version`.
+        version = _version(response)
+        self._by_version[version] = signature = signature_to_request(signatures.signature_def)
+        self._last_version[choice] = version
         return signature
 
     def update(self, choice: ModelChoice, response: protos.PredictResponse | protos.GetModelMetadataResponse) -> None:
         """Store the version that sent `response` as the one that serves `choice`."""
-        self._last_version[choice] = (response.model_spec.name, response.model_spec.version.value)
+        self._last_version[choice] = _version(response)
+
+
+def _version(response: protos.PredictResponse | protos.GetModelMetadataResponse) -> tuple[str, int]:
+    return response.model_spec.name, response.model_spec.version.value
 
 
 def _is_signature_missing(error: grpc.RpcError, signature: str) -> bool:

@@ -27,8 +27,8 @@ class BreedProbability(BaseModel):
 class _Answer(BaseModel):
     predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
     prediction_set: list[str] | None = Field(
-        description="Breeds that the photo may show, most probable first. The breed of a cat is among them in at least "
-        "a given share of the photos, 0.95 by default, if it is a breed of the model. `top_k` does not affect it. Null "
+        description="Breeds that the photo may show, most probable first. The breed of a cat is among them in about "
+        "a given share of new photos like those of the data set, 0.95 by default. `top_k` does not affect it. Null "
         "if the version has no prediction sets."
     )
     unfamiliar: bool | None = Field(

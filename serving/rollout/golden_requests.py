@@ -19,7 +19,8 @@ from serving.registry import RegistryError
 # Probabilities differ between machines in the last digits; a wrong model, breed or preprocessing changes the first
 # digits.
 _TOLERANCE = 0.02
-_DISTANCE_TOLERANCE = 0.05  # relative; the distance is the difference of larger numbers
+# The distance is the difference of two larger numbers, so it may be close to 0.
+_DISTANCE_TOLERANCE, _SMALLEST_DISTANCE_TOLERANCE = 0.05, 1.0  # relative, absolute
 
 
 class GoldenRequestFailed(ValueError):
@@ -73,6 +74,8 @@ def definite_set(outputs: Mapping[str, Any], explain: Mapping[str, Any], toleran
     """
     if (threshold := explain["set_threshold"]) is None:
         return None
+    # A threshold below the tolerance is far from improbable breeds, too.
+    tolerance = min(tolerance, threshold / 2)
     *others, best = sorted(outputs["probabilities"])
     if any(abs(probability - min(threshold, best)) <= tolerance for probability in others):
         return None
@@ -89,7 +92,9 @@ def definite_flag(outputs: Mapping[str, Any], explain: Mapping[str, Any], tolera
     """
     if (threshold := explain["unfamiliar_threshold"]) is None:
         return None
-    is_close = math.isclose(outputs["unfamiliarity"], threshold, rel_tol=tolerance)
+    is_close = math.isclose(
+        outputs["unfamiliarity"], threshold, rel_tol=tolerance, abs_tol=_SMALLEST_DISTANCE_TOLERANCE
+    )
     return None if is_close else outputs["unfamiliar"]
 
 

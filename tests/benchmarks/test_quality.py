@@ -1,4 +1,4 @@
-"""The quality benchmark compares all candidates with the recipe on the same photos; near-duplicates stay together."""
+"""The quality benchmark compares all candidates with the baseline on the same photos; near-duplicates stay together."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from benchmarks.quality import Photos, split_into_folds
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quality.py"
 COLUMNS = ["accuracy", "NLL", "ECE", "points", "s.e.", "lower", "covered", "breeds", "passes", "ms"]
 ROWS = {
-    "common recipe": 1,
+    "baseline": 1,
     "deep, last block": 1,
     "deep, all blocks": 1,
     "deep, tuned": 1,
@@ -40,7 +40,7 @@ def models(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_quality_prints_a_row_for_the_recipe_and_each_candidate(models, generate_photos):
+def test_quality_prints_a_row_for_the_baseline_and_each_candidate(models, generate_photos):
     data = generate_photos(breeds=3, photos=55)
     copied = next(data.glob("*/*.jpg"))
     Image.open(copied).save(copied.with_name("copy.jpg"), quality=60)
@@ -56,7 +56,7 @@ def test_quality_prints_a_row_for_the_recipe_and_each_candidate(models, generate
     rows = {name: dict(zip(COLUMNS, map(float, values), strict=True)) for name, *values in cells}
     assert {name: row["passes"] for name, row in rows.items()} == ROWS
     for row in rows.values():
-        assert row["points"] == pytest.approx(100 * (row["accuracy"] - rows["common recipe"]["accuracy"]), abs=0.2)
+        assert row["points"] == pytest.approx(100 * (row["accuracy"] - rows["baseline"]["accuracy"]), abs=0.2)
         assert row["lower"] == pytest.approx(row["points"] - 1.96 * row["s.e."], abs=0.2)
         assert 0.85 < row["covered"] <= 1 <= row["breeds"] <= 3
     tuned = rows["ensemble, tuned"]

@@ -161,8 +161,9 @@ def test_power_is_printed_for_each_policy_with_the_changed_rules(pushed):
     assert f"Power of the comparison with the champion: {power['summary']}\n" in printed
     assert "gate.policy=no_harm with gate.margin=0.3 rejects" in printed
     for row, line in zip(power["policies"], printed.splitlines()[-4:], strict=True):
-        numbers = [f"{row['rejects_equal']:.1%}", f"{row['passes_worse']:.1%}", str(row["photos_needed"] or "none")]
-        assert line.split() == [row["policy"], *numbers]
+        needed = f"{row['photos_needed']:,}" if row["photos_needed"] else "over 20,000"
+        numbers = [f"{row['rejects_equal']:.1%}", f"{row['passes_worse']:.1%}", needed]
+        assert line.split() == [row["policy"], *" ".join(numbers).split()]
     assert "Power" not in in_workdir(pushed, "gate").stdout
 
 

@@ -102,6 +102,8 @@ def test_a_change_of_a_backbone_from_a_file_changes_only_its_parameters(paramete
     [
         ("components.release.model_gate", {"ModelGate"}),
         ("components.candidates.evaluator", {*in_each_branch("Evaluator"), "Evaluator-gate", "Evaluator-champion"}),
+        ("components.candidates.backbone", in_each_branch("Backbone", "Trainer")),
+        ("components.candidates.embedding_join", in_each_branch("Trainer")),
         ("components.candidates.served_model", {"BackboneSelector", *in_each_branch("Trainer")}),
         ("pipeline.modules.tuning", in_each_branch("Tuner")),
         ("pipeline.modules.head", in_each_branch("Tuner", "Trainer")),

@@ -206,6 +206,7 @@ def _component_resources(label: str, config: KubeflowSettings) -> Resources:
     by_component = {
         "EmbeddingGen": config.embedding_resources,
         "Evaluator": config.embedding_resources,
+        "EmbeddingJoin": config.training_resources,
         "Tuner": config.training_resources,
         "Trainer": config.training_resources,
     }

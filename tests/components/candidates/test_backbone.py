@@ -326,7 +326,7 @@ def test_record_describes_the_backbone(backbone, networks):
         "architecture": "xception",
         "weights": "imagenet",
         "image_size": SIDE,
-        "layers": ["block14_sepconv2_act", "block14_sepconv1:input", "block13_sepconv1_act:input"],
+        "layers": ["block13_sepconv1_act:input", "block14_sepconv1:input", "block14_sepconv2_act"],
         "embedding_sizes": EMBEDDING_SIZES,
         "parameters": networks("xception").count_params(),
     }

@@ -256,7 +256,7 @@ def test_a_backbone_pools_the_named_layers_and_describes_itself(tmp_path, file):
         "weights_digest": file_digest(file),
         "licence": "CC0",
         "image_size": 40,
-        "layers": ["top", "body", "stem"],
+        "layers": ["stem", "body", "top"],
         "embedding_sizes": {f"embedding_net_{n}": BLOCKS[layer] for n, layer in enumerate(("top", "body", "stem"))},
         "parameters": network.count_params(),
         "multiply_adds": sides[0] ** 2 * 27 * 4 + sides[1] ** 2 * 9 * 4 * 6 + 6 * 8,

@@ -29,14 +29,19 @@ def test_price_is_paid_for_each_doubling_of_the_size(price, winner):
     # The ensemble is 3 points better and has two doublings of the parameters of Xception.
     chosen, reason = select([SMALL, EQUAL, BEST], price, "parameters")
     assert chosen == winner
-    assert f"after the price of {price} points per doubled number of parameters" in reason
+    assert f"after a deduction of {price} points for each doubling of the number of parameters" in reason
 
 
 def test_price_of_multiply_adds_favours_the_cheaper_forward_pass():
     chosen, reason = select([SMALL, EQUAL, BEST], 2, "multiply_adds")
     assert chosen == "resnet50"
     assert "multiply-adds" in reason
-    assert "their prices are 0.0 and " in reason
+    assert "the deductions are 0.0 and " in reason
+
+
+def test_a_candidate_without_multiply_adds_has_a_price_of_zero():
+    free = SMALL | {"multiply_adds": 0}
+    assert select([free, EQUAL, BEST], 1, "multiply_adds")[0] == "xception"
 
 
 @pytest.mark.parametrize("rows", itertools.permutations([SMALL, EQUAL]))

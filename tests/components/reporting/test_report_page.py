@@ -144,6 +144,7 @@ def documents() -> dict:
                 "measured": True,
                 "basis": "estimated from 5 of 20",
                 "loss": 0.03,
+                "max_photos": 20_000,
                 "policies": [
                     {"policy": "no_harm", "rejects_equal": 0.382, "passes_worse": 0.519, "photos_needed": 1900},
                     {"policy": "better", "rejects_equal": 0.591, "passes_worse": 0.342, "photos_needed": None},
@@ -279,7 +280,7 @@ def page() -> Page:
         ("Models", ["2 candidates: resnet50, xception", "Winner: resnet50, most accurate out of fold: 0.674"]),
         ("Models", ["compared the winner with the champion, version 1 (resnet50)"]),
         ("Data", ["111 of the 111 files in photos of cats", "Train: 70 photos", "Eval: 21 photos", "Test: 20 photos"]),
-        ("Data", ["Eval: 21 photos for hyperparameter search and early stopping. Train and eval together: choice"]),
+        ("Data", ["and the thresholds of prediction sets. Train and eval together: choice"]),
         (
             "Rules",
             ["Winner: the candidate with the highest out-of-fold accuracy on train + eval; ties go to the one with"],
@@ -350,7 +351,7 @@ def test_gate_table_shows_the_paired_comparison_and_the_largest_drop(page):
     results = {row[0]: row[2] for row in page.rows if row and row[0].startswith(("policy", "min_slice"))}
     assert results["policy, margin"] == (
         "accuracy difference +0.050, 95% CI -0.187 to +0.281; wins 3, losses 2, photos 20; exact McNemar p = 0.6875, "
-        "one-sided 0.8125 (candidate worse). Log-likelihood of the true breed (informative, not a rule): mean "
+        "one-sided p = 0.8125 (candidate worse). Log-likelihood of the true breed (informative, not a rule): mean "
         "difference +0.123, one-sided paired t-test p = 0.9312 (candidate worse)"
     )
     assert "1 of 2 breeds have enough photos; largest drop 0.150 (Birman)" in results["min_slice, max_slice_drop"]

@@ -204,6 +204,30 @@ def test_trials_with_nan_loss_end_the_search_with_hyperparameters_and_remedy(sea
     assert "Lower the upper bound of tuner.learning_rate" in message
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_embeddings_that_are_not_finite_end_the_search_with_a_remedy(search, monkeypatch, split):
+    def infinite(count: int, seed: int, finite_records=synthetic_records) -> Records:
+        records = finite_records(count, seed)
+        if seed == ["train", "eval"].index(split):
+            records.embeddings[3, 2] = np.inf
+        return records
+
+    monkeypatch.setattr(sys.modules[__name__], "synthetic_records", infinite)
+    with pytest.raises(tuning.TrialError, match=f"embeddings of {split} are not finite: inspect the statistics"):
+        search(kinds=["logistic_regression"])
+
+
+def test_embeddings_of_one_block_are_searched_once(search, monkeypatch):
+    sizes = {"embedding_net_0": SIZE}
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "synthetic_records",
+        lambda *a, all_=synthetic_records: all_(*a)._replace(embedding_sizes=sizes),
+    )
+    oracle = search(kinds=["logistic_regression", "network"])
+    assert {trial.hyperparameters.get("blocks") for trial in oracle.trials.values()} == {"last"}
+
+
 def test_search_includes_a_logistic_regression_for_each_penalty_and_choice_of_blocks(search):
     oracle = search(kinds=["logistic_regression", "network"])
     trials = oracle.get_best_trials(oracle.max_trials)
