@@ -11,7 +11,7 @@ RETRAIN_FILE = "retrain.json"
 BACKBONE_RECORD_FILE = "assets.extra/backbone.json"
 # Tuner, `tuner_results`: one row for each trial. TFX requires this name.
 TUNER_RESULTS_FILE = "tuner_results.json"
-# Trainer, `model_run`: seconds, epochs, best_epoch, history (of a network), iterations (of a logistic regression); one row
+# Trainer, `model_run`: seconds, epochs, best_epoch, history of a network, iterations of a logistic regression; one row
 # for each photo of train and eval, predicted by a head that was fitted without it.
 TRAINING_FILE = "training.json"
 OUT_OF_FOLD_FILE = "out_of_fold.jsonl"

@@ -11,7 +11,7 @@ import pytest
 from tests.running import Run, catbreeds, run_pipeline
 
 SHARED = Path(__file__).parents[3] / "shared"
-REAL_INPUTS = (SHARED / "data" / "cats12", SHARED / "weights")
+REAL_INPUTS = (SHARED / "data" / "cats480", SHARED / "weights")
 
 
 def count_correct(run) -> tuple[int, int]:
@@ -47,18 +47,15 @@ def test_accuracy_with_shuffled_labels_is_at_chance(demo, tmp_path):
 @pytest.mark.skipif(
     not all(path.exists() for path in REAL_INPUTS), reason="needs ../shared with the real photos and weights"
 )
-def test_accuracy_on_real_photos_is_above_chance(tmp_path):
-    scores = []
-    for seed in range(5):
-        process = catbreeds(
-            *("run", "--data", REAL_INPUTS[0], "--workdir", tmp_path, "--set", "backbones=[xception]"),
-            *("--set", f"weights_dir={REAL_INPUTS[1]}", "--set", f"split.seed={seed}", "--set", "gate.min_accuracy=0"),
-            # With 84 photos, test may be very small, and a search of the size of the demo is sufficient.
-            *("--set", "gate.min_test_photos=1", "--set", "tuner.max_epochs=4", "--set", "tuner.units=[0]"),
-        )
-        assert process.returncode in (0, 3), process.stdout + process.stderr  # the gate may reject some splits
-        correct, photos = count_correct(Run(tmp_path, REAL_INPUTS[0], process))
-        scores.append(correct / photos)
+def test_accuracy_on_real_photos_is_that_of_a_useful_classifier(tmp_path):
+    process = catbreeds(
+        *("run", "--data", REAL_INPUTS[0], "--workdir", tmp_path, "--set", "backbones=[xception]"),
+        *("--set", f"weights_dir={REAL_INPUTS[1]}", "--set", "tuner.kinds=[logistic_regression]"),
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    correct, photos = count_correct(Run(tmp_path, REAL_INPUTS[0], process))
     breeds = json.loads((tmp_path / "report" / "comparison.json").read_text())["breeds"]
     assert sorted(breeds) == sorted(path.name for path in REAL_INPUTS[0].iterdir())
-    assert sum(scores) / len(scores) >= 0.55, scores
+    # In benchmarks/quality.py, 87% of the predictions for these photos are right; the standard deviation of the share
+    # is 3% for 140 photos. Random guessing is right on 8%.
+    assert correct / photos >= 0.77, f"{correct} of {photos}"

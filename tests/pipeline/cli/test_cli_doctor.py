@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.environment_checks import _available_memory
 from pipeline.settings import ROOT
-from tests.model_files import write_model
+from tests.model_files import SIDE, write_model
 from tests.pipeline.flaky_server import serving, status
 from tests.running import CATBREEDS, catbreeds, on_terminal
 
@@ -116,7 +116,7 @@ def test_missing_weights_that_cannot_be_downloaded_are_a_problem(tmp_path):
 
 
 def test_a_model_file_that_cannot_be_a_backbone_is_a_problem(tmp_path):
-    backbones = f"backbones=[{{name: net, model: {write_model(tmp_path / 'net.keras')}, layers: [LAYER]}}]"
+    backbones = f"backbones=[{{name: net, model: {write_model(tmp_path / 'net.keras', SIDE)}, layers: [LAYER]}}]"
     code, found = doctor("--set", backbones.replace("LAYER", "top"), KERAS_HOME=str(tmp_path))
     assert (code, found["model files"]["state"]) == (0, "ok")
     assert found["weights"]["found"] == "not needed: the settings use no built-in backbones"
