@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.modules.logistic_regression import solve
 
@@ -42,6 +43,18 @@ def test_solution_minimizes_the_loss_with_the_penalty(count, size, breeds):
         expected = minimum(embeddings.astype(np.float64), labels, breeds, penalty)
         np.testing.assert_allclose(solution.probabilities(embeddings), expected, atol=1e-3)
         assert solution.iterations > 0
+
+
+@pytest.mark.parametrize("size", [6, 40])
+def test_solution_equals_that_of_scikit_learn_for_dependent_photos_and_small_penalties(size):
+    embeddings, labels = photos(24, size, 3)
+    embeddings[12:] = embeddings[:12]
+    penalties = [0.03, 1e-4]
+    length = np.mean(np.sum(embeddings**2, axis=1))
+    for penalty, solution in zip(penalties, solve(embeddings, labels, 3, penalties), strict=True):
+        reference = LogisticRegression(C=1 / (penalty * length), tol=1e-8, max_iter=10_000).fit(embeddings, labels)
+        expected = reference.predict_proba(embeddings)
+        np.testing.assert_allclose(solution.probabilities(embeddings), expected, atol=1e-3)
 
 
 def test_penalty_does_not_depend_on_the_length_of_the_embeddings():
