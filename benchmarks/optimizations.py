@@ -6,6 +6,8 @@ Cases:
 
     reused heads: a hyperparameter search (Hyperband, 10 trials, two sizes of head, synthetic embeddings) in which
         trials of the same size reuse one network; without: each trial builds a new one.
+    preconditioner: the logistic regressions of five penalties, on synthetic embeddings of 1,500 photos whose variance
+        is in few directions, as that of real ones; without: scikit-learn's L-BFGS.
     frozen search: the same search while the garbage collector ignores older objects, such as the modules of TensorFlow
         and TFX; without: each collection visits them. This is the search of a task on Kubeflow; the executors of the
         local runner are frozen already, where the gain is 0.
@@ -20,10 +22,11 @@ Every measurement has a process of its own, and a round measures each variant on
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
 optimization. Remove an optimization whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle cores.
 
-Output on 2 idle CPU cores:
+Output on 2 idle CPU cores (preconditioner: in a later run, on a slower machine):
 
     case                 with s  without s  ratio
     reused heads           4.97       8.82   1.77
+    preconditioner         3.16      10.27   3.25
     frozen search          4.97      10.92   2.20
     frozen executor        1.96       2.48   1.26
     frozen run             0.14       0.59   4.31
@@ -46,14 +49,16 @@ from unittest import mock
 
 import keras_tuner as kt
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 from tfx.dsl.compiler import compiler
+from threadpoolctl import threadpool_limits
 
 from components import saved_model
 from components.candidates.architectures import ARCHITECTURES
 from components.candidates.backbone import build_embedder, build_network, pool_blocks, preprocessing
 from components.candidates.embedding_features import feature_name
 from pipeline.graph import create_pipeline
-from pipeline.modules import tuning
+from pipeline.modules import logistic_regression, tuning
 from pipeline.modules.head import EVALUATION_BATCH_SIZE, Records, batched_dataset, build_head, make_deterministic
 from pipeline.run_context import local_run_context
 from pipeline.runners import local as local_runner
@@ -72,10 +77,12 @@ SPACE = {
     "learning_rate": [1e-4, 1e-1],
     "weight_decay": [0.0, 1e-3, 1e-2],
 }
+PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)
 IMPORTS = {"import TensorFlow": "tensorflow", "import TFX": "pipeline.graph, pipeline.runners.local"}
 # Case -> the variants with and without its optimization.
 CASES = {
     "reused heads": ("search", "search, new heads"),
+    "preconditioner": ("solver", "solver, scikit-learn"),
     "frozen search": ("search", "search, not frozen"),
     "frozen executor": ("executor", "executor, not frozen"),
     "frozen run": ("graph", "graph, not frozen"),
@@ -90,12 +97,40 @@ class NewHeads(kt.HyperModel):
         return build_head(SIZES, BREEDS, tuning.sample_hyperparameters(hp, SPACE))
 
 
+def synthetic_embeddings(photos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 [photos, EMBEDDING_SIZE] and labels int64 [photos]."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, BREEDS, photos)
+    noise = random.normal(size=(photos, EMBEDDING_SIZE))
+    return (np.eye(BREEDS, EMBEDDING_SIZE)[labels] + noise).astype("f4"), labels
+
+
+def uneven_embeddings(photos: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a variance that falls with the square of the dimension."""
+    embeddings, labels = synthetic_embeddings(photos)
+    return embeddings / np.arange(1, EMBEDDING_SIZE + 1, dtype="f4"), labels
+
+
+def solve(photos: int) -> None:
+    """Solve the logistic regressions of all penalties."""
+    for _ in logistic_regression.solve(*uneven_embeddings(photos), BREEDS, PENALTIES):
+        pass
+
+
+def solve_with_scikit_learn(photos: int) -> None:
+    """Solve the same logistic regressions with scikit-learn, each from the solution of the previous one."""
+    embeddings, labels = uneven_embeddings(photos)
+    squared_length = np.mean(np.sum(embeddings**2, axis=1))
+    model = LogisticRegression(warm_start=True, tol=1e-5, max_iter=10_000)
+    for penalty in PENALTIES:
+        with threadpool_limits(1):
+            model.set_params(C=1 / (penalty * squared_length)).fit(embeddings, labels)
+
+
 def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
     """Run one search on the embeddings of synthetic photos."""
     make_deterministic(0)
-    random = np.random.default_rng(0)
-    labels = random.integers(0, BREEDS, photos)
-    embeddings = (np.eye(BREEDS, EMBEDDING_SIZE)[labels] + random.normal(size=(photos, EMBEDDING_SIZE))).astype("f4")
+    embeddings, labels = synthetic_embeddings(photos)
     hashes = [b"%d" % number for number in range(photos)]
     records = Records(embeddings, SIZES, labels, hashes, hashes)
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +200,7 @@ def seconds_of_import(modules: str, collect: bool) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def variants(photos: int, epochs: int) -> dict[str, Callable[[], float]]:
+def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable[[], float]]:
     """Name -> function that runs this variant once and returns its seconds."""
     reused = functools.partial(search, tuning.HeadHyperModel(SIZES, BREEDS, SPACE), photos, epochs)
     new = functools.partial(search, NewHeads(), photos, epochs)
@@ -178,6 +213,10 @@ def variants(photos: int, epochs: int) -> dict[str, Callable[[], float]]:
         "search": functools.partial(seconds_in_fork, reused),
         "search, new heads": functools.partial(seconds_in_fork, new),
         "search, not frozen": functools.partial(seconds_in_fork, functools.partial(without_freeze, reused)),
+        "solver": functools.partial(seconds_in_fork, functools.partial(solve, solved_photos)),
+        "solver, scikit-learn": functools.partial(
+            seconds_in_fork, functools.partial(solve_with_scikit_learn, solved_photos)
+        ),
         "executor": functools.partial(seconds_in_fork, write_backbone, gc.freeze),
         "executor, not frozen": functools.partial(seconds_in_fork, write_backbone),
         "graph": functools.partial(seconds_in_fork, create_graph, gc.freeze),
@@ -186,9 +225,9 @@ def variants(photos: int, epochs: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def measure(rounds: int, photos: int, epochs: int) -> dict[str, float]:
+def measure(rounds: int, photos: int, epochs: int, solved_photos: int) -> dict[str, float]:
     """Median seconds of each variant; a round runs all variants in turn."""
-    runs = variants(photos, epochs)
+    runs = variants(photos, epochs, solved_photos)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name, run in runs.items():
@@ -203,8 +242,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each variant")
     parser.add_argument("--photos", type=int, default=400, help="number of synthetic embeddings in the search")
     parser.add_argument("--epochs", type=int, default=4, help="number of epochs of the longest trials")
+    parser.add_argument("--solved-photos", type=int, default=1500, help="number of embeddings to solve")
     arguments = parser.parse_args()
-    medians = measure(arguments.rounds, arguments.photos, arguments.epochs)
+    medians = measure(arguments.rounds, arguments.photos, arguments.epochs, arguments.solved_photos)
     print(f"{'case':<18}  {'with s':>7}  {'without s':>9}  {'ratio':>5}")
     for case, (optimized, plain) in CASES.items():
         fast, slow = medians[optimized], medians[plain]

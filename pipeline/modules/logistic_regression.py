@@ -42,8 +42,8 @@ def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalties: It
     for embeddings that are scaled to a mean squared length of 1. So the same penalties suit embeddings of any length.
 
     The solver is SciPy's L-BFGS, preconditioned with an approximation of the Hessian: the same curvature for all photos
-    and breeds, as in Böhning's bound (1992). scikit-learn's LogisticRegression has no preconditioner: on 2,774 photos
-    with 3,800 dimensions it needs 300 to 700 iterations, 56 s for five penalties; this needs 19 to 56, 13 s.
+    and breeds, as in Böhning's bound (1992). scikit-learn's LogisticRegression has no preconditioner and needs many more
+    iterations. Gain: "preconditioner" of `benchmarks/optimizations.py`.
 
     Args:
         embeddings: Embeddings, float32 [n, d].
@@ -115,8 +115,8 @@ class _Problem:
         return *self._parameters(result.x), int(result.nit)
 
     def _parameters(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        *weights, intercepts = variables.reshape(len(self._factor) + 1, -1)
-        return _solve(self._factor, np.array(weights), "T"), intercepts / self._intercept_scale
+        values = variables.reshape(len(self._factor) + 1, -1)
+        return _solve(self._factor, values[:-1], "T"), values[-1] / self._intercept_scale
 
     def _objective(self, variables: np.ndarray) -> tuple[float, np.ndarray]:
         """Objective per photo, and its gradient."""

@@ -51,7 +51,7 @@ def standardize(
         Standardized embeddings by name, each float32 [n, d].
     """
     normalized = {name: _normalize_length(embedding) for name, embedding in embeddings.items()}
-    # One vector, because Transform needs about a second for the statistics of each tensor.
+    # One vector, because Transform analyzes each tensor separately.
     mean, variance = moments(tf.concat(list(normalized.values()), axis=1))
     sizes = [embedding.shape[1] for embedding in normalized.values()]
     return {

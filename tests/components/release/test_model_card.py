@@ -81,3 +81,4 @@ def test_the_card_of_a_model_without_prediction_sets_says_why():
     card = card_of(XCEPTION, explain=explanation_metrics(explain, 3, [{}]))
     assert "No prediction sets and no flag for unfamiliar photos: 4 eval photos" in card_page(card)
     assert not any("flag" in limit for limit in card["limits"])
+    assert card["model"]["output"] == "a probability for each breed"

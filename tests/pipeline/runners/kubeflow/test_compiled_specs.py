@@ -143,6 +143,7 @@ def test_image_resources_retries_secrets_and_environment_come_from_the_settings(
         "accelerator": {"type": "nvidia.com/gpu", "count": "1"},
     }
     assert "accelerator" not in containers["Tuner-xception_executor"]["resources"]
+    assert containers["EmbeddingJoin_executor"]["resources"] == containers["Tuner-xception_executor"]["resources"]
     retries = {name: task.get("retryPolicy") for name, task in spec["root"]["dag"]["tasks"].items()}
     assert retries.pop("DataGate") is None
     assert {policy["maxRetryCount"] for policy in retries.values()} == {4}
@@ -206,6 +207,15 @@ def test_a_backbone_from_a_file_that_depends_on_this_machine_is_rejected(entry, 
     with pytest.raises(SettingsError) as caught:
         compiled(f"backbones=[{{name: net, {entry}}}]")
     assert str(caught.value).startswith(f"backbones: net: {message}")
+
+
+def test_the_image_size_of_a_backbone_from_a_file_may_be_in_the_mapping():
+    backbones = "backbones=[xception, {name: net, model: /catbreeds/net.keras}]"
+    spec, _ = compiled(backbones, "image_size={xception: 71, net: 64}")
+    parameters = spec["root"]["dag"]["tasks"]["Backbone-net"]["inputs"]["parameters"]
+    assert parameters["image_size"]["runtimeValue"]["constant"] == 64
+    with pytest.raises(SettingsError, match="backbones: net: image_size: missing; add it"):
+        compiled(backbones, "image_size={xception: 71}")
 
 
 def test_the_documentation_has_the_current_size_of_the_node_status():
