@@ -42,8 +42,8 @@ def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalties: It
     for embeddings that are scaled to a mean squared length of 1. So the same penalties suit embeddings of any length.
 
     The solver is SciPy's L-BFGS, preconditioned with an approximation of the Hessian: the same curvature for all photos
-    and breeds, as in Böhning's bound (1992). scikit-learn's LogisticRegression has no preconditioner and needs many more
-    iterations. Gain: "preconditioner" of `benchmarks/optimizations.py`.
+    and breeds, as in Böhning's bound (1992). scikit-learn's LogisticRegression has no preconditioner and needs many
+    more iterations. Gain: "preconditioner" of `benchmarks/optimizations.py`.
 
     Args:
         embeddings: Embeddings, float32 [n, d].
