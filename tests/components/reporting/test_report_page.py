@@ -364,6 +364,12 @@ def test_page_shows_the_power_of_each_policy(page):
     assert "is right on 26.2% of them" in page.text
 
 
+def test_page_shows_the_power_of_a_gate_json_without_the_largest_number_of_photos():
+    changed = documents()
+    del changed["gate"]["power"]["max_photos"]
+    assert ["better", "59.1%", "34.2%", "not enough with any number that was tried"] in Page(changed).rows
+
+
 def test_a_decision_of_an_earlier_version_is_shown_with_its_own_numbers():
     earlier = documents()
     del earlier["gate"]["power"]
