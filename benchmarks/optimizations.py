@@ -6,8 +6,10 @@ Cases:
 
     reused heads: a hyperparameter search (Hyperband, 10 trials, two sizes of head, synthetic embeddings) in which
         trials of the same size reuse one network; without: each trial builds a new one.
-    preconditioner: the logistic regressions of five penalties, on synthetic embeddings of 1,500 photos whose variance
-        is in few directions, as that of real ones; without: scikit-learn's L-BFGS.
+    solver: the logistic regressions of five penalties, on synthetic embeddings of 1,500 photos whose variance is in few
+        directions, as that of real ones; without: scikit-learn's L-BFGS.
+    epoch in one step: training a network for 10 epochs on the same embeddings; without: Keras's loop over batches, 256
+        per call.
     frozen search: the same search while the garbage collector ignores older objects, such as the modules of TensorFlow
         and TFX; without: each collection visits them. This is the search of a task on Kubeflow; the executors of the
         local runner are frozen already, where the gain is 0.
@@ -49,6 +51,7 @@ from unittest import mock
 
 import keras_tuner as kt
 import numpy as np
+import tensorflow as tf
 from sklearn.linear_model import LogisticRegression
 from tfx.dsl.compiler import compiler
 from threadpoolctl import threadpool_limits
@@ -57,14 +60,16 @@ from components import saved_model
 from components.candidates.architectures import ARCHITECTURES
 from components.candidates.backbone import build_embedder, build_network, pool_blocks, preprocessing
 from components.candidates.embedding_features import feature_name
+from components.keras_config import keras
 from pipeline.graph import create_pipeline
 from pipeline.modules import logistic_regression, tuning
-from pipeline.modules.head import EVALUATION_BATCH_SIZE, Records, batched_dataset, build_head, make_deterministic
+from pipeline.modules.head import Records, build_head, make_deterministic, one_element_dataset
 from pipeline.run_context import local_run_context
 from pipeline.runners import local as local_runner
 from pipeline.settings import load
 
 BREEDS = 6
+BATCH_SIZE = 32
 EMBEDDING_SIZE = 2048
 SIZES = {feature_name("synthetic", 0): EMBEDDING_SIZE}
 IMAGE_SIZE = 71
@@ -77,12 +82,15 @@ SPACE = {
     "learning_rate": [1e-4, 1e-1],
     "weight_decay": [0.0, 1e-3, 1e-2],
 }
+NETWORK = {"kind": "network", "blocks": "last", "units": 50}
+NETWORK |= {"dropout": 0.5, "learning_rate": 1e-3, "weight_decay": 1e-3}
 PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)
 IMPORTS = {"import TensorFlow": "tensorflow", "import TFX": "pipeline.graph, pipeline.runners.local"}
 # Case -> the variants with and without its optimization.
 CASES = {
     "reused heads": ("search", "search, new heads"),
-    "preconditioner": ("solver", "solver, scikit-learn"),
+    "solver": ("solver", "solver, scikit-learn"),
+    "epoch in one step": ("network", "network, batches"),
     "frozen search": ("search", "search, not frozen"),
     "frozen executor": ("executor", "executor, not frozen"),
     "frozen run": ("graph", "graph, not frozen"),
@@ -94,7 +102,7 @@ class NewHeads(kt.HyperModel):
 
     def build(self, hp: kt.HyperParameters):
         """Return the untrained head of a trial."""
-        return build_head(SIZES, BREEDS, tuning.sample_hyperparameters(hp, SPACE))
+        return build_head(SIZES, BREEDS, tuning.sample_hyperparameters(hp, SPACE), BATCH_SIZE)
 
 
 def synthetic_embeddings(photos: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +121,8 @@ def uneven_embeddings(photos: int) -> tuple[np.ndarray, np.ndarray]:
 
 def solve(photos: int) -> None:
     """Solve the logistic regressions of all penalties."""
-    for _ in logistic_regression.solve(*uneven_embeddings(photos), BREEDS, PENALTIES):
-        pass
+    problems = [logistic_regression.Problem(np.ones(photos, bool), penalty) for penalty in PENALTIES]
+    logistic_regression.solve(*uneven_embeddings(photos), BREEDS, problems)
 
 
 def solve_with_scikit_learn(photos: int) -> None:
@@ -127,21 +135,47 @@ def solve_with_scikit_learn(photos: int) -> None:
             model.set_params(C=1 / (penalty * squared_length)).fit(embeddings, labels)
 
 
+def synthetic_records(photos: int) -> Records:
+    """Records of synthetic embeddings."""
+    hashes = [b"%d" % number for number in range(photos)]
+    embeddings, labels = synthetic_embeddings(photos)
+    return Records(embeddings, SIZES, labels, hashes, hashes)
+
+
+def train_network(photos: int) -> None:
+    """Train a network for 10 epochs."""
+    make_deterministic(0)
+    network = build_head(SIZES, BREEDS, NETWORK, BATCH_SIZE)
+    network.fit(one_element_dataset(synthetic_records(photos)), epochs=10, verbose=0)
+
+
+def train_network_on_batches(photos: int) -> None:
+    """Train the same network with Keras's loop over the batches of a dataset."""
+    make_deterministic(0)
+    embeddings, labels = synthetic_embeddings(photos)
+    own = build_head(SIZES, BREEDS, NETWORK, BATCH_SIZE)
+    network = keras.Model(own.inputs, own.outputs)
+    network.compile(
+        own.optimizer,
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=256,
+        jit_compile=False,
+    )
+    order = tf.data.Dataset.range(photos).shuffle(photos, 0).batch(BATCH_SIZE)
+    batches = order.map(lambda rows: (tf.gather(embeddings, rows), tf.gather(labels, rows)))
+    network.fit(batches, epochs=10, verbose=0)
+
+
 def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
     """Run one search on the embeddings of synthetic photos."""
     make_deterministic(0)
-    embeddings, labels = synthetic_embeddings(photos)
-    hashes = [b"%d" % number for number in range(photos)]
-    records = Records(embeddings, SIZES, labels, hashes, hashes)
+    data = one_element_dataset(synthetic_records(photos))
     with tempfile.TemporaryDirectory() as folder:
         tuner = tuning.HeadSearch(
             hypermodel, list, SPACE, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
         )
-        tuner.search(
-            x=batched_dataset(records, 32, seed=0),
-            validation_data=batched_dataset(records, EVALUATION_BATCH_SIZE),
-            verbose=0,
-        )
+        tuner.search(x=data, validation_data=data, verbose=0)
 
 
 def write_backbone() -> None:
@@ -202,7 +236,7 @@ def seconds_of_import(modules: str, collect: bool) -> float:
 
 def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable[[], float]]:
     """Name -> function that runs this variant once and returns its seconds."""
-    reused = functools.partial(search, tuning.HeadHyperModel(SIZES, BREEDS, SPACE), photos, epochs)
+    reused = functools.partial(search, tuning.HeadHyperModel(SIZES, BREEDS, SPACE, BATCH_SIZE), photos, epochs)
     new = functools.partial(search, NewHeads(), photos, epochs)
     imports = {
         f"{name}{suffix}": functools.partial(seconds_of_import, modules, collect)
@@ -216,6 +250,10 @@ def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable
         "solver": functools.partial(seconds_in_fork, functools.partial(solve, solved_photos)),
         "solver, scikit-learn": functools.partial(
             seconds_in_fork, functools.partial(solve_with_scikit_learn, solved_photos)
+        ),
+        "network": functools.partial(seconds_in_fork, functools.partial(train_network, solved_photos)),
+        "network, batches": functools.partial(
+            seconds_in_fork, functools.partial(train_network_on_batches, solved_photos)
         ),
         "executor": functools.partial(seconds_in_fork, write_backbone, gc.freeze),
         "executor, not frozen": functools.partial(seconds_in_fork, write_backbone),
@@ -242,7 +280,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each variant")
     parser.add_argument("--photos", type=int, default=400, help="number of synthetic embeddings in the search")
     parser.add_argument("--epochs", type=int, default=4, help="number of epochs of the longest trials")
-    parser.add_argument("--solved-photos", type=int, default=1500, help="number of embeddings to solve")
+    parser.add_argument(
+        "--solved-photos",
+        type=int,
+        default=1500,
+        help="number of embeddings of the cases `solver` and `epoch in one step`",
+    )
     arguments = parser.parse_args()
     medians = measure(arguments.rounds, arguments.photos, arguments.epochs, arguments.solved_photos)
     print(f"{'case':<18}  {'with s':>7}  {'without s':>9}  {'ratio':>5}")

@@ -46,6 +46,7 @@ from components.candidates.embedding_features import feature_name
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.file_names import TUNER_RESULTS_FILE
 from components.json_files import read_json
+from components.keras_config import keras
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.graph import create_pipeline
 from pipeline.modules.head import build_head
@@ -182,8 +183,9 @@ def _read_photos(examples: str) -> list[bytes]:
 def _recipe_epoch(backbone: Backbone, photos: list[bytes]) -> float:
     """Seconds of one epoch in which each batch is embedded and then trains the head, after a first batch as warm-up."""
     size = backbone(photos[:1]).shape[-1]
-    head = build_head({feature_name(BACKBONE, 0): size}, BREEDS, RECIPE_HEAD)
-    head.compile(head.optimizer, loss=head.loss)  # one step per call
+    network = build_head({feature_name(BACKBONE, 0): size}, BREEDS, RECIPE_HEAD)
+    head = keras.Model(network.inputs, network.outputs)  # trains one batch per call
+    head.compile(network.optimizer, loss=network.loss)
 
     def train(batch: list[bytes]) -> None:
         head.train_on_batch(backbone(batch), np.zeros(len(batch), np.int64))

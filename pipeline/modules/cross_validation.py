@@ -4,7 +4,7 @@ They compare candidates on all these photos, about six times as many as the eval
 embeddings uses the statistics of train in every fold; it does not use labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,16 @@ FOLDS = 5
 
 
 def out_of_fold_rows(
-    splits: dict[str, Records], breeds: list[str], fit: Callable[[Records], keras.Model]
+    splits: dict[str, Records],
+    breeds: list[str],
+    fit: Callable[[Records, Sequence[np.ndarray]], Iterator[keras.Model]],
 ) -> list[dict[str, Any]]:
     """Predict each photo with a head that was fitted on the photos of the other folds.
 
     Args:
         splits: Photos by name of the split.
         breeds: Breeds in the order of the labels.
-        fit: Function that fits a head.
+        fit: Function that fits heads on parts of the photos; see `pipeline.modules.training.refitter`.
 
     Returns:
         One row for each photo, sorted by split and content hash: content_hash, split, breed, fold, predicted, correct,
@@ -33,12 +35,10 @@ def out_of_fold_rows(
     records = _concatenate(list(splits.values()))
     folds = assign_folds(records.labels, records.groups)
     probabilities = np.zeros((len(folds), len(breeds)), np.float32)
-    counter = progress.Counter("folds", FOLDS)
-    for fold in range(FOLDS):
-        held_out, fitted = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        if len(held_out) and len(fitted):
-            head = fit(records.subset(fitted))
-            probabilities[held_out] = head(records.embeddings[held_out], training=False)
+    held_out = [folds == fold for fold in np.unique(folds)] if folds.any() else []
+    counter = progress.Counter("folds", len(held_out))
+    for part, head in zip(held_out, fit(records, [~part for part in held_out]), strict=True):
+        probabilities[part] = head(records.embeddings[part], training=False)
         counter.add()
     names = [split for split, split_records in splits.items() for _ in split_records.labels]
     return [

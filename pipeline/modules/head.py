@@ -11,12 +11,6 @@ import tensorflow_transform as tft
 from components.candidates.embedding_features import embedding_features, feature_depth
 from components.keras_config import keras
 
-# Photos per batch during evaluation; at most 34 MB of embeddings.
-EVALUATION_BATCH_SIZE = 4096
-
-# A training step is so short that the overhead of calling it from Python would dominate.
-_STEPS_PER_EXECUTION = 256
-
 
 class Records(NamedTuple):
     """Photos in memory, sorted by their content hashes.
@@ -93,15 +87,22 @@ def hyperparameters_of(hp: kt.HyperParameters) -> dict[str, Any]:
 
 
 def build_head(
-    embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict, dropout: keras.layers.Layer | None = None
+    embedding_sizes: dict[str, int],
+    breeds: int,
+    hyperparameters: dict,
+    batch_size: int | None = None,
+    dropout: keras.layers.Layer | None = None,
 ) -> keras.Model:
-    """Build a head: embeddings float32 [n, d] -> probabilities float32 [n, breeds]. A network is also compiled.
+    """Build a head: embeddings float32 [n, d] -> probabilities float32 [n, breeds].
+
+    A network is also compiled. `fit` trains it on the dataset of `one_element_dataset`.
 
     Args:
         embedding_sizes: See `Records`; the sum is d.
         breeds: Number of classes.
         hyperparameters: Values of `kind` and `blocks` (see `used_columns`). A network also has `units` (hidden units; 0
             for none), `dropout` (rate), `learning_rate` and `weight_decay`.
+        batch_size: Photos per training step of a network.
         dropout: Dropout layer to use instead of Keras's Dropout with the rate in `hyperparameters`.
     """
     inputs = keras.Input([sum(embedding_sizes.values())])
@@ -113,16 +114,52 @@ def build_head(
             features = keras.layers.Dense(hyperparameters["units"], activation="relu")(features)
     # Zero initialization as in BiT (Kolesnikov et al., ECCV 2020). With few photos, training does not remove the noise
     # of random initial weights.
-    head = keras.Model(inputs, keras.layers.Dense(breeds, "softmax", kernel_initializer="zeros")(features))
-    if hyperparameters["kind"] == "network":
-        head.compile(
-            keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-            jit_compile=False,  # compilation takes longer than training a head
-            steps_per_execution=_STEPS_PER_EXECUTION,
-        )
-    return head
+    outputs = keras.layers.Dense(breeds, "softmax", kernel_initializer="zeros")(features)
+    if hyperparameters["kind"] != "network":
+        return keras.Model(inputs, outputs)
+    network = Network(inputs, outputs, batch_size)
+    network.compile(
+        keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=False,  # compilation takes longer than training a head
+    )
+    return network
+
+
+class Network(keras.Model):
+    """Keras model that trains a whole epoch per call of `train_step`.
+
+    A step on a batch is so short that the overhead of Keras's loop over batches would dominate. Gain: "epoch in one
+    step" of `benchmarks/optimizations.py`.
+
+    Args:
+        inputs: Input of the network.
+        outputs: Output of the network.
+        batch_size: Photos per training step.
+    """
+
+    def __init__(self, inputs, outputs, batch_size: int):
+        super().__init__(inputs=inputs, outputs=outputs)
+        self._batch_size = batch_size
+        self._order_seeds = keras.random.SeedGenerator()
+
+    def train_step(self, data):
+        """Train one epoch, in a new order, on all photos: embeddings float32 [n, d] and labels int64 [n]."""
+        embeddings, labels = data
+        photos = tf.shape(labels)[0]
+        order = keras.random.shuffle(tf.range(photos), seed=self._order_seeds)
+
+        def train_batch(start):
+            rows = order[start : start + self._batch_size]
+            super(Network, self).train_step((tf.gather(embeddings, rows), tf.gather(labels, rows)))
+            return start + self._batch_size
+
+        tf.while_loop(lambda start: start < photos, train_batch, [0])
+        return self.get_metrics_result()
+
+    def build_from_config(self, config):
+        """Do nothing, because the constructor created all variables. Keras Tuner calls it before it loads weights."""
 
 
 class ReusableHead:
@@ -134,11 +171,12 @@ class ReusableHead:
         embedding_sizes: See `Records`.
         breeds: Number of classes.
         hyperparameters: See `build_head`.
+        batch_size: Photos per training step.
     """
 
-    def __init__(self, embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict):
+    def __init__(self, embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict, batch_size: int):
         self._dropout = _VariableDropout()
-        self._model = build_head(embedding_sizes, breeds, hyperparameters, self._dropout)
+        self._model = build_head(embedding_sizes, breeds, hyperparameters, batch_size, self._dropout)
         optimizer = self._model.optimizer
         optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
         optimizer.build(self._model.trainable_variables)
@@ -171,28 +209,9 @@ class _VariableDropout(keras.layers.Layer):
         return keras.ops.where(keep, inputs / (1 - self.rate), 0.0)
 
 
-def batched_dataset(records: Records, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
-    """Return a dataset of batches (embeddings float32 [batch_size, d], labels int64 [batch_size]) for `fit`.
-
-    Setting up Keras's array input for each `fit` takes longer than an epoch of training a head.
-
-    Args:
-        records: Photos of one split.
-        batch_size: Number of photos per batch; the last batch may be smaller.
-        seed: Seed for shuffling, which differs in each epoch; None keeps the order of `records`.
-    """
-    embeddings, labels = tf.constant(records.embeddings), tf.constant(records.labels)
-    indices = tf.data.Dataset.range(len(records.labels))
-    if seed is not None:
-        indices = indices.shuffle(len(records.labels), seed)
-    options = tf.data.Options()
-    options.experimental_optimization.apply_default_optimizations = False
-    options.autotune.enabled = False
-    return (
-        indices.batch(batch_size)
-        .map(lambda index: (tf.gather(embeddings, index), tf.gather(labels, index)))
-        .with_options(options)
-    )
+def one_element_dataset(records: Records) -> tf.data.Dataset:
+    """Return a dataset with one element: embeddings float32 [n, d] and labels int64 [n] of all photos."""
+    return tf.data.Dataset.from_tensors((records.embeddings, records.labels))
 
 
 def make_deterministic(seed: int) -> None:

@@ -1,20 +1,33 @@
 """Linear heads that are solved instead of trained: multinomial logistic regression with an L2 penalty."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
+from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 # Largest gradient per photo at which the solver ends. Probabilities then differ by less than 0.001 from the optimum.
-_TOLERANCE = 1e-7
+_TOLERANCE = 5e-7
 _MAX_ITERATIONS = 2000
-# Ridge that makes the Cholesky decomposition of dependent photos possible, relative to their mean squared length.
-_RIDGE = 1e-9
-_MIN_CURVATURE = 1e-3
+# Number of directions in which the preconditioner knows the variance of the embeddings.
+_RANK = 200
+# Typical p(1 - p) of a probability of a solved head.
+_CURVATURE = 0.02
+
+
+class Problem(NamedTuple):
+    """What a head is fitted to.
+
+    Attributes:
+        photos: Whether the head is fitted to a photo, bool [n]; true for one or more.
+        penalty: Factor of the penalty, above 0.
+    """
+
+    photos: np.ndarray
+    penalty: float
 
 
 class Solution(NamedTuple):
@@ -35,75 +48,33 @@ class Solution(NamedTuple):
         return softmax(embeddings @ self.kernel + self.bias, axis=1)
 
 
-def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalties: Iterable[float]) -> Iterator[Solution]:
-    """Yield the head for each penalty; each solution is the start for the next one.
+def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, problems: Sequence[Problem]) -> list[Solution]:
+    """Solve several problems on the same photos.
 
-    The head minimizes the sum of the cross-entropies of the photos plus `penalty / 2 * |W|^2`, where W are the weights
+    A head minimizes the sum of the cross-entropies of its photos plus `penalty / 2 * |W|^2`, where W are the weights
     for embeddings that are scaled to a mean squared length of 1. So the same penalties suit embeddings of any length.
 
-    The solver is SciPy's L-BFGS, preconditioned with an approximation of the Hessian: the same curvature for all photos
-    and breeds, as in Böhning's bound (1992). scikit-learn's LogisticRegression has no preconditioner and needs many
-    more iterations. Gain: "preconditioner" of `benchmarks/optimizations.py`.
+    The solver is SciPy's L-BFGS. It minimizes the sum of all objectives, because reading the embeddings from memory
+    takes most of the time. It is preconditioned with an approximation of the Hessian: the same curvature for all photos
+    and breeds, as in Böhning's bound (1992), and the variance of the embeddings in its largest directions only.
+    scikit-learn's LogisticRegression has no preconditioner and needs many more iterations. Gain: "solver" of
+    `benchmarks/optimizations.py`.
 
     Args:
         embeddings: Embeddings, float32 [n, d].
         labels: Indices of the breeds, int64 [n].
         breeds: Number of breeds.
-        penalties: Penalties, each above 0; descending ones need the fewest iterations.
+        problems: Problems to solve.
 
     Raises:
         ArithmeticError: If the solver does not converge.
     """
-    present, targets = np.unique(labels, return_inverse=True)
-    bias = np.full(breeds, -np.inf, np.float32)
-    bias[present] = 0
-    if len(present) == 1:
-        yield from (Solution(np.zeros((embeddings.shape[1], breeds), np.float32), bias, 0) for _ in penalties)
-        return
-    squared_length = max(float(np.mean(np.sum(embeddings**2, axis=1))), np.finfo(np.float32).tiny)
-    with _one_thread():
-        features, to_kernel = _coordinates(embeddings, squared_length)
-        gram = features.T @ features
-    weights, intercepts = np.zeros((features.shape[1], len(present))), np.zeros(len(present))
-    curvature = (1 - 1 / len(present)) / len(present)  # of equal probabilities
-    for penalty in penalties:
-        with _one_thread():
-            hessian = curvature * gram
-            hessian[np.diag_indices_from(hessian)] += penalty * squared_length
-            problem = _Problem(features, targets, penalty * squared_length, cholesky(hessian, lower=True), curvature)
-            weights, intercepts, iterations = problem.minimize(weights, intercepts)
-            probabilities = softmax(features @ weights + intercepts, axis=1)
-            curvature = max(float(np.mean(probabilities * (1 - probabilities))), _MIN_CURVATURE)
-            kernel = np.zeros((embeddings.shape[1], breeds), np.float32)
-            kernel[:, present] = to_kernel(weights)
-        bias = bias.copy()
-        bias[present] = intercepts
-        yield Solution(kernel, bias, iterations)
-
-
-class _Problem:
-    """The logistic regression for one penalty, in variables in which its Hessian is close to the identity.
-
-    Args:
-        features: float64 [n, m].
-        targets: Indices of the breeds, int64 [n].
-        strength: Factor of `|W|^2 / 2` in the objective.
-        factor: Lower Cholesky factor of the approximate Hessian of a column of W, float64 [m, m].
-        curvature: Approximate curvature of the cross-entropy of a photo.
-    """
-
-    def __init__(
-        self, features: np.ndarray, targets: np.ndarray, strength: float, factor: np.ndarray, curvature: float
-    ):
-        self._features, self._targets, self._strength, self._factor = features, targets, strength, factor
-        self._intercept_scale = np.sqrt(len(features) * curvature)
-
-    def minimize(self, weights: np.ndarray, intercepts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return weights float64 [m, breeds], intercepts float64 [breeds] and the number of iterations from a start."""
-        start = np.vstack([self._factor.T @ weights, intercepts * self._intercept_scale])
+    # One thread: components run in parallel, and threads of BLAS would mostly wait for each other.
+    with threadpool_limits(1):
+        objective = _Objective(embeddings, labels, breeds, problems)
         result = minimize(
-            self._objective,
-            start.ravel(),
+            objective,
+            objective.start,
             jac=True,
             method="L-BFGS-B",
             options={"gtol": _TOLERANCE, "ftol": 0, "maxiter": _MAX_ITERATIONS},
@@ -112,49 +83,63 @@ class _Problem:
         # Close to the optimum, rounding errors can end the search for a step before the tolerance is reached.
         if not gradient < 10 * _TOLERANCE:
             raise ArithmeticError(f"the logistic regression did not converge (gradient {gradient:g}): {result.message}")
-        return *self._parameters(result.x), int(result.nit)
-
-    def _parameters(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = variables.reshape(len(self._factor) + 1, -1)
-        return _solve(self._factor, values[:-1], "T"), values[-1] / self._intercept_scale
-
-    def _objective(self, variables: np.ndarray) -> tuple[float, np.ndarray]:
-        """Objective per photo, and its gradient."""
-        weights, intercepts = self._parameters(variables)
-        log_probabilities = log_softmax(self._features @ weights + intercepts, axis=1)
-        rows, photos = np.arange(len(self._features)), len(self._features)
-        value = -log_probabilities[rows, self._targets].sum() + self._strength / 2 * np.sum(weights**2)
-        errors = np.exp(log_probabilities)
-        errors[rows, self._targets] -= 1
-        gradient = [
-            _solve(self._factor, self._features.T @ errors + self._strength * weights, "N"),
-            errors.sum(axis=0) / self._intercept_scale,
-        ]
-        return value / photos, np.vstack(gradient).ravel() / photos
+        kernels, biases = (np.split(values, len(problems), axis=-1) for values in objective.parameters(result.x))
+    return [
+        Solution(kernel.astype(np.float32), bias.astype(np.float32), int(result.nit))
+        for kernel, bias in zip(kernels, biases, strict=True)
+    ]
 
 
-def _coordinates(
-    embeddings: np.ndarray, squared_length: float
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Return coordinates of the photos, float64 [n, min(n, d)], and the function from their weights to the kernel.
+class _Objective:
+    """Sum of the objectives per photo, and its gradient, in variables in which the Hessian is close to the identity.
 
-    The optimal weights are combinations of the photos. So if there are fewer photos than dimensions, it is faster to
-    solve in the space that the photos span. Their coordinates are the Cholesky factor of their scalar products.
+    The columns of all matrices are the breeds of the first problem, then those of the second one, and so on.
+
+    Attributes:
+        start: Variables of heads without weights.
     """
-    values = embeddings.astype(np.float64)
-    photos, dimensions = values.shape
-    if photos >= dimensions:
-        return values, lambda weights: weights
-    products = values @ values.T
-    products[np.diag_indices(photos)] += _RIDGE * squared_length
-    factor = cholesky(products, lower=True)
-    return factor, lambda weights: values.T @ _solve(factor, weights, "T")
 
+    def __init__(self, embeddings: np.ndarray, labels: np.ndarray, breeds: int, problems: Sequence[Problem]):
+        self._features, self._labels = embeddings.astype(np.float64), labels
+        self._rows, self._shape = np.arange(len(labels)), (len(labels), len(problems), breeds)
+        self._fitted = np.stack([problem.photos for problem in problems], axis=1)
+        photos = self._fitted.sum(axis=0)
+        squared_lengths = np.sum(self._features**2, axis=1)
+        strengths = np.array([problem.penalty for problem in problems]) * np.maximum(
+            squared_lengths @ self._fitted / photos, np.finfo(np.float32).tiny
+        )
+        self._photos, self._strengths = np.repeat(photos, breeds), np.repeat(strengths, breeds)
+        counts = np.stack([np.bincount(labels[problem.photos], minlength=breeds) for problem in problems])
+        self._no_photos = np.where(counts.ravel() == 0, -np.inf, 0)
+        self.start = np.zeros((self._features.shape[1] + 1) * self._photos.size)
 
-def _solve(factor: np.ndarray, right: np.ndarray, transposed: str) -> np.ndarray:
-    return solve_triangular(factor, right, lower=True, trans=transposed, check_finite=False)
+        _, singular_values, directions = randomized_svd(
+            embeddings, min(_RANK, *embeddings.shape), n_iter=2, random_state=0
+        )
+        self._directions = directions.T.astype(np.float64)
+        variances = singular_values[:, np.newaxis].astype(np.float64) ** 2 / len(labels)
+        self._scale = 1 / np.sqrt(_CURVATURE * self._photos * variances[-1] + self._strengths)
+        self._scale_change = 1 / np.sqrt(_CURVATURE * self._photos * variances + self._strengths) - self._scale
+        self._bias_scale = 1 / np.sqrt(_CURVATURE * self._photos)
 
+    def __call__(self, variables: np.ndarray) -> tuple[float, np.ndarray]:
+        kernels, biases = self.parameters(variables)
+        logits = self._features @ kernels + biases
+        log_probabilities = log_softmax(logits.reshape(self._shape), axis=2)
+        losses = np.where(self._fitted, -log_probabilities[self._rows, :, self._labels], 0)
+        value = losses.sum(axis=0) @ (1 / self._photos[:: self._shape[2]])
+        value += np.sum(kernels**2, axis=0) @ (self._strengths / self._photos / 2)
+        errors = np.exp(log_probabilities)
+        errors[self._rows, :, self._labels] -= 1
+        errors = (errors * self._fitted[:, :, np.newaxis]).reshape(logits.shape) / self._photos
+        gradient = self._features.T @ errors + self._strengths / self._photos * kernels
+        return value, np.vstack([self._precondition(gradient), errors.sum(axis=0) * self._bias_scale]).ravel()
 
-def _one_thread() -> threadpool_limits:
-    """Context manager: components run in parallel, and threads of BLAS would mostly wait for each other."""
-    return threadpool_limits(1)
+    def parameters(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kernels, float64 [d, problems * breeds], and the biases, float64 [problems * breeds]."""
+        values = variables.reshape(-1, self._photos.size)
+        return self._precondition(values[:-1]), values[-1] * self._bias_scale + self._no_photos
+
+    def _precondition(self, values: np.ndarray) -> np.ndarray:
+        """Multiply by the inverse square root of the approximate Hessian."""
+        return self._directions @ (self._scale_change * (self._directions.T @ values)) + self._scale * values

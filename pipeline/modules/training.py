@@ -1,7 +1,7 @@
 """Trainer module: fits the final head of one candidate with the best hyperparameters of the Tuner."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras_tuner as kt
@@ -21,10 +21,10 @@ from pipeline.modules.explanation import Explainer
 from pipeline.modules.head import (
     Records,
     ReusableHead,
-    batched_dataset,
     build_head,
     hyperparameters_of,
     make_deterministic,
+    one_element_dataset,
     read_records,
     used_columns,
 )
@@ -102,15 +102,13 @@ def fit_head(
         settings: `pipeline.settings.TrainerSettings` as a dictionary.
     """
     if hyperparameters["kind"] == "logistic_regression":
-        head, iterations = _solve_head(train, breeds, hyperparameters)
+        ((head, iterations),) = _solve_heads(train, [np.ones(len(train.labels), bool)], breeds, hyperparameters)
         return Fit(head, 0, {"epochs": 0, "best_epoch": 0, "iterations": iterations, "history": None})
-    head = build_head(train.embedding_sizes, breeds, hyperparameters)
+    head = build_head(train.embedding_sizes, breeds, hyperparameters, settings["batch_size"])
     history = head.fit(
-        train.embeddings,
-        train.labels,
-        validation_data=(evaluation.embeddings, evaluation.labels),
+        one_element_dataset(train),
+        validation_data=one_element_dataset(evaluation),
         epochs=settings["epochs"],
-        batch_size=settings["batch_size"],
         verbose=0,
         callbacks=[
             # Restores the weights of the best epoch even if training was not stopped early.
@@ -131,10 +129,11 @@ def refitter(
     batch_size: int,
     epochs: int,
     seed: int,
-) -> Callable[[Records], keras.Model]:
-    """Return a function that fits a head on other photos, in the way that `fit_head` fitted it.
+) -> Callable[[Records, Sequence[np.ndarray]], Iterator[keras.Model]]:
+    """Return a function that fits heads on parts of the photos, in the way that `fit_head` fitted its head.
 
-    A network is the same object after each call, with new weights.
+    Its arguments are the photos, and for each head whether it is fitted to a photo, bool [n]. The networks that it
+    yields are the same object with new weights: use each one before the next one.
 
     Args:
         embedding_sizes: See `pipeline.modules.head.Records`.
@@ -145,24 +144,33 @@ def refitter(
         seed: Seed of the training.
     """
     if hyperparameters["kind"] == "logistic_regression":
-        return lambda records: _solve_head(records, breeds, hyperparameters)[0]
+        return lambda records, parts: (head for head, _ in _solve_heads(records, parts, breeds, hyperparameters))
     make_deterministic(seed)
-    network = ReusableHead(embedding_sizes, breeds, hyperparameters)
+    network = ReusableHead(embedding_sizes, breeds, hyperparameters, batch_size)
 
-    def train(records: Records) -> keras.Model:
-        head = network.reset(hyperparameters)
-        head.fit(batched_dataset(records, batch_size, seed), epochs=epochs, verbose=0)
-        return head
+    def train(records: Records, parts: Sequence[np.ndarray]) -> Iterator[keras.Model]:
+        for part in parts:
+            head = network.reset(hyperparameters)
+            head.fit(one_element_dataset(records.subset(np.flatnonzero(part))), epochs=epochs, verbose=0)
+            yield head
 
     return train
 
 
-def _solve_head(records: Records, breeds: int, hyperparameters: dict[str, Any]) -> tuple[keras.Model, int]:
-    """Return a linear head with the weights of the logistic regression, and the iterations of the solver."""
+def _solve_heads(
+    records: Records, parts: Sequence[np.ndarray], breeds: int, hyperparameters: dict[str, Any]
+) -> Iterator[tuple[keras.Model, int]]:
+    """Yield a linear head with the weights of the logistic regression of each part, and the iterations of the solver.
+
+    Args:
+        records: Photos.
+        parts: For each head, whether it is fitted to a photo, bool [n].
+        breeds: Number of breeds.
+        hyperparameters: See `pipeline.modules.head.build_head`.
+    """
     used = used_columns(records.embedding_sizes, hyperparameters["blocks"])
-    (solution,) = logistic_regression.solve(
-        records.embeddings[:, :used], records.labels, breeds, [hyperparameters["l2"]]
-    )
-    head = build_head(records.embedding_sizes, breeds, hyperparameters)
-    head.set_weights([solution.kernel, solution.bias])
-    return head, solution.iterations
+    problems = [logistic_regression.Problem(part, hyperparameters["l2"]) for part in parts]
+    for solution in logistic_regression.solve(records.embeddings[:, :used], records.labels, breeds, problems):
+        head = build_head(records.embedding_sizes, breeds, hyperparameters)
+        head.set_weights([solution.kernel, solution.bias])
+        yield head, solution.iterations

@@ -24,12 +24,11 @@ from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.keras_config import keras
 from pipeline.modules import logistic_regression
 from pipeline.modules.head import (
-    EVALUATION_BATCH_SIZE,
     Records,
     ReusableHead,
-    batched_dataset,
     hyperparameters_of,
     make_deterministic,
+    one_element_dataset,
     read_records,
     used_columns,
 )
@@ -64,7 +63,7 @@ def head_search(
     if not any(feature_depth(name) for name in train.embedding_sizes):
         space = space | {"blocks": space["blocks"][:1]}  # each backbone has one block only
     tuner = HeadSearch(
-        HeadHyperModel(train.embedding_sizes, breeds, space),
+        HeadHyperModel(train.embedding_sizes, breeds, space, config["batch_size"]),
         solve=lambda: solved_heads(train, evaluation, breeds, space),
         space=space,
         objective=kt.Objective(space["objective"], "min" if space["objective"] == "val_loss" else "max"),
@@ -78,8 +77,8 @@ def head_search(
     return TunerFnResult(
         tuner=tuner,
         fit_kwargs={
-            "x": batched_dataset(train, config["batch_size"], config["seed"]),
-            "validation_data": batched_dataset(evaluation, EVALUATION_BATCH_SIZE),
+            "x": one_element_dataset(train),
+            "validation_data": one_element_dataset(evaluation),
             "verbose": 0,
         },
     )
@@ -101,6 +100,8 @@ def sample_hyperparameters(hp: kt.HyperParameters, space: dict) -> dict:
 def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) -> Iterator[Trial]:
     """Yield a finished trial for each logistic regression of the search space.
 
+    Those for the same blocks are solved together; each has an equal share of the seconds.
+
     Args:
         train: Photos that the heads are fitted to.
         evaluation: Photos that the heads are scored on.
@@ -114,12 +115,14 @@ def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) 
         if not np.isfinite(records.embeddings).all():
             raise TrialError(f"embeddings of {split} are not finite: {_INSPECT_EMBEDDINGS}")
     for blocks in space["blocks"]:
+        started = time.monotonic()
         used = used_columns(train.embedding_sizes, blocks)
-        penalties = sorted(space["l2"], reverse=True)
-        solutions = logistic_regression.solve(train.embeddings[:, :used], train.labels, breeds, penalties)
-        for penalty in penalties:
-            started = time.monotonic()
-            probabilities = next(solutions).probabilities(evaluation.embeddings[:, :used])
+        all_photos = np.ones(len(train.labels), bool)
+        problems = [logistic_regression.Problem(all_photos, penalty) for penalty in space["l2"]]
+        solutions = logistic_regression.solve(train.embeddings[:, :used], train.labels, breeds, problems)
+        seconds = (time.monotonic() - started) / len(problems)
+        for problem, solution in zip(problems, solutions, strict=True):
+            probabilities = solution.probabilities(evaluation.embeddings[:, :used])
             scores = {
                 "val_loss": log_loss(evaluation.labels, probabilities, labels=range(breeds)),
                 "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == evaluation.labels)),
@@ -127,10 +130,10 @@ def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) 
             hp = kt.HyperParameters()
             hp.Fixed("kind", "logistic_regression")
             hp.Fixed("blocks", blocks)
-            hp.Fixed("l2", penalty)
-            trial = Trial(hp, f"{blocks}-{penalty:g}", TrialStatus.COMPLETED)
+            hp.Fixed("l2", problem.penalty)
+            trial = Trial(hp, f"{blocks}-{problem.penalty:g}", TrialStatus.COMPLETED)
             trial.score = scores[space["objective"]]
-            trial.hyperparameters.values[TRIAL_SECONDS] = time.monotonic() - started
+            trial.hyperparameters.values[TRIAL_SECONDS] = seconds
             yield trial
 
 
@@ -141,11 +144,13 @@ class HeadHyperModel(kt.HyperModel):
         embedding_sizes: See `pipeline.modules.head.Records`.
         breeds: Number of classes.
         space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
+        batch_size: Photos per training step.
     """
 
-    def __init__(self, embedding_sizes: dict[str, int], breeds: int, space: dict):
+    def __init__(self, embedding_sizes: dict[str, int], breeds: int, space: dict, batch_size: int):
         super().__init__()
         self._embedding_sizes, self._breeds, self._space = embedding_sizes, breeds, space
+        self._batch_size = batch_size
         self._heads: dict[tuple[int, str], ReusableHead] = {}
 
     def build(self, hp: kt.HyperParameters) -> keras.Model:
@@ -153,7 +158,7 @@ class HeadHyperModel(kt.HyperModel):
         hyperparameters = sample_hyperparameters(hp, self._space)
         shape = hyperparameters["units"], hyperparameters["blocks"]
         if shape not in self._heads:
-            self._heads[shape] = ReusableHead(self._embedding_sizes, self._breeds, hyperparameters)
+            self._heads[shape] = ReusableHead(self._embedding_sizes, self._breeds, hyperparameters, self._batch_size)
         return self._heads[shape].reset(hyperparameters)
 
 

@@ -9,7 +9,8 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "optimizations.py"
 CASES = [
     "reused heads",
-    "preconditioner",
+    "solver",
+    "epoch in one step",
     "frozen search",
     "frozen executor",
     "frozen run",

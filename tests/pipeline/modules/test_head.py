@@ -15,10 +15,10 @@ from pipeline.modules import training, tuning
 from pipeline.modules.head import (
     Records,
     ReusableHead,
-    batched_dataset,
     build_head,
     hyperparameters_of,
     make_deterministic,
+    one_element_dataset,
     read_records,
 )
 
@@ -66,8 +66,8 @@ def search(monkeypatch, tmp_path):
 
 def train_head(units: int = 8):
     make_deterministic(0)
-    head = build_head(SIZES, BREEDS, NETWORK | {"units": units})
-    head.fit(batched_dataset(synthetic_records(192, 0), 16, seed=0), epochs=5, verbose=0)
+    head = build_head(SIZES, BREEDS, NETWORK | {"units": units}, batch_size=16)
+    head.fit(one_element_dataset(synthetic_records(192, 0)), epochs=5, verbose=0)
     return head
 
 
@@ -88,13 +88,13 @@ def test_head_learns_separable_breeds(units):
 @pytest.mark.parametrize("hyperparameters", [SOLVED, NETWORK | {"units": 0}], ids=["solved", "network"])
 def test_linear_head_has_one_layer_for_the_used_blocks(hyperparameters):
     for blocks, used in (("all", SIZE), ("last", SIZES["embedding_net_0"])):
-        head = build_head(SIZES, BREEDS, hyperparameters | {"blocks": blocks})
+        head = build_head(SIZES, BREEDS, hyperparameters | {"blocks": blocks}, batch_size=16)
         assert head.count_params() == used * BREEDS + BREEDS
         assert head.input_shape == (None, SIZE)
 
 
 def test_head_for_the_last_block_ignores_the_other_blocks():
-    head, records = build_head(SIZES, BREEDS, NETWORK | {"blocks": "last"}), synthetic_records(50, 0)
+    head, records = build_head(SIZES, BREEDS, NETWORK | {"blocks": "last"}, batch_size=16), synthetic_records(50, 0)
     head.set_weights([np.random.default_rng(0).normal(size=weights.shape) for weights in head.get_weights()])
     changed = records.embeddings.copy()
     changed[:, SIZES["embedding_net_0"] :] += 1
@@ -102,15 +102,22 @@ def test_head_for_the_last_block_ignores_the_other_blocks():
     assert not np.array_equal(head(records.embeddings + 1, training=False), head(changed, training=False))
 
 
-def test_batches_contain_each_record_once():
-    records = synthetic_records(50, 0)
-    plain = [labels for _, labels in batched_dataset(records, 16).as_numpy_iterator()]
-    np.testing.assert_array_equal(np.concatenate(plain), records.labels)
-    shuffled = batched_dataset(records, 16, seed=0)
-    first, second = ([rows for rows, _ in shuffled.as_numpy_iterator()] for _ in range(2))
-    assert [len(rows) for rows in first] == [16, 16, 16, 2]
-    assert not np.array_equal(first[0], second[0])
-    np.testing.assert_array_equal(np.sort(np.concatenate(first), axis=0), np.sort(records.embeddings, axis=0))
+def test_each_epoch_trains_on_each_photo_once_in_a_new_order():
+    batches = []
+
+    def loss(numbers, predictions):
+        recorded = tf.numpy_function(lambda values: batches.append(values.ravel()), [numbers], [])
+        with tf.control_dependencies([recorded]):
+            return tf.reduce_mean(predictions)
+
+    network = build_head(SIZES, BREEDS, NETWORK, batch_size=16)
+    network.compile("sgd", loss, jit_compile=False)
+    network.fit(one_element_dataset(synthetic_records(50, 0)._replace(labels=np.arange(50))), epochs=2, verbose=0)
+    assert [len(batch) for batch in batches] == 2 * [16, 16, 16, 2]
+    first, second = np.concatenate(batches[:4]), np.concatenate(batches[4:])
+    assert not np.array_equal(first, second)
+    for numbers in (first, second):
+        np.testing.assert_array_equal(np.sort(numbers), np.arange(50))
 
 
 def test_read_records_does_not_depend_on_the_shards(tmp_path):
@@ -275,12 +282,12 @@ def test_reused_head_equals_a_new_head():
 
     def train(used_before: bool):
         make_deterministic(0)
-        head = ReusableHead(SIZES, BREEDS, hyperparameters)
+        head = ReusableHead(SIZES, BREEDS, hyperparameters, batch_size=16)
         if used_before:
             earlier = head.reset(hyperparameters | {"learning_rate": 0.1, "weight_decay": 0.1, "dropout": 0.8})
-            earlier.fit(batched_dataset(data, 16), verbose=0)
+            earlier.fit(one_element_dataset(data), verbose=0)
         model = head.reset(hyperparameters)
-        model.fit(batched_dataset(data, 16), epochs=2, verbose=0)
+        model.fit(one_element_dataset(data), epochs=2, verbose=0)
         return model.get_weights()
 
     for new, reused in zip(train(False), train(True), strict=True):

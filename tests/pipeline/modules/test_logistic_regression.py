@@ -6,7 +6,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.modules.logistic_regression import solve
+from pipeline.modules import logistic_regression
+from pipeline.modules.logistic_regression import Problem, Solution
 
 
 def photos(count: int, size: int, breeds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +17,12 @@ def photos(count: int, size: int, breeds: int) -> tuple[np.ndarray, np.ndarray]:
     return (random.normal(size=(breeds, size))[labels] + 2 * random.normal(size=(count, size))).astype(
         np.float32
     ), labels
+
+
+def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalties: list[float]) -> list[Solution]:
+    """Solve the problems of all photos with each penalty."""
+    problems = [Problem(np.ones(len(labels), bool), penalty) for penalty in penalties]
+    return logistic_regression.solve(embeddings, labels, breeds, problems)
 
 
 def minimum(embeddings: np.ndarray, labels: np.ndarray, breeds: int, penalty: float) -> np.ndarray:
@@ -70,3 +77,13 @@ def test_breed_without_photos_has_probability_0(present):
     probabilities = solution.probabilities(embeddings)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert set(np.flatnonzero(probabilities.sum(axis=0))) == set(present)
+
+
+def test_problems_have_the_solutions_of_their_own_photos():
+    embeddings, labels = photos(60, 30, 3)
+    parts = [np.arange(60) < 40, np.arange(60) % 2 == 0, labels != 1]
+    problems = [Problem(part, penalty) for part, penalty in zip(parts, [0.1, 1.0, 0.01], strict=True)]
+    together = logistic_regression.solve(embeddings, labels, 3, problems)
+    for (part, penalty), solution in zip(problems, together, strict=True):
+        (alone,) = solve(embeddings[part], labels[part], 3, [penalty])
+        np.testing.assert_allclose(solution.probabilities(embeddings), alone.probabilities(embeddings), atol=1e-3)
