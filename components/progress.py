@@ -1,5 +1,6 @@
 """Progress of long components. Components report it; the runner can set a listener to receive the reports."""
 
+import threading
 from collections.abc import Callable
 
 Listener = Callable[[str, int, int | None], None]
@@ -20,12 +21,14 @@ def report(unit: str, done: int, total: int | None = None) -> None:
 
 
 class Counter:
-    """Counter of finished units across several calls, such as the bundles of a Beam worker."""
+    """Counter of finished units across several calls, such as the bundles of a Beam worker. Threads can share it."""
 
     def __init__(self, unit: str, total: int | None = None):
         self.unit, self.total, self.done = unit, total, 0
+        self._lock = threading.Lock()
 
     def add(self, count: int = 1) -> None:
         """Report `count` more finished units."""
-        self.done += count
-        report(self.unit, self.done, self.total)
+        with self._lock:
+            self.done += count
+            report(self.unit, self.done, self.total)

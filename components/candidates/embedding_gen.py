@@ -59,7 +59,8 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         for row, ((split, _), photo) in enumerate(zip(batch, photos, strict=True)):
             feature = {name: photo[name] for name in _COPIED_FEATURES}
             for name, values in embeddings.items():
-                feature[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values[row]))
+                # A list of Python floats is converted five times as fast as an array.
+                feature[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values[row].tolist()))
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             yield split, example.SerializeToString(deterministic=True)
 
@@ -110,10 +111,10 @@ def EmbeddingGen(
             _ = (
                 rows
                 | f"Drop[{split}]" >> beam.Values()
+                # Not compressed: gzip would save 8 percent of the size.
                 | f"Write[{split}]"
                 >> beam.io.WriteToTFRecord(
-                    os.path.join(artifact_utils.get_split_uri([embeddings], split), "data_tfrecord"),
-                    file_name_suffix=".gz",
+                    os.path.join(artifact_utils.get_split_uri([embeddings], split), "data_tfrecord")
                 )
             )
     embeddings.set_float_custom_property("seconds", time.monotonic() - started)

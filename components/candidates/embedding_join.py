@@ -53,8 +53,7 @@ class Executor(BaseBeamExecutor):
                     | f"Merge[{split}]" >> beam.FlatMap(_merge, len(sources))
                     | f"Write[{split}]"
                     >> beam.io.WriteToTFRecord(
-                        os.path.join(artifact_utils.get_split_uri([joined], split), "data_tfrecord"),
-                        file_name_suffix=".gz",
+                        os.path.join(artifact_utils.get_split_uri([joined], split), "data_tfrecord")
                     )
                 )
         joined.set_float_custom_property("seconds", time.monotonic() - started)

@@ -6,6 +6,7 @@ Linear heads are solved as logistic regressions. Networks are searched with Hype
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras_tuner as kt
@@ -57,7 +58,13 @@ def head_search(
         breeds: Number of breeds.
         config: `pipeline.settings.TunerSettings` as a dictionary (key tuner), batch_size and seed.
         directory: Folder for the files of Keras Tuner.
+
+    Raises:
+        TrialError: If an embedding is not finite.
     """
+    for split, records in (("train", train), ("eval", evaluation)):
+        if not np.isfinite(records.embeddings).all():
+            raise TrialError(f"embeddings of {split} are not finite: {_INSPECT_EMBEDDINGS}")
     make_deterministic(config["seed"])
     space = config["tuner"]
     if not any(feature_depth(name) for name in train.embedding_sizes):
@@ -107,13 +114,7 @@ def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) 
         evaluation: Photos that the heads are scored on.
         breeds: Number of classes.
         space: Search space: `pipeline.settings.TunerSettings` as a dictionary.
-
-    Raises:
-        TrialError: If an embedding is not finite.
     """
-    for split, records in (("train", train), ("eval", evaluation)):
-        if not np.isfinite(records.embeddings).all():
-            raise TrialError(f"embeddings of {split} are not finite: {_INSPECT_EMBEDDINGS}")
     for blocks in space["blocks"]:
         started = time.monotonic()
         used = used_columns(train.embedding_sizes, blocks)
@@ -167,7 +168,7 @@ class TrialError(FatalError):
 
 
 class HeadSearch(kt.Hyperband):
-    """Solve the logistic regressions, then search the networks with Hyperband; all are trials of one search.
+    """Solve the logistic regressions and search the networks with Hyperband; all are trials of one search.
 
     The search records the duration of each trial in seconds and reports progress.
 
@@ -209,15 +210,21 @@ class HeadSearch(kt.Hyperband):
         Raises:
             TrialError: If a trial fails, or if the objective of three consecutive networks or of all networks is NaN.
         """
+        with ThreadPoolExecutor(1) as pool:
+            solved = pool.submit(self._solve_heads)
+            if "network" in self._kinds:
+                self._search_networks(*args, **kwargs)
+        # Added last, because Hyperband counts the trials of its brackets.
+        self.oracle.trials.update({trial.trial_id: trial for trial in solved.result()})
+
+    def _solve_heads(self) -> list[Trial]:
+        """Return the trials of the logistic regressions. They use one core, as do the networks, so both run at once."""
         solved = []
         if "logistic_regression" in self._kinds:
             for trial in self._solve():
                 solved.append(trial)
                 self._counter.add()
-        if "network" in self._kinds:
-            self._search_networks(*args, **kwargs)
-        # Added last, because Hyperband counts the trials of its brackets.
-        self.oracle.trials.update({trial.trial_id: trial for trial in solved})
+        return solved
 
     def _search_networks(self, *args, **kwargs):
         """Run Hyperband, then add the seconds of each trial to its hyperparameters, which TFX writes to its results.

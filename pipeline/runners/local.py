@@ -30,7 +30,7 @@ from pipeline.runners.executor_processes import ExecutorProcesses
 
 # Modules that executors import when they start; importing them in advance makes every executor start faster.
 _EXECUTOR_MODULES = ("pipeline.modules.preprocessing", "pipeline.modules.training", "pipeline.modules.tuning")
-# Memory per worker. EfficientNetB7 at 224 px takes 1.6 GB with batches of 16, and a component may start a process.
+# Memory per worker. EfficientNetB7 at 224 px takes 2.4 GB with batches of 32, and a component may start a process.
 _WORKER_BYTES = 3e9
 
 

@@ -10,6 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "optimizations.py"
 CASES = [
     "reused heads",
     "solver",
+    "fused AdamW",
     "epoch in one step",
     "frozen search",
     "frozen executor",
