@@ -253,8 +253,8 @@ class HeadSearch(kt.Hyperband):
         if failed:
             trials = ", ".join(map(_describe_trial, failed[-3:]))
             raise TrialError(
-                f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged or the "
-                "embeddings are not finite. Lower the upper bound of tuner.learning_rate; if that does not help, "
+                f"{self.oracle.objective.name} is not a number at the end of {trials}: training diverged. "
+                "Lower the upper bound of tuner.learning_rate; if that does not help, "
                 f"{_INSPECT_EMBEDDINGS}"
             ) from cause
 

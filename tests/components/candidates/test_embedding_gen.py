@@ -77,7 +77,7 @@ def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkey
     assert max(batches) <= BATCH
     for split in SPLITS:
         folder = artifact_utils.get_split_uri([embeddings], split)
-        records = tf.data.TFRecordDataset(tf.io.gfile.glob(f"{folder}/*"), "GZIP").as_numpy_iterator()
+        records = tf.data.TFRecordDataset(tf.io.gfile.glob(f"{folder}/*")).as_numpy_iterator()
         rows = [tf.train.Example.FromString(record).features.feature for record in records]
         assert len(rows) == PHOTOS[split]
         for row in rows:

@@ -63,7 +63,7 @@ def test_each_photo_has_the_embeddings_of_all_backbones(tmp_path):
         files = tf.io.gfile.glob(f"{artifact_utils.get_split_uri([examples], split)}/*")
         rows = [
             tf.train.Example.FromString(record).features.feature
-            for record in tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator()
+            for record in tf.data.TFRecordDataset(files).as_numpy_iterator()
         ]
         assert len(rows) == count
         for row in rows:

@@ -198,10 +198,10 @@ def test_failed_trial_ends_the_search_with_hyperparameters_and_cause(search, mon
 @pytest.mark.filterwarnings("ignore:All-NaN axis")
 @pytest.mark.parametrize("space", [{"max_epochs": 6}, {"max_epochs": 2, "factor": 10}], ids=["several", "one"])
 def test_trials_with_nan_loss_end_the_search_with_hyperparameters_and_remedy(search, monkeypatch, space):
-    def not_finite(count: int, seed: int, finite_records=synthetic_records) -> Records:
-        return finite_records(count, seed)._replace(embeddings=np.full((count, SIZE), np.nan, np.float32))
+    def close_to_overflow(count: int, seed: int, finite_records=synthetic_records) -> Records:
+        return finite_records(count, seed)._replace(embeddings=np.full((count, SIZE), 3e38, np.float32))
 
-    monkeypatch.setattr(sys.modules[__name__], "synthetic_records", not_finite)
+    monkeypatch.setattr(sys.modules[__name__], "synthetic_records", close_to_overflow)
     with pytest.raises(tuning.TrialError) as raised:
         search(units=[0], **space)
     message = str(raised.value)
