@@ -119,7 +119,7 @@ def build_head(
         return keras.Model(inputs, outputs)
     network = Network(inputs, outputs, batch_size)
     network.compile(
-        _AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
+        FusedAdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=False,  # compilation takes longer than training a head
@@ -162,7 +162,7 @@ class Network(keras.Model):
         """Do nothing, because the constructor created all variables. Keras Tuner calls it before it loads weights."""
 
 
-class _AdamW(keras.optimizers.AdamW):
+class FusedAdamW(keras.optimizers.AdamW):
     """Keras's AdamW with TensorFlow's kernel for the update of a variable, which Keras computes with a dozen kernels.
 
     Gain: "fused AdamW" of `benchmarks/optimizations.py`.
