@@ -64,5 +64,5 @@ def test_make_demo_succeeds_with_the_packages_of_the_readme(machine):
     assert done.returncode == 0, done.stdout + done.stderr
     *_, report, _, prediction, last = done.stdout.splitlines()  # make also prints the commands
     assert report == "Report: runs/demo/report/index.html"
-    assert re.match(r"runs/demo/unseen/Emberling/\S+\.jpg: Emberling \d+%, ", prediction)
+    assert re.match(r"runs/demo/unseen/Emberling/\S+\.jpg: \w+ \d+%, ", prediction)
     assert last == "To serve the model with a web page, run: .venv/bin/catbreeds up --workdir runs/demo"
