@@ -8,8 +8,10 @@ Cases:
         trials of the same size reuse one network; without: each trial builds a new one.
     solver: the logistic regressions of five penalties, on synthetic embeddings of 1,500 photos whose variance is in few
         directions, as that of real ones; without: scikit-learn's L-BFGS.
-    fused AdamW: training a network with 100 hidden units for 10 epochs; without: Keras's AdamW.
-    epoch in one step: training the same network; without: Keras's loop over batches, 256 per call.
+    both kinds at once: a search of logistic regressions and networks on the same embeddings; without: a search of each
+        kind, one after the other.
+    epoch in one step: training a network for 10 epochs on the same embeddings; without: Keras's loop over batches, 256
+        per call.
     frozen search: the same search while the garbage collector ignores older objects, such as the modules of TensorFlow
         and TFX; without: each collection visits them. This is the search of a task on Kubeflow; the executors of the
         local runner are frozen already, where the gain is 0.
@@ -22,17 +24,19 @@ Cases:
 
 Every measurement has a process of its own, and a round measures each variant once, so that other load on the machine
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
-optimization. Remove an optimization whose ratio is below 1.1. The benchmark takes about 2.5 minutes on 2 idle cores.
+optimization. Remove an optimization whose ratio is below 1.1. The benchmark takes about 3 minutes on 2 idle cores.
 
-Output on 2 idle CPU cores, before the cases `solver`, `fused AdamW` and `epoch in one step` existed:
+Output on 2 slow CPU cores:
 
     case                 with s  without s  ratio
-    reused heads           4.97       8.82   1.77
-    frozen search          4.97      10.92   2.20
-    frozen executor        1.96       2.48   1.26
-    frozen run             0.14       0.59   4.31
-    import TensorFlow      1.80       2.25   1.25
-    import TFX             3.84       5.24   1.37
+    reused heads           8.06      16.16   2.01
+    solver                 1.02       9.67   9.46
+    epoch in one step      4.79       8.47   1.77
+    frozen search          8.06      26.27   3.26
+    frozen executor        4.09       4.68   1.14
+    frozen run             0.38       1.38   3.64
+    import TensorFlow      3.07       3.75   1.22
+    import TFX             6.34       8.65   1.37
 """
 
 import argparse
@@ -59,6 +63,7 @@ from components import saved_model
 from components.candidates.architectures import ARCHITECTURES
 from components.candidates.backbone import build_embedder, build_network, pool_blocks, preprocessing
 from components.candidates.embedding_features import feature_name
+from components.candidates.hyperparameters import KINDS
 from components.keras_config import keras
 from pipeline.graph import create_pipeline
 from pipeline.modules import logistic_regression, tuning
@@ -89,7 +94,7 @@ IMPORTS = {"import TensorFlow": "tensorflow", "import TFX": "pipeline.graph, pip
 CASES = {
     "reused heads": ("search", "search, new heads"),
     "solver": ("solver", "solver, scikit-learn"),
-    "fused AdamW": ("network", "network, Keras's AdamW"),
+    "both kinds at once": ("both kinds", "each kind"),
     "epoch in one step": ("network", "network, batches"),
     "frozen search": ("search", "search, not frozen"),
     "frozen executor": ("executor", "executor, not frozen"),
@@ -142,13 +147,10 @@ def synthetic_records(photos: int) -> Records:
     return Records(embeddings, SIZES, labels, hashes, hashes)
 
 
-def train_network(photos: int, fused: bool = True) -> None:
+def train_network(photos: int) -> None:
     """Train a network for 10 epochs."""
     make_deterministic(0)
     network = build_head(SIZES, BREEDS, NETWORK, BATCH_SIZE)
-    if not fused:
-        optimizer = keras.optimizers.AdamW(NETWORK["learning_rate"], weight_decay=NETWORK["weight_decay"])
-        network.compile(optimizer, network.loss, metrics=["accuracy"], jit_compile=False)
     network.fit(one_element_dataset(synthetic_records(photos)), epochs=10, verbose=0)
 
 
@@ -179,6 +181,18 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
             hypermodel, list, SPACE, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
         )
         tuner.search(x=data, validation_data=data, verbose=0)
+
+
+def search_kinds(photos: int, epochs: int, searches: list[list[str]]) -> None:
+    """Run one search for each list of kinds of heads."""
+    make_deterministic(0)
+    records = synthetic_records(photos)._replace(embeddings=uneven_embeddings(photos)[0])
+    space = SPACE | {"l2": PENALTIES, "objective": "val_loss", "max_epochs": epochs, "factor": 3}
+    for kinds in searches:
+        config = {"tuner": space | {"kinds": kinds}, "batch_size": BATCH_SIZE, "seed": 0}
+        with tempfile.TemporaryDirectory() as folder:
+            search_of_kinds = tuning.head_search(records, records, BREEDS, config, folder)
+            search_of_kinds.tuner.search(**search_of_kinds.fit_kwargs)
 
 
 def write_backbone() -> None:
@@ -254,10 +268,13 @@ def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable
         "solver, scikit-learn": functools.partial(
             seconds_in_fork, functools.partial(solve_with_scikit_learn, solved_photos)
         ),
-        "network": functools.partial(seconds_in_fork, functools.partial(train_network, solved_photos)),
-        "network, Keras's AdamW": functools.partial(
-            seconds_in_fork, functools.partial(train_network, solved_photos, fused=False)
+        "both kinds": functools.partial(
+            seconds_in_fork, functools.partial(search_kinds, solved_photos, epochs, [list(KINDS)])
         ),
+        "each kind": functools.partial(
+            seconds_in_fork, functools.partial(search_kinds, solved_photos, epochs, [[kind] for kind in KINDS])
+        ),
+        "network": functools.partial(seconds_in_fork, functools.partial(train_network, solved_photos)),
         "network, batches": functools.partial(
             seconds_in_fork, functools.partial(train_network_on_batches, solved_photos)
         ),

@@ -35,11 +35,12 @@ def out_of_fold_rows(
     records = _concatenate(list(splits.values()))
     folds = assign_folds(records.labels, records.groups)
     probabilities = np.zeros((len(folds), len(breeds)), np.float32)
-    held_out = [folds == fold for fold in np.unique(folds)] if folds.any() else []
-    counter = progress.Counter("folds", len(held_out))
-    for part, head in zip(held_out, fit(records, [~part for part in held_out]), strict=True):
-        probabilities[part] = head(records.embeddings[part], training=False)
-        counter.add()
+    held_out = [folds == fold for fold in np.unique(folds)]
+    if len(held_out) > 1:  # one group of near-duplicates leaves no photos to fit a head on
+        counter = progress.Counter("folds", len(held_out))
+        for part, head in zip(held_out, fit(records, [~part for part in held_out]), strict=True):
+            probabilities[part] = head(records.embeddings[part], training=False)
+            counter.add()
     names = [split for split, split_records in splits.items() for _ in split_records.labels]
     return [
         _row(*row, breeds)

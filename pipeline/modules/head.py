@@ -119,7 +119,7 @@ def build_head(
         return keras.Model(inputs, outputs)
     network = Network(inputs, outputs, batch_size)
     network.compile(
-        FusedAdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
+        keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=False,  # compilation takes longer than training a head
@@ -160,30 +160,6 @@ class Network(keras.Model):
 
     def build_from_config(self, config):
         """Do nothing, because the constructor created all variables. Keras Tuner calls it before it loads weights."""
-
-
-class FusedAdamW(keras.optimizers.AdamW):
-    """Keras's AdamW with TensorFlow's kernel for the update of a variable, which Keras computes with a dozen kernels.
-
-    Gain: "fused AdamW" of `benchmarks/optimizations.py`.
-    """
-
-    def update_step(self, gradient, variable, learning_rate):
-        """See `keras.optimizers.Optimizer.update_step`."""
-        index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations.value + 1, tf.float32)
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
-            grad=gradient,
-        )
 
 
 class ReusableHead:

@@ -12,18 +12,18 @@ from threadpoolctl import threadpool_limits
 # Largest gradient per photo at which the solver ends. Probabilities then differ by less than 0.001 from the optimum.
 _TOLERANCE = 5e-7
 _MAX_ITERATIONS = 2000
-# Number of directions in which the preconditioner knows the variance of the embeddings.
+# Number of directions, those of the largest variance, in which the preconditioner uses the variance of the embeddings.
 _RANK = 200
 # Typical p(1 - p) of a probability of a solved head.
 _CURVATURE = 0.02
 
 
 class Problem(NamedTuple):
-    """What a head is fitted to.
+    """The photos that a head is fitted to, and its penalty.
 
     Attributes:
         photos: Whether the head is fitted to a photo, bool [n]; true for one or more.
-        penalty: Factor of the penalty, above 0.
+        penalty: See `solve`; above 0.
     """
 
     photos: np.ndarray
@@ -49,14 +49,15 @@ class Solution(NamedTuple):
 
 
 def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, problems: Sequence[Problem]) -> list[Solution]:
-    """Solve several problems on the same photos.
+    """Solve several logistic regressions on the same embeddings, in one minimization.
 
     A head minimizes the sum of the cross-entropies of its photos plus `penalty / 2 * |W|^2`, where W are the weights
     for embeddings that are scaled to a mean squared length of 1. So the same penalties suit embeddings of any length.
 
     The solver is SciPy's L-BFGS. It minimizes the sum of all objectives, because reading the embeddings from memory
-    takes most of the time. It is preconditioned with an approximation of the Hessian: the same curvature for all photos
-    and breeds, as in Böhning's bound (1992), and the variance of the embeddings in its largest directions only.
+    takes most of the time. The preconditioner is an approximation of the Hessian: it has the same curvature for all
+    photos and breeds, as in Böhning's bound (1992), and the variance of the embeddings in the directions where it is
+    largest.
     scikit-learn's LogisticRegression has no preconditioner and needs many more iterations. Gain: "solver" of
     `benchmarks/optimizations.py`.
 

@@ -218,7 +218,11 @@ class HeadSearch(kt.Hyperband):
         self.oracle.trials.update({trial.trial_id: trial for trial in solved.result()})
 
     def _solve_heads(self) -> list[Trial]:
-        """Return the trials of the logistic regressions. They use one core, as do the networks, so both run at once."""
+        """Return the trials of the logistic regressions.
+
+        They use one core, as do the networks. Gain of both at once: "both kinds at once" of
+        `benchmarks/optimizations.py`.
+        """
         solved = []
         if "logistic_regression" in self._kinds:
             for trial in self._solve():

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "optimizations.py"
 CASES = [
     "reused heads",
     "solver",
-    "fused AdamW",
+    "both kinds at once",
     "epoch in one step",
     "frozen search",
     "frozen executor",

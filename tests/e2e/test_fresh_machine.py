@@ -64,5 +64,6 @@ def test_make_demo_succeeds_with_the_packages_of_the_readme(machine):
     assert done.returncode == 0, done.stdout + done.stderr
     *_, report, _, prediction, last = done.stdout.splitlines()  # make also prints the commands
     assert report == "Report: runs/demo/report/index.html"
-    assert re.match(r"runs/demo/unseen/Emberling/\S+\.jpg: \w+ \d+%, ", prediction)
+    # The networks have random weights, so the breed of the photo need not be the most probable one of its set.
+    assert re.match(r"runs/demo/unseen/Emberling/\S+\.jpg: [\w ]+ \d+%, .*; could be .*\bEmberling\b", prediction)
     assert last == "To serve the model with a web page, run: .venv/bin/catbreeds up --workdir runs/demo"

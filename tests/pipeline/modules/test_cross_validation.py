@@ -36,6 +36,13 @@ def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
     assert np.mean([row["correct"] for row in rows]) > 0.9
 
 
+def test_photos_of_one_group_have_no_predictions():
+    photos = records(1, 0, "t")
+    refit = training.refitter(SIZES, BREEDS, SOLVED, 16, 0, seed=0)
+    (row,) = out_of_fold_rows({"train": photos}, NAMES, refit)
+    assert row["probabilities"] == [0, 0, 0]
+
+
 def test_a_network_is_refitted_from_the_start_for_the_given_number_of_epochs():
     photos = records(80, 0, "t")
     part = np.arange(80) < 40

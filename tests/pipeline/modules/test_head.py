@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
-from components.keras_config import keras
 from pipeline.modules import training, tuning
 from pipeline.modules.head import (
     Records,
@@ -293,18 +292,3 @@ def test_reused_head_equals_a_new_head():
 
     for new, reused in zip(train(False), train(True), strict=True):
         np.testing.assert_array_equal(new, reused)
-
-
-def test_optimizer_equals_adamw_of_keras():
-    data = one_element_dataset(synthetic_records(100, 0))
-
-    def train(optimizer):
-        make_deterministic(0)
-        network = build_head(SIZES, BREEDS, NETWORK, batch_size=16)
-        network.compile(optimizer or network.optimizer, network.loss, jit_compile=False)
-        network.fit(data, epochs=3, verbose=0)
-        return network.get_weights()
-
-    reference = keras.optimizers.AdamW(NETWORK["learning_rate"], weight_decay=NETWORK["weight_decay"])
-    for own, expected in zip(train(None), train(reference), strict=True):
-        np.testing.assert_allclose(own, expected, atol=1e-5)
