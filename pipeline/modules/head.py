@@ -121,9 +121,11 @@ def build_head(
     network.compile(
         keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
         loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         jit_compile=False,  # compilation takes longer than training a head
     )
+    # TensorFlow traces a training step a second time if the first trace creates variables, as those of the optimizer.
+    network.optimizer.build(network.trainable_variables)
     return network
 
 
@@ -179,7 +181,6 @@ class ReusableHead:
         self._model = build_head(embedding_sizes, breeds, hyperparameters, batch_size, self._dropout)
         optimizer = self._model.optimizer
         optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
-        optimizer.build(self._model.trainable_variables)
         self._initial_values = [
             (variable, variable.numpy()) for variable in self._model.variables + optimizer.variables
         ]

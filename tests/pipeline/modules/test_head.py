@@ -13,6 +13,7 @@ from keras_tuner.errors import FailedTrialError
 from components.candidates.trial_metrics import TRIAL_SECONDS
 from pipeline.modules import training, tuning
 from pipeline.modules.head import (
+    Network,
     Records,
     ReusableHead,
     build_head,
@@ -292,3 +293,12 @@ def test_reused_head_equals_a_new_head():
 
     for new, reused in zip(train(False), train(True), strict=True):
         np.testing.assert_array_equal(new, reused)
+
+
+def test_the_training_of_a_network_is_traced_once(monkeypatch):
+    traces = []
+    train_step = Network.train_step
+    monkeypatch.setattr(Network, "train_step", lambda *arguments: traces.append(1) or train_step(*arguments))
+    network = build_head(SIZES, BREEDS, NETWORK, batch_size=16)
+    network.fit(one_element_dataset(synthetic_records(100, 0)), epochs=2, verbose=0)
+    assert len(traces) == 1
