@@ -25,7 +25,7 @@ from pipeline.modules.head import (
     hyperparameters_of,
     make_deterministic,
     one_element_dataset,
-    read_records,
+    read_splits,
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
@@ -51,8 +51,8 @@ def run_fn(fn_args: FnArgs) -> None:
     started = time.monotonic()
     transform = tft.TFTransformOutput(fn_args.transform_output)
     breeds = [name.decode() for name in transform.vocabulary_by_name(VOCABULARY)]
-    train = read_records(fn_args.train_files, transform)
-    evaluation = read_records(fn_args.eval_files, transform)
+    photos, splits = read_splits({"train": fn_args.train_files, "eval": fn_args.eval_files}, transform)
+    train, evaluation = splits["train"], splits["eval"]
     hyperparameters = hyperparameters_of(kt.HyperParameters.from_config(fn_args.hyperparameters))
     settings, seed = config["trainer"], config["seed"]
 
@@ -60,7 +60,8 @@ def run_fn(fn_args: FnArgs) -> None:
     fit = fit_head(train, evaluation, len(breeds), hyperparameters, settings)
     training_seconds = time.monotonic() - started
     out_of_fold = out_of_fold_rows(
-        {"train": train, "eval": evaluation},
+        photos,
+        [split for split, records in splits.items() for _ in records.labels],
         breeds,
         refitter(train.embedding_sizes, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
     )

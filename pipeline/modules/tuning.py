@@ -30,7 +30,7 @@ from pipeline.modules.head import (
     hyperparameters_of,
     make_deterministic,
     one_element_dataset,
-    read_records,
+    read_splits,
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
@@ -42,9 +42,8 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     """Entry point of TFX's Tuner. `fn_args.custom_config` has the keys tuner, batch_size and seed."""
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
     breeds = transform.vocabulary_size_by_name(VOCABULARY)
-    train = read_records(fn_args.train_files, transform)
-    evaluation = read_records(fn_args.eval_files, transform)
-    return head_search(train, evaluation, breeds, fn_args.custom_config, fn_args.working_dir)
+    _, splits = read_splits({"train": fn_args.train_files, "eval": fn_args.eval_files}, transform)
+    return head_search(splits["train"], splits["eval"], breeds, fn_args.custom_config, fn_args.working_dir)
 
 
 def head_search(

@@ -43,8 +43,8 @@ def search(monkeypatch, tmp_path):
     """Function that runs the search of `tuner_fn` on synthetic records; arguments override a small search space."""
 
     def run(**space):
-        splits = iter([synthetic_records(96, 0), synthetic_records(48, 1)])
-        monkeypatch.setattr(tuning, "read_records", lambda *_: next(splits))
+        splits = {"train": synthetic_records(96, 0), "eval": synthetic_records(48, 1)}
+        monkeypatch.setattr(tuning, "read_splits", lambda *_: (None, splits))
         transform = SimpleNamespace(vocabulary_size_by_name=lambda _: BREEDS)
         monkeypatch.setattr(tuning.tft, "TFTransformOutput", lambda _: transform)
         small_space = {"objective": "val_loss", "kinds": ["network"], "blocks": ["last", "all"], "l2": [0.01, 0.1]}
