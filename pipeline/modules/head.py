@@ -11,8 +11,12 @@ import tensorflow_transform as tft
 
 from components.candidates.embedding_features import embedding_features, feature_depth
 from components.keras_config import keras
+from components.memory import available_memory
 
 _BATCH = 1024  # photos that are read at a time
+# Peak memory of Tuner and Trainer: bytes for each number of an embedding, for each number that the heads use, and for
+# each output of a linear head.
+_BYTES_PER_NUMBER, _BYTES_PER_USED_NUMBER, _BYTES_PER_LOGIT = 8, 8, 40
 
 
 class Records(NamedTuple):
@@ -112,6 +116,32 @@ def _batches(files: list[str], spec: dict[str, tf.io.FixedLenFeature]) -> Iterat
     """Yield the features in `spec` of `_BATCH` examples at a time."""
     for batch in tf.data.TFRecordDataset(files, compression_type="GZIP").batch(_BATCH):
         yield tf.io.parse_example(batch, spec)
+
+
+def require_memory(component: str, blocks: str, heads: int, photos: int, embedding_sizes: dict[str, int]) -> None:
+    """Check that the memory of this machine or container suffices to fit heads to all photos.
+
+    Args:
+        component: Name of the component, for the message.
+        blocks: See `used_columns`.
+        heads: Number of linear heads that are solved together, times the number of breeds.
+        photos: Number of photos.
+        embedding_sizes: See `Records`.
+
+    Raises:
+        MemoryError: If the memory does not suffice.
+    """
+    length, used = sum(embedding_sizes.values()), used_columns(embedding_sizes, blocks)
+    needed = photos * (_BYTES_PER_NUMBER * length + _BYTES_PER_USED_NUMBER * used + _BYTES_PER_LOGIT * heads)
+    available = available_memory()
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"{component} needs {needed / 1e9:.1f} GB of memory for {photos:,} photos with embeddings of {length:,} "
+            f"numbers, and {available / 1e9:.1f} GB are available. Use a machine with more memory (on a cluster: "
+            "kubeflow.training_resources), run one component at a time (--set workers=1), use only the last block of "
+            "each backbone (--set tuner.blocks=[last]), or, if the embeddings are those of the ensemble, exclude it "
+            "(--set ensemble=false)"
+        )
 
 
 def used_columns(embedding_sizes: dict[str, int], blocks: str) -> int:
