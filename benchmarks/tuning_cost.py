@@ -29,8 +29,6 @@ Results on 2 idle CPU cores, before the search had logistic regressions and the 
 """
 
 import argparse
-import contextlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,6 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from pipeline_run import log, run_pipeline
 from tfx.types.standard_component_specs import TUNER_RESULTS_KEY
 from tfx.utils import path_utils
 
@@ -48,12 +47,8 @@ from components.file_names import TUNER_RESULTS_FILE
 from components.json_files import read_json
 from components.keras_config import keras
 from pipeline.datasets.sample_data import write_sample_data
-from pipeline.graph import create_pipeline
 from pipeline.modules.head import build_head
-from pipeline.run_context import local_run_context
-from pipeline.runners import local as local_runner
-from pipeline.runners.local import NodeRun
-from pipeline.settings import Settings, load
+from pipeline.settings import load
 
 BACKBONE = "xception"
 MEASURED_COMPONENTS = ("EmbeddingGen", "Transform", "Tuner", "Trainer")
@@ -109,20 +104,20 @@ def measure(count: int, side: int, subset: int) -> Costs:
     """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "photos"
-        _log(f"{count} photos: generating")
+        log(f"{count} photos: generating")
         write_sample_data(data, breeds=BREEDS, photos=count // BREEDS)
         overrides = [f"data={data}", f"workdir={folder}/runs", f"backbones=[{BACKBONE}]", "weights=random"]
         settings = load("standard", [*overrides, f"image_size={side}"])
-        runs = _run_until_trained(settings)
+        runs = run_pipeline(settings, last=f"Trainer-{BACKBONE}")
         photos = _read_photos(runs["ImageExampleGen"].outputs["examples"])
         backbone = Backbone(runs[f"Backbone-{BACKBONE}"].outputs["model"])
         batch = settings.beam.embedding_batch_size
         backbone(photos[:batch])
         floor = _timed(lambda: [backbone(photos[start : start + batch]) for start in range(0, len(photos), batch)])
-        _log(f"floor: {floor:.1f} s")
+        log(f"floor: {floor:.1f} s")
         subset_photos = photos[:subset]
         epoch = _recipe_epoch(backbone, subset_photos)
-        _log(f"one epoch of the recipe over {len(subset_photos)} photos: {epoch:.1f} s")
+        log(f"one epoch of the recipe over {len(subset_photos)} photos: {epoch:.1f} s")
         return Costs(
             photos=len(photos),
             recipe=epoch / len(subset_photos) * len(photos) * RECIPE_EPOCHS,
@@ -130,47 +125,6 @@ def measure(count: int, side: int, subset: int) -> Costs:
             trials=_trials(runs[f"Tuner-{BACKBONE}"].outputs[TUNER_RESULTS_KEY]),
             floor=floor,
         )
-
-
-class _TrainerFinished(Exception):
-    """Exception that ends the run after the Trainer, because later components are not measured."""
-
-
-class _StopAfterTrainer:
-    """Listener that records the components of a run and ends the run after the Trainer.
-
-    Attributes:
-        runs: Finished components, by node ID.
-    """
-
-    def __init__(self):
-        self.runs: dict[str, NodeRun] = {}
-
-    def on_start(self, node_id: str, total: int) -> None:
-        """See `local_runner.Listener`."""
-
-    def on_progress(self, node_id: str, unit: str, done: int, total: int | None) -> None:
-        """See `local_runner.Listener`."""
-
-    def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
-        """See `local_runner.Listener`."""
-
-    def on_finish(self, run: NodeRun) -> None:
-        """See `local_runner.Listener`."""
-        self.runs[run.node_id] = run
-        _log(f"{run.node_id}: {run.seconds:.1f} s")
-        if run.node_id == f"Trainer-{BACKBONE}":
-            raise _TrainerFinished
-
-
-def _run_until_trained(settings: Settings) -> dict[str, NodeRun]:
-    """Run the pipeline up to the Trainer and return the finished components by node ID."""
-    config = local_runner.metadata_config(settings.workdir)
-    listener = _StopAfterTrainer()
-    graph = create_pipeline(settings, local_run_context(settings, "benchmark"), config)
-    with contextlib.suppress(_TrainerFinished):
-        local_runner.run(graph, "benchmark", listener, Path(settings.workdir) / "logs", workers=1)
-    return listener.runs
 
 
 def _read_photos(examples: str) -> list[bytes]:
@@ -206,10 +160,6 @@ def _timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _table(costs: list[Costs]) -> str:

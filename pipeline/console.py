@@ -133,8 +133,10 @@ class RunView:
         self._remove(run.node_id)
         self._done += 1
         status = "[dim]cached[/]" if run.cached else "run   "
+        memory = f"  {run.usage.peak_memory / 1e9:.1f} GB" if run.usage else ""
         self._console.print(
-            rf"\[{self._done:>2}/{self._total}] {run.node_id:<28} {status} {run.seconds:>7.1f} s", highlight=False
+            rf"\[{self._done:>2}/{self._total}] {run.node_id:<28} {status} {run.seconds:>6.1f} s{memory}",
+            highlight=False,
         )
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:

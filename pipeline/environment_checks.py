@@ -19,6 +19,7 @@ import httpx
 
 from components.candidates.architectures import WEIGHTS_HOST, weight_file_names
 from components.errors import WeightsError
+from components.memory import available_memory
 from pipeline.settings import ROOT, Settings
 from serving import http_client, proxies
 from serving.addresses import GATEWAY_PORT, GRPC_PORT, PAGE_PORT, REST_PORT
@@ -158,7 +159,7 @@ def _check_imports() -> Finding:
 
 
 def _check_memory() -> Finding:
-    available = _available_memory()
+    available = available_memory()
     if available is None:
         return Finding("memory", "warning", "cannot read the available memory; three backbones need up to 5 GB")
     found = f"{available / _GIGABYTE:.1f} GB available"
@@ -168,28 +169,6 @@ def _check_memory() -> Finding:
         advice = "close other programs, or use one backbone: --set backbones=[resnet50]"
         return Finding("memory", "warning", f"{found}: three backbones need up to 5 GB", advice)
     return Finding("memory", "ok", found)
-
-
-def _available_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes that processes can still allocate, within the limit of the container.
-
-    Args:
-        group: Folder of the container's cgroup v2.
-    """
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = int(re.search(r"^MemAvailable:\s+(\d+) kB", lines, re.M)[1]) * 1024
-    except (OSError, TypeError):
-        return None
-    try:
-        limit, used, stat = (
-            (group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
-        )
-        # The page cache counts as used, although the kernel frees it as soon as a process needs the memory.
-        cached = sum(map(int, re.findall(r"^(?:active_file|inactive_file|slab_reclaimable) (\d+)$", stat, re.M)))
-        return min(free, int(limit) - int(used) + cached)
-    except (OSError, ValueError):  # no limit is set
-        return free
 
 
 def _check_disk(workdir: Path) -> Finding:

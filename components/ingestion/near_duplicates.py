@@ -11,11 +11,14 @@ import imagehash
 import numpy as np
 from PIL import Image
 from scipy.cluster.hierarchy import DisjointSet
+from scipy.sparse.csgraph import connected_components
 
 _HASH_SIDE = 16  # width and height of a perceptual hash, in bits
 _RESIZED_SIDE = 4 * _HASH_SIDE
 # Photos are compared if they agree in one band, a row of the 8 x 8 lowest frequencies: edits change those the least.
 _BAND_SIDE = 8
+# Of more photos that agree in one band, only those that also agree in another band are compared, and neighbours in the
+# order of the hashes. With evenly distributed hashes this begins at 262,144 photos.
 _BLOCK_SIZE = 1024
 
 # In order of precedence: if several apply to a photo, the first is reported.
@@ -66,8 +69,9 @@ class FindDuplicates(beam.PTransform):
 
     Args:
         max_distance: Maximum Hamming distance in bits between the perceptual hashes of near-duplicates. Pairs that
-            differ in fewer than 8 of the 64 lowest frequencies share one of the 8 bands and are always compared; other
-            pairs are likely to be compared.
+            differ in fewer than 8 of the 64 lowest frequencies share one of the 8 bands and are compared; other pairs
+            are likely to be compared. If more than 1,024 photos share the band, pairs that differ in fewer than 7 of
+            these frequencies share two bands and are compared.
     """
 
     def __init__(self, max_distance: int):
@@ -116,43 +120,70 @@ def _find_exact_duplicates(group: tuple[str, Iterable[tuple]]) -> Iterator:
 
 
 def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
-    bits = np.unpackbits(np.frombuffer(photo[3], np.uint8)).reshape(_HASH_SIDE, _HASH_SIDE)
-    for band, byte in enumerate(np.packbits(bits[:_BAND_SIDE, :_BAND_SIDE])):
-        yield band << 8 | int(byte), photo
+    for band, value in enumerate(_bands(photo[3])[0]):
+        yield band << 8 | int(value), photo
+
+
+def _bands(hashes: bytes) -> np.ndarray:
+    """Return the bands of n perceptual hashes, uint8 [n, bands]."""
+    bits = np.unpackbits(np.frombuffer(hashes, np.uint8)).reshape(-1, _HASH_SIDE, _HASH_SIDE)
+    return np.packbits(bits[:, :_BAND_SIDE, :_BAND_SIDE], axis=2).reshape(-1, _BAND_SIDE)
 
 
 def _find_near_duplicates(group: tuple[int, Iterable[tuple]], max_distance: int) -> Iterator:
     """Yield near-duplicates among photos that agree in one band, each with the path of one other photo.
 
     On `links`, yield pairs of photos in the same group of near-duplicates, each photo as (content_hash, path).
-
-    Photos are compared in blocks and only one match and one link for each is kept, so that many copies need no extra
-    memory.
     """
-    photos = sorted(group[1])
+    # Sorted by the perceptual hash, then by the path.
+    photos = sorted(group[1], key=lambda photo: (photo[3], photo[0]))
     if len(photos) < 2:
         return
-    packed = np.frombuffer(b"".join(photo[3] for photo in photos), np.uint8).reshape(len(photos), -1)
-    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+    hashes = b"".join(photo[3] for photo in photos)
+    packed = np.frombuffer(hashes, np.uint8).reshape(len(photos), -1)
     breeds = np.unique([photo[1] for photo in photos], return_inverse=True)[1]
     ranks = np.array([photo[2] for photo in photos])
-    leaders = np.arange(len(photos))  # first photo of each photo's group
-    for start in range(0, len(photos), _BLOCK_SIZE):
-        block = slice(start, start + _BLOCK_SIZE)
-        near = signs[block] @ signs.T >= _HASH_SIDE**2 - 2 * max_distance
-        same_breed = breeds[block, None] == breeds
+    path_ranks = np.argsort(sorted(range(len(photos)), key=lambda number: photos[number][0]))
+    for block in _blocks(_bands(hashes), group[0] >> 8):
+        signs = np.unpackbits(packed[block], axis=1).astype(np.float32) * 2 - 1
+        near = signs @ signs.T >= _HASH_SIDE**2 - 2 * max_distance
+        same_breed = breeds[block, None] == breeds[block]
         conflict, alike = near & ~same_breed, near & same_breed
-        across_splits = alike & (ranks[block, None] > ranks)
+        across_splits = alike & (ranks[block, None] > ranks[block])
         for kind, matches in (("label_conflict", conflict), ("near_duplicate", across_splits)):
             for row in np.flatnonzero(matches.any(axis=1)):
-                yield photos[start + row][0], (KINDS.index(kind), photos[matches[row].argmax()][0])
-        for row in np.flatnonzero(alike.sum(axis=1) > 1):  # a photo is like itself
-            joined = np.unique(leaders[alike[row]])
-            leaders[np.isin(leaders, joined)] = joined[0]
-    for photo, leader in zip(photos, leaders, strict=True):
-        if photo is not photos[leader]:
-            first = photos[leader]
-            yield beam.pvalue.TaggedOutput("links", ((first[4], first[0]), (photo[4], photo[0])))
+                others = block[matches[row]]
+                like = photos[others[path_ranks[others].argmin()]]
+                yield photos[block[row]][0], (KINDS.index(kind), like[0])
+        _, first, component = np.unique(connected_components(alike)[1], return_index=True, return_inverse=True)
+        for row in np.flatnonzero(first[component] < np.arange(len(block))):
+            ends = photos[block[first[component[row]]]], photos[block[row]]
+            yield beam.pvalue.TaggedOutput("links", tuple((photo[4], photo[0]) for photo in ends))
+
+
+def _blocks(bands: np.ndarray, shared: int) -> Iterator[np.ndarray]:
+    """Yield the indices of photos to compare with each other, in blocks of at most `_BLOCK_SIZE`.
+
+    The number of comparisons per photo is bounded, so that the cost grows linearly with the number of photos.
+
+    Args:
+        bands: Bands of photos that agree in one band, in the order of their perceptual hashes, uint8 [n, bands].
+        shared: Number of the band in which they agree.
+    """
+    yield from _windows(np.arange(len(bands)))
+    if len(bands) > _BLOCK_SIZE:
+        for values in bands.T[shared + 1 :]:
+            order = np.argsort(values, kind="stable")
+            for members in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
+                if len(members) < len(bands):  # otherwise already compared
+                    yield from _windows(members)
+
+
+def _windows(members: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield overlapping parts of `members`: each index with about `_BLOCK_SIZE` / 2 before it and after it."""
+    step = max(1, _BLOCK_SIZE // 2)
+    for start in range(0, max(1, len(members) - step), step):
+        yield members[start : start + _BLOCK_SIZE]
 
 
 def _assign_groups(links: list[tuple], excluded: Container[str]) -> Iterator[tuple[str, str]]:

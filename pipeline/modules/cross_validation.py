@@ -17,22 +17,23 @@ FOLDS = 5
 
 
 def out_of_fold_rows(
-    splits: dict[str, Records],
+    records: Records,
+    splits: list[str],
     breeds: list[str],
     fit: Callable[[Records, Sequence[np.ndarray]], Iterator[keras.Model]],
 ) -> list[dict[str, Any]]:
     """Predict each photo with a head that was fitted on the photos of the other folds.
 
     Args:
-        splits: Photos by name of the split.
+        records: Photos.
+        splits: Name of the split of each photo.
         breeds: Breeds in the order of the labels.
         fit: Function that fits heads on parts of the photos; see `pipeline.modules.training.refitter`.
 
     Returns:
-        One row for each photo, sorted by split and content hash: content_hash, split, breed, fold, predicted, correct,
+        One row for each photo, in the order of `records`: content_hash, split, breed, fold, predicted, correct,
         confidence (probability of the predicted breed), probability (of the photo's breed), probabilities.
     """
-    records = _concatenate(list(splits.values()))
     folds = assign_folds(records.labels, records.groups)
     probabilities = np.zeros((len(folds), len(breeds)), np.float32)
     held_out = [folds == fold for fold in np.unique(folds)]
@@ -41,10 +42,9 @@ def out_of_fold_rows(
         for part, head in zip(held_out, fit(records, [~part for part in held_out]), strict=True):
             probabilities[part] = head(records.embeddings[part], training=False)
             counter.add()
-    names = [split for split, split_records in splits.items() for _ in split_records.labels]
     return [
         _row(*row, breeds)
-        for row in zip(names, records.content_hashes, records.labels, folds, probabilities, strict=True)
+        for row in zip(splits, records.content_hashes, records.labels, folds, probabilities, strict=True)
     ]
 
 
@@ -62,15 +62,6 @@ def assign_folds(labels: np.ndarray, groups: list[bytes], folds: int = FOLDS) ->
     ordered = sorted(set(zip(labels.tolist(), groups, strict=True)))
     fold = {group: position % folds for position, (_, group) in enumerate(ordered)}
     return np.array([fold[group] for group in groups])
-
-
-def _concatenate(splits: list[Records]) -> Records:
-    return splits[0]._replace(
-        embeddings=np.concatenate([split.embeddings for split in splits]),
-        labels=np.concatenate([split.labels for split in splits]),
-        content_hashes=[value for split in splits for value in split.content_hashes],
-        groups=[value for split in splits for value in split.groups],
-    )
 
 
 def _row(

@@ -11,6 +11,7 @@ from components.conformal import conformal_quantile
 
 _MAX_COMPONENTS = 64
 _PHOTOS_PER_COMPONENT = 4
+_BATCH = 1024  # photos that are processed at a time
 _EPSILON = 1e-6  # added to the variances, relative to their mean; few photos may have none in some directions
 
 
@@ -40,22 +41,23 @@ class RelativeMahalanobis(tf.Module):
         pca = PCA(components, svd_solver="randomized", random_state=0).fit(embeddings)
         breeds, labels = np.unique(labels, return_inverse=True)
         breed_means = np.stack([embeddings[labels == breed].mean(axis=0) for breed in range(len(breeds))])
-        total, within = embeddings - pca.mean_, embeddings - breed_means[labels]
         projection = pca.components_.T
-        other_dimensions = photos * (size - components)
+        total, total_squares = _project(embeddings, pca.mean_[np.newaxis], np.zeros_like(labels), projection)
+        within, within_squares = _project(embeddings, breed_means, labels, projection)
 
-        def other_variance(deviations: np.ndarray) -> float:
+        def other_variance(projected: np.ndarray, squares: float) -> float:
             """Mean variance of the dimensions outside of the principal components."""
-            return (np.sum(deviations**2) - np.sum((deviations @ projection) ** 2)) / other_dimensions
+            return (squares - np.sum(projected**2)) / (photos * (size - components))
 
-        floor = _EPSILON * float(np.mean(total**2))
-        within_whitening = _whitening(within @ projection, floor)
+        floor = _EPSILON * total_squares / embeddings.size
+        within_whitening = _whitening(within, floor)
+        total_other, within_other = other_variance(total, total_squares), other_variance(within, within_squares)
         self._mean = _constant(pca.mean_)
         self._projection = _constant(projection)
         self._within_whitening = _constant(within_whitening)
-        self._total_whitening = _constant(_whitening(total @ projection, floor))
+        self._total_whitening = _constant(_whitening(total, floor))
         self._breed_means = _constant((breed_means - pca.mean_) @ projection @ within_whitening)
-        self._other_weight = _constant(1 / (other_variance(within) + floor) - 1 / (other_variance(total) + floor))
+        self._other_weight = _constant(1 / (within_other + floor) - 1 / (total_other + floor))
 
     def __call__(self, embeddings: tf.Tensor) -> tf.Tensor:
         """Return the distance of each embedding: float32 [n, d] -> float32 [n]."""
@@ -66,6 +68,26 @@ class RelativeMahalanobis(tf.Module):
         nearest = tf.reduce_min(tf.reduce_sum(to_breeds**2, axis=2), axis=1)
         overall = tf.reduce_sum((projected @ self._total_whitening) ** 2, axis=1)
         return nearest - overall + other * self._other_weight
+
+
+def _project(
+    embeddings: np.ndarray, means: np.ndarray, rows: np.ndarray, projection: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Project deviations from means, [n, k], and sum the squares of all deviations, without a copy of the embeddings.
+
+    Args:
+        embeddings: Embeddings, float32 [n, d].
+        means: Means, float32 [m, d].
+        rows: Row of `means` for each embedding, int64 [n].
+        projection: Principal components, float32 [d, k].
+    """
+    projected, squares = np.empty([len(embeddings), projection.shape[1]], np.float32), 0.0
+    for start in range(0, len(embeddings), _BATCH):
+        part = slice(start, start + _BATCH)
+        deviations = embeddings[part] - means[rows[part]]
+        projected[part] = deviations @ projection
+        squares += float(np.sum(deviations**2))
+    return projected, squares
 
 
 def _whitening(deviations: np.ndarray, floor: float) -> np.ndarray:
@@ -147,8 +169,12 @@ class Explainer(tf.Module):
             "level": level,
             "calibration_photos": len(eval_labels),
             "set_threshold": set_threshold(eval_probabilities, eval_labels, level),
-            "unfamiliar_threshold": conformal_quantile(self._distance(tf.constant(eval_embeddings)).numpy(), level),
+            "unfamiliar_threshold": conformal_quantile(self._distances(eval_embeddings), level),
         }
+
+    def _distances(self, embeddings: np.ndarray) -> np.ndarray:
+        parts = np.split(embeddings, range(_BATCH, len(embeddings), _BATCH))  # the distances to all breeds are large
+        return np.concatenate([self._distance(tf.constant(part)).numpy() for part in parts])
 
     def __call__(self, embeddings: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
         """Explain the predictions of a head.

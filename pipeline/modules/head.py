@@ -1,6 +1,7 @@
 """The classifier head of a candidate: builds the network, trains or solves it, and prepares its training data."""
 
 import hashlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras_tuner as kt
@@ -10,6 +11,12 @@ import tensorflow_transform as tft
 
 from components.candidates.embedding_features import embedding_features, feature_depth
 from components.keras_config import keras
+from components.memory import available_memory
+
+_BATCH = 1024  # photos that are read at a time
+# Peak memory of Tuner and Trainer: bytes for each number of an embedding, for each number that the heads use, and for
+# each output of a linear head.
+_BYTES_PER_NUMBER, _BYTES_PER_USED_NUMBER, _BYTES_PER_LOGIT = 8, 8, 40
 
 
 class Records(NamedTuple):
@@ -47,28 +54,94 @@ class Records(NamedTuple):
 
 
 def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> Records:
-    """Read transformed examples and sort them, so that training does not depend on Beam's sharding.
+    """Read the transformed examples of one split; see `read_splits`."""
+    return read_splits({"": file_patterns}, transform)[0]
+
+
+def read_splits(
+    splits: dict[str, list[str]],
+    transform: tft.TFTransformOutput,
+    check: Callable[[int, dict[str, int]], None] = lambda photos, embedding_sizes: None,
+) -> tuple[Records, dict[str, Records]]:
+    """Read transformed examples and sort those of each split, so that training does not depend on Beam's sharding.
+
+    Each file is read twice, so that each embedding is in memory only once: first the hashes, labels and groups, which
+    give the order, then the embeddings.
 
     Args:
-        file_patterns: Glob patterns of gzipped TFRecord files.
+        splits: Glob patterns of the gzipped TFRecord files of each split.
         transform: Output of Transform.
+        check: Function of the number of photos and of `Records.embedding_sizes`, called before embeddings are read.
+
+    Returns:
+        The photos of all splits, and those of each split; both use the same memory.
     """
     spec = transform.transformed_feature_spec()
-    files = sorted(path for pattern in file_patterns for path in tf.io.gfile.glob(pattern))
-    batches = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(1024)
-    rows = [tf.io.parse_example(batch, spec) for batch in batches]
-    column = {name: np.concatenate([row[name].numpy() for row in rows]) for name in spec}
-    hashes = column["content_hash"].reshape(-1)
-    groups = column.get("near_duplicate_group", hashes).reshape(-1)  # runs of earlier versions have no groups
-    order = sorted(range(len(hashes)), key=hashes.__getitem__)
     names = embedding_features(spec)
-    return Records(
-        np.concatenate([column[name] for name in names], axis=1)[order].astype(np.float32),
-        {name: column[name].shape[1] for name in names},
-        column["label"].reshape(-1)[order],
-        list(hashes[order]),
-        list(groups[order]),
+    sizes = {name: spec[name].shape[0] for name in names}
+    files = {
+        split: sorted(path for pattern in patterns for path in tf.io.gfile.glob(pattern))
+        for split, patterns in splits.items()
+    }
+    others = {name: feature for name, feature in spec.items() if name not in sizes}
+    columns, orders = {}, {}
+    for split, paths in files.items():
+        batches = [{name: value.numpy().reshape(-1) for name, value in b.items()} for b in _batches(paths, others)]
+        columns[split] = {name: np.concatenate([batch[name] for batch in batches]) for name in others}
+        hashes = columns[split]["content_hash"]
+        orders[split] = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
+    photos = sum(map(len, orders.values()))
+    check(photos, sizes)
+    embeddings, start, records = np.empty([photos, sum(sizes.values())], np.float32), 0, {}
+    for split, order in orders.items():
+        part = embeddings[start : start + len(order)]
+        rows = iter(np.split(np.argsort(order), range(_BATCH, len(order), _BATCH)))
+        for batch in _batches(files[split], {name: spec[name] for name in names}):
+            part[next(rows)] = np.concatenate([batch[name] for name in names], axis=1)
+        column = {name: values[order] for name, values in columns[split].items()}
+        groups = column.get("near_duplicate_group", column["content_hash"])  # earlier versions wrote no groups
+        records[split] = Records(part, sizes, column["label"], list(column["content_hash"]), list(groups))
+        start += len(order)
+    joined = Records(
+        embeddings,
+        sizes,
+        np.concatenate([split.labels for split in records.values()]),
+        [value for split in records.values() for value in split.content_hashes],
+        [value for split in records.values() for value in split.groups],
     )
+    return joined, records
+
+
+def _batches(files: list[str], spec: dict[str, tf.io.FixedLenFeature]) -> Iterator[dict[str, tf.Tensor]]:
+    """Yield the features in `spec` of `_BATCH` examples at a time."""
+    for batch in tf.data.TFRecordDataset(files, compression_type="GZIP").batch(_BATCH):
+        yield tf.io.parse_example(batch, spec)
+
+
+def require_memory(component: str, blocks: str, heads: int, photos: int, embedding_sizes: dict[str, int]) -> None:
+    """Check that the memory of this machine or container suffices to fit heads to all photos.
+
+    Args:
+        component: Name of the component, for the message.
+        blocks: See `used_columns`.
+        heads: Number of linear heads that are solved together, times the number of breeds.
+        photos: Number of photos.
+        embedding_sizes: See `Records`.
+
+    Raises:
+        MemoryError: If the memory does not suffice.
+    """
+    length, used = sum(embedding_sizes.values()), used_columns(embedding_sizes, blocks)
+    needed = photos * (_BYTES_PER_NUMBER * length + _BYTES_PER_USED_NUMBER * used + _BYTES_PER_LOGIT * heads)
+    available = available_memory()
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"{component} needs {needed / 1e9:.1f} GB of memory for {photos:,} photos with embeddings of {length:,} "
+            f"numbers, and {available / 1e9:.1f} GB are available. Use a machine with more memory (on a cluster: "
+            "kubeflow.training_resources), run one component at a time (--set workers=1), use only the last block of "
+            "each backbone (--set tuner.blocks=[last]), or, if the embeddings are those of the ensemble, exclude it "
+            "(--set ensemble=false)"
+        )
 
 
 def used_columns(embedding_sizes: dict[str, int], blocks: str) -> int:

@@ -105,7 +105,7 @@ class _Objective:
         self._rows, self._shape = np.arange(len(labels)), (len(labels), len(problems), breeds)
         self._fitted = np.stack([problem.photos for problem in problems], axis=1)
         photos = self._fitted.sum(axis=0)
-        squared_lengths = np.sum(self._features**2, axis=1)
+        squared_lengths = np.einsum("ij,ij->i", self._features, self._features)  # makes no copy
         strengths = np.array([problem.penalty for problem in problems]) * np.maximum(
             squared_lengths @ self._fitted / photos, np.finfo(np.float32).tiny
         )

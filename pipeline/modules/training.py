@@ -1,5 +1,6 @@
 """Trainer module: fits the final head of one candidate with the best hyperparameters of the Tuner."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from components.json_files import write_json, write_json_lines
 from components.keras_config import keras
 from pipeline.modules import logistic_regression
 from pipeline.modules.candidate_model import CandidateModel
-from pipeline.modules.cross_validation import out_of_fold_rows
+from pipeline.modules.cross_validation import FOLDS, out_of_fold_rows
 from pipeline.modules.explanation import Explainer
 from pipeline.modules.head import (
     Records,
@@ -25,7 +26,8 @@ from pipeline.modules.head import (
     hyperparameters_of,
     make_deterministic,
     one_element_dataset,
-    read_records,
+    read_splits,
+    require_memory,
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
@@ -51,16 +53,18 @@ def run_fn(fn_args: FnArgs) -> None:
     started = time.monotonic()
     transform = tft.TFTransformOutput(fn_args.transform_output)
     breeds = [name.decode() for name in transform.vocabulary_by_name(VOCABULARY)]
-    train = read_records(fn_args.train_files, transform)
-    evaluation = read_records(fn_args.eval_files, transform)
     hyperparameters = hyperparameters_of(kt.HyperParameters.from_config(fn_args.hyperparameters))
+    check = functools.partial(require_memory, "Trainer", hyperparameters["blocks"], FOLDS * len(breeds))
+    photos, splits = read_splits({"train": fn_args.train_files, "eval": fn_args.eval_files}, transform, check)
+    train, evaluation = splits["train"], splits["eval"]
     settings, seed = config["trainer"], config["seed"]
 
     make_deterministic(seed)
     fit = fit_head(train, evaluation, len(breeds), hyperparameters, settings)
     training_seconds = time.monotonic() - started
     out_of_fold = out_of_fold_rows(
-        {"train": train, "eval": evaluation},
+        photos,
+        [split for split, records in splits.items() for _ in records.labels],
         breeds,
         refitter(train.embedding_sizes, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
     )

@@ -3,6 +3,7 @@
 Linear heads are solved as logistic regressions. Networks are searched with Hyperband (Li et al., JMLR 2018).
 """
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,8 @@ from pipeline.modules.head import (
     hyperparameters_of,
     make_deterministic,
     one_element_dataset,
-    read_records,
+    read_splits,
+    require_memory,
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
@@ -42,9 +44,11 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     """Entry point of TFX's Tuner. `fn_args.custom_config` has the keys tuner, batch_size and seed."""
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
     breeds = transform.vocabulary_size_by_name(VOCABULARY)
-    train = read_records(fn_args.train_files, transform)
-    evaluation = read_records(fn_args.eval_files, transform)
-    return head_search(train, evaluation, breeds, fn_args.custom_config, fn_args.working_dir)
+    space = fn_args.custom_config["tuner"]
+    blocks, heads = "all" if "all" in space["blocks"] else "last", len(space["l2"]) * breeds
+    check = functools.partial(require_memory, "Tuner", blocks, heads)
+    _, splits = read_splits({"train": fn_args.train_files, "eval": fn_args.eval_files}, transform, check)
+    return head_search(splits["train"], splits["eval"], breeds, fn_args.custom_config, fn_args.working_dir)
 
 
 def head_search(

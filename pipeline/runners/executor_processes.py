@@ -11,6 +11,7 @@ import gc
 import importlib
 import os
 import pickle
+import resource
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tfx.orchestration.portable.beam_executor_operator import BeamExecutorOperator
 from tfx.orchestration.portable.data_types import ExecutionInfo
@@ -35,6 +36,31 @@ _OPERATORS = {PythonClassExecutableSpec: PythonExecutorOperator, BeamExecutableS
 
 class ExecutorDiedError(RuntimeError):
     """The process of an executor was killed or crashed before the executor returned."""
+
+
+class Usage(NamedTuple):
+    """Resources that an executor used, with those of the processes that it started.
+
+    Attributes:
+        cpu_seconds: CPU time in seconds, summed over all cores.
+        peak_memory: Largest resident memory in bytes of one of these processes. It includes TensorFlow and TFX, which
+            the components of a run share.
+    """
+
+    cpu_seconds: float
+    peak_memory: int
+
+
+class Execution(NamedTuple):
+    """A completed executor.
+
+    Attributes:
+        output: What the executor returned.
+        usage: Resources that it used.
+    """
+
+    output: ExecutorOutput
+    usage: Usage
 
 
 class ExecutorProcesses:
@@ -68,7 +94,7 @@ class ExecutorProcesses:
         execution: ExecutionInfo,
         log: Path,
         on_progress: progress.Listener,
-    ) -> ExecutorOutput:
+    ) -> Execution:
         """Run one executor. Several threads may call this at the same time.
 
         Args:
@@ -160,12 +186,22 @@ def _execute(connection: Connection) -> None:
 
     progress.set_listener(report)
     try:
-        result = "returned", _OPERATORS[type(spec)](spec).run_executor(ExecutionInfo.from_proto(invocation))
+        output = _OPERATORS[type(spec)](spec).run_executor(ExecutionInfo.from_proto(invocation))
+        result = "returned", Execution(output, _usage())
     except Exception as error:
         traceback.print_exc()
         result = "raised", _to_picklable(error)
     with lock:
         connection.send(result)
+
+
+def _usage() -> Usage:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Usage(
+        sum(usage.ru_utime + usage.ru_stime for usage in usages),
+        # Not the sum: until a new process executes its program, it counts the memory of this process as its own.
+        1024 * max(usage.ru_maxrss for usage in usages),
+    )
 
 
 def _to_picklable(error: Exception) -> Exception:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-import psutil
 from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.compiler import compiler, constants
 from tfx.orchestration import metadata
@@ -26,7 +25,8 @@ from tfx.proto.orchestration.executable_spec_pb2 import BeamExecutableSpec, Pyth
 from tfx.proto.orchestration.execution_result_pb2 import ExecutorOutput
 from tfx.proto.orchestration.pipeline_pb2 import PipelineNode
 
-from pipeline.runners.executor_processes import ExecutorProcesses
+from components.memory import available_memory
+from pipeline.runners.executor_processes import ExecutorProcesses, Usage
 
 # Modules that executors import when they start; importing them in advance makes every executor start faster.
 _EXECUTOR_MODULES = ("pipeline.modules.preprocessing", "pipeline.modules.training", "pipeline.modules.tuning")
@@ -56,12 +56,14 @@ class NodeRun:
         cached: Whether the result comes from the cache.
         seconds: Wall time in seconds.
         outputs: Output key -> URI of the artifact.
+        usage: Resources that the executor used; None if the result comes from the cache.
     """
 
     node_id: str
     cached: bool
     seconds: float
     outputs: dict[str, str]
+    usage: Usage | None
 
 
 def metadata_config(workdir: str | Path) -> metadata_store_pb2.ConnectionConfig:
@@ -89,8 +91,8 @@ class Listener(Protocol):
 
 def default_workers() -> int:
     """Number of CPU cores, or fewer if memory does not suffice for that many workers."""
-    limit = int(psutil.virtual_memory().available / _WORKER_BYTES)
-    return max(1, min(len(os.sched_getaffinity(0)), limit))
+    cores, available = len(os.sched_getaffinity(0)), available_memory()
+    return cores if available is None else max(1, min(cores, int(available / _WORKER_BYTES)))
 
 
 def run(
@@ -151,6 +153,7 @@ class _Graph:
         self._connection = pipeline.metadata_connection_config
         self._listener, self._logs, self._processes = listener, logs, processes
         self._metadata_lock = threading.Lock()
+        self._usages: dict[str, Usage] = {}
 
     def nodes_by_urgency(self) -> list[PipelineNode]:
         """All nodes, those with the longest chain of downstream nodes first."""
@@ -177,14 +180,16 @@ class _Graph:
                 custom_executor_operators=dict.fromkeys(_Operator.SUPPORTED_EXECUTOR_SPEC_TYPE, operator),
             ).launch()
             cached, outputs = _read_result(self._connection, info.execution_id)
-        return NodeRun(node_id, cached, time.monotonic() - started, outputs)
+        return NodeRun(node_id, cached, time.monotonic() - started, outputs, self._usages.get(node_id))
 
     def execute(self, node_id: str, spec, execution) -> ExecutorOutput:
         """Run an executor in a separate process. Meanwhile, other nodes may use ML Metadata."""
         self._metadata_lock.release()
         try:
             on_progress = functools.partial(self._listener.on_progress, node_id)
-            return self._processes.run(spec, execution, self._logs / f"{node_id}.log", on_progress)
+            run = self._processes.run(spec, execution, self._logs / f"{node_id}.log", on_progress)
+            self._usages[node_id] = run.usage
+            return run.output
         finally:
             self._metadata_lock.acquire()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -62,6 +63,8 @@ def test_output_has_table_verdict_report_and_warning_about_random_weights(demo):
     for text in (*BACKBONES, "Gate: Passed: pushed as version 1.", "random weights", "report/index.html", "[ 1/30]"):
         assert text in output
     assert "Traceback" not in output
+    components = [line for line in output.splitlines() if line.startswith("[")]
+    assert all(re.search(r" run +\d+\.\d s  \d+\.\d GB$", line) for line in components)
     assert "TensorFlow" not in demo.process.stderr
 
 

@@ -4,9 +4,11 @@ import io
 import json
 import random
 import tempfile
+from itertools import combinations
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,14 +183,43 @@ def test_the_order_of_photos_does_not_change_the_result(found_in_cases):
     assert found_in_cases[0] == found_in_cases[1]
 
 
-def test_a_long_chain_in_random_order_is_one_group(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_BLOCK_SIZE", 3)
+def test_a_long_chain_in_random_order_is_one_group():
     generator, bits, photos = random.Random(0), 0, []
     for number in range(20):
         bits ^= sum(1 << bit for bit in generator.sample(range(128), 40))
         photos.append((f"{number:02}", f"{generator.random()}", "Manx", 0, bits.to_bytes(32)))
     assert sum(distance(one[4], other[4]) <= MAX_DISTANCE for one in photos for other in photos) < 100
     assert set(find_duplicates(photos)[1].values()) == {"00"}
+
+
+@pytest.mark.parametrize("hashes", ["evenly distributed", "equal"])
+def test_the_number_of_comparisons_per_photo_has_a_bound(hashes):
+    def comparisons_per_photo(photos: int) -> float:
+        """Comparisons of photos that agree in the first band."""
+        random_bytes = np.random.default_rng(0).integers(0, 256 if hashes == "evenly distributed" else 1, (photos, 8))
+        bands = np.column_stack([np.zeros(photos), random_bytes[:, 1:]]).astype(np.uint8)
+        return sum(len(block) ** 2 for block in near_duplicates._blocks(bands, 0)) / photos
+
+    assert comparisons_per_photo(1000) == 1000
+    assert comparisons_per_photo(20_000) < 2100 + 7 * 20_000 / 256
+    assert comparisons_per_photo(200_000) < 8 * 2100
+
+
+def test_copies_are_found_if_each_band_is_common_to_many_photos(monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_BLOCK_SIZE", 8)
+    generator = random.Random(0)
+    # The even ones of the first 16 bytes are the bands; here each band has one of 16 values, in about 25 photos.
+    rows = [[byte % 16 if n < 16 else byte for n, byte in enumerate(generator.randbytes(32))] for _ in range(400)]
+    photos = [(f"x{n:03}", f"x{n:03}", "Manx", 0, bytes(row)) for n, row in enumerate(rows)]
+    # Each copy differs from its photo in 6 bands, so it shares 2 bands with it.
+    bits = [sum(1 << (255 - 16 * row) for row in rows) for rows in combinations(range(8), 6)]
+    copies = [
+        (f"y{n:03}", f"y{n:03}", "Manx", 1, (int.from_bytes(photo[4]) ^ changed).to_bytes(32))
+        for n, (photo, changed) in enumerate(zip(photos, bits, strict=False))
+    ]
+    excluded, groups = find_duplicates(photos + copies)
+    assert excluded == {f"y{n:03}": {"kind": "near_duplicate", "like": f"x{n:03}"} for n in range(len(copies))}
+    assert groups == {path: path for _, path, *_ in photos}
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)

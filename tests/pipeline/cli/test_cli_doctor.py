@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.environment_checks import _available_memory
+from components.memory import available_memory
 from pipeline.settings import ROOT
 from tests.model_files import SIDE, write_model
 from tests.pipeline.flaky_server import serving, status
@@ -134,7 +134,7 @@ def test_the_page_cache_does_not_count_as_used_memory(tmp_path):
         }
         for name, content in files.items():
             (tmp_path / name).write_text(f"{content}\n")
-        return _available_memory(tmp_path)
+        return available_memory(tmp_path)
 
     assert available("1000", 900) == 1000 - (900 - 400 - 200 - 30)
     assert available("max", 900) > 1_000_000

@@ -10,13 +10,8 @@ from tests.pipeline.modules.test_head import BREEDS, NETWORK, SIZES, SOLVED, syn
 NAMES = ["Fogbell", "Mosscoat", "Rex"]
 
 
-def records(count: int, seed: int, split: str) -> Records:
-    hashes = [f"{split}{number:04d}".encode() for number in range(count)]
-    return synthetic_records(count, seed)._replace(content_hashes=hashes, groups=hashes)
-
-
 def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
-    splits, fitted = {"train": records(60, 0, "t"), "eval": records(12, 1, "e")}, []
+    splits, fitted = ["train"] * 60 + ["eval"] * 12, []
 
     refit = training.refitter(SIZES, BREEDS, SOLVED, 16, 0, seed=0)
 
@@ -24,8 +19,8 @@ def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
         fitted.extend({photos.content_hashes[row] for row in np.flatnonzero(part)} for part in parts)
         return refit(photos, parts)
 
-    rows = out_of_fold_rows(splits, NAMES, fit)
-    assert [row["split"] for row in rows] == ["train"] * 60 + ["eval"] * 12
+    rows = out_of_fold_rows(synthetic_records(72, 0), splits, NAMES, fit)
+    assert [row["split"] for row in rows] == splits
     assert len(fitted) == FOLDS
     for row in rows:
         assert [row["content_hash"].encode() in photos for photos in fitted] == [n != row["fold"] for n in range(FOLDS)]
@@ -37,14 +32,13 @@ def test_rows_are_predictions_of_heads_fitted_on_the_other_folds():
 
 
 def test_photos_of_one_group_have_no_predictions():
-    photos = records(1, 0, "t")
     refit = training.refitter(SIZES, BREEDS, SOLVED, 16, 0, seed=0)
-    (row,) = out_of_fold_rows({"train": photos}, NAMES, refit)
+    (row,) = out_of_fold_rows(synthetic_records(1, 0), ["train"], NAMES, refit)
     assert row["probabilities"] == [0, 0, 0]
 
 
 def test_a_network_is_refitted_from_the_start_for_the_given_number_of_epochs():
-    photos = records(80, 0, "t")
+    photos = synthetic_records(80, 0)
     part = np.arange(80) < 40
 
     def predict(epochs: int, *parts: np.ndarray):

@@ -1,17 +1,20 @@
 """The head and its hyperparameter search, on synthetic embeddings."""
 
+import contextlib
 import re
 import sys
 from itertools import product
 from types import SimpleNamespace
 
+import keras_tuner as kt
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_transform as tft
 from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
-from pipeline.modules import training, tuning
+from pipeline.modules import head, training, tuning
 from pipeline.modules.head import (
     Network,
     Records,
@@ -21,6 +24,8 @@ from pipeline.modules.head import (
     make_deterministic,
     one_element_dataset,
     read_records,
+    read_splits,
+    require_memory,
 )
 
 SIZE, BREEDS = 16, 3
@@ -44,8 +49,8 @@ def search(monkeypatch, tmp_path):
     """Function that runs the search of `tuner_fn` on synthetic records; arguments override a small search space."""
 
     def run(**space):
-        splits = iter([synthetic_records(96, 0), synthetic_records(48, 1)])
-        monkeypatch.setattr(tuning, "read_records", lambda *_: next(splits))
+        splits = {"train": synthetic_records(96, 0), "eval": synthetic_records(48, 1)}
+        monkeypatch.setattr(tuning, "read_splits", lambda *_: (None, splits))
         transform = SimpleNamespace(vocabulary_size_by_name=lambda _: BREEDS)
         monkeypatch.setattr(tuning.tft, "TFTransformOutput", lambda _: transform)
         small_space = {"objective": "val_loss", "kinds": ["network"], "blocks": ["last", "all"], "l2": [0.01, 0.1]}
@@ -135,12 +140,57 @@ def test_read_records_does_not_depend_on_the_shards(tmp_path):
     assert len(digests) == 1
 
 
+def test_splits_share_one_array_and_are_sorted_separately(tmp_path):
+    parts = {"train": synthetic_records(20, 0), "eval": synthetic_records(6, 1)}
+    for name, records in parts.items():
+        _write_shards(tmp_path / name, records, np.random.default_rng(3).permutation(len(records.labels)))
+    photos, splits = read_splits({name: [f"{tmp_path}/{name}/*.gz"] for name in parts}, _TRANSFORM)
+    assert photos.content_hashes == parts["train"].content_hashes + parts["eval"].content_hashes
+    np.testing.assert_array_equal(photos.labels, np.concatenate([part.labels for part in parts.values()]))
+    for name, records in parts.items():
+        np.testing.assert_array_equal(splits[name].embeddings, records.embeddings)
+        assert np.shares_memory(splits[name].embeddings, photos.embeddings)
+
+
+@pytest.mark.parametrize("component", ["Tuner", "Trainer"])
+def test_embeddings_that_do_not_fit_in_memory_are_not_read(monkeypatch, tmp_path, component):
+    _write_shards(tmp_path / "photos", synthetic_records(20, 0), range(20))
+    monkeypatch.setattr(tft, "TFTransformOutput", lambda _: _TRANSFORM)
+    monkeypatch.setattr(head.np, "empty", lambda *_: pytest.fail("embeddings are read"))
+    monkeypatch.setattr(head, "available_memory", lambda: 4000)
+    trial = kt.HyperParameters()
+    for name, value in SOLVED.items():
+        trial.Fixed(name, value)
+    files = [f"{tmp_path}/photos/*.gz"]
+    arguments = SimpleNamespace(
+        custom_config={"tuner": {"blocks": ["last", "all"], "l2": [0.1]}, "trainer": {}, "seed": 0},
+        transform_graph_path="",
+        transform_output="",
+        train_files=files,
+        eval_files=files,
+        working_dir="",
+        hyperparameters=trial.get_config(),
+    )
+    message = rf"{component} needs 0\.0 GB of memory for 40 photos with embeddings of 16 numbers, and 0\.0 GB are avail"
+    with pytest.raises(MemoryError, match=f"{message}.*tuner.blocks=.last"):
+        {"Tuner": tuning.tuner_fn, "Trainer": training.run_fn}[component](arguments)
+
+
+@pytest.mark.parametrize(("blocks", "sufficient"), [("all", False), ("last", True)])
+def test_heads_on_the_last_blocks_need_less_memory(monkeypatch, blocks, sufficient):
+    monkeypatch.setattr(head, "available_memory", lambda: 200_000)
+    with contextlib.nullcontext() if sufficient else pytest.raises(MemoryError):
+        require_memory("Trainer", blocks, 0, 1000, {"embedding_net_0": 8, "embedding_net_1": 8})
+
+
 _TRANSFORM = SimpleNamespace(
+    vocabulary_by_name=lambda _: [b"Manx"] * BREEDS,
+    vocabulary_size_by_name=lambda _: BREEDS,
     transformed_feature_spec=lambda: {
         **{name: tf.io.FixedLenFeature([size], tf.float32) for name, size in SIZES.items()},
         "label": tf.io.FixedLenFeature([1], tf.int64),
         "content_hash": tf.io.FixedLenFeature([1], tf.string),
-    }
+    },
 )
 
 

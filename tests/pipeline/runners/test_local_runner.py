@@ -17,7 +17,7 @@ from components.errors import DataError
 from pipeline.runners import local as local_runner
 from pipeline.runners.executor_processes import ExecutorDiedError
 from tests import fork_server
-from tests.pipeline.runners.toy_components import DEADLINE, Branch, Join, Source, wait_for
+from tests.pipeline.runners.toy_components import ALLOCATED, DEADLINE, Branch, Join, Source, wait_for
 
 
 class RecordingListener:
@@ -88,6 +88,18 @@ def test_branches_run_in_parallel_in_separate_processes(tmp_path):
     assert len(pids) == 3
     assert str(os.getpid()) not in pids
     assert "left prints" in (tmp_path / "logs" / "left.log").read_text()
+
+
+def test_usage_includes_the_processes_that_a_component_started(tmp_path):
+    release(tmp_path, "left", "right").join()
+    behaviors = {"left": "allocate", "right": "start a process that allocates"}
+    first = run(tmp_path, **behaviors)
+    assert all(node.usage.cpu_seconds > 0 for node in first.values())
+    imported = first["Source"].usage.peak_memory
+    for branch in behaviors:
+        assert 0.8 * ALLOCATED < first[branch].usage.peak_memory - imported < 1.5 * ALLOCATED
+    second = run(tmp_path, run_id="second", **behaviors)
+    assert {node.usage for node in second.values()} == {None}
 
 
 def test_one_worker_runs_one_component_at_a_time(tmp_path):
@@ -206,8 +218,6 @@ def test_an_interrupted_run_leaves_no_component_running(tmp_path):
 
 def test_the_number_of_workers_is_limited_by_cores_and_memory(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    memory = type(local_runner.psutil.virtual_memory())
-    for available, workers in ((100e9, 8), (7e9, 2), (1e9, 1)):
-        values = memory(**{**dict.fromkeys(memory._fields, 0), "available": available})
-        monkeypatch.setattr(local_runner.psutil, "virtual_memory", lambda values=values: values)
+    for available, workers in ((100e9, 8), (7e9, 2), (1e9, 1), (None, 8)):
+        monkeypatch.setattr(local_runner, "available_memory", lambda available=available: available)
         assert local_runner.default_workers() == workers

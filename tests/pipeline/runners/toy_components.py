@@ -1,8 +1,10 @@
 """Components for tests of the runner. A parameter sets their behavior: wait for a file, fail, or be killed."""
 
 import os
+import resource
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tfx.types.standard_artifacts import ExampleStatistics
 from components import progress
 from components.errors import DataError
 
+ALLOCATED = 300_000_000  # bytes
 DEADLINE = 120  # seconds; generous, because no test depends on it
 
 
@@ -55,6 +58,11 @@ def Branch(
         raise Unpicklable(f"{name} fails", __file__)
     if behavior == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if behavior == "allocate":
+        _ = b"1" * int(ALLOCATED)
+    if behavior == "start a process that allocates":
+        imported = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        subprocess.run([sys.executable, "-c", f"b'1' * {imported + ALLOCATED}"], check=True)
     print(f"{name} prints")
     subprocess.run(["true"], check=True)
     out.set_string_custom_property("name", name)
