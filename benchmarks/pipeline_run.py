@@ -21,16 +21,14 @@ class _RecordingListener:
 
     Attributes:
         runs: Finished components, by node ID.
+        on_progress: See `local_runner.Listener`.
     """
 
-    def __init__(self, last: str | None, record: Callable[[NodeRun], None]):
-        self._last, self._record = last, record
+    def __init__(self, last: str | None, record: Callable[[NodeRun], None], on_progress: Callable[..., None]):
+        self._last, self._record, self.on_progress = last, record, on_progress
         self.runs: dict[str, NodeRun] = {}
 
     def on_start(self, node_id: str, total: int) -> None:
-        """See `local_runner.Listener`."""
-
-    def on_progress(self, node_id: str, unit: str, done: int, total: int | None) -> None:
         """See `local_runner.Listener`."""
 
     def on_failure(self, node_id: str, cause: BaseException, running: list[str]) -> None:
@@ -46,7 +44,10 @@ class _RecordingListener:
 
 
 def run_pipeline(
-    settings: Settings, last: str | None = None, record: Callable[[NodeRun], None] = lambda run: None
+    settings: Settings,
+    last: str | None = None,
+    record: Callable[[NodeRun], None] = lambda run: None,
+    on_progress: Callable[[str, str, int, int | None], None] = lambda *report: None,
 ) -> dict[str, NodeRun]:
     """Run the pipeline one component at a time and return the components by node ID.
 
@@ -54,9 +55,10 @@ def run_pipeline(
         settings: Settings of the run.
         last: ID of the node after which the run ends; None for a complete run.
         record: Function that is called with each component when it finishes.
+        on_progress: Function that receives the progress reports of all components; see `local_runner.Listener`.
     """
     config = local_runner.metadata_config(settings.workdir)
-    listener = _RecordingListener(last, record)
+    listener = _RecordingListener(last, record, on_progress)
     graph = create_pipeline(settings, local_run_context(settings, "benchmark"), config)
     with contextlib.suppress(_LastComponentFinished):
         local_runner.run(graph, "benchmark", listener, Path(settings.workdir) / "logs", workers=1)
