@@ -265,12 +265,13 @@ def _branch(
         examples=embeddings.outputs["embeddings"],
         schema=embeddings.outputs["schema"],
         preprocessing_fn="pipeline.modules.preprocessing.preprocessing_fn",
-        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "eval"]),
+        splits_config=transform_pb2.SplitsConfig(analyze=["train"]),
+        materialize=False,  # Tuner and Trainer apply the graph; a second copy of all embeddings would be as large
         disable_statistics=True,
         custom_config={"code_digest": context.code_digest("pipeline.modules.preprocessing")},
     )
     training_inputs: dict[str, Any] = {
-        "examples": transform.outputs["transformed_examples"],
+        "examples": embeddings.outputs["embeddings"],
         "transform_graph": transform.outputs["transform_graph"],
         "train_args": trainer_pb2.TrainArgs(),
         "eval_args": trainer_pb2.EvalArgs(),

@@ -54,7 +54,7 @@ class Records(NamedTuple):
 
 
 def read_records(file_patterns: list[str], transform: tft.TFTransformOutput) -> Records:
-    """Read the transformed examples of one split; see `read_splits`."""
+    """Read the embeddings of one split; see `read_splits`."""
     return read_splits({"": file_patterns}, transform)[0]
 
 
@@ -63,20 +63,20 @@ def read_splits(
     transform: tft.TFTransformOutput,
     check: Callable[[int, dict[str, int]], None] = lambda photos, embedding_sizes: None,
 ) -> tuple[Records, dict[str, Records]]:
-    """Read transformed examples and sort those of each split, so that training does not depend on Beam's sharding.
+    """Read and transform embeddings and sort those of each split, so that training does not depend on Beam's sharding.
 
     Each file is read twice, so that each embedding is in memory only once: first the hashes, labels and groups, which
     give the order, then the embeddings.
 
     Args:
-        splits: Glob patterns of the gzipped TFRecord files of each split.
+        splits: Glob patterns of the TFRecord files of each split.
         transform: Output of Transform.
         check: Function of the number of photos and of `Records.embedding_sizes`, called before embeddings are read.
 
     Returns:
         The photos of all splits, and those of each split; both use the same memory.
     """
-    spec = transform.transformed_feature_spec()
+    spec = transform.raw_feature_spec()
     names = embedding_features(spec)
     sizes = {name: spec[name].shape[0] for name in names}
     files = {
@@ -86,8 +86,11 @@ def read_splits(
     others = {name: feature for name, feature in spec.items() if name not in sizes}
     columns, orders = {}, {}
     for split, paths in files.items():
-        batches = [{name: value.numpy().reshape(-1) for name, value in b.items()} for b in _batches(paths, others)]
-        columns[split] = {name: np.concatenate([batch[name] for batch in batches]) for name in others}
+        batches = [
+            {name: value.numpy().reshape(-1) for name, value in batch.items()}
+            for batch in _batches(paths, others, transform)
+        ]
+        columns[split] = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         hashes = columns[split]["content_hash"]
         orders[split] = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
     photos = sum(map(len, orders.values()))
@@ -96,11 +99,11 @@ def read_splits(
     for split, order in orders.items():
         part = embeddings[start : start + len(order)]
         rows = iter(np.split(np.argsort(order), range(_BATCH, len(order), _BATCH)))
-        for batch in _batches(files[split], {name: spec[name] for name in names}):
+        for batch in _batches(files[split], {name: spec[name] for name in names}, transform):
             part[next(rows)] = np.concatenate([batch[name] for name in names], axis=1)
         column = {name: values[order] for name, values in columns[split].items()}
-        groups = column.get("near_duplicate_group", column["content_hash"])  # earlier versions wrote no groups
-        records[split] = Records(part, sizes, column["label"], list(column["content_hash"]), list(groups))
+        hashes, groups = list(column["content_hash"]), list(column["near_duplicate_group"])
+        records[split] = Records(part, sizes, column["label"], hashes, groups)
         start += len(order)
     joined = Records(
         embeddings,
@@ -112,10 +115,12 @@ def read_splits(
     return joined, records
 
 
-def _batches(files: list[str], spec: dict[str, tf.io.FixedLenFeature]) -> Iterator[dict[str, tf.Tensor]]:
-    """Yield the features in `spec` of `_BATCH` examples at a time."""
-    for batch in tf.data.TFRecordDataset(files, compression_type="GZIP").batch(_BATCH):
-        yield tf.io.parse_example(batch, spec)
+def _batches(
+    files: list[str], spec: dict[str, tf.io.FixedLenFeature], transform: tft.TFTransformOutput
+) -> Iterator[dict[str, tf.Tensor]]:
+    """Yield what Transform makes of the features in `spec`, for `_BATCH` examples at a time."""
+    for batch in tf.data.TFRecordDataset(files).batch(_BATCH):
+        yield transform.transform_raw_features(tf.io.parse_example(batch, spec))
 
 
 def require_memory(component: str, blocks: str, heads: int, photos: int, embedding_sizes: dict[str, int]) -> None:

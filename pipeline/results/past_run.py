@@ -104,6 +104,6 @@ class PastRun:
 
         from pipeline.modules.head import read_records
 
-        node = branch_node_id("Transform", backbone)
-        pattern = f"{self.uri(node, 'transformed_examples')}/Split-{split}/*"
-        return read_records([pattern], tft.TFTransformOutput(self.uri(node, "transform_graph")))
+        inputs = self.execution(branch_node_id("Trainer", backbone)).inputs
+        pattern = f"{inputs['examples'][0].uri}/Split-{split}/*"
+        return read_records([pattern], tft.TFTransformOutput(inputs["transform_graph"][0].uri))

@@ -132,7 +132,7 @@ def test_read_records_does_not_depend_on_the_shards(tmp_path):
     digests = set()
     for name in ("first", "second"):
         _write_shards(tmp_path / name, records, random.permutation(20))
-        records_read = read_records([f"{tmp_path}/{name}/*.gz"], _TRANSFORM)
+        records_read = read_records([f"{tmp_path}/{name}/*"], _TRANSFORM)
         assert records_read.content_hashes == records.content_hashes
         np.testing.assert_array_equal(records_read.embeddings, records.embeddings)
         np.testing.assert_array_equal(records_read.labels, records.labels)
@@ -144,7 +144,7 @@ def test_splits_share_one_array_and_are_sorted_separately(tmp_path):
     parts = {"train": synthetic_records(20, 0), "eval": synthetic_records(6, 1)}
     for name, records in parts.items():
         _write_shards(tmp_path / name, records, np.random.default_rng(3).permutation(len(records.labels)))
-    photos, splits = read_splits({name: [f"{tmp_path}/{name}/*.gz"] for name in parts}, _TRANSFORM)
+    photos, splits = read_splits({name: [f"{tmp_path}/{name}/*"] for name in parts}, _TRANSFORM)
     assert photos.content_hashes == parts["train"].content_hashes + parts["eval"].content_hashes
     np.testing.assert_array_equal(photos.labels, np.concatenate([part.labels for part in parts.values()]))
     for name, records in parts.items():
@@ -161,7 +161,7 @@ def test_embeddings_that_do_not_fit_in_memory_are_not_read(monkeypatch, tmp_path
     trial = kt.HyperParameters()
     for name, value in SOLVED.items():
         trial.Fixed(name, value)
-    files = [f"{tmp_path}/photos/*.gz"]
+    files = [f"{tmp_path}/photos/*"]
     arguments = SimpleNamespace(
         custom_config={"tuner": {"blocks": ["last", "all"], "l2": [0.1]}, "trainer": {}, "seed": 0},
         transform_graph_path="",
@@ -186,10 +186,12 @@ def test_heads_on_the_last_blocks_need_less_memory(monkeypatch, blocks, sufficie
 _TRANSFORM = SimpleNamespace(
     vocabulary_by_name=lambda _: [b"Manx"] * BREEDS,
     vocabulary_size_by_name=lambda _: BREEDS,
-    transformed_feature_spec=lambda: {
+    transform_raw_features=lambda features: features,
+    raw_feature_spec=lambda: {
         **{name: tf.io.FixedLenFeature([size], tf.float32) for name, size in SIZES.items()},
         "label": tf.io.FixedLenFeature([1], tf.int64),
         "content_hash": tf.io.FixedLenFeature([1], tf.string),
+        "near_duplicate_group": tf.io.FixedLenFeature([1], tf.string),
     },
 )
 
@@ -197,7 +199,7 @@ _TRANSFORM = SimpleNamespace(
 def _write_shards(folder, records: Records, order) -> None:
     folder.mkdir()
     for shard, part in enumerate(np.array_split(order, 3)):
-        with tf.io.TFRecordWriter(str(folder / f"{shard}.gz"), "GZIP") as writer:
+        with tf.io.TFRecordWriter(str(folder / f"{shard}")) as writer:
             for i in part:
                 example = tf.train.Example()
                 features = example.features.feature
@@ -206,6 +208,7 @@ def _write_shards(folder, records: Records, order) -> None:
                 features["embedding_net_0"].float_list.value.extend(last)
                 features["label"].int64_list.value.append(records.labels[i])
                 features["content_hash"].bytes_list.value.append(records.content_hashes[i])
+                features["near_duplicate_group"].bytes_list.value.append(records.groups[i])
                 writer.write(example.SerializeToString())
 
 
