@@ -147,6 +147,8 @@ def _extrapolation(steps: dict[str, dict[int, Cost]], target: int) -> Iterator[s
     yield f"{'step':<28}{'CPU ms/photo':>14}{'kB/photo':>10}{'core-hours':>12}{'GB':>8}  runs on"
     for step, costs in steps.items():
         points = sorted(costs.items())
+        if len(points) == 1:
+            continue
         size, cost = points[-1]
         photo = _per_photo(*points[-2:])
         more = target - size
