@@ -13,8 +13,8 @@ random weights and small images, one component at a time. For each step it print
         smallest ones. Above 1, the step grows faster than linearly.
 
 The extrapolation adds the CPU time and memory of the additional photos, as measured between the two largest numbers of
-photos, to those of the largest one. docs/operations.md has results. EfficientNetB7 is left out with more than 10,000 photos. Generating the photos is
-not part of any step.
+photos, to those of the largest one. EfficientNetB7 is left out with more than 10,000 photos. Generating the photos is
+not part of any step. docs/operations.md has results.
 """
 
 import argparse
