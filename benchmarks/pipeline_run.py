@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,9 +60,11 @@ def run_pipeline(
     """
     config = local_runner.metadata_config(settings.workdir)
     listener = _RecordingListener(last, record, on_progress)
-    graph = create_pipeline(settings, local_run_context(settings, "benchmark"), config)
+    # TFX would not run the completed components of a run with the same ID again, even if their code changed.
+    run_id = f"benchmark-{time.time_ns()}"
+    graph = create_pipeline(settings, local_run_context(settings, run_id), config)
     with contextlib.suppress(_LastComponentFinished):
-        local_runner.run(graph, "benchmark", listener, Path(settings.workdir) / "logs", workers=1)
+        local_runner.run(graph, run_id, listener, Path(settings.workdir) / "logs", workers=1)
     return listener.runs
 
 

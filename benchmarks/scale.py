@@ -14,7 +14,7 @@ random weights and small images, one component at a time. For each step it print
 
 The extrapolation adds the CPU time and memory of the additional photos, as measured between the two largest numbers of
 photos, to those of the largest one. EfficientNetB7 is left out with more than 10,000 photos. Generating the photos is
-not part of any step.
+not part of any step. docs/operations.md has results.
 """
 
 import argparse
@@ -147,6 +147,8 @@ def _extrapolation(steps: dict[str, dict[int, Cost]], target: int) -> Iterator[s
     yield f"{'step':<28}{'CPU ms/photo':>14}{'kB/photo':>10}{'core-hours':>12}{'GB':>8}  runs on"
     for step, costs in steps.items():
         points = sorted(costs.items())
+        if len(points) == 1:
+            continue
         size, cost = points[-1]
         photo = _per_photo(*points[-2:])
         more = target - size

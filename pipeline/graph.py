@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform, Tuner
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.experimental.conditionals.conditional import Cond
@@ -44,6 +45,9 @@ from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE
 if StatisticsGen is None:
     # TFX replaces components that it cannot import with None.
     raise ImportError("TFX cannot import tensorflow_data_validation; run `make setup` to install its dependencies")
+
+if TYPE_CHECKING:
+    from tensorflow_data_validation import StatsOptions
 
 SERVING_CHECK_PHOTOS = 4
 _EMBEDDINGS_SCHEMA = ROOT / "schemas" / "embeddings" / "schema.pbtxt"
@@ -168,7 +172,7 @@ def _example_gen(settings: Settings, context: RunContext) -> BaseNode:
 def _ingestion(settings: Settings, context: RunContext) -> _Ingestion:
     """Read the photos and validate them; DataGate stops the run if the data is invalid."""
     examples = _example_gen(settings, context)
-    statistics = StatisticsGen(examples=examples.outputs["examples"])
+    statistics = StatisticsGen(examples=examples.outputs["examples"], stats_options=_statistics_options())
     schema = ImportSchemaGen(text=read_schema_text(photos_schema(settings)), schema_file=context.schema_file)
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
     data_gate = DataGate(
@@ -184,6 +188,14 @@ def _ingestion(settings: Settings, context: RunContext) -> _Ingestion:
         code_digest=context.code_digest("components.ingestion.data_gate"),
     )
     return _Ingestion(examples, statistics, schema, validator, data_gate)
+
+
+def _statistics_options() -> "StatsOptions":
+    """Declare the photos as images: the statistics of text count each value, which would keep all photos in memory."""
+    from tensorflow_data_validation import StatsOptions
+
+    feature = schema_pb2.Feature(name="image_bytes", type=schema_pb2.BYTES, image_domain=schema_pb2.ImageDomain())
+    return StatsOptions(schema=schema_pb2.Schema(feature=[feature]))
 
 
 def _retrain_gate(settings: Settings, context: RunContext, ingestion: _Ingestion) -> BaseNode:

@@ -97,13 +97,11 @@ def EmbeddingGen(
     started = time.monotonic()
     with beam_pipeline as pipeline:
         embedded = (
-            [
-                pipeline
-                | f"Read[{split}]" >> beam.io.ReadFromTFRecord(_files(examples, split))
-                | f"Tag[{split}]" >> beam.Map(lambda example, split: (split, example), split=split)
-                for split in SPLITS
-            ]
-            | beam.Flatten()
+            pipeline
+            # One transform reads both splits: Beam's direct runner would keep the inputs of a Flatten in memory.
+            | "Files" >> beam.Create([_files(examples, split) for split in SPLITS])
+            | "Read" >> beam.io.ReadAllFromTFRecord(with_filename=True)
+            | "Tag" >> beam.MapTuple(lambda path, example: (_split(path), example))
             | "Embed" >> RunInference(BackboneHandler(path, batch, total))
             | "Split" >> beam.Partition(lambda row, _: SPLITS.index(row[0]), len(SPLITS))
         )
@@ -124,6 +122,11 @@ def EmbeddingGen(
 
 def _files(examples: Examples, split: str) -> str:
     return io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split))
+
+
+def _split(path: str) -> str:
+    """Name of the split of a file in an examples artifact."""
+    return os.path.basename(os.path.dirname(path)).removeprefix("Split-")
 
 
 def _write_schema(uri: str, template: str, embedding_sizes: dict[str, int]) -> None:

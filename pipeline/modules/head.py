@@ -14,9 +14,9 @@ from components.keras_config import keras
 from components.memory import available_memory
 
 _BATCH = 1024  # photos that are read at a time
-# Peak memory of Tuner and Trainer: bytes for each number of an embedding, for each number that the heads use, and for
-# each output of a linear head.
-_BYTES_PER_NUMBER, _BYTES_PER_USED_NUMBER, _BYTES_PER_LOGIT = 8, 8, 40
+# Peak memory of the Tuner, as measured by benchmarks/scale.py; the Trainer needs less. Bytes for each number of an
+# embedding (records, dataset and its conversion), for each number that the solver uses, and for each of its logits.
+_BYTES_PER_NUMBER, _BYTES_PER_USED_NUMBER, _BYTES_PER_LOGIT = 13, 8, 40
 
 
 class Records(NamedTuple):
@@ -290,7 +290,11 @@ class _VariableDropout(keras.layers.Layer):
 
 def one_element_dataset(records: Records) -> tf.data.Dataset:
     """Return a dataset with one element: embeddings float32 [n, d] and labels int64 [n] of all photos."""
-    return tf.data.Dataset.from_tensors((records.embeddings, records.labels))
+    options = tf.data.Options()
+    # To optimize the graph of a dataset, TensorFlow copies the embeddings into the graph.
+    options.experimental_optimization.apply_default_optimizations = False
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensors((records.embeddings, records.labels)).with_options(options)
 
 
 def make_deterministic(seed: int) -> None:

@@ -10,21 +10,18 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 
 
 @pytest.mark.slow
-def test_scale_prints_time_and_memory_of_each_step_and_the_extrapolation(tmp_path):
+def test_scale_prints_time_and_memory_of_each_step_and_the_extrapolation():
     command = [sys.executable, SCRIPT, "--backbones", "resnet50", "--side", "32", "--target", "1000"]
-    command += ["--folder", tmp_path, "--photos"]
-    done = subprocess.run([*command, "60", "120"], capture_output=True, text=True, check=False)
+    command += ["--photos", "60", "120"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     costs, extrapolation = (block.splitlines() for block in done.stdout.split("\n\n"))
     rows = {cells[0]: list(map(float, cells[1:])) for cells in map(str.split, costs[3:-1])}
     steps = ("EmbeddingGen", "Transform", "Tuner", "Trainer", "Evaluator")
-    assert rows.keys() >= {"ImageExampleGen", "Evaluator-gate", *(f"{step}-resnet50" for step in steps)}
-    for seconds, cpu_seconds, megabytes, *_ in rows.values():
-        assert seconds > 0.1
-        assert cpu_seconds > 0.1
-        assert 300 < megabytes < 10_000
+    for step in ("ImageExampleGen", "Evaluator-gate", *(f"{step}-resnet50" for step in steps)):
+        for seconds, cpu_seconds, megabytes in (rows[step][:3], rows[step][3:6]):
+            assert seconds > 0.1
+            assert cpu_seconds > 0.1
+            assert 300 < megabytes < 10_000
     assert "1,000 photos" in extrapolation[0]
-    hours = {row.split()[0]: float(row.split()[3]) for row in extrapolation[2:]}
-    assert hours.keys() >= rows.keys()
-    # Nothing is measured again.
-    assert subprocess.run([*command, "60", "120"], capture_output=True, text=True, check=True).stdout == done.stdout
+    assert {row.split()[0] for row in extrapolation[2:]} >= rows.keys()

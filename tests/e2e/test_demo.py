@@ -68,6 +68,16 @@ def test_output_has_table_verdict_report_and_warning_about_random_weights(demo):
     assert "TensorFlow" not in demo.process.stderr
 
 
+def test_statistics_do_not_count_the_values_of_photos(demo, tf):
+    from components.ingestion.data_drift import load_statistics
+
+    (file,) = (demo.artifact("StatisticsGen", "statistics") / "Split-train").iterdir()
+    (dataset,) = load_statistics(str(file)).datasets
+    kinds = {feature.path.step[0]: feature.WhichOneof("stats") for feature in dataset.features}
+    assert kinds["image_bytes"] == "bytes_stats"  # otherwise all photos would be in memory
+    assert kinds["breed"] == "string_stats"
+
+
 def test_the_winner_has_the_highest_accuracy_after_the_price_of_its_size(demo):
     comparison = json.loads((demo.workdir / "report" / "comparison.json").read_text())
     assert comparison["price"] > 0

@@ -178,7 +178,7 @@ def test_embeddings_that_do_not_fit_in_memory_are_not_read(monkeypatch, tmp_path
 
 @pytest.mark.parametrize(("blocks", "sufficient"), [("all", False), ("last", True)])
 def test_heads_on_the_last_blocks_need_less_memory(monkeypatch, blocks, sufficient):
-    monkeypatch.setattr(head, "available_memory", lambda: 200_000)
+    monkeypatch.setattr(head, "available_memory", lambda: 300_000)
     with contextlib.nullcontext() if sufficient else pytest.raises(MemoryError):
         require_memory("Trainer", blocks, 0, 1000, {"embedding_net_0": 8, "embedding_net_1": 8})
 
