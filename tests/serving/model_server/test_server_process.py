@@ -150,10 +150,14 @@ def test_request_larger_than_a_batch_is_an_invalid_argument(batching):
         batching.predict("toys", x=[1.0] * 5).result()
 
 
-def test_output_filter_applies_with_batching(batching):
-    request = predict_request("toys", x=[1.0])
-    request.output_filter.append("version")
-    assert list(batching.prediction.Predict(request, timeout=DEADLINE).outputs) == ["version"]
+def test_concurrent_requests_with_the_same_output_filter_run_as_one_batch(batching):
+    requests = []
+    for rows in (5, 6, 7, 8):
+        request = predict_request("toys", signature="measure", image_bytes=[jpeg(rows)])
+        request.output_filter.append("rows")
+        requests.append(batching.prediction.Predict.future(request, timeout=DEADLINE))
+    for request in requests:
+        assert {name: list(output.int_val) for name, output in request.result().outputs.items()} == {"rows": [4]}
 
 
 def test_request_in_an_incomplete_batch_times_out(batching):
