@@ -1,6 +1,7 @@
 """Measure the throughput of direct gRPC, of the gateway, and of a backend that sends pixels, and the CPU time of each.
 
     python benchmarks/serving.py
+    python benchmarks/serving.py --memory
 
 The benchmark sends photos in several ways to the same embedded model server and model (a backbone of the project at 224
 px with random weights, with a head and an explainer):
@@ -21,21 +22,30 @@ figure is the median over the rounds. docs/serving.md shows the output on 2 core
     client, front, server: CPU time per request in milliseconds of the process with the clients, of the gateway or
         backend, and of the model server.
     bytes: size of a request to the model server.
+
+With `--memory`, it prints the resident memory of a process that takes the steps of the model server one after the
+other. "private" memory belongs to the process; the rest are pages of library files, which processes share and the
+system can drop. Two other processes show what Keras adds, which the model server does not import, and what TensorFlow
+takes without its Python API.
 """
 
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import functools
+import importlib.util
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +61,7 @@ from serving.client import ModelChoice
 from serving.client.grpc import AsyncGrpcClient
 from serving.local import stack
 from serving.local.processes import Program, Supervisor
-from serving.model_files import EXPLAIN_SIGNATURE
+from serving.model_files import CLIENT_OUTPUTS, EXPLAIN_SIGNATURE
 from serving.photo_normalization import normalize
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE, ServingConfig
 
@@ -64,6 +74,7 @@ EXPLAINER_PHOTOS, EXPLAINER_LEVEL = 100, 0.95
 BATCHING_PARAMETERS = Path(__file__).parents[1] / "serving" / "k8s" / "components" / "batching" / "batching.config"
 BATCHING_FLAGS = ["--enable_batching=true", f"--batching_parameters_file={BATCHING_PARAMETERS}"]
 DIRECT, BATCH = "", " batch"
+BATCH_SIZES = (2, 4, 8, 16)
 WARMUP_SECONDS = 1.0
 TARGET_CLIENTS = 8
 MULTIPART_BOUNDARY = "photo-boundary"
@@ -350,6 +361,108 @@ def measure(
     return medians, request_bytes
 
 
+# ---- memory ----
+
+
+def print_memory(step: str) -> None:
+    """Print the resident memory of this process and how much of it is private, in megabytes."""
+    values = dict(re.findall(r"(VmRSS|RssAnon):\s+(\d+) kB", Path("/proc/self/status").read_text()))
+    print(f"{step:<52}  {int(values['VmRSS']) / 1000:>8.0f}  {int(values['RssAnon']) / 1000:>8.0f}", flush=True)
+
+
+def print_memory_of_steps(model_dir: str, photo_file: str) -> None:
+    """Take the steps of the model server in this process, and print the memory after each."""
+    import grpc  # noqa: F401
+    import numpy as np
+
+    from serving.model_server import flags
+    from serving.model_server.__main__ import exclude_keras
+
+    print_memory("Python, gRPC, NumPy")
+    exclude_keras()
+    import tensorflow  # noqa: F401
+
+    print_memory("import TensorFlow without Keras")
+    from serving.model_server.manager import return_freed_memory
+    from serving.model_server.model import Model
+    from serving.model_server.monitoring import Metrics
+
+    values = flags.parse([f"--model_base_path={model_dir}"])
+    model = Model(MODEL.name, 1, model_dir, values, None, Metrics())
+    print_memory("load the model")
+    return_freed_memory()
+    print_memory("return freed memory to the system")
+
+    def predict(signature: str, photos: int, outputs: Sequence[str] = ()) -> None:
+        content = Path(photo_file).read_bytes()
+        model.predict(signature, {"image_bytes": np.array([content] * photos, object)}, outputs)
+
+    predict("serving_default", 1)
+    print_memory("first request for serving_default")
+    predict(EXPLAIN_SIGNATURE, 1, CLIENT_OUTPUTS)
+    print_memory("first request for explain, outputs that clients read")
+    predict(EXPLAIN_SIGNATURE, 1)
+    print_memory("first request for explain, all outputs")
+    with futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: predict(EXPLAIN_SIGNATURE, 1, CLIENT_OUTPUTS), range(64)))
+    print_memory("64 requests from 8 threads")
+    for photos in BATCH_SIZES:
+        predict(EXPLAIN_SIGNATURE, photos, CLIENT_OUTPUTS)
+    print_memory(f"batches of {', '.join(map(str, BATCH_SIZES))} photos")
+
+
+def print_memory_of_keras() -> None:
+    """Import TensorFlow with Keras, and print the memory."""
+    import tensorflow  # noqa: F401
+
+    print_memory("import TensorFlow with Keras")
+
+
+def print_memory_of_tensorflow(model_dir: str) -> None:
+    """Load the model with the C API of TensorFlow's library, and print the memory."""
+    folder = Path(importlib.util.find_spec("tensorflow").submodule_search_locations[0])
+    ctypes.CDLL(str(folder / "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(folder / "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
+    print_memory("load TensorFlow's C++ library")
+    pointer = ctypes.c_void_p
+    for name in ("TF_NewGraph", "TF_NewSessionOptions", "TF_NewStatus", "TF_LoadSessionFromSavedModel"):
+        getattr(library, name).restype = pointer
+    library.TF_LoadSessionFromSavedModel(
+        pointer(library.TF_NewSessionOptions()),
+        None,
+        model_dir.encode(),
+        (ctypes.c_char_p * 1)(b"serve"),
+        1,
+        pointer(library.TF_NewGraph()),
+        None,
+        pointer(status := library.TF_NewStatus()),
+    )
+    if library.TF_GetCode(pointer(status)):
+        raise RuntimeError(f"{model_dir}: TensorFlow's C API cannot load the model")
+    print_memory("load the model")
+
+
+def measure_memory(backbone: str) -> None:
+    """Print the table of `--memory`."""
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        photo = folder / "photo.jpg"
+        photo.write_bytes(synthetic_photo())
+        _prepare_in_process(folder, backbone)
+        model = folder / MODEL.name / "1"
+        size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file()) / 1e6
+        print(f"{f'resident memory in MB; model: {backbone}, {size:.0f} MB':<52}  {'total':>8}  {'private':>8}")
+        print("model server:", flush=True)
+        run = functools.partial(subprocess.run, check=True, stderr=subprocess.DEVNULL)
+        run([sys.executable, __file__, "--child", "memory", model, photo])
+        print("other processes:", flush=True)
+        run([sys.executable, __file__, "--child", "keras"])
+        run([sys.executable, __file__, "--child", "tensorflow", model])
+
+
+# ---- command line ----
+
+
 def _prepare_in_process(folder: Path, backbone: str) -> dict[str, int]:
     """Call `prepare` in a new process, so that this process does not load TensorFlow."""
     command = [sys.executable, __file__, "--child", "prepare", str(folder), backbone]
@@ -407,6 +520,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of concurrent clients")
     parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement in seconds")
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each path")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of the model server")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     match arguments.child:
@@ -414,6 +528,14 @@ def main() -> None:
             print(json.dumps(prepare(Path(folder), backbone)))
         case ["pixels", port, grpc_port]:
             run_pixels_backend(int(port), int(grpc_port))
+        case ["memory", model, photo]:
+            print_memory_of_steps(model, photo)
+        case ["keras"]:
+            print_memory_of_keras()
+        case ["tensorflow", model]:
+            print_memory_of_tensorflow(model)
+        case _ if arguments.memory:
+            measure_memory(arguments.backbone)
         case _:
             print_results(*measure(arguments.backbone, arguments.clients, arguments.seconds, arguments.rounds))
 

@@ -61,6 +61,18 @@ def test_help_lists_the_flags_without_importing_tensorflow():
 
 
 @embedded_server_only
+def test_server_starts_tensorflow_without_keras(tmp_path):
+    (tmp_path / "1").mkdir()  # not a SavedModel, so the server ends
+    flags = ["--port=0", "--rest_api_port=1", f"--model_base_path={tmp_path}", "--max_num_load_retries=0"]
+    process = subprocess.run(
+        [COMMAND[0], "-X", "importtime", *COMMAND[1:], *flags], capture_output=True, text=True, check=False
+    )
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "tensorflow" in imported
+    assert not any(module.startswith("keras.") for module in imported)
+
+
+@embedded_server_only
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_server_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
     config = tmp_path / "none.config"
