@@ -6,7 +6,8 @@
 The benchmark sends photos in several ways to the same embedded model server and model (a backbone of the project at 224
 px with random weights, with a head and an explainer):
 
-    grpc: the client sends the JPEG to the gRPC port of the model server, with `serving.client.grpc`.
+    grpc: the client sends the JPEG, normalized beforehand, to the gRPC port of the model server, with
+        `serving.client.grpc`.
     gateway: the client sends the JPEG over HTTP to the gateway, which normalizes it and queries the model server.
     pixels: the client sends the JPEG over HTTP to a simple backend, which decodes it, resizes it to 224 x 224 and sends
         the pixels as floats to the model server. The request handler is `async` but blocks on the gRPC call, as in the
@@ -38,6 +39,7 @@ import functools
 import importlib.util
 import io
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -150,10 +152,10 @@ def save_model(path: str, backbone: str) -> None:
     saved_model.save(module, path, signatures, for_tensorflow_serving=True)
 
 
-def synthetic_photo() -> bytes:
+def synthetic_photo(size: tuple[int, int] = PHOTO_SIZE) -> bytes:
     """Return a JPEG with as much detail as a real photo."""
-    grain = Image.effect_noise(PHOTO_SIZE, PHOTO_GRAIN).convert("RGB")
-    image = ImageChops.add(draw_photo(BREEDS[0], "serving").resize(PHOTO_SIZE), grain, offset=-128)
+    grain = Image.effect_noise(size, PHOTO_GRAIN).convert("RGB")
+    image = ImageChops.add(draw_photo(BREEDS[0], "serving").resize(size), grain, offset=-128)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=PHOTO_QUALITY)
     return buffer.getvalue()
@@ -333,7 +335,7 @@ def servers(folder: Path) -> Iterator[dict[str, tuple[int, list[psutil.Process |
 
 
 def measure(
-    backbone: str, clients: list[int], seconds: float, rounds: int
+    backbone: str, photo_size: tuple[int, int], clients: list[int], seconds: float, rounds: int
 ) -> tuple[dict[int, dict[str, LoadResult]], dict[str, int]]:
     """Measure all paths.
 
@@ -343,7 +345,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        content = synthetic_photo()
+        content = synthetic_photo(photo_size)
         (folder / "photo.jpg").write_bytes(content)
         request_bytes = _prepare_in_process(folder, backbone)
         with servers(folder) as paths:
@@ -359,6 +361,56 @@ def measure(
         for number, by_path in results.items()
     }
     return medians, request_bytes
+
+
+def _prepare_in_process(folder: Path, backbone: str) -> dict[str, int]:
+    """Call `prepare` in a new process, so that this process does not load TensorFlow."""
+    command = [sys.executable, __file__, "--child", "prepare", str(folder), backbone]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def prepare(folder: Path, backbone: str) -> dict[str, int]:
+    """Save the model and return the bytes of a request to the model server, by path."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    save_model(str(folder / MODEL.name / "1"), backbone)
+    content = (folder / "photo.jpg").read_bytes()
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.version_label = MODEL.name, MODEL.label
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([normalize(content).data]))
+    size = request.ByteSize()
+    return {"grpc": size, "gateway": size, "pixels": pixels_request(content).ByteSize()}
+
+
+def print_results(medians: dict[int, dict[str, LoadResult]], request_bytes: dict[str, int]) -> None:
+    """Print the table, and the targets at `TARGET_CLIENTS` clients."""
+    columns = ("req/s", "p50 ms", "p99 ms", "client", "front", "server", "bytes")
+    print("  ".join((f"{'clients':>7}", f"{'path':<13}", *(f"{column:>7}" for column in columns))))
+    for number, by_path in medians.items():
+        for path, result in by_path.items():
+            values = [f"{value:>7.1f}" for value in result]
+            print("  ".join((f"{number:>7}", f"{path:<13}", *values, f"{request_bytes[path.split()[0]]:>7}")))
+    results = medians.get(TARGET_CLIENTS)
+    if not results:
+        return
+    rate = {path: result.rate for path, result in results.items()}
+    print(f"at {TARGET_CLIENTS} clients:")
+    _print_target("requests per second, gateway / grpc", rate["gateway"] / rate["grpc"], ">=", 0.87)
+    _print_target("requests per second, gateway / pixels", rate["gateway"] / rate["pixels"], ">=", 1)
+    size_ratio = request_bytes["pixels"] / request_bytes["gateway"]
+    _print_target("request bytes, pixels / gateway", size_ratio, ">=", 8)
+    print(f"  requests per second, grpc batch / grpc: {rate['grpc batch'] / rate['grpc']:.2f}")
+
+
+def _print_target(quantity: str, value: float, relation: str, target: float) -> None:
+    reached = value >= target if relation == ">=" else value <= target
+    print(f"  {quantity}: {value:.2f} (target: {relation} {target}): {'reached' if reached else 'missed'}")
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 # ---- memory ----
@@ -453,7 +505,7 @@ def measure_memory(backbone: str) -> None:
         size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file()) / 1e6
         print(f"{f'resident memory in MB; model: {backbone}, {size:.0f} MB':<52}  {'total':>8}  {'private':>8}")
         print("model server:", flush=True)
-        run = functools.partial(subprocess.run, check=True, stderr=subprocess.DEVNULL)
+        run = functools.partial(subprocess.run, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"})
         run([sys.executable, __file__, "--child", "memory", model, photo])
         print("other processes:", flush=True)
         run([sys.executable, __file__, "--child", "keras"])
@@ -463,60 +515,11 @@ def measure_memory(backbone: str) -> None:
 # ---- command line ----
 
 
-def _prepare_in_process(folder: Path, backbone: str) -> dict[str, int]:
-    """Call `prepare` in a new process, so that this process does not load TensorFlow."""
-    command = [sys.executable, __file__, "--child", "prepare", str(folder), backbone]
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(process.stdout.splitlines()[-1])
-
-
-def prepare(folder: Path, backbone: str) -> dict[str, int]:
-    """Save the model and return the bytes of a request to the model server, by path."""
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    save_model(str(folder / MODEL.name / "1"), backbone)
-    content = (folder / "photo.jpg").read_bytes()
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name, request.model_spec.version_label = MODEL.name, MODEL.label
-    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([normalize(content).data]))
-    size = request.ByteSize()
-    return {"grpc": size, "gateway": size, "pixels": pixels_request(content).ByteSize()}
-
-
-def print_results(medians: dict[int, dict[str, LoadResult]], request_bytes: dict[str, int]) -> None:
-    """Print the table, and the targets at `TARGET_CLIENTS` clients."""
-    columns = ("req/s", "p50 ms", "p99 ms", "client", "front", "server", "bytes")
-    print("  ".join((f"{'clients':>7}", f"{'path':<13}", *(f"{column:>7}" for column in columns))))
-    for number, by_path in medians.items():
-        for path, result in by_path.items():
-            values = [f"{value:>7.1f}" for value in result]
-            print("  ".join((f"{number:>7}", f"{path:<13}", *values, f"{request_bytes[path.split()[0]]:>7}")))
-    results = medians.get(TARGET_CLIENTS)
-    if not results:
-        return
-    rate = {path: result.rate for path, result in results.items()}
-    print(f"at {TARGET_CLIENTS} clients:")
-    _print_target("requests per second, gateway / grpc", rate["gateway"] / rate["grpc"], ">=", 0.87)
-    _print_target("requests per second, gateway / pixels", rate["gateway"] / rate["pixels"], ">=", 1)
-    size_ratio = request_bytes["pixels"] / request_bytes["gateway"]
-    _print_target("request bytes, pixels / gateway", size_ratio, ">=", 8)
-    print(f"  requests per second, grpc batch / grpc: {rate['grpc batch'] / rate['grpc']:.2f}")
-
-
-def _print_target(quantity: str, value: float, relation: str, target: float) -> None:
-    reached = value >= target if relation == ">=" else value <= target
-    print(f"  {quantity}: {value:.2f} (target: {relation} {target}): {'reached' if reached else 'missed'}")
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Measure all paths and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet50", help="backbone of the model (default: %(default)s)")
+    parser.add_argument("--photo-size", type=int, nargs=2, default=PHOTO_SIZE, help="width and height of the photo")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="numbers of concurrent clients")
     parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement in seconds")
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each path")
@@ -537,7 +540,8 @@ def main() -> None:
         case _ if arguments.memory:
             measure_memory(arguments.backbone)
         case _:
-            print_results(*measure(arguments.backbone, arguments.clients, arguments.seconds, arguments.rounds))
+            size = tuple(arguments.photo_size)
+            print_results(*measure(arguments.backbone, size, arguments.clients, arguments.seconds, arguments.rounds))
 
 
 if __name__ == "__main__":
