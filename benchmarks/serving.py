@@ -198,7 +198,8 @@ def run_pixels_backend(port: int, grpc_port: int) -> None:
         names = [name.decode() for name in outputs["breeds"].string_val]
         return dict(zip(names, outputs["probabilities"].float_val, strict=True))
 
-    uvicorn.run(app, host=LOOPBACK, port=port, log_level="warning")
+    # With the default of 5 s, a handler that blocks lets connections expire.
+    uvicorn.run(app, host=LOOPBACK, port=port, log_level="warning", timeout_keep_alive=75)
 
 
 # ---- clients ----
@@ -356,6 +357,7 @@ def measure(
                     for path, (port, processes) in paths.items():
                         connect = functools.partial(CONNECT[path.split()[0]], port, content)
                         results[number][path].append(asyncio.run(apply_load(connect, number, seconds, processes)))
+                        _log(f"  {path}: {results[number][path][-1].rate:.1f} requests per second")
     medians = {
         number: {path: LoadResult(*map(statistics.median, zip(*rows, strict=True))) for path, rows in by_path.items()}
         for number, by_path in results.items()
