@@ -87,8 +87,7 @@ def test_policy_changes_without_a_restart(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)
     server.configure(name, base, "specific { versions: 1 }")
-    eventually(lambda: available(server, name) == {1})
-    assert server.states(name)[2] == "END"
+    eventually(lambda: server.states(name) == {1: "AVAILABLE", 2: "END"})
 
 
 def test_unloaded_version_can_be_loaded_again(server, name, base, adders):
