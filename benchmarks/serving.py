@@ -78,6 +78,7 @@ BATCHING_FLAGS = ["--enable_batching=true", f"--batching_parameters_file={BATCHI
 DIRECT, BATCH = "", " batch"
 BATCH_SIZES = (2, 4, 8, 16)
 WARMUP_SECONDS = 1.0
+TIMEOUT_SECONDS = 60  # for many clients on a slow machine
 TARGET_CLIENTS = 8
 MULTIPART_BOUNDARY = "photo-boundary"
 
@@ -194,7 +195,7 @@ def run_pixels_backend(port: int, grpc_port: int) -> None:
 
     @app.post("/predict")
     async def predict(file: UploadFile) -> dict[str, float]:
-        outputs = stub.Predict(pixels_request(await file.read()), timeout=10).outputs
+        outputs = stub.Predict(pixels_request(await file.read()), timeout=TIMEOUT_SECONDS).outputs
         names = [name.decode() for name in outputs["breeds"].string_val]
         return dict(zip(names, outputs["probabilities"].float_val, strict=True))
 
@@ -212,7 +213,7 @@ async def grpc_client(port: int, content: bytes) -> AsyncIterator[SendRequest]:
     async with AsyncGrpcClient(f"{LOOPBACK}:{port}") as client:
 
         async def send_request() -> None:
-            await client.predict_normalized([photo], MODEL, timeout=60)
+            await client.predict_normalized([photo], MODEL, timeout=TIMEOUT_SECONDS)
 
         yield send_request
 
@@ -322,7 +323,9 @@ def servers(folder: Path) -> Iterator[dict[str, tuple[int, list[psutil.Process |
             program = stack.model_server(folder / CONFIG_FILE, MODEL.name, grpc, rest, log)
             server = start(dataclasses.replace(program, command=[*program.command, *flags]))
             log = folder / f"gateway{suffix}.log"
-            gateway = start(stack.gateway(LOOPBACK, http, grpc, MODEL.name, folder / TRAFFIC_FILE, log))
+            program = stack.gateway(LOOPBACK, http, grpc, MODEL.name, folder / TRAFFIC_FILE, log)
+            deadline = {"CATBREEDS_GATEWAY_DEADLINE_SECONDS": str(TIMEOUT_SECONDS)}
+            gateway = start(dataclasses.replace(program, environment={**program.environment, **deadline}))
             paths |= {
                 f"grpc{suffix}": (grpc, [this_process, None, server]),
                 f"gateway{suffix}": (http, [this_process, gateway, server]),
