@@ -12,6 +12,8 @@ from typing import Any
 # versions of earlier releases do not have.
 DEFAULT_SIGNATURE = "serving_default"
 EXPLAIN_SIGNATURE = "explain"
+# The outputs that clients read. A signature may have others, and has no in_set and unfamiliar without calibration.
+CLIENT_OUTPUTS = ("probabilities", "breeds", "in_set", "unfamiliar")
 
 # Model record: backbones, breeds, hyperparameters and digests.
 MODEL_RECORD_FILE = "assets.extra/catbreeds.json"

@@ -13,7 +13,7 @@ from components import saved_model
 from components.digests import json_digest
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
-from serving.model_files import EXPLAIN_SIGNATURE, MODEL_RECORD_FILE, WARMUP_FILE
+from serving.model_files import CLIENT_OUTPUTS, EXPLAIN_SIGNATURE, MODEL_RECORD_FILE, WARMUP_FILE
 
 _LATENCY_CALLS = 15
 
@@ -108,7 +108,9 @@ class ServedModel(tf.Module):
         write_json(path, MODEL_RECORD_FILE, self._record)
         with tf.io.TFRecordWriter(os.path.join(path, WARMUP_FILE)) as writer:
             for signature in ("serving_default", "top_k", EXPLAIN_SIGNATURE):
-                writer.write(_warmup_request(model_name, signature).SerializeToString())
+                outputs = self.endpoints[signature].get_concrete_function().structured_outputs
+                request = _warmup_request(model_name, signature, [name for name in CLIENT_OUTPUTS if name in outputs])
+                writer.write(request.SerializeToString())
 
     def latency_ms(self) -> float:
         """Median latency of `serving_default` for one photo of the backbones' input size, in milliseconds.
@@ -163,10 +165,12 @@ def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _warmup_request(model_name: str, signature: str) -> prediction_log_pb2.PredictionLog:
+def _warmup_request(model_name: str, signature: str, outputs: Sequence[str]) -> prediction_log_pb2.PredictionLog:
+    """Request for the outputs that clients read, because TensorFlow prepares the graph for each set of outputs."""
     grey = tf.io.encode_jpeg(tf.fill([256, 256, 3], tf.constant(128, tf.uint8)))
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model_name
     request.model_spec.signature_name = signature
+    request.output_filter.extend(outputs)
     request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([grey.numpy()]))
     return prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

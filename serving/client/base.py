@@ -9,7 +9,7 @@ from typing import Self
 
 from serving.client.answers import Answer
 from serving.names import printable
-from serving.photo_normalization import MAX_BYTES, PhotoError, normalize
+from serving.photo_normalization import MAX_BYTES, PhotoError, normalize_for_prediction
 
 # The content of a photo's file, or its path.
 PhotoLike = bytes | str | os.PathLike
@@ -80,7 +80,7 @@ def normalize_photos(photos: Sequence[PhotoLike]) -> list[bytes]:
     normalized = []
     for name, content in zip(photo_names(photos), read_photos(photos), strict=True):
         try:
-            normalized.append(normalize(content).data)
+            normalized.append(normalize_for_prediction(content))
         except PhotoError as error:
             raise PhotoError(error.kind, f"{name}: {error}") from None
     return normalized

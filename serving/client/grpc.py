@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import grpc
 
@@ -28,9 +28,12 @@ from serving.client.errors import (
     WrongAddress,
     is_unknown_label,
 )
-from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE, signature_to_request
+from serving.model_files import CLIENT_OUTPUTS, DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE, signature_to_request
 
 TIMEOUT = 30.0  # seconds
+
+# TensorFlow Serving's error if the output filter names an output that the signature does not have.
+_UNKNOWN_OUTPUT = "output tensor alias not found in signature"
 
 _SERVICE_CONFIG = {
     # The name of a headless Service resolves to one address per model server.
@@ -84,33 +87,33 @@ class GrpcClient(Client):
         self._via = proxies.through(target)
         self._channel = grpc.insecure_channel(_check_target(target), _channel_options(target))
         self._predict, self._metadata = _methods(self._channel)
-        self._signatures = _Signatures()
+        self._selections = _Selections()
 
     def predict_many(self, photos: Sequence[PhotoLike], top_k: int | None = None) -> list[Answer]:
         """See Client."""
         request = _request(normalize_photos(photos), self._model)
         deadline = time.monotonic() + self._timeout
         try:
-            if (signature := self._signatures.of(self._model)) is None:
-                signature = self._read_signature(deadline)
+            if (selection := self._selections.of(self._model)) is None:
+                selection = self._read_signatures(deadline)
             try:
-                response = self._send(request, signature, deadline)
+                response = self._send(request, selection, deadline)
             except grpc.RpcError as error:
-                if not _is_signature_missing(error, signature):
+                if (fallback := _fallback(error, selection)) is None:
                     raise
-                self._read_signature(deadline)
-                response = self._send(request, DEFAULT_SIGNATURE, deadline)
+                self._read_signatures(deadline)
+                response = self._send(request, fallback, deadline)
         except grpc.RpcError as error:
             raise _client_error(error, self._via) from None
-        self._signatures.update(self._model, response)
+        self._selections.update(self._model, response)
         return _answers(response, len(photos), top_k)
 
-    def _read_signature(self, deadline: float) -> str:
+    def _read_signatures(self, deadline: float) -> "_Selection":
         timeout = deadline - time.monotonic()
-        return self._signatures.add(self._model, self._metadata(_metadata_request(self._model), timeout=timeout))
+        return self._selections.add(self._model, self._metadata(_metadata_request(self._model), timeout=timeout))
 
-    def _send(self, request: protos.PredictRequest, signature: str, deadline: float) -> protos.PredictResponse:
-        request.model_spec.signature_name = signature
+    def _send(self, request: protos.PredictRequest, selection: "_Selection", deadline: float) -> protos.PredictResponse:
+        selection.apply(request)
         return self._predict(request, timeout=deadline - time.monotonic())
 
     def close(self) -> None:
@@ -127,7 +130,7 @@ class AsyncGrpcClient:
         self._via = proxies.through(target)
         self._channel = grpc.aio.insecure_channel(_check_target(target), _channel_options(target))
         self._predict, self._metadata = _methods(self._channel)
-        self._signatures = _Signatures()
+        self._selections = _Selections()
 
     async def predict(self, photo: PhotoLike, top_k: int | None = None) -> Answer:
         """See Client."""
@@ -161,29 +164,35 @@ class AsyncGrpcClient:
         """
         request, deadline, metadata = _request(photos, model), time.monotonic() + timeout, tuple(metadata)
         try:
-            if (signature := self._signatures.of(model)) is None:
-                signature = await self._read_signature(model, deadline, metadata)
+            if (selection := self._selections.of(model)) is None:
+                selection = await self._read_signatures(model, deadline, metadata)
             try:
-                response = await self._send(request, signature, deadline, metadata)
+                response = await self._send(request, selection, deadline, metadata)
             except grpc.RpcError as error:
-                if not _is_signature_missing(error, signature):
+                if (fallback := _fallback(error, selection)) is None:
                     raise
-                await self._read_signature(model, deadline, metadata)
-                response = await self._send(request, DEFAULT_SIGNATURE, deadline, metadata)
+                await self._read_signatures(model, deadline, metadata)
+                response = await self._send(request, fallback, deadline, metadata)
         except grpc.RpcError as error:
             raise _client_error(error, self._via) from None
-        self._signatures.update(model, response)
+        self._selections.update(model, response)
         return _answers(response, len(photos), top_k)
 
-    async def _read_signature(self, model: ModelChoice, deadline: float, metadata: tuple[tuple[str, str], ...]) -> str:
+    async def _read_signatures(
+        self, model: ModelChoice, deadline: float, metadata: tuple[tuple[str, str], ...]
+    ) -> "_Selection":
         timeout = deadline - time.monotonic()
         response = await self._metadata(_metadata_request(model), timeout=timeout, metadata=metadata)
-        return self._signatures.add(model, response)
+        return self._selections.add(model, response)
 
     async def _send(
-        self, request: protos.PredictRequest, signature: str, deadline: float, metadata: tuple[tuple[str, str], ...]
+        self,
+        request: protos.PredictRequest,
+        selection: "_Selection",
+        deadline: float,
+        metadata: tuple[tuple[str, str], ...],
     ) -> protos.PredictResponse:
-        request.model_spec.signature_name = signature
+        selection.apply(request)
         return await self._predict(request, timeout=deadline - time.monotonic(), metadata=metadata)
 
     async def close(self) -> None:
@@ -197,29 +206,47 @@ class AsyncGrpcClient:
         await self.close()
 
 
-class _Signatures:
-    """The signature to request for each model choice, so that a prediction takes one call.
+class _Selection(NamedTuple):
+    """A signature, and its outputs to return; no outputs select all.
+
+    An answer contains only some outputs of `explain`. The embedding is the largest of the others.
+    """
+
+    signature: str
+    outputs: tuple[str, ...] = ()
+
+    def apply(self, request: protos.PredictRequest) -> None:
+        """Request the selected signature and outputs."""
+        request.model_spec.signature_name = self.signature
+        request.output_filter[:] = self.outputs
+
+
+class _Selections:
+    """The signature and outputs to request for each model choice, so that a prediction takes one call.
 
     The signatures of a version are read once. If a label or the default moves to a version with the signature
     `explain`, the client notices it from the version in the next answer, which has no prediction set.
     """
 
     def __init__(self):
-        self._by_version: dict[tuple[str, int], str] = {}
+        self._by_version: dict[tuple[str, int], _Selection] = {}
         self._last_version: dict[ModelChoice, tuple[str, int]] = {}
 
-    def of(self, choice: ModelChoice) -> str | None:
-        """Return the signature of the version that last served `choice`; None if it is unknown."""
+    def of(self, choice: ModelChoice) -> _Selection | None:
+        """Return the selection for the version that last served `choice`; None if it is unknown."""
         return self._by_version.get(self._last_version.get(choice))
 
-    def add(self, choice: ModelChoice, response: protos.GetModelMetadataResponse) -> str:
-        """Store the metadata of the version that serves `choice`, and return its signature."""
-        signatures = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+    def add(self, choice: ModelChoice, response: protos.GetModelMetadataResponse) -> _Selection:
+        """Store the metadata of the version that serves `choice`, and return its selection."""
+        signatures = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def
+        signature = signature_to_request(signatures)
+        outputs = signatures[signature].outputs
         # Other threads may use the same object, so the version is not read back from `_last_version`.
         version = _version(response)
-        self._by_version[version] = signature = signature_to_request(signatures.signature_def)
+        selection = _Selection(signature, tuple(name for name in CLIENT_OUTPUTS if name in outputs))
+        self._by_version[version] = selection
         self._last_version[choice] = version
-        return signature
+        return selection
 
     def update(self, choice: ModelChoice, response: protos.PredictResponse | protos.GetModelMetadataResponse) -> None:
         """Store the version that sent `response` as the one that serves `choice`."""
@@ -230,8 +257,12 @@ def _version(response: protos.PredictResponse | protos.GetModelMetadataResponse)
     return response.model_spec.name, response.model_spec.version.value
 
 
-def _is_signature_missing(error: grpc.RpcError, signature: str) -> bool:
-    return signature == EXPLAIN_SIGNATURE and error.code() is grpc.StatusCode.FAILED_PRECONDITION
+def _fallback(error: grpc.RpcError, selection: _Selection) -> _Selection | None:
+    """Return the selection to try next if the version that now serves the model lacks the signature or an output."""
+    if selection.signature == EXPLAIN_SIGNATURE and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        return _Selection(DEFAULT_SIGNATURE)
+    is_output_missing = error.code() is grpc.StatusCode.INVALID_ARGUMENT and _UNKNOWN_OUTPUT in (error.details() or "")
+    return _Selection(selection.signature) if is_output_missing else None
 
 
 def _channel_options(target: str) -> list[tuple[str, str | int]]:

@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.gateway.problems import Problem
 from serving.gateway.settings import Settings
-from serving.photo_normalization import LARGE_PIXELS, PhotoError, normalize
+from serving.photo_normalization import LARGE_PIXELS, PhotoError, normalize_for_prediction
 
 _FORM = b"multipart/form-data"
 _FIELD = "file"
@@ -70,8 +70,8 @@ def read_photos(body: bytes, content_type: str, settings: Settings) -> list[Uplo
 def _normalize(name: str | None, content: bytes, settings: Settings) -> bytes:
     try:
         if settings.max_pixels is None:
-            return normalize(content, max_other_pixels=LARGE_PIXELS).data
-        return normalize(content, max_pixels=settings.max_pixels).data
+            return normalize_for_prediction(content, max_other_pixels=LARGE_PIXELS)
+        return normalize_for_prediction(content, max_pixels=settings.max_pixels)
     except PhotoError as error:
         raise Problem.of_photo(error, name) from None
 

@@ -66,7 +66,8 @@ class Model:
         try:
             with graph.as_default():
                 loaded = tf.compat.v1.saved_model.load(self._session, flags.saved_model_tags.split(","), path)
-            self.signatures: Mapping[str, meta_graph_pb2.SignatureDef] = loaded.signature_def
+            # Copies, because a message in a MetaGraphDef keeps all of it in memory, with its graph.
+            self.signatures = {name: _copy(signature) for name, signature in loaded.signature_def.items()}
             metrics.loaded(path, "success", time.perf_counter() - started)
             if flags.enable_model_warmup:
                 self._warm_up(Path(path) / WARMUP_FILE, flags.num_request_iterations_for_warmup)
@@ -115,7 +116,7 @@ class Model:
         values = [inputs[alias] for alias in sorted(signature.inputs)]
         started = time.perf_counter()
         try:
-            if self._scheduler and not output_filter:
+            if self._scheduler:
                 results = self._scheduler.run(self._step(signature, outputs, None), values, timeout)
             else:
                 results = self._step(signature, outputs, timeout)(*values)
@@ -153,6 +154,12 @@ class Model:
             for _ in range(iterations):
                 self.predict(request.model_spec.signature_name, values, request.output_filter)
         self._metrics.warmed_up(str(path.parents[1]), time.perf_counter() - started)
+
+
+def _copy(signature: meta_graph_pb2.SignatureDef) -> meta_graph_pb2.SignatureDef:
+    copy = meta_graph_pb2.SignatureDef()
+    copy.CopyFrom(signature)
+    return copy
 
 
 def _load_error(error: Exception) -> ServingError:

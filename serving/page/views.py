@@ -19,7 +19,7 @@ from serving.client import (
 from serving.client.wording import UNFAMILIAR, could_be
 from serving.page.escaping import escape_markdown
 from serving.page.photos import ChosenPhoto
-from serving.photo_normalization import PhotoError, normalize
+from serving.photo_normalization import PhotoError, normalize_for_prediction
 
 _MAX_BARS = 5
 _ROW_HEIGHT = 44  # pixels per bar with its label
@@ -47,7 +47,7 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
     left, right = st.columns([2, 3], gap="medium")
     with left:
         # The normalized photo, as the model receives it: upright, and small enough for a phone.
-        st.image(normalize(photo.content).data, caption=escape_markdown(photo.name), width="stretch")
+        st.image(normalize_for_prediction(photo.content), caption=escape_markdown(photo.name), width="stretch")
     with right:
         st.altair_chart(_bars(answer), width="stretch")
         breeds = len(answer.predictions)

@@ -27,15 +27,18 @@ class Classifier(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def explain(self, image_bytes):
         """image_bytes string [n] -> also in_set bool [n, 4], unfamiliar bool [n] and unfamiliarity float32 [n]."""
-        brightness = self._brightness(image_bytes)
-        outputs = self._outputs(brightness)
-        unfamiliarity = tf.reduce_mean(brightness, axis=1)
+        outputs = self.explain_without_calibration(image_bytes)
         best = tf.reduce_max(outputs["probabilities"], axis=1, keepdims=True)
         return outputs | {
             "in_set": outputs["probabilities"] >= tf.minimum(best, SET_THRESHOLD),
-            "unfamiliar": unfamiliarity > MAX_FAMILIAR_BRIGHTNESS,
-            "unfamiliarity": unfamiliarity,
+            "unfamiliar": outputs["unfamiliarity"] > MAX_FAMILIAR_BRIGHTNESS,
         }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def explain_without_calibration(self, image_bytes):
+        """image_bytes string [n] -> also unfamiliarity float32 [n]."""
+        brightness = self._brightness(image_bytes)
+        return self._outputs(brightness) | {"unfamiliarity": tf.reduce_mean(brightness, axis=1)}
 
     def _brightness(self, image_bytes):
         def quarters(photo):
@@ -48,9 +51,11 @@ class Classifier(tf.Module):
         probabilities = tf.nn.softmax(brightness / 64)
         return {"probabilities": probabilities, "breeds": tf.broadcast_to(BREEDS, tf.shape(probabilities))}
 
-    def save(self, path: Path, explain: bool = True) -> None:
+    def save(self, path: Path, explain: bool = True, calibrated: bool = True) -> None:
         """Write the SavedModel; without `explain` it has the signatures of versions of earlier releases."""
-        signatures = {"serving_default": self.classify} | ({"explain": self.explain} if explain else {})
+        signatures = {"serving_default": self.classify}
+        if explain:
+            signatures["explain"] = self.explain if calibrated else self.explain_without_calibration
         tf.saved_model.save(self, str(path), signatures=signatures)
 
 

@@ -18,10 +18,12 @@ class RecordedRequest(NamedTuple):
     Attributes:
         seconds_left: Seconds until its deadline.
         metadata: Metadata of the call.
+        outputs: Names of the requested outputs.
     """
 
     seconds_left: float
     metadata: dict[str, str]
+    outputs: list[str]
 
 
 class ScriptedServer:
@@ -57,18 +59,20 @@ class ScriptedServer:
         self._server.stop(None)
 
     def _metadata(self, request: protos.GetModelMetadataRequest, context) -> protos.GetModelMetadataResponse:
-        """Return the metadata of a version with only the signature `serving_default`."""
+        """Return the metadata of a version whose only signature, `serving_default`, has the output `embedding`."""
         self.metadata_requests += 1
         response = protos.GetModelMetadataResponse()
         response.model_spec.name = "catbreeds"
         response.model_spec.version.value = 7
         signatures = protos.SignatureDefMap()
-        signatures.signature_def["serving_default"].SetInParent()
+        for name in ("breeds", "embedding", "probabilities"):
+            signatures.signature_def["serving_default"].outputs[name].SetInParent()
         response.metadata["signature_def"].value = signatures.SerializeToString()
         return response
 
     def _predict(self, request: protos.PredictRequest, context: grpc.ServicerContext) -> protos.PredictResponse:
-        self.requests.append(RecordedRequest(context.time_remaining(), dict(context.invocation_metadata())))
+        metadata = dict(context.invocation_metadata())
+        self.requests.append(RecordedRequest(context.time_remaining(), metadata, list(request.output_filter)))
         result = self._script.pop(0) if self._script else prediction_response()
         if result == HANG:
             ended = threading.Event()  # set at the client's deadline

@@ -12,7 +12,7 @@ from serving.client import Client, ModelChoice, NotServed, Unavailable
 from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import RestClient
 from serving.photo_normalization import PhotoError
-from tests.serving.classifier import BREEDS, SET_THRESHOLD, encoded, one_white_quarter, picture, plain
+from tests.serving.classifier import BREEDS, SET_THRESHOLD, Classifier, encoded, one_white_quarter, picture, plain
 from tests.serving.model_server.servers import ModelServer, free_port
 
 PHOTOS = [encoded(picture(quarter)) for quarter in range(4)]
@@ -127,6 +127,22 @@ def test_a_label_can_move_between_versions_with_and_without_prediction_sets(conn
                 assert [answer.prediction_set is None for answer in answers[1:]] == [version == 1] * 2
     finally:
         model_server.remove("moving")
+
+
+def test_a_label_can_move_between_versions_with_and_without_calibration(connect, model_server, tmp_path):
+    Classifier().save(tmp_path / "1", calibrated=False)
+    Classifier().save(tmp_path / "2")
+    model_server.configure("calibrated", tmp_path, "all {}", {})
+    try:
+        with connect(ModelChoice("calibrated", label="live")) as client:
+            for version in (2, 1, 2, 1):
+                model_server.configure("calibrated", tmp_path, "all {}", {"live": version})
+                # The client may notice only from the first answer that the label moved.
+                answers = [client.predict(PHOTOS[0]) for _ in range(3)]
+                assert [answer.model.version for answer in answers] == [version] * 3
+                assert [answer.prediction_set is None for answer in answers[1:]] == [version == 1] * 2
+    finally:
+        model_server.remove("calibrated")
 
 
 def test_a_photo_is_normalized_before_it_is_sent(connect):

@@ -102,6 +102,12 @@ def test_the_signatures_of_a_version_are_read_once(script):
     assert (server.metadata_requests, len(server.requests)) == (1, 3)
 
 
+def test_only_the_outputs_that_an_answer_contains_are_requested(predict_with, script):
+    server = script()
+    predict_with(f"127.0.0.1:{server.port}", 30)
+    assert [sorted(request.outputs) for request in server.requests] == [["breeds", "probabilities"]]
+
+
 def test_requests_are_balanced_between_the_addresses_of_a_name(script):
     servers = [script(), script()]
     with GrpcClient("ipv4:" + ",".join(f"127.0.0.1:{server.port}" for server in servers)) as client:

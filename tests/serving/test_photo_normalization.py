@@ -14,9 +14,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from serving import photo_normalization
-from serving.photo_normalization import Photo, PhotoError, normalize
+from serving.photo_normalization import Photo, PhotoError, normalize, normalize_for_prediction
 
 ORIENTATION = 0x0112
 # Transformation of the upright image, by the EXIF orientation that reverses it.
@@ -288,6 +289,26 @@ def test_large_photo_is_reduced_in_every_format(kind):
     result = normalize(encode(gradient(2100, 1400), kind))
     assert (result.width, result.height) == (photo_normalization.MAX_SIDE, 683)
     assert difference(result, gradient(photo_normalization.MAX_SIDE, 683)) < 4
+
+
+@pytest.mark.parametrize("size", [(2100, 1400), (4000, 3000), (8192, 6144)], ids=str)
+def test_a_photo_reduced_for_prediction_hardly_differs_from_the_stored_one_in_the_model(size):
+    photo = encode(Image.effect_noise((size[0] // 8, size[1] // 8), 60).resize(size).convert("RGB"), "JPEG")
+    stored = decoded(normalize(photo))
+    sent = Image.open(io.BytesIO(normalize_for_prediction(photo)))
+    assert (sent.format, sent.mode, sent.size) == (stored.format, stored.mode, stored.size)
+    seen, expected = (
+        np.asarray(image.resize((224, 224), Image.Resampling.BOX)).astype(int) for image in (sent, stored)
+    )
+    assert np.abs(seen - expected).mean() < 1
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_for_prediction(monkeypatch):
+    loaded = []
+    load = JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: loaded.append(image.size) or load(image))
+    normalize_for_prediction(encode(gradient(4000, 3000), "JPEG"))
+    assert max(loaded) == (2000, 1500)
 
 
 def test_side_is_limited_after_rotation():
@@ -631,6 +652,20 @@ def test_any_mutated_file_gives_a_valid_photo_or_a_photo_error(name, other, edit
         assert pixels(result).shape == (result.height, result.width, 3)
         assert min(result.width, result.height) >= photo_normalization.MIN_SIDE
         assert max(result.width, result.height) <= photo_normalization.MAX_SIDE
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(other=st.sampled_from(sorted(FILES)), edits=edits)
+def test_prediction_accepts_the_files_that_ingestion_accepts(name, other, edits):
+    data = mutated(FILES[name], FILES[other], edits)
+    stored = outcome(data)
+    if isinstance(stored, PhotoError):
+        with pytest.raises(PhotoError) as caught:
+            normalize_for_prediction(data)
+        assert (caught.value.kind, str(caught.value)) == (stored.kind, str(stored))
+    else:
+        assert normalize_for_prediction(data) == stored.data
 
 
 def difference_in_tensorflow(result: Photo) -> float:

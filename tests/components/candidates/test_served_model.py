@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from components import saved_model
 from components.candidates.embedding_features import feature_name
 from components.candidates.served_model import ServedModel, embedding_specs
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
-from serving.model_files import MODEL_RECORD_FILE, read_record
+from serving.model_files import MODEL_RECORD_FILE, WARMUP_FILE, read_record
 
 BREEDS = ["Rex", "Münsterkatze", "Van"]
 PHOTOS = [tf.io.encode_jpeg(tf.fill([height, 9, 3], tf.constant(90, tf.uint8))).numpy() for height in (5, 11, 40)]
@@ -50,7 +51,7 @@ class Head(tf.Module):
         @tf.function(input_signature=embedding_specs(sizes))
         def explain(*embeddings):
             outputs = classify(*embeddings)
-            return outputs | {"in_set": outputs["probabilities"] > 0.3}
+            return outputs | {"in_set": outputs["probabilities"] > 0.3, "embedding": tf.concat(embeddings, axis=1)}
 
         self.endpoints = {
             "classify_embedding": classify,
@@ -118,6 +119,18 @@ def test_photos_and_their_embeddings_give_equal_predictions(write_saved_models, 
     assert [[name.decode() for name in row] for row in top["breeds"].numpy()] == [[BREEDS[i] for i in r] for r in order]
     labels = model.signatures["transform_labels"](breed=tf.constant(["Van", "Rex"]))["label"]
     assert labels.numpy().tolist() == [2, 0]
+
+
+def test_warmup_requests_ask_for_the_outputs_that_clients_read(write_saved_models, tmp_path):
+    backbones, head = write_saved_models(4)
+    ServedModel(backbones, head, top_k=2).save(str(tmp_path / "served"), "catbreeds")
+    records = tf.data.TFRecordDataset(str(tmp_path / "served" / WARMUP_FILE)).as_numpy_iterator()
+    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
+    assert {request.model_spec.signature_name: list(request.output_filter) for request in requests} == {
+        "serving_default": ["probabilities", "breeds"],
+        "top_k": ["probabilities", "breeds"],
+        "explain": ["probabilities", "breeds", "in_set"],
+    }
 
 
 def test_record_of_several_backbones_has_the_same_keys_as_a_record_of_one(write_saved_models, tmp_path):

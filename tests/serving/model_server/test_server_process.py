@@ -61,6 +61,18 @@ def test_help_lists_the_flags_without_importing_tensorflow():
 
 
 @embedded_server_only
+def test_server_starts_tensorflow_without_keras(tmp_path):
+    (tmp_path / "1").mkdir()  # not a SavedModel, so the server ends
+    flags = ["--port=0", "--rest_api_port=1", f"--model_base_path={tmp_path}", "--max_num_load_retries=0"]
+    process = subprocess.run(
+        [COMMAND[0], "-X", "importtime", *COMMAND[1:], *flags], capture_output=True, text=True, check=False
+    )
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "tensorflow" in imported
+    assert not any(module.startswith("keras.") for module in imported)
+
+
+@embedded_server_only
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_server_listens_on_loopback_unless_a_host_is_given(tmp_path, host):
     config = tmp_path / "none.config"
@@ -150,10 +162,14 @@ def test_request_larger_than_a_batch_is_an_invalid_argument(batching):
         batching.predict("toys", x=[1.0] * 5).result()
 
 
-def test_output_filter_applies_with_batching(batching):
-    request = predict_request("toys", x=[1.0])
-    request.output_filter.append("version")
-    assert list(batching.prediction.Predict(request, timeout=DEADLINE).outputs) == ["version"]
+def test_concurrent_requests_with_the_same_output_filter_run_as_one_batch(batching):
+    requests = []
+    for rows in (5, 6, 7, 8):
+        request = predict_request("toys", signature="measure", image_bytes=[jpeg(rows)])
+        request.output_filter.append("rows")
+        requests.append(batching.prediction.Predict.future(request, timeout=DEADLINE))
+    for request in requests:
+        assert {name: list(output.int_val) for name, output in request.result().outputs.items()} == {"rows": [4]}
 
 
 def test_request_in_an_incomplete_batch_times_out(batching):

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -20,6 +21,18 @@ class Adder(tf.Module):
 
     def save(self, path: Path) -> None:
         tf.saved_model.save(self, str(path), signatures=self.add)
+
+
+class LargeAdder(Adder):
+    """Adder of version 1 whose graph has a constant of the given size in megabytes."""
+
+    def __init__(self, megabytes: int):
+        super().__init__(1)
+        self._constant = np.arange(megabytes * 2**18, dtype=np.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    def add(self, x):
+        return {"y": x + self.version + tf.constant(self._constant)[0]}
 
 
 class Toys(Adder):
