@@ -205,6 +205,7 @@ def _network(settings: Settings, backbone: str) -> dict[str, Any]:
     return {
         "name": backbone,
         "image_size": settings.image_size_of(backbone),
+        "precision": settings.precision,
         "model_file": os.path.abspath(file.model) if file else "",
         "layers": list(file.layers) if file else [],
         "licence": file.licence if file else "",

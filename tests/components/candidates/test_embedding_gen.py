@@ -52,7 +52,7 @@ def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkey
     write_examples(examples)
     module, path = LengthBackbone(), path_utils.serving_model_dir(backbone.uri)
     tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
-    write_json(path, BACKBONE_RECORD_FILE, {"embedding_sizes": SIZES})
+    write_json(path, BACKBONE_RECORD_FILE, {"embedding_sizes": SIZES, "precision": "float32"})
     embedded, batches = Counter(), []
     run_inference = BackboneHandler.run_inference
 
