@@ -304,6 +304,7 @@ def _branch(
         model=trainer.outputs["model"],
         split="eval",
         signature="classify_embedding",
+        require_precision=0,  # a head is computed in float32
         code_digest=context.code_digest("components.candidates.evaluator"),
     )
     return _Candidate(
@@ -357,6 +358,8 @@ def _release(
             model=model,
             split="test",
             signature=signature,
+            # The champion may come from a machine with another CPU.
+            require_precision=int(node_id == "Evaluator-gate"),
             code_digest=context.code_digest("components.candidates.evaluator"),
         ).with_id(node_id)
         for node_id, model, signature in (
