@@ -26,7 +26,7 @@ class Tolerances(NamedTuple):
     """Largest differences between correct predictions of one model for one photo.
 
     Attributes:
-        probability: Difference in probability on one CPU, for batches of different sizes.
+        probability: Difference in probability on one CPU, in another version of TensorFlow or a batch of another size.
         golden_probability: Difference in probability on another CPU or in another version of TensorFlow.
         golden_distance: Relative difference in `unfamiliarity` on another CPU or in another version of TensorFlow.
     """
@@ -39,8 +39,8 @@ class Tolerances(NamedTuple):
 _TOLERANCES = {
     # A wrong model, breed or preprocessing changes the first digits of a probability.
     FLOAT32: Tolerances(probability=1e-3, golden_probability=0.02, golden_distance=0.05),
-    # On another CPU: one without AMX computes in float32.
-    BFLOAT16: Tolerances(probability=1e-3, golden_probability=0.1, golden_distance=0.1),
+    # Other sums round to another number in bfloat16. A CPU without AMX computes in float32.
+    BFLOAT16: Tolerances(probability=1e-2, golden_probability=0.1, golden_distance=0.1),
 }
 
 
