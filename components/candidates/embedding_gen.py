@@ -61,7 +61,9 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
     ) -> Iterator[tuple[str, bytes]]:
         """Embed the images of `batch`, in order."""
         photos = [tf.train.Example.FromString(example).features.feature for _, example in batch]
-        images = tf.constant([photo["image_bytes"].bytes_list.value[0] for photo in photos])
+        images = [photo["image_bytes"].bytes_list.value[0] for photo in photos]
+        # In bfloat16, the embedding of a photo is the same in all batches except in one of a single photo.
+        images = tf.constant(2 * images if len(images) == 1 else images)
         embeddings = {name: values.numpy() for name, values in model(image_bytes=images).items()}
         self._counter.add(len(batch))
         for row, ((split, _), photo) in enumerate(zip(batch, photos, strict=True)):

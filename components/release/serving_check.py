@@ -205,13 +205,16 @@ def _model_server(binary: str, path: str, precision_name: str) -> Iterator[str]:
             "rest_api_port": rest_port,
             "model_name": base.name,
             "model_base_path": base,
-            **stack.precision_flags(precision_name),
         }
         url = f"{stack.local_url(LOOPBACK, rest_port)}/v1/models/{base.name}"
         # Not the model's status: its URL returns 200 even while the model is loading.
         ready_url = f"{url}/metadata"
         program = Program(
-            TENSORFLOW_MODEL_SERVER, stack.model_server_command(binary, flags), ready_url, log=Path(folder, "log")
+            TENSORFLOW_MODEL_SERVER,
+            stack.model_server_command(binary, flags),
+            ready_url,
+            precision.environment(precision_name),
+            Path(folder, "log"),
         )
         try:
             server = processes.start(program, MODEL_SERVER_SECONDS)

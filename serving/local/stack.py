@@ -8,7 +8,7 @@ from pathlib import Path
 from serving.addresses import LOOPBACK, address, local_address
 from serving.labels import STABLE
 from serving.local.processes import Program
-from serving.precision import BFLOAT16, FLOAT32, usable
+from serving.precision import FLOAT32, environment
 
 TENSORFLOW_MODEL_SERVER = "tensorflow_model_server"
 # Time limit for loading a model, for a model server that runs for a single client.
@@ -51,8 +51,7 @@ def model_server(
         host: IP address to listen on; TensorFlow Serving listens on all.
         embedded: Whether to use the embedded server even if TensorFlow Serving is on PATH.
         load_retries: Maximum number of retries of a failed load.
-        precision: Precision of the stable version. TensorFlow Serving computes all versions in one precision.
-            The embedded server computes each version in the precision of its model record.
+        precision: Precision in which the server computes all versions.
     """
     monitoring = config_file.with_name("monitoring.config")
     monitoring.write_text("prometheus_config { enable: true }\n", encoding="utf-8")
@@ -70,18 +69,11 @@ def model_server(
         "monitoring_config_file": monitoring,
         "enable_grpc_healthcheck_service": "true",
     }
-    if binary:
-        flags |= precision_flags(precision)
-    elif host != LOOPBACK:
+    if not binary and host != LOOPBACK:
         flags["host"] = host
     # The URL of the model itself would return 200 while the model is still loading.
     ready_url = f"{local_url(host, rest_port)}/v1/models/{model_name}/labels/{STABLE}/metadata"
-    return Program("model server", model_server_command(binary, flags), ready_url, log=log)
-
-
-def precision_flags(precision: str) -> dict[str, str]:
-    """Return the flags with which TensorFlow Serving computes in a precision, as far as this CPU can."""
-    return {"mixed_precision": BFLOAT16} if usable(precision) == BFLOAT16 else {}
+    return Program("model server", model_server_command(binary, flags), ready_url, environment(precision), log)
 
 
 def model_server_command(binary: str | None, flags: Mapping[str, object]) -> list[str]:

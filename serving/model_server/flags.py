@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from serving.addresses import GRPC_PORT, LOOPBACK
-from serving.precision import BFLOAT16
 
 # Flags of tensorflow_model_server 2.19 for features that this server does not implement.
 _UNSUPPORTED = (
@@ -16,6 +15,7 @@ _UNSUPPORTED = (
     "enable_serialization_as_tensor_content",
     "enable_signature_method_name_check",
     "flush_filesystem_caches",
+    "mixed_precision",
     "num_load_threads",
     "num_unload_threads",
     "per_process_gpu_memory_fraction",
@@ -107,12 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     switch("enable_batching", False, "run concurrent requests as one batch")
     text("batching_parameters_file", "", "path of BatchingParameters in protobuf text format")
     text("monitoring_config_file", "", "path of a MonitoringConfig in protobuf text format")
-    parser.add_argument(
-        "--mixed_precision",
-        default="",
-        choices=("", BFLOAT16),
-        help="precision in which the CPU computes convolutions and matrix products of all models",
-    )
     number("tensorflow_intra_op_parallelism", 0, "threads per operation; 0: TensorFlow decides")
     number("tensorflow_inter_op_parallelism", 0, "operations that run in parallel; 0: TensorFlow decides")
     return parser

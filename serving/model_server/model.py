@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.model_files import WARMUP_FILE, read_record
+from serving.model_files import WARMUP_FILE
 from serving.model_server import tensors
 from serving.model_server.batching import BatchScheduler, Step
 from serving.model_server.monitoring import Metrics
 from serving.model_server.status import Code, ServingError, as_serving_error, invalid
-from serving.precision import BFLOAT16, FLOAT32, precision_of, usable
 
 DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 _MAX_WARMUP_RECORDS = 1000
@@ -31,7 +30,7 @@ class Model:
         version: Version number.
         path: Directory of the SavedModel.
         flags: Parsed flags: `saved_model_tags`, `enable_model_warmup`, `num_request_iterations_for_warmup`,
-            `mixed_precision`, `tensorflow_*`.
+            `tensorflow_*`.
         scheduler: Scheduler that batches concurrent requests; None disables batching.
         metrics: Metrics that record runs and loads.
 
@@ -61,10 +60,6 @@ class Model:
             intra_op_parallelism_threads=flags.tensorflow_intra_op_parallelism,
             inter_op_parallelism_threads=flags.tensorflow_inter_op_parallelism,
         )
-        # TensorFlow Serving has only the flag. Here, each version is computed in the precision of its model record.
-        if flags.mixed_precision == BFLOAT16 or usable(_recorded_precision(path)) == BFLOAT16:
-            rewriter = options.graph_options.rewrite_options
-            rewriter.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=options)
         started = time.perf_counter()
@@ -158,14 +153,6 @@ class Model:
             for _ in range(iterations):
                 self.predict(request.model_spec.signature_name, values, request.output_filter)
         self._metrics.warmed_up(str(path.parents[1]), time.perf_counter() - started)
-
-
-def _recorded_precision(path: str) -> str:
-    """Precision of the model record; float32 for a SavedModel without a record, which another program wrote."""
-    try:
-        return precision_of(read_record(path))
-    except (OSError, ValueError):
-        return FLOAT32
 
 
 def _load_error(error: Exception) -> ServingError:

@@ -35,14 +35,13 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 parser = argparse.ArgumentParser()
 for name in ("port", "rest_api_port", "model_name", "model_base_path"):
     parser.add_argument("--" + name, required=True)
-parser.add_argument("--mixed_precision", default="")
 options = parser.parse_args()
 plan = json.load(open({plan!r}))
 with open(plan["started"], "a") as file:
     print(os.getpid(), file=file)
 if plan["mode"] == "exits":
     sys.exit("Failed to start server: no such op in version " + ",".join(os.listdir(options.model_base_path)))
-assert options.mixed_precision == plan["mixed_precision"]
+assert os.environ["TF_SET_ONEDNN_FPMATH_MODE"] == plan["math_mode"]
 assert open(options.model_base_path + "/1/saved_model.pb").read() == "the model"
 unavailable_responses = iter(range(10**9 if plan["mode"] == "never loads" else 2))
 
@@ -145,7 +144,7 @@ class Workspace:
         mode: str = "serves",
         overrides: dict[bytes, dict] | None = None,
         other: dict | None = None,
-        mixed_precision: str = "",
+        math_mode: str = "",
     ) -> None:
         """Put the fake server on PATH.
 
@@ -153,7 +152,7 @@ class Workspace:
             mode: Behavior of the server.
             overrides: Predictions that differ from the measured ones, by photo.
             other: Prediction for unknown photos.
-            mixed_precision: Expected value of the flag.
+            math_mode: Expected value of the environment variable TF_SET_ONEDNN_FPMATH_MODE.
         """
         predictions = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
         predictions = {sha(photo): row for photo, row in {**predictions, **(overrides or {})}.items()}
@@ -161,7 +160,7 @@ class Workspace:
             "mode": mode,
             "predictions": predictions,
             "other": other,
-            "mixed_precision": mixed_precision,
+            "math_mode": math_mode,
             "started": str(self.folder / "started"),
         }
         (self.folder / "plan.json").write_text(json.dumps(plan))
@@ -204,10 +203,16 @@ def test_model_with_the_measured_predictions_passes(workspace):
     assert len(workspace.started()) == 1
 
 
+def test_the_server_of_a_float32_model_ignores_the_variable_of_this_process(workspace, monkeypatch):
+    monkeypatch.setenv("TF_SET_ONEDNN_FPMATH_MODE", "BF16")
+    workspace.install_server()
+    assert workspace.check()["checked"]
+
+
 @needs_amx
 def test_the_server_computes_in_the_precision_of_the_record(workspace):
     workspace.write_record(backbone={"precision": "bfloat16"})
-    workspace.install_server(mixed_precision="bfloat16")
+    workspace.install_server(math_mode="BF16")
     assert workspace.check()["checked"]
 
 

@@ -22,8 +22,9 @@ from tests.serving.model_server.servers import DEADLINE, eventually, free_port, 
 
 # Records its flags, and responds to every request with the content of the file `response`.
 FAKE_TENSORFLOW_SERVING = """#!{python} -SE
-import http.server, json, pathlib, sys
+import http.server, json, os, pathlib, sys
 here = pathlib.Path(__file__).parent
+(here / "math_mode").write_text(os.environ.get("TF_SET_ONEDNN_FPMATH_MODE", ""))
 (here / "flags").write_text(json.dumps(dict(argument[2:].split("=", 1) for argument in sys.argv[1:])))
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -99,10 +100,10 @@ def test_serve_prefers_tensorflow_serving_and_configures_the_stable_version(serv
 
 @needs_amx
 @pytest.mark.parametrize(
-    ("serve", "flag"), [("float32", None), ("bfloat16", "bfloat16")], indirect=["serve"], ids=["float32", "bfloat16"]
+    ("serve", "mode"), [("float32", ""), ("bfloat16", "BF16")], indirect=["serve"], ids=["float32", "bfloat16"]
 )
-def test_serve_starts_tensorflow_serving_in_the_precision_of_the_stable_version(serve, flag):
-    assert serve.flags().get("mixed_precision") == flag
+def test_serve_starts_tensorflow_serving_in_the_precision_of_the_stable_version(serve, mode):
+    assert (serve.bin / "math_mode").read_text() == mode
 
 
 def test_a_signal_stops_the_server(serve):

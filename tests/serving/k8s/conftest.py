@@ -32,8 +32,8 @@ def rendered(tmp_path_factory) -> dict[str, list[Variant]]:
 
 @pytest.fixture(scope="session")
 def variant(rendered) -> Variant:
-    """A variant with batching and bfloat16, without a GPU."""
-    return next(variant for variant in rendered["local"] if variant.name == "local+monitoring+batching+fast-math")
+    """A variant with batching and without a GPU."""
+    return next(variant for variant in rendered["local"] if variant.name == "local+monitoring+batching")
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,6 @@ def test_pods_are_alive_while_models_load_and_ready_once_stable_is_available(var
         path = probe(variant, "model-server", "readinessProbe")
         return server.rest("GET", path)[0], gateway.http.get(probe(variant, "gateway", "readinessProbe")).status_code
 
-    assert "--mixed_precision=bfloat16" in container["args"]
     assert container["livenessProbe"]["grpc"] == container["startupProbe"]["grpc"] == {"port": 8500}
     healthy = server.channel.unary_unary("/grpc.health.v1.Health/Check")
     assert healthy(b"", timeout=DEADLINE) == b"\x08\x01"  # SERVING

@@ -6,8 +6,6 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tests.amx import product
-
 
 class Adder(tf.Module):
     """x float32 [n] -> y = x + version, and the version, both float32 [n]."""
@@ -65,17 +63,6 @@ class Toys(Adder):
             "wait": self.wait,
         }
         tf.saved_model.save(self, str(path), signatures=signatures)
-
-
-class Rounding(tf.Module):
-    """x float32 [n] -> y float32 [n], which depends on the precision; see `tests.amx`."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def multiply(self, x):
-        return {"y": product(x)}
-
-    def save(self, path: Path) -> None:
-        tf.saved_model.save(self, str(path), signatures=self.multiply)
 
 
 def jpeg(height: int) -> bytes:
