@@ -6,8 +6,8 @@ in any process with TensorFlow on a CPU, such as TensorFlow Serving. On CPUs wit
 
 The other way is the option `auto_mixed_precision_onednn_bfloat16` (`--mixed_precision=bfloat16` in TensorFlow Serving),
 with which TensorFlow rewrites the graph. It is faster for Xception and ResNet50, but slower than float32 for
-EfficientNet-Lite2 and on CPUs without AMX. Its embeddings differ twice as much from those in float32, which changed the
-predictions for 6 of 480 photos with EfficientNet-Lite2, instead of 2.
+EfficientNet-Lite2 and on CPUs without AMX, and its embeddings differ from those in float32 more than twice as much:
+`benchmarks/precision.py` found 11 of 480 photos with another breed for EfficientNet-Lite2, instead of 1.
 """
 
 import os
@@ -42,8 +42,8 @@ class Tolerances(NamedTuple):
 _TOLERANCES = {
     # A wrong model, breed or preprocessing changes the first digits of a probability.
     FLOAT32: Tolerances(probability=1e-3, golden_probability=0.02, golden_distance=0.05),
-    # A CPU without AMX computes in float32.
-    BFLOAT16: Tolerances(probability=1e-2, golden_probability=0.1, golden_distance=0.1),
+    # A CPU without AMX computes in float32; `benchmarks/precision.py` prints the largest difference.
+    BFLOAT16: Tolerances(probability=1e-2, golden_probability=0.05, golden_distance=0.1),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json
 from serving.local.model_server import LocalServer
-from serving.precision import Tolerances, precision_of
+from serving.precision import precision_of, tolerances
 from serving.registry import Registry
 from serving.rollout.golden_requests import check_golden_requests, read_golden_requests
 from tests.amx import needs_amx
@@ -16,8 +16,7 @@ from tests.running import SMALL, Run, catbreeds, run_pipeline
 
 pytestmark = [needs_amx, pytest.mark.slow]
 
-# Only the last digits of probabilities differ between runs in one precision.
-SAME = Tolerances(probability=1e-4, golden_probability=1e-4, golden_distance=1e-4)
+SAME = 1e-4  # largest difference in probability between runs in one precision
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,8 @@ def probabilities(run: Run) -> np.ndarray:
 
 def test_the_precision_is_recorded(runs):
     for run in runs:
-        assert read_json(run.artifact("Backbone-resnet50", "model"), f"Format-Serving/{BACKBONE_RECORD_FILE}")[
-            "precision"
-        ] == ("bfloat16")
+        backbone = read_json(str(run.artifact("Backbone-resnet50", "model")), f"Format-Serving/{BACKBONE_RECORD_FILE}")
+        assert backbone["precision"] == "bfloat16"
         assert precision_of(registry(run).record(1)) == "bfloat16"
         card = json.loads((registry(run).path(1) / "model_card.json").read_text())
         assert [backbone["precision"] for backbone in card["model"]["backbones"]] == ["bfloat16"]
@@ -58,8 +56,8 @@ def test_two_runs_give_the_same_model_and_another_than_a_run_in_float32(runs, sm
     first, second = runs
     digests = [registry(run).record(1)["model_digest"] for run in (first, second, small)]
     assert digests[0] == digests[1] != digests[2]
-    assert np.abs(probabilities(first) - probabilities(second)).max() <= SAME.probability
-    assert np.abs(probabilities(first) - probabilities(small)).max() > SAME.probability
+    assert np.abs(probabilities(first) - probabilities(second)).max() <= SAME
+    assert np.abs(probabilities(first) - probabilities(small)).max() > SAME
 
 
 def test_a_model_server_returns_the_golden_predictions(runs):
@@ -68,6 +66,6 @@ def test_a_model_server_returns_the_golden_predictions(runs):
     try:
         requests = read_golden_requests(version)
         assert requests
-        check_golden_requests(server.grpc, "catbreeds", 1, requests, SAME)
+        check_golden_requests(server.grpc, "catbreeds", 1, requests, tolerances(registry(runs[0]).record(1)))
     finally:
         server.stop()
