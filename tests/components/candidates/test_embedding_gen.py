@@ -61,15 +61,18 @@ class RoundingBackbone(tf.Module):
         }
 
 
+def write_backbone(path: str, module: tf.Module, precision: str) -> None:
+    tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
+    write_json(path, BACKBONE_RECORD_FILE, {"embedding_sizes": SIZES, "precision": precision})
+
+
 def run_component(folder: Path, module: tf.Module, precision: str = "float32") -> dict[str, Artifact]:
     """Run EmbeddingGen with a backbone; return its artifacts by name."""
     artifacts = {"examples": Examples(), "backbone": Model(), "embeddings": Examples(), "schema": Schema()}
     for name, artifact in artifacts.items():
         artifact.uri = str(folder / name)
     write_examples(artifacts["examples"])
-    path = path_utils.serving_model_dir(artifacts["backbone"].uri)
-    tf.saved_model.save(module, path, signatures={"serving_default": module.embed})
-    write_json(path, BACKBONE_RECORD_FILE, {"embedding_sizes": SIZES, "precision": precision})
+    write_backbone(path_utils.serving_model_dir(artifacts["backbone"].uri), module, precision)
     EmbeddingGen.test_call(
         **artifacts,
         schema_template=(ROOT / "schemas" / "embeddings" / "schema.pbtxt").read_text(),
@@ -109,6 +112,22 @@ def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkey
     features = io_utils.SchemaReader().read(io_utils.get_only_uri_in_dir(artifacts["schema"].uri)).feature
     sizes = {feature.name: feature.shape.dim[0].size for feature in features if feature.name.startswith("embedding")}
     assert sizes == SIZES
+
+
+def test_a_single_photo_is_computed_in_a_batch_of_two(tmp_path):
+    write_backbone(str(tmp_path), LengthBackbone(), "float32")
+    handler = BackboneHandler(str(tmp_path), BATCH)
+    embed, sizes = handler.load_model(), []
+
+    def count_photos(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        sizes.append(len(image_bytes))
+        return embed(image_bytes=image_bytes)
+
+    photo = tf.train.Example()
+    photo.features.feature["image_bytes"].bytes_list.value.append(b"xxx")
+    ((split, row),) = handler.run_inference([("train", photo.SerializeToString())], count_photos)
+    assert (split, sizes) == ("train", [2])
+    assert tf.train.Example.FromString(row).features.feature["embedding_length_0"].float_list.value == [3]
 
 
 def embed_in_bfloat16(folder: Path) -> list[float]:
