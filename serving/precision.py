@@ -6,8 +6,9 @@ in any process with TensorFlow on a CPU, such as TensorFlow Serving. On CPUs wit
 
 The other way is the option `auto_mixed_precision_onednn_bfloat16` (`--mixed_precision=bfloat16` in TensorFlow Serving),
 with which TensorFlow rewrites the graph. It is faster for Xception and ResNet50, but slower than float32 for
-EfficientNet-Lite2 and on CPUs without AMX, and its embeddings differ from those in float32 more than twice as much:
-`benchmarks/precision.py` found 11 of 480 photos with another breed for EfficientNet-Lite2, instead of 1.
+EfficientNet-Lite2 and on CPUs without AMX, and its embeddings differ from those in float32 more than twice as much: 11
+of 480 photos got another breed with EfficientNet-Lite2, instead of 1, measured once with `differences` of
+`benchmarks/precision.py`.
 """
 
 import os
