@@ -21,7 +21,7 @@ from components.candidates.architectures import WEIGHTS_HOST, weight_file_names
 from components.errors import WeightsError
 from components.memory import available_memory
 from pipeline.settings import ROOT, Settings
-from serving import http_client, proxies
+from serving import http_client, precision, proxies
 from serving.addresses import GATEWAY_PORT, GRPC_PORT, PAGE_PORT, REST_PORT
 
 State = Literal["ok", "warning", "problem", "optional"]
@@ -77,6 +77,7 @@ def check_environment(settings: Settings, kubeflow_host: str | None, imports: bo
         _check_memory,
         lambda: _check_disk(Path(settings.workdir)),
         lambda: _check_weights(settings),
+        lambda: _check_precision(settings),
         *([lambda: _check_model_files(settings)] if settings.model_files else []),
         *(lambda port=port, user=user: _check_port(port, user) for port, user in PORTS.items()),
         lambda: _check_packages("development", ROOT / "requirements" / "dev.lock", "optional"),
@@ -216,6 +217,17 @@ def _check_model_files(settings: Settings) -> Finding:
         return Finding("model files", "problem", str(error), "change `backbones`; see docs/add-a-backbone.md")
     paths = ", ".join(file.model for file in settings.model_files.values())
     return Finding("model files", "ok", f"{paths}: can be backbones")
+
+
+def _check_precision(settings: Settings) -> Finding:
+    if precision.has_amx():
+        used = precision.resolve(settings.precision)
+        hint = "" if used == precision.BFLOAT16 else f"; precision={precision.BFLOAT16} would be faster"
+        return Finding("precision", "ok", f"{used}: this CPU has AMX{hint}")
+    if settings.precision == precision.BFLOAT16:
+        found = f"{settings.precision}: this CPU has no AMX"
+        return Finding("precision", "problem", found, f"set precision={precision.FLOAT32} or use another machine")
+    return Finding("precision", "ok", f"{precision.FLOAT32}: this CPU has no AMX for {precision.BFLOAT16}")
 
 
 def _check_port(port: int, user: str) -> Finding:

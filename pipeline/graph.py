@@ -217,6 +217,7 @@ def _network(settings: Settings, backbone: str) -> dict[str, Any]:
     return {
         "name": backbone,
         "image_size": settings.image_size_of(backbone),
+        "precision": settings.precision,
         "model_file": os.path.abspath(file.model) if file else "",
         "layers": list(file.layers) if file else [],
         "licence": file.licence if file else "",
@@ -316,6 +317,7 @@ def _branch(
         model=trainer.outputs["model"],
         split="eval",
         signature="classify_embedding",
+        require_precision=0,  # a head is computed in float32
         code_digest=context.code_digest("components.candidates.evaluator"),
     )
     return _Candidate(
@@ -369,6 +371,8 @@ def _release(
             model=model,
             split="test",
             signature=signature,
+            # The champion may come from a machine with another CPU.
+            require_precision=int(node_id == "Evaluator-gate"),
             code_digest=context.code_digest("components.candidates.evaluator"),
         ).with_id(node_id)
         for node_id, model, signature in (

@@ -462,6 +462,11 @@ class Settings(_Section):
         description="width and height in pixels of the images that the backbones receive: one number, or a mapping "
         "with a number for each backbone. The cost of a forward pass grows with the square of the size",
     )
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="precision in which CPUs compute the backbones, also for the gate and on servers: `bfloat16` is "
+        "faster and needs CPUs with AMX; `auto` is `bfloat16` if the CPU of a local run has AMX, else `float32`",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed for random weights, hyperparameter search and training")
     photos_schema: str | None = Field(
         None, description="folder that contains schema.pbtxt, the schema of the photos; by default schemas/photos"

@@ -217,6 +217,7 @@ def Backbone(
     layers: Parameter[str],
     licence: Parameter[str],
     image_size: Parameter[int],
+    precision: Parameter[str],
     seed: Parameter[int],
     code_digest: Parameter[str],
 ):
@@ -235,6 +236,7 @@ def Backbone(
         layers: JSON list of layers, as in `load_network`, if the network comes from a file.
         licence: Licence of the weights, if the network comes from a file.
         image_size: Side of the input image in pixels.
+        precision: Precision in which a CPU computes the backbone; see `serving.precision`. It is recorded.
         seed: Seed for the random weights.
         code_digest: Digest of the modules that the component runs.
 
@@ -263,6 +265,7 @@ def Backbone(
         "weights_digest": digest,
         "licence": licence,
         "image_size": image_size,
+        "precision": precision,
         "layers": list(used_layers) or [_operations(network)[-1].name],
         "embedding_sizes": {feature: spec.shape[-1] for feature, spec in traced.structured_outputs.items()},
         "parameters": blocks.count_params(),

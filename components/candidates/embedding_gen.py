@@ -18,6 +18,7 @@ from tfx.utils import io_utils, path_utils
 from components import progress
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json
+from serving import precision
 
 SPLITS = ("train", "eval")
 _COPIED_FEATURES = ("breed", "path", "content_hash", "near_duplicate_group")
@@ -26,7 +27,7 @@ _COPIED_FEATURES = ("breed", "path", "content_hash", "near_duplicate_group")
 class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.types.experimental.ConcreteFunction]):
     """Model handler that runs the SavedModel of a backbone on pairs of a split and a serialized tf.Example.
 
-    Each worker process loads the model once.
+    Each worker process loads the model once, and computes in the precision of the backbone's record.
 
     Args:
         path: Directory of the SavedModel.
@@ -39,7 +40,14 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         self._path, self._batch, self._total = path, batch, total
 
     def load_model(self):
-        """Load the SavedModel and return its embedding signature."""
+        """Load the SavedModel and return its embedding signature.
+
+        Raises:
+            PrecisionError: If the CPU of this worker cannot compute in the precision of the backbone.
+        """
+        recorded = read_json(self._path, BACKBONE_RECORD_FILE)["precision"]
+        precision.require(recorded)
+        precision.use(recorded)
         self._counter = progress.Counter("photos", self._total)
         self._model = tf.saved_model.load(self._path)  # a signature does not keep its model alive
         return self._model.signatures["serving_default"]
@@ -53,7 +61,9 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
     ) -> Iterator[tuple[str, bytes]]:
         """Embed the images of `batch`, in order."""
         photos = [tf.train.Example.FromString(example).features.feature for _, example in batch]
-        images = tf.constant([photo["image_bytes"].bytes_list.value[0] for photo in photos])
+        images = [photo["image_bytes"].bytes_list.value[0] for photo in photos]
+        # In bfloat16, the embedding of a photo is the same in all batches except in one of a single photo.
+        images = tf.constant(2 * images if len(images) == 1 else images)
         embeddings = {name: values.numpy() for name, values in model(image_bytes=images).items()}
         self._counter.add(len(batch))
         for row, ((split, _), photo) in enumerate(zip(batch, photos, strict=True)):

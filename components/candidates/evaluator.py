@@ -3,6 +3,7 @@
 import json
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
@@ -24,6 +25,7 @@ from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import set_confusion_matrix, set_metrics
 from components.statistical_tests import wilson_interval
+from serving import precision
 from serving.model_files import EXPLAIN_SIGNATURE, MODEL_RECORD_FILE
 
 _CALIBRATION_BINS = 10
@@ -67,12 +69,14 @@ def Evaluator(
     confusion: OutputArtifact[ClassificationMetrics],
     split: Parameter[str],
     signature: Parameter[str],
+    require_precision: Parameter[int],
     code_digest: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
     """Write the results of TFMA, `metrics.json` (a summary) and `outcomes.jsonl` (one line per photo).
 
-    If `model` has no SavedModel, as when there is no champion, `metrics.json` contains null.
+    If `model` has no SavedModel, as when there is no champion, `metrics.json` contains null. The model is computed in
+    the precision of its record.
 
     Args:
         examples: Photos or embeddings.
@@ -83,8 +87,12 @@ def Evaluator(
         confusion: Confusion matrix for the Kubeflow UI.
         split: Name of the split to evaluate.
         signature: Signature of the model whose inputs are features of the examples.
+        require_precision: 1 to fail on a CPU that cannot compute in the precision of the model; 0 to use float32.
         code_digest: Digest of the modules that the component runs.
         beam_pipeline: Beam pipeline that runs the evaluation.
+
+    Raises:
+        PrecisionError: If a CPU cannot compute in the precision of the model, and `require_precision` is 1.
     """
     path = path_utils.serving_model_path(model.uri)
     if not fileio.exists(os.path.join(path, "saved_model.pb")):
@@ -93,7 +101,11 @@ def Evaluator(
         set_confusion_matrix(confusion, None)
         return
     config = eval_config(signature)
+    record = read_json(path, MODEL_RECORD_FILE)
     shared_model = tfma.default_eval_shared_model(path, eval_config=config)
+    shared_model.model_loader.construct_fn = _load_in_precision(
+        precision.precision_of(record), bool(require_precision), shared_model.model_loader.construct_fn
+    )
     tfxio = tf_example_record.TFExampleRecord(
         io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split)),
         schema=io_utils.SchemaReader().read(io_utils.get_only_uri_in_dir(schema.uri)),
@@ -120,11 +132,23 @@ def Evaluator(
                 tensor_adapter_config=adapter,
             )
         )
-    summary = _summarize(evaluation.uri, read_json(path, MODEL_RECORD_FILE), signature)
+    summary = _summarize(evaluation.uri, record, signature)
     write_json(evaluation.uri, METRICS_FILE, summary)
     evaluation.set_float_custom_property("accuracy", summary["overall"]["accuracy"])
     set_metrics(metrics, _ui_metrics(summary))
     set_confusion_matrix(confusion, summary["confusion"])
+
+
+def _load_in_precision(recorded: str, is_required: bool, load: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that loads a model with `load`, and makes the worker that calls it compute in its precision."""
+
+    def load_in_precision() -> Any:
+        if is_required:
+            precision.require(recorded)
+        precision.use(recorded)
+        return load()
+
+    return load_in_precision
 
 
 def _ui_metrics(summary: dict[str, Any]) -> dict[str, float | None]:

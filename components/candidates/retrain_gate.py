@@ -32,8 +32,8 @@ def RetrainGate(
 
     Args:
         registry: Base path of the pushed models.
-        backbones: JSON list of the backbones; each has a name, image_size, layers, licence and model_file, which is ""
-            if the backbone is a built-in one.
+        backbones: JSON list of the backbones; each has a name, image_size, precision, layers, licence and model_file,
+            which is "" if the backbone is a built-in one.
         weights: "imagenet" or "random", the weights of built-in backbones.
         weights_dir: Folder with the ImageNet weights, or "".
         settings: All other settings that a model depends on, in JSON.

@@ -13,6 +13,7 @@ from components import saved_model
 from components.digests import json_digest
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
+from serving import precision
 from serving.model_files import CLIENT_OUTPUTS, EXPLAIN_SIGNATURE, MODEL_RECORD_FILE, WARMUP_FILE
 
 _LATENCY_CALLS = 15
@@ -115,8 +116,10 @@ class ServedModel(tf.Module):
     def latency_ms(self) -> float:
         """Median latency of `serving_default` for one photo of the backbones' input size, in milliseconds.
 
-        A first call, which traces the graph, is not counted.
+        A first call, which traces the graph, is not counted. This process computes in the precision of the backbones,
+        also afterwards.
         """
+        precision.use(precision.precision_of(self._record))
         shape = [self._image_size, self._image_size, 3]
         noise = tf.cast(tf.random.stateless_uniform(shape, [0, 0], 0, 256, tf.int32), tf.uint8)
         photo = tf.io.encode_jpeg(noise)[tf.newaxis]
@@ -158,6 +161,7 @@ def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:
         "weights": "+".join(sorted({backbone["weights"] for backbone in backbones})),
         "weights_digest": json_digest([backbone["weights_digest"] for backbone in backbones]),
         "image_size": max(backbone["image_size"] for backbone in backbones),
+        "precision": backbones[0]["precision"],  # the same for all backbones of a run
         "embedding_sizes": {name: size for backbone in backbones for name, size in backbone["embedding_sizes"].items()},
         "parameters": sum(backbone["parameters"] for backbone in backbones),
         "multiply_adds": sum(backbone["multiply_adds"] for backbone in backbones),

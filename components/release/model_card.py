@@ -8,6 +8,7 @@ from components.candidates.hyperparameters import describe_hyperparameters
 from components.conformal import explanation_sentences
 from components.ingestion.splits import SPLITS
 from components.reporting.html_templates import render
+from serving.precision import precision_of
 
 
 class Statements(NamedTuple):
@@ -107,6 +108,7 @@ def _backbone(record: dict[str, Any]) -> dict[str, Any]:
         "weights": weights,
         "licence": record.get("licence") or weights_licence(architecture, weights),
         "image_size": record["image_size"],
+        "precision": precision_of({"backbone": record}),
     }
 
 

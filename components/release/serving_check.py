@@ -24,7 +24,7 @@ from components.file_names import SERVING_CHECK_FILE, SERVING_CHECK_GOLDEN_FILE
 from components.json_files import read_json, write_json
 from components.local_copies import local_copy
 from components.photo_examples import read_images
-from serving import http_client
+from serving import http_client, precision
 from serving.addresses import LOOPBACK, free_ports
 from serving.local import processes, stack
 from serving.local.child_process import bound_command
@@ -32,9 +32,9 @@ from serving.local.processes import Program, ProgramError
 from serving.local.stack import MODEL_SERVER_SECONDS, TENSORFLOW_MODEL_SERVER
 from serving.model_files import DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE, MODEL_RECORD_FILE
 from serving.photo_normalization import PhotoError, normalize
+from serving.precision import Tolerances
 from serving.rollout.golden_requests import definite_flag, definite_set, golden_request, golden_requests_document
 
-_TOLERANCE = 1e-3
 _GOLDEN_BYTES = 500_000  # golden photos are stored with the model
 _GOLDEN_SIDES = (1024, 512, 256)  # pixels, tried in order for larger files; at 256 every JPEG is small enough
 
@@ -58,7 +58,7 @@ def ServingCheck(
     The signatures `serving_default` and `explain` are called. The photos cover as many breeds as possible. They are
     stored with their predictions as golden requests, which rollout sends to every server before user requests. A large
     photo is stored at a smaller size, with the prediction for that size. A model that was rejected by the gate is not
-    checked.
+    checked. The server computes in the precision of the model record.
 
     The server is `tensorflow_model_server` if it is on PATH, else TensorFlow in a separate process.
 
@@ -68,6 +68,7 @@ def ServingCheck(
 
     Raises:
         ServingError: If the model does not load or predictions differ.
+        PrecisionError: If this CPU cannot compute in the precision of the model.
     """
     if blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) != constants.BLESSED_VALUE:
         write_json(report.uri, SERVING_CHECK_FILE, {"checked": False})
@@ -80,19 +81,23 @@ def ServingCheck(
     instances = [{"image_bytes": {"b64": base64.b64encode(photo).decode()}} for photo in all_photos]
     requests = [{"signature_name": name, "instances": instances} for name in (DEFAULT_SIGNATURE, EXPLAIN_SIGNATURE)]
     with local_copy(path_utils.serving_model_path(model.uri)) as path:
-        explain = read_json(path, MODEL_RECORD_FILE)["explain"]
+        record = read_json(path, MODEL_RECORD_FILE)
+        precision.require(precision.precision_of(record))
         responses = (
-            _predict_with_model_server(binary, path, requests) if binary else _predict_with_tensorflow(path, requests)
+            _predict_with_model_server(binary, path, precision.precision_of(record), requests)
+            if binary
+            else _predict_with_tensorflow(path, requests)
         )
+    explain, tolerances = record["explain"], precision.tolerances(record)
     for rows in responses:
         if len(rows) != len(all_photos):
             raise ServingError(f"the model server returned {len(rows)} predictions for {len(all_photos)} photos")
         predictions = dict(zip(all_photos, rows, strict=True))
         for content_hash, photo in sample.items():
-            _compare(expected[content_hash], predictions[photo])
+            _compare(expected[content_hash], predictions[photo], tolerances)
     for content_hash, photo in sample.items():
-        _compare_explanation(expected[content_hash], predictions[photo], explain)
-    golden = [golden_request(photo, predictions[photo], explain) for photo in golden_photos]
+        _compare_explanation(expected[content_hash], predictions[photo], explain, tolerances)
+    golden = [golden_request(photo, predictions[photo], explain, tolerances) for photo in golden_photos]
     write_json(report.uri, SERVING_CHECK_GOLDEN_FILE, golden_requests_document(golden))
     server = TENSORFLOW_MODEL_SERVER if binary else "tensorflow"
     write_json(report.uri, SERVING_CHECK_FILE, {"checked": True, "server": server, "photos": len(sample)})
@@ -125,20 +130,21 @@ def _best_prediction(prediction: dict) -> tuple[str, float]:
     return max(zip(prediction["breeds"], prediction["probabilities"], strict=True), key=lambda pair: pair[1])
 
 
-def _compare(expected: dict, prediction: dict) -> None:
+def _compare(expected: dict, prediction: dict, tolerances: Tolerances) -> None:
+    tolerance = tolerances.probability
     probabilities = dict(zip(prediction["breeds"], prediction["probabilities"], strict=True))
     breed, confidence = _best_prediction(prediction)
     served = probabilities.get(expected["predicted"], 0)
-    if abs(served - expected["confidence"]) > _TOLERANCE or abs(sum(probabilities.values()) - 1) > _TOLERANCE:
+    if abs(served - expected["confidence"]) > tolerance or abs(sum(probabilities.values()) - 1) > tolerance:
         raise ServingError(
             f"{expected['path']}: the model server predicts {breed} with {confidence:.4f}, the Evaluator measured "
             f"{expected['predicted']} with {expected['confidence']:.4f}"
         )
 
 
-def _compare_explanation(expected: dict, prediction: dict, explain: dict) -> None:
+def _compare_explanation(expected: dict, prediction: dict, explain: dict, tolerances: Tolerances) -> None:
     """Compare the prediction set and the flag, unless the photo is close to a threshold."""
-    prediction_set = definite_set(prediction, explain, _TOLERANCE)
+    prediction_set = definite_set(prediction, explain, tolerances.probability)
     if prediction_set is not None:
         served = {"in_set": expected["breed"] in prediction_set, "set_size": len(prediction_set)}
         if differing := {name for name, value in served.items() if value != expected[name]}:
@@ -146,7 +152,7 @@ def _compare_explanation(expected: dict, prediction: dict, explain: dict) -> Non
                 f"{expected['path']}: the model server returns the prediction set {prediction_set}, the Evaluator "
                 f"measured {', '.join(f'{name}={expected[name]}' for name in sorted(differing))}"
             )
-    unfamiliar = definite_flag(prediction, explain, _TOLERANCE)
+    unfamiliar = definite_flag(prediction, explain, tolerances.probability)
     if unfamiliar is not None and unfamiliar != expected["unfamiliar"]:
         raise ServingError(
             f"{expected['path']}: the model server returns unfamiliar={unfamiliar}, the Evaluator measured "
@@ -169,10 +175,10 @@ def _predict_with_tensorflow(path: str, requests: list[dict]) -> list[list[dict]
     return [json.loads(line)["predictions"] for line in completed.stdout.splitlines()]
 
 
-def _predict_with_model_server(binary: str, path: str, requests: list[dict]) -> list[list[dict]]:
+def _predict_with_model_server(binary: str, path: str, precision_name: str, requests: list[dict]) -> list[list[dict]]:
     """Return the predictions for each request."""
     responses = []
-    with _model_server(binary, path) as url:
+    with _model_server(binary, path, precision_name) as url:
         try:
             with http_client.client(timeout=MODEL_SERVER_SECONDS) as client:
                 for request in requests:
@@ -188,7 +194,7 @@ def _predict_with_model_server(binary: str, path: str, requests: list[dict]) -> 
 
 
 @contextlib.contextmanager
-def _model_server(binary: str, path: str) -> Iterator[str]:
+def _model_server(binary: str, path: str, precision_name: str) -> Iterator[str]:
     """Run TensorFlow Serving with the model as version 1, and yield the model's REST URL when it is available."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "candidate")
@@ -204,7 +210,11 @@ def _model_server(binary: str, path: str) -> Iterator[str]:
         # Not the model's status: its URL returns 200 even while the model is loading.
         ready_url = f"{url}/metadata"
         program = Program(
-            TENSORFLOW_MODEL_SERVER, stack.model_server_command(binary, flags), ready_url, log=Path(folder, "log")
+            TENSORFLOW_MODEL_SERVER,
+            stack.model_server_command(binary, flags),
+            ready_url,
+            precision.environment(precision_name),
+            Path(folder, "log"),
         )
         try:
             server = processes.start(program, MODEL_SERVER_SECONDS)

@@ -20,7 +20,9 @@ from pipeline.cli.common import (
 )
 from pipeline.cli.workdir import check_paths, run_components, run_in_workdir
 from pipeline.settings import Settings, to_yaml
+from serving import precision
 from serving.names import counted
+from serving.precision import PrecisionError
 
 app = typer.Typer()
 
@@ -48,7 +50,8 @@ def run(
     check_paths(config)
     try:
         config.check_model_files()
-    except WeightsError as error:
+        config = config.model_copy(update={"precision": precision.resolve(config.precision)})
+    except (WeightsError, PrecisionError) as error:
         raise fail(error) from None
     raise typer.Exit(run_in_workdir(config, lambda *context: _run(config, *context)))
 

@@ -18,7 +18,7 @@ from serving.registry import Registry
 _SHOWN_PROPERTIES = {
     "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test"),
     "ImportSchemaGen": ("schema_file",),
-    "Backbone": ("weights", "weights_dir", "model_file", "weights_digest", "seed", "image_size"),
+    "Backbone": ("weights", "weights_dir", "model_file", "weights_digest", "seed", "image_size", "precision"),
     "EmbeddingGen": ("photos",),
     "Tuner": ("objective", "max_epochs", "seed"),
     "Trainer": ("epochs", "batch_size", "seed"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from serving.addresses import free_ports
 from serving.labels import STABLE
 from serving.local import processes, stack
+from serving.precision import precision_of
 from serving.registry import Registry, RegistryError
 from serving.rollout.serving_config import CONFIG_FILE, ServingConfig
 
@@ -37,7 +38,10 @@ class LocalServer:
         config_file, log = Path(self._folder.name, CONFIG_FILE), Path(self._folder.name, "model_server.log")
         config = ServingConfig((version,), {STABLE: version})
         config_file.write_text(config.files(name, str(registry.base))[CONFIG_FILE], encoding="utf-8")
-        program = stack.model_server(config_file, name, grpc_port, rest_port, log, embedded=True, load_retries=0)
+        precision = precision_of(registry.record(version))
+        program = stack.model_server(
+            config_file, name, grpc_port, rest_port, log, embedded=True, load_retries=0, precision=precision
+        )
         try:
             self._process = processes.start(program, stack.MODEL_SERVER_SECONDS)
         except BaseException:

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from serving.model_files import DEFAULT_SIGNATURE, signature_to_request
+from serving import precision
+from serving.model_files import DEFAULT_SIGNATURE, read_record, signature_to_request
 
 
 class LoadedModel:
     """A SavedModel in this process.
+
+    This process computes in the precision of the model record, as far as its CPU can.
 
     Args:
         model_dir: Directory of the SavedModel.
@@ -28,6 +31,7 @@ class LoadedModel:
 
         gc.enable()
         self._tf = tf
+        precision.use(precision.precision_of(read_record(model_dir)))
         self._model = tf.saved_model.load(model_dir)
 
     def predict(self, photos: list[bytes], signature_name: str | None = None) -> list[dict[str, Any]]:

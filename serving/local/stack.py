@@ -8,6 +8,7 @@ from pathlib import Path
 from serving.addresses import LOOPBACK, address, local_address
 from serving.labels import STABLE
 from serving.local.processes import Program
+from serving.precision import FLOAT32, environment
 
 TENSORFLOW_MODEL_SERVER = "tensorflow_model_server"
 # Time limit for loading a model, for a model server that runs for a single client.
@@ -34,6 +35,7 @@ def model_server(
     host: str = LOOPBACK,
     embedded: bool = False,
     load_retries: int = 2,
+    precision: str = FLOAT32,
 ) -> Program:
     """Return the model server: TensorFlow Serving if it is on PATH, otherwise the embedded server, with the same flags.
 
@@ -49,6 +51,7 @@ def model_server(
         host: IP address to listen on; TensorFlow Serving listens on all.
         embedded: Whether to use the embedded server even if TensorFlow Serving is on PATH.
         load_retries: Maximum number of retries of a failed load.
+        precision: Precision in which the server computes all versions.
     """
     monitoring = config_file.with_name("monitoring.config")
     monitoring.write_text("prometheus_config { enable: true }\n", encoding="utf-8")
@@ -70,7 +73,7 @@ def model_server(
         flags["host"] = host
     # The URL of the model itself would return 200 while the model is still loading.
     ready_url = f"{local_url(host, rest_port)}/v1/models/{model_name}/labels/{STABLE}/metadata"
-    return Program("model server", model_server_command(binary, flags), ready_url, log=log)
+    return Program("model server", model_server_command(binary, flags), ready_url, environment(precision), log)
 
 
 def model_server_command(binary: str | None, flags: Mapping[str, object]) -> list[str]:

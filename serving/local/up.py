@@ -10,6 +10,7 @@ from serving.addresses import LOOPBACK, listen, local_address
 from serving.labels import STABLE
 from serving.local import stack
 from serving.local.processes import Supervisor
+from serving.precision import precision_of
 from serving.registry import Registry, RegistryError
 from serving.rollout.controller import RolloutController
 from serving.rollout.errors import RolloutError
@@ -72,7 +73,14 @@ def serve(deployment: Deployment, ports: Ports) -> None:
     with Supervisor() as supervisor:
         fleet, rollout, labels = _write_config(deployment)
         supervisor.start(
-            stack.model_server(fleet.config_file, fleet.model_name, ports.grpc, ports.rest, host=ports.host)
+            stack.model_server(
+                fleet.config_file,
+                fleet.model_name,
+                ports.grpc,
+                ports.rest,
+                host=ports.host,
+                precision=_precision(deployment, labels),
+            )
         )
         _print(f"{_describe(fleet.model_name, labels)}: {ports.description}")
         with fleet.announced(MODEL_SERVER, ports.grpc_address):
@@ -125,8 +133,10 @@ def up(
         samples = find_samples(labels[STABLE])
         server_log, gateway_log, page_log = logs / "model_server.log", logs / "gateway.log", logs / "page.log"
         config_file, traffic_file, model = fleet.config_file, fleet.traffic_file, fleet.model_name
+        precision = _precision(deployment, labels)
+        model_server = stack.model_server(config_file, model, ports.grpc, ports.rest, server_log, precision=precision)
         for program, addresses in (
-            (stack.model_server(config_file, model, ports.grpc, ports.rest, server_log), ports.description),
+            (model_server, ports.description),
             (stack.gateway(host, gateway_port, ports.grpc, model, traffic_file, gateway_log), f"{gateway_url}/docs"),
             (stack.page(host, page_port, gateway_url, samples, page_log), page_url),
         ):
@@ -173,6 +183,11 @@ def _write_config(deployment: Deployment) -> tuple[LocalFleet, RolloutController
     rollout = RolloutController(registry, fleet, deployment.limits)
     rollout.sync()
     return fleet, rollout, registry.labels()
+
+
+def _precision(deployment: Deployment, labels: Mapping[str, int]) -> str:
+    """Precision of the stable version."""
+    return precision_of(Registry(deployment.registry).record(labels[STABLE]))
 
 
 def _sync_in_background(rollout: RolloutController) -> None:

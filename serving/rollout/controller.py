@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from serving.client import ClientError
 from serving.labels import CANARY, STABLE
+from serving.precision import tolerances
 from serving.registry import Registry
 from serving.rollout.apply import ConfigApplier
 from serving.rollout.canary_analysis import CanaryAnalysis, Outcome, RequestStats, compare, read_request_stats
@@ -242,12 +243,13 @@ class RolloutController:
         A wrong prediction stops the canary. A server that does not respond does not stop it.
         """
         requests = read_golden_requests(self._registry.path(version))
+        allowed = tolerances(self._registry.record(version))
         for server in self._fleet.servers() if requests else []:
             if not server.ready:
                 continue
             try:
                 address = self._fleet.reachable_address(server)
-                check_golden_requests(address, self._fleet.model_name, version, requests)
+                check_golden_requests(address, self._fleet.model_name, version, requests, allowed)
             except GoldenRequestFailed as error:
                 self.stop_canary(f"{server.name}: {error}", version)
                 raise CanaryStopped(f"version {version} cannot be canary: {server.name}: {error}") from None

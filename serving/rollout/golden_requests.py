@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 from serving.client import ModelChoice
 from serving.client.grpc import GrpcClient
 from serving.model_files import GOLDEN_REQUESTS_FILE
+from serving.precision import Tolerances
 from serving.registry import RegistryError
 
-# Probabilities differ between machines in the last digits; a wrong model, breed or preprocessing changes the first
-# digits.
-_TOLERANCE = 0.02
-# The distance is the difference of two larger numbers, so it may be close to 0.
-_DISTANCE_TOLERANCE, _SMALLEST_DISTANCE_TOLERANCE = 0.05, 1.0  # relative, absolute
+# Absolute; the distance is the difference of two larger numbers, so it may be close to 0.
+_SMALLEST_DISTANCE_TOLERANCE = 1.0
 
 
 class GoldenRequestFailed(ValueError):
@@ -45,13 +43,16 @@ class GoldenRequest(NamedTuple):
     unfamiliar: bool | None = None
 
 
-def golden_request(photo: bytes, outputs: Mapping[str, Any], explain: Mapping[str, Any]) -> GoldenRequest:
+def golden_request(
+    photo: bytes, outputs: Mapping[str, Any], explain: Mapping[str, Any], tolerances: Tolerances
+) -> GoldenRequest:
     """Return the golden request for the outputs of the signature `explain`.
 
     Args:
         photo: JPEG or PNG bytes.
         outputs: Outputs for the photo by name.
         explain: `explain` of the model record.
+        tolerances: Tolerances of the model.
     """
     probabilities = dict(zip(outputs["breeds"], outputs["probabilities"], strict=True))
     breed = max(probabilities, key=probabilities.__getitem__)
@@ -59,8 +60,8 @@ def golden_request(photo: bytes, outputs: Mapping[str, Any], explain: Mapping[st
         photo,
         breed,
         probabilities[breed],
-        definite_set(outputs, explain, _TOLERANCE),
-        definite_flag(outputs, explain, _DISTANCE_TOLERANCE),
+        definite_set(outputs, explain, tolerances.golden_probability),
+        definite_flag(outputs, explain, tolerances.golden_distance),
     )
 
 
@@ -128,7 +129,9 @@ def read_golden_requests(model: str | Path) -> list[GoldenRequest]:
         raise RegistryError(f"{path}: unreadable or damaged: {error!r}; push the model again") from None
 
 
-def check_golden_requests(address: str, model_name: str, version: int, requests: list[GoldenRequest]) -> None:
+def check_golden_requests(
+    address: str, model_name: str, version: int, requests: list[GoldenRequest], tolerances: Tolerances
+) -> None:
     """Send golden requests to a model server, addressed to the version's number, and compare the predictions.
 
     Args:
@@ -136,6 +139,7 @@ def check_golden_requests(address: str, model_name: str, version: int, requests:
         model_name: Name of the model.
         version: Version that the server has loaded.
         requests: Golden requests, at least one.
+        tolerances: Tolerances of the version.
 
     Raises:
         GoldenRequestFailed: If a prediction differs from the expected one.
@@ -145,7 +149,7 @@ def check_golden_requests(address: str, model_name: str, version: int, requests:
         answers = client.predict_many([request.photo for request in requests])
     for number, (request, answer) in enumerate(zip(requests, answers, strict=True), 1):
         probabilities = {prediction.breed: prediction.probability for prediction in answer.predictions}
-        if abs(probabilities.get(request.breed, 0.0) - request.probability) > _TOLERANCE:
+        if abs(probabilities.get(request.breed, 0.0) - request.probability) > tolerances.golden_probability:
             raise GoldenRequestFailed(
                 f"golden request {number} of version {version}: predicted {answer.best.breed} with "
                 f"{answer.best.probability:.3f}, expected {request.breed} with {request.probability:.3f}"

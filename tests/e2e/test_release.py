@@ -212,6 +212,7 @@ def test_each_version_has_a_model_card(pushed):
         "weights": "random",
         "licence": "none: the weights are random",
         "image_size": 32,
+        "precision": "float32",
     }
     assert card["lineage"]["model_digest"] == gate["candidate"]["model_digest"]
     assert any("always predicts one of its" in limit for limit in card["limits"])

@@ -61,6 +61,7 @@ def changed(before, after):
         ("tuner.max_epochs=5", in_each_branch("Tuner")),
         ("image_size=96", in_each_branch("Backbone")),
         ("image_size={resnet50: 71, xception: 96}", {"Backbone-xception"}),
+        ("precision=bfloat16", in_each_branch("Backbone")),
         ("seed=3", in_each_branch("Backbone", "Tuner", "Trainer")),
         ("split.seed=5", {"ImageExampleGen"}),
         ("top_k=2", {"BackboneSelector"}),

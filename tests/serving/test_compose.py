@@ -33,6 +33,7 @@ def test_the_model_server_has_the_flags_that_up_gives_it(tmp_path):
     command = SERVICES["model-server"]["command"]
     assert sorted(command) == sorted(expected)
     assert flags.parse(command).port == 8500
+    assert SERVICES["model-server"]["environment"] == program.environment
     volume = SERVICES["model-server"]["volumes"][0]
     assert volume["source"] == volume["target"] == "/runs/demo"
 

@@ -22,6 +22,7 @@ from pipeline.graph import create_pipeline
 from pipeline.run_context import RunContext, photos_schema
 from pipeline.runners.kubeflow import entrypoint
 from pipeline.settings import ROOT, KubeflowSettings, Resources, Settings, SettingsError, to_json
+from serving.precision import AUTO, BFLOAT16, FLOAT32
 
 ENTRYPOINT = ("python", "-m", "pipeline.runners.kubeflow.entrypoint")
 # Kubeflow Pipelines and Vertex AI replace it with the ID of the run.
@@ -64,6 +65,11 @@ def compile_pipeline(settings: Settings) -> str:
         SettingsError: If the specification would depend on files of this machine, or the schema cannot be read.
     """
     _check_model_files(settings)
+    if settings.precision == AUTO:
+        raise SettingsError(
+            f"precision: {AUTO}: the CPUs of a cluster may differ; set precision={FLOAT32}, or precision={BFLOAT16} if "
+            "all nodes that run EmbeddingGen, Evaluator and ServingCheck have AMX"
+        )
     config = KubeflowV2DagRunnerConfig(
         default_image=settings.kubeflow.image, default_commands=list(ENTRYPOINT), use_pipeline_spec_2_1=True
     )

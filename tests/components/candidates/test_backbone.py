@@ -289,6 +289,7 @@ def backbone(weights, tmp_path_factory):
         layers="[]",
         licence="",
         image_size=SIDE,
+        precision="float32",
         seed=0,
         code_digest="",
     )
@@ -326,6 +327,7 @@ def test_record_describes_the_backbone(backbone, networks):
         "architecture": "xception",
         "weights": "imagenet",
         "image_size": SIDE,
+        "precision": "float32",
         "layers": ["block13_sepconv1_act:input", "block14_sepconv1:input", "block14_sepconv2_act"],
         "embedding_sizes": EMBEDDING_SIZES,
         "parameters": networks("xception").count_params(),

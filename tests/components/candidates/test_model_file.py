@@ -219,6 +219,7 @@ def write_backbone(folder: Path, path: str, names: list[str], image_size: int = 
         layers=json.dumps(names),
         licence="CC0",
         image_size=image_size,
+        precision="float32",
         seed=0,
         code_digest="",
     )
@@ -256,6 +257,7 @@ def test_a_backbone_pools_the_named_layers_and_describes_itself(tmp_path, file):
         "weights_digest": file_digest(file),
         "licence": "CC0",
         "image_size": 40,
+        "precision": "float32",
         "layers": ["stem", "body", "top"],
         "embedding_sizes": {f"embedding_net_{n}": BLOCKS[layer] for n, layer in enumerate(("top", "body", "stem"))},
         "parameters": network.count_params(),

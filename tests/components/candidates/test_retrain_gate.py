@@ -22,7 +22,7 @@ PHOTOS = [
     {"path": "Sphynx/2.jpg", "breed": "Sphynx", "kind": "duplicate", "reason": "the same photo as Sphynx/1.jpg"},
 ]
 BACKBONES = [
-    {"name": name, "image_size": 224, "model_file": "", "layers": [], "licence": ""}
+    {"name": name, "image_size": 224, "precision": "float32", "model_file": "", "layers": [], "licence": ""}
     for name in ("resnet50", "xception")
 ]
 PARAMETERS = {
@@ -120,8 +120,9 @@ def test_unchanged_photos_are_not_new(pushed, photos):
         {"modules": "serving.photo_normalization serving.local.saved_model_process"},
         {"backbones": json.dumps(BACKBONES[:1])},
         {"backbones": json.dumps([BACKBONES[0] | {"image_size": 299}, BACKBONES[1]])},
+        {"backbones": json.dumps([network | {"precision": "bfloat16"} for network in BACKBONES])},
     ],
-    ids=["settings", "modules", "backbone removed", "image size"],
+    ids=["settings", "modules", "backbone removed", "image size", "precision"],
 )
 def test_changed_settings_modules_or_backbones_are_new(pushed, changed):
     assert pushed(**changed)[0]

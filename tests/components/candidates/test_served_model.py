@@ -11,6 +11,7 @@ from components.candidates.served_model import ServedModel, embedding_specs
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import read_json, write_json
 from serving.model_files import MODEL_RECORD_FILE, WARMUP_FILE, read_record
+from serving.precision import precision_of
 
 BREEDS = ["Rex", "Münsterkatze", "Van"]
 PHOTOS = [tf.io.encode_jpeg(tf.fill([height, 9, 3], tf.constant(90, tf.uint8))).numpy() for height in (5, 11, 40)]
@@ -80,6 +81,7 @@ def write_saved_models(tmp_path):
                 "weights": "random",
                 "weights_digest": f"w{number}",
                 "image_size": 32 + number,
+                "precision": "float32",
                 "embedding_sizes": {backbone.feature: size},
                 "parameters": 1,
                 "multiply_adds": 10 + number,
@@ -140,6 +142,7 @@ def test_record_of_several_backbones_has_the_same_keys_as_a_record_of_one(write_
     assert record["backbone"]["architecture"] == "toy0+toy1"
     assert record["backbone"]["weights"] == "random"
     assert [part["image_size"] for part in record["backbone"]["parts"]] == [32, 33]
+    assert precision_of(record) == "float32"
     assert record["parameters"] == 1 + 1 + 7
     assert record["backbone"]["multiply_adds"] == 10 + 11
     assert record["settings"] == {"seed": 0, "top_k": 5}

@@ -17,11 +17,13 @@ from tfx.components.evaluator import constants
 from tfx.types import artifact_utils
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
 
+import serving.precision
 from components.artifacts import ServingReport
 from components.release import serving_check
 from components.release.serving_check import ServingCheck, ServingError
 from serving.photo_normalization import normalize
 from serving.rollout.golden_requests import GoldenRequest
+from tests.amx import needs_amx
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
 PHOTOS = {f"photo {number}".encode(): [0.1 * number, 0.2, 0.8 - 0.1 * number] for number in range(3)}
@@ -39,6 +41,7 @@ with open(plan["started"], "a") as file:
     print(os.getpid(), file=file)
 if plan["mode"] == "exits":
     sys.exit("Failed to start server: no such op in version " + ",".join(os.listdir(options.model_base_path)))
+assert os.environ["TF_SET_ONEDNN_FPMATH_MODE"] == plan["math_mode"]
 assert open(options.model_base_path + "/1/saved_model.pb").read() == "the model"
 unavailable_responses = iter(range(10**9 if plan["mode"] == "never loads" else 2))
 
@@ -97,11 +100,17 @@ class Workspace:
         self.model.mkdir(parents=True)
         (self.model / "saved_model.pb").write_text("the model")
         (self.model / "assets.extra").mkdir()
+        self.record = {}
         self.write_explain(set_threshold=None, unfamiliar_threshold=None)
         self.write_photos(PHOTOS, BREEDS)
 
     def write_explain(self, **thresholds: float | None) -> None:
-        (self.model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"explain": thresholds}))
+        self.write_record(explain=thresholds)
+
+    def write_record(self, **facts: object) -> None:
+        """Write the model record with these facts and those of earlier calls."""
+        self.record |= facts
+        (self.model / "assets.extra" / "catbreeds.json").write_text(json.dumps(self.record))
 
     def write_photos(self, photos: dict[bytes, list[float]], breeds: list[str]) -> None:
         """Write photos with their measured probabilities and true breeds."""
@@ -131,7 +140,11 @@ class Workspace:
         }
 
     def install_server(
-        self, mode: str = "serves", overrides: dict[bytes, dict] | None = None, other: dict | None = None
+        self,
+        mode: str = "serves",
+        overrides: dict[bytes, dict] | None = None,
+        other: dict | None = None,
+        math_mode: str = "",
     ) -> None:
         """Put the fake server on PATH.
 
@@ -139,10 +152,17 @@ class Workspace:
             mode: Behavior of the server.
             overrides: Predictions that differ from the measured ones, by photo.
             other: Prediction for unknown photos.
+            math_mode: Expected value of the environment variable TF_SET_ONEDNN_FPMATH_MODE.
         """
         predictions = {photo: {"breeds": BREEDS, "probabilities": values} for photo, values in self.photos.items()}
         predictions = {sha(photo): row for photo, row in {**predictions, **(overrides or {})}.items()}
-        plan = {"mode": mode, "predictions": predictions, "other": other, "started": str(self.folder / "started")}
+        plan = {
+            "mode": mode,
+            "predictions": predictions,
+            "other": other,
+            "math_mode": math_mode,
+            "started": str(self.folder / "started"),
+        }
         (self.folder / "plan.json").write_text(json.dumps(plan))
         program = self.folder / "bin" / "tensorflow_model_server"
         program.parent.mkdir()
@@ -181,6 +201,28 @@ def test_model_with_the_measured_predictions_passes(workspace):
     workspace.install_server()
     assert workspace.check() == {"checked": True, "server": "tensorflow_model_server", "photos": 3}
     assert len(workspace.started()) == 1
+
+
+def test_the_server_of_a_float32_model_ignores_the_variable_of_this_process(workspace, monkeypatch):
+    monkeypatch.setenv("TF_SET_ONEDNN_FPMATH_MODE", "BF16")
+    workspace.install_server()
+    assert workspace.check()["checked"]
+
+
+@needs_amx
+def test_the_server_computes_in_the_precision_of_the_record(workspace):
+    workspace.write_record(backbone={"precision": "bfloat16"})
+    workspace.install_server(math_mode="BF16")
+    assert workspace.check()["checked"]
+
+
+def test_a_bfloat16_model_is_not_checked_on_a_cpu_without_amx(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving.precision, "_CPU_INFO", tmp_path / "none")
+    workspace.write_record(backbone={"precision": "bfloat16"})
+    workspace.install_server()
+    with pytest.raises(serving.precision.PrecisionError, match="bfloat16 needs a CPU with AMX"):
+        workspace.check()
+    assert workspace.started() == []
 
 
 def test_requests_to_the_server_bypass_the_proxy(workspace, monkeypatch):

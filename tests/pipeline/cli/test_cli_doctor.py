@@ -54,7 +54,7 @@ def other_tree(tmp_path, monkeypatch):
 def test_a_fully_equipped_machine_has_no_problems_and_special_programs_are_optional(tmp_path, programs):
     code, found = doctor(*DEMO, "--workdir", tmp_path, PATH=programs)
     assert code == 0
-    for name in ("Python", "packages", "TFX's imports", "memory", "disk", "weights"):
+    for name in ("Python", "packages", "TFX's imports", "memory", "disk", "weights", "precision"):
         assert found[name]["state"] in ("ok", "warning"), found[name]
     assert found["kubectl"]["state"] == found["Kubeflow"]["state"] == "optional"
     for finding in found.values():
@@ -96,6 +96,24 @@ def test_a_failed_import_is_reported_with_its_reason(other_tree):
     assert "ImportError: TFX cannot import this" in found["imports"]["found"]
     graph.write_text("")
     assert doctor(*DEMO, "--imports")[1]["imports"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("flags", "setting", "code", "state", "found"),
+    [
+        ("amx_bf16 amx_tile", "float32", 0, "ok", "float32: this CPU has AMX; precision=bfloat16 would be faster"),
+        ("amx_bf16 amx_tile", "auto", 0, "ok", "bfloat16: this CPU has AMX"),
+        ("avx512_bf16", "auto", 0, "ok", "float32: this CPU has no AMX for bfloat16"),
+        ("avx512_bf16", "bfloat16", 2, "problem", "bfloat16: this CPU has no AMX"),
+    ],
+)
+def test_the_precision_of_a_run_on_this_cpu_is_reported(other_tree, flags, setting, code, state, found):
+    (other_tree / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
+    module = other_tree / "serving" / "precision.py"
+    module.write_text(module.read_text().replace("/proc/cpuinfo", str(other_tree / "cpuinfo")))
+    done, findings = doctor(*DEMO, "--set", f"precision={setting}")
+    assert done == code
+    assert (findings["precision"]["state"], findings["precision"]["found"]) == (state, found)
 
 
 def test_missing_weights_that_cannot_be_downloaded_are_a_problem(tmp_path):

@@ -15,14 +15,16 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.registry import Registry
 from tests import fork_server
+from tests.amx import needs_amx
 from tests.running import CATBREEDS, catbreeds
 from tests.serving.classifier import BREEDS, Classifier
 from tests.serving.model_server.servers import DEADLINE, eventually, free_port, listening
 
 # Records its flags, and responds to every request with the content of the file `response`.
 FAKE_TENSORFLOW_SERVING = """#!{python} -SE
-import http.server, json, pathlib, sys
+import http.server, json, os, pathlib, sys
 here = pathlib.Path(__file__).parent
+(here / "math_mode").write_text(os.environ.get("TF_SET_ONEDNN_FPMATH_MODE", ""))
 (here / "flags").write_text(json.dumps(dict(argument[2:].split("=", 1) for argument in sys.argv[1:])))
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -39,13 +41,14 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever
 class Serve:
     """A running `catbreeds serve` for a registry with versions 1 and 2, with TensorFlow Serving on PATH."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, precision: str = "float32"):
         self.workdir, self.bin, self.log = folder / "work", folder / "bin", folder / "log"
         self.registry = Registry(self.workdir / "serving" / "catbreeds")
         model = folder / "model"
         (model / "assets.extra").mkdir(parents=True)
         (model / "saved_model.pb").touch()
-        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps({"model_digest": "recipe"}))
+        record = {"model_digest": "recipe", "backbone": {"precision": precision}}
+        (model / "assets.extra" / "catbreeds.json").write_text(json.dumps(record))
         for _ in range(2):
             self.registry.push(model, {})
         self.bin.mkdir()
@@ -80,8 +83,8 @@ class Serve:
 
 
 @pytest.fixture
-def serve(tmp_path) -> Iterator[Serve]:
-    serve = Serve(tmp_path)
+def serve(tmp_path, request) -> Iterator[Serve]:
+    serve = Serve(tmp_path, getattr(request, "param", "float32"))
     yield serve
     serve.process.kill()
     serve.process.wait()
@@ -93,6 +96,14 @@ def test_serve_prefers_tensorflow_serving_and_configures_the_stable_version(serv
     assert int(flags["model_config_file_poll_wait_seconds"]) == 0  # rollouts send a reload request instead
     assert serve.config() == ([1], {"stable": 1})
     assert f"catbreeds version 1 is stable: gRPC 127.0.0.1:{flags['port']}" in serve.log.read_text()
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("serve", "mode"), [("float32", ""), ("bfloat16", "BF16")], indirect=["serve"], ids=["float32", "bfloat16"]
+)
+def test_serve_starts_tensorflow_serving_in_the_precision_of_the_stable_version(serve, mode):
+    assert (serve.bin / "math_mode").read_text() == mode
 
 
 def test_a_signal_stops_the_server(serve):

@@ -34,6 +34,13 @@ def test_every_variant_renders_and_is_valid(rendered, overlay, version):
                 assert reason is None, f"{variant.name}: {object_['kind']} {object_['metadata']['name']}: {reason}"
 
 
+def test_fast_math_sets_the_precision_of_the_model_servers_and_of_nothing_else(rendered):
+    variable = {"name": "TF_SET_ONEDNN_FPMATH_MODE", "value": "BF16"}
+    for variant in [*rendered["local"], *rendered["gke"]]:
+        names = {name for name, _, container in variant.containers() if variable in container.get("env", [])}
+        assert names == ({"model-server"} if "fast-math" in variant.name else set()), variant.name
+
+
 @pytest.mark.parametrize("version", SUPPORTED)
 def test_an_invalid_object_fails_validation(rendered, version):
     deployment = rendered["local"][0].find("Deployment", "gateway")

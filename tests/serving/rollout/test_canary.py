@@ -1,6 +1,8 @@
 """A canary behind a real gateway: its share of the requests, its promotion, and the reasons that stop it."""
 
+import contextlib
 import json
+import shutil
 
 import pytest
 
@@ -102,6 +104,20 @@ def test_a_canary_with_another_prediction_set_or_flag_is_stopped(controller, reg
     assert controller.start_canary(versions[0], share=0.5)[0] == 1
     with pytest.raises(CanaryStopped, match=message):
         controller.start_canary(versions[1], share=0.5)
+
+
+@pytest.mark.parametrize(("precision", "is_stopped"), [("float32", True), ("bfloat16", False)])
+def test_the_tolerance_of_golden_requests_depends_on_the_precision(
+    controller, registry, classifiers, tmp_path, precision, is_stopped
+):
+    folder, probabilities = classifiers
+    shutil.copytree(folder / "good", tmp_path / "model")
+    record = {"model_digest": precision, "breeds": BREEDS, "backbone": {"precision": precision}}
+    (tmp_path / "model" / "assets.extra" / "catbreeds.json").write_text(json.dumps(record))
+    text = json.dumps(golden_requests_document([GoldenRequest(PHOTOS[0], BREEDS[0], probabilities[0] + 0.04)]))
+    version = registry.push(tmp_path / "model", {}, None, lambda _: {GOLDEN_REQUESTS_FILE: text})
+    with pytest.raises(CanaryStopped, match="golden request 1") if is_stopped else contextlib.nullcontext():
+        controller.start_canary(version, share=0.5)
 
 
 def test_a_canary_that_fails_a_golden_request_is_stopped_before_it_gets_client_requests(controller, registry, gateway):

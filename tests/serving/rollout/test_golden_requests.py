@@ -2,12 +2,13 @@
 
 import pytest
 
+from serving.precision import tolerances
 from serving.rollout.golden_requests import GoldenRequest, golden_request
 
 BREEDS = ["Birman", "Manx", "Sphynx"]
 
 
-def golden(probabilities: list[float], unfamiliarity: float, **explain) -> GoldenRequest:
+def golden(probabilities: list[float], unfamiliarity: float, precision: str = "float32", **explain) -> GoldenRequest:
     outputs = {
         "breeds": BREEDS,
         "probabilities": probabilities,
@@ -15,7 +16,7 @@ def golden(probabilities: list[float], unfamiliarity: float, **explain) -> Golde
         "unfamiliarity": unfamiliarity,
         "unfamiliar": unfamiliarity > explain["unfamiliar_threshold"],
     }
-    return golden_request(b"photo", outputs, explain)
+    return golden_request(b"photo", outputs, explain, tolerances({"backbone": {"precision": precision}}))
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,11 @@ def test_sets_of_breeds_far_from_the_threshold_are_checked(probabilities, thresh
 def test_flags_of_photos_far_from_the_threshold_are_checked(unfamiliarity, threshold, flag):
     request = golden([0.1, 0.6, 0.3], unfamiliarity, set_threshold=0.25, unfamiliar_threshold=threshold)
     assert request.unfamiliar == flag
+
+
+def test_a_bfloat16_model_has_larger_tolerances():
+    probabilities, thresholds = [0.12, 0.7, 0.18], {"set_threshold": 0.15, "unfamiliar_threshold": 100.0}
+    request = golden(probabilities, 107.0, "float32", **thresholds)
+    assert (request.prediction_set, request.unfamiliar) == (["Manx", "Sphynx"], True)
+    request = golden(probabilities, 107.0, "bfloat16", **thresholds)
+    assert (request.prediction_set, request.unfamiliar) == (None, None)

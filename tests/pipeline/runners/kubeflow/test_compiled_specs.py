@@ -218,6 +218,16 @@ def test_the_image_size_of_a_backbone_from_a_file_may_be_in_the_mapping():
         compiled(backbones, "image_size={xception: 71}")
 
 
+def test_the_precision_is_compiled_and_auto_is_rejected():
+    spec, _ = compiled("backbones=[resnet50]", "precision=bfloat16")
+    tasks = spec["root"]["dag"]["tasks"]
+    assert tasks["Backbone-resnet50"]["inputs"]["parameters"]["precision"]["runtimeValue"]["constant"] == "bfloat16"
+    gate = tasks["RetrainGate"]["inputs"]["parameters"]["backbones"]["runtimeValue"]["constant"]
+    assert [network["precision"] for network in json.loads(gate)] == ["bfloat16"]
+    with pytest.raises(SettingsError, match="precision: auto: the CPUs of a cluster may differ; set precision=float32"):
+        compiled("precision=auto")
+
+
 def test_the_documentation_has_the_current_size_of_the_node_status():
     from pipeline.runners.kubeflow.compiler import compile_pipeline
 
