@@ -1,7 +1,7 @@
 """Measure the throughput of direct gRPC, of the gateway, and of a backend that sends pixels, and the CPU time of each.
 
-    python benchmarks/serving.py
-    python benchmarks/serving.py --memory
+    python benchmarks/serving_throughput.py
+    python benchmarks/serving_throughput.py --memory
 
 The benchmark sends photos in several ways to the same embedded model server and model (a backbone of the project at 224
 px with random weights, with a head and an explainer):
@@ -50,9 +50,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
-
-# Python puts the folder of a script first on the path, where this file would hide the package `serving`.
-sys.path.remove(str(Path(__file__).parent))
 
 import psutil
 from PIL import Image, ImageChops

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving_throughput.py"
 PATHS = ("grpc", "gateway", "pixels", "grpc batch", "gateway batch")
 
 
