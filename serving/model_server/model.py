@@ -1,6 +1,7 @@
 """A loaded version of a model: a SavedModel with its own session, as in TensorFlow Serving."""
 
 import argparse
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class Model:
             with graph.as_default():
                 loaded = tf.compat.v1.saved_model.load(self._session, flags.saved_model_tags.split(","), path)
             # Copies, because a message in a MetaGraphDef keeps all of it in memory, with its graph.
-            self.signatures = {name: _copy(signature) for name, signature in loaded.signature_def.items()}
+            self.signatures = {name: copy.deepcopy(signature) for name, signature in loaded.signature_def.items()}
             metrics.loaded(path, "success", time.perf_counter() - started)
             if flags.enable_model_warmup:
                 self._warm_up(Path(path) / WARMUP_FILE, flags.num_request_iterations_for_warmup)
@@ -154,12 +155,6 @@ class Model:
             for _ in range(iterations):
                 self.predict(request.model_spec.signature_name, values, request.output_filter)
         self._metrics.warmed_up(str(path.parents[1]), time.perf_counter() - started)
-
-
-def _copy(signature: meta_graph_pb2.SignatureDef) -> meta_graph_pb2.SignatureDef:
-    copy = meta_graph_pb2.SignatureDef()
-    copy.CopyFrom(signature)
-    return copy
 
 
 def _load_error(error: Exception) -> ServingError:
