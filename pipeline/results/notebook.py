@@ -1,5 +1,6 @@
 """Display helpers for notebooks: photo grids, charts of the report side by side, and the report's plot style."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +15,11 @@ from pipeline.console import noise_to
 
 
 def set_up() -> None:
-    """Apply the report's plot style on a white background and hide the log output of TensorFlow's C++ code."""
+    """Apply the report's plot style on a white background and hide TensorFlow's log messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with noise_to(Path(os.devnull)):
         import tensorflow  # noqa: F401
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
     matplotlib.rcParams.update(STYLE | {"figure.facecolor": "white", "figure.constrained_layout.use": True})
 
 
