@@ -37,7 +37,7 @@ def probabilities(run: Run) -> np.ndarray:
     photos = [min(folder.iterdir()) for folder in sorted(run.photos.iterdir())]
     done = catbreeds("predict", *photos, "--workdir", run.workdir, "--json")
     assert done.returncode == 0, done.stderr
-    rows = [{p["breed"]: p["probability"] for p in row["predictions"]} for row in json.loads(done.stdout)]
+    rows = [{p["breed"]: p["probability"] for p in row["predictions"]} for row in json.loads(done.stdout)["photos"]]
     return np.array([[row[breed] for breed in sorted(row)] for row in rows])
 
 
