@@ -13,10 +13,10 @@ The benchmark measures three durations for the same photos (train and eval) and 
 
 With more than one number of photos, the benchmark also prints the cost of each additional photo.
 
-Results on 2 slow CPU cores (importing TensorFlow takes 8 s instead of 2 s), with batches of 16:
+Results on 2 CPU cores, with batches of 16:
 
     photos   recipe s   pipeline s   floor s   recipe/pipeline   pipeline/floor   40 trials s
-      3434       9417        145.9      68.4              64.5             2.13          53.3
+      3434       8863        119.1      60.8              74.4             1.96          42.7
 
 Results on 2 idle CPU cores, before the search had logistic regressions and the heads used three blocks:
 
