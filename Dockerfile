@@ -47,8 +47,10 @@ COPY components components
 COPY pipeline pipeline
 COPY serving serving
 ARG SOURCE_COMMIT
-# Keras and Matplotlib write to the home directory, and Kubernetes may run the container as any user.
+# Keras and Matplotlib write to the home directory, and Kubernetes may run the container as any user. pipeline/huge_pages.py
+# explains GLIBC_TUNABLES.
 ENV PATH=/venv/bin:$PATH \
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     SOURCE_COMMIT=${SOURCE_COMMIT}

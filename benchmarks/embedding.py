@@ -27,6 +27,7 @@ from PIL import Image
 from pipeline_run import log, run_pipeline
 
 from pipeline.datasets.sample_data import write_sample_data
+from pipeline.huge_pages import restart_with_huge_pages
 from pipeline.settings import load
 
 BREEDS = 6
@@ -136,6 +137,7 @@ def main() -> None:
         "--bare-photos", type=int, default=320, help="number of photos in each measurement of the bare network"
     )
     arguments = parser.parse_args()
+    restart_with_huge_pages()
     with tempfile.TemporaryDirectory() as folder:
         costs = measure(arguments.photos, arguments.side, arguments.backbones, arguments.bare_photos, Path(folder))
     print(f"{arguments.photos} photos, {arguments.side} px, random weights, float32")

@@ -6,7 +6,8 @@ The benchmark measures three durations for the same photos (train and eval) and 
 
     recipe: the common recipe, in which every epoch of every trial decodes each photo and passes it through the frozen
         backbone to train the head: 30 Hyperband trials (120 epochs) and 30 epochs of final training. The benchmark
-        measures one epoch over a subset of the photos and scales it to 150 epochs over all photos.
+        measures one epoch over a subset of the photos and scales it to 150 epochs over all photos. It runs as most
+        programs do, without the huge pages of `pipeline.huge_pages`.
     pipeline: EmbeddingGen, Transform, Tuner (30 Hyperband trials and 10 logistic regressions) and Trainer of the
         pipeline, on the last three blocks of the backbone.
     floor: decoding each photo and one forward pass through the backbone, in batches, without training or writing.
@@ -29,11 +30,16 @@ Results on 2 idle CPU cores, before the search had logistic regressions and the 
 """
 
 import argparse
+import functools
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +52,7 @@ from components.candidates.trial_metrics import TRIAL_SECONDS
 from components.file_names import TUNER_RESULTS_FILE
 from components.json_files import read_json
 from components.keras_config import keras
+from pipeline import huge_pages
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.modules.head import build_head
 from pipeline.settings import load
@@ -110,13 +117,14 @@ def measure(count: int, side: int, subset: int) -> Costs:
         settings = load("standard", [*overrides, f"image_size={side}"])
         runs = run_pipeline(settings, last=f"Trainer-{BACKBONE}")
         photos = _read_photos(runs["ImageExampleGen"].outputs["examples"])
-        backbone = Backbone(runs[f"Backbone-{BACKBONE}"].outputs["model"])
+        artifact = runs[f"Backbone-{BACKBONE}"].outputs["model"]
+        backbone = Backbone(artifact)
         batch = settings.beam.embedding_batch_size
         backbone(photos[:batch])
         floor = _timed(lambda: [backbone(photos[start : start + batch]) for start in range(0, len(photos), batch)])
         log(f"floor: {floor:.1f} s")
         subset_photos = photos[:subset]
-        epoch = _recipe_epoch(backbone, subset_photos)
+        epoch = _without_huge_pages(functools.partial(_recipe_epoch, artifact, subset_photos))
         log(f"one epoch of the recipe over {len(subset_photos)} photos: {epoch:.1f} s")
         return Costs(
             photos=len(photos),
@@ -134,8 +142,16 @@ def _read_photos(examples: str) -> list[bytes]:
     return [tf.train.Example.FromString(r).features.feature["image_bytes"].bytes_list.value[0] for r in records]
 
 
-def _recipe_epoch(backbone: Backbone, photos: list[bytes]) -> float:
+def _without_huge_pages(work: Callable[[], float]) -> float:
+    """Call `work` in a new process without huge pages, as most programs run."""
+    with mock.patch.dict(os.environ), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        os.environ.pop(huge_pages.VARIABLE)
+        return pool.submit(work).result()
+
+
+def _recipe_epoch(artifact: str, photos: list[bytes]) -> float:
     """Seconds of one epoch in which each batch is embedded and then trains the head, after a first batch as warm-up."""
+    backbone = Backbone(artifact)
     size = backbone(photos[:1]).shape[-1]
     network = build_head({feature_name(BACKBONE, 0): size}, BREEDS, RECIPE_HEAD)
     head = keras.Model(network.inputs, network.outputs)  # trains one batch per call
@@ -211,6 +227,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="side of the backbone's input image in pixels")
     parser.add_argument("--subset", type=int, default=320, help="maximum number of photos in the measured epoch")
     arguments = parser.parse_args()
+    huge_pages.restart_with_huge_pages()
     costs = [measure(count, arguments.side, arguments.subset) for count in sorted(arguments.photos)]
     print(f"{BACKBONE}, random weights, {arguments.side} px; photos of train and eval")
     print(f"recipe: scaled from one epoch over at most {arguments.subset} photos to {RECIPE_EPOCHS} epochs over all")

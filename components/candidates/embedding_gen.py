@@ -3,8 +3,10 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
+import numpy as np
 import tensorflow as tf
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from google.protobuf import text_format
@@ -21,6 +23,9 @@ from components.json_files import read_json
 from serving import precision
 
 SPLITS = ("train", "eval")
+# While the network computes one part of a batch, the other part is decoded. Gain: "batch in two parts" of
+# benchmarks/optimizations.py.
+_PARTS = 2
 _COPIED_FEATURES = ("breed", "path", "content_hash", "near_duplicate_group")
 
 
@@ -49,6 +54,7 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         precision.require(recorded)
         precision.use(recorded)
         self._counter = progress.Counter("photos", self._total)
+        self._threads = ThreadPoolExecutor(_PARTS)
         self._model = tf.saved_model.load(self._path)  # a signature does not keep its model alive
         return self._model.signatures["serving_default"]
 
@@ -62,9 +68,10 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         """Embed the images of `batch`, in order."""
         photos = [tf.train.Example.FromString(example).features.feature for _, example in batch]
         images = [photo["image_bytes"].bytes_list.value[0] for photo in photos]
-        # In bfloat16, the embedding of a photo is the same in all batches except in one of a single photo.
-        images = tf.constant(2 * images if len(images) == 1 else images)
-        embeddings = {name: values.numpy() for name, values in model(image_bytes=images).items()}
+        size = -(-len(images) // _PARTS)
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        outputs = list(self._threads.map(lambda part: _embed(part, model), parts))
+        embeddings = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
         self._counter.add(len(batch))
         for row, ((split, _), photo) in enumerate(zip(batch, photos, strict=True)):
             feature = {name: photo[name] for name in _COPIED_FEATURES}
@@ -73,6 +80,13 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
                 feature[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values[row].tolist()))
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             yield split, example.SerializeToString(deterministic=True)
+
+
+def _embed(images: list[bytes], model) -> dict[str, np.ndarray]:
+    """Return the outputs of the backbone for JPEG or PNG bytes, float32 [number of images, d] each."""
+    # In bfloat16, the embedding of a photo is the same in all batches except in one of a single photo.
+    padded = tf.constant(2 * images if len(images) == 1 else images)
+    return {name: values.numpy()[: len(images)] for name, values in model(image_bytes=padded).items()}
 
 
 @component(use_beam=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pipeline.cli.common import ExitCode, fail, os_error_message
 from pipeline.console import noise_to
+from pipeline.huge_pages import restart_with_huge_pages
 from pipeline.settings import Settings, SettingsError
 from serving import proxies
 from serving.names import is_one_line, is_utf_8, printable
@@ -49,6 +50,7 @@ def check_paths(config: Settings) -> None:
 
 def run_in_workdir(config: Settings, work: Callable[[str, Path, Console], ExitCode]) -> ExitCode:
     """Call `work` with a run ID, the log file and the console, while holding the lock of the workdir."""
+    restart_with_huge_pages()
     from filelock import FileLock, Timeout
 
     workdir = Path(config.workdir)

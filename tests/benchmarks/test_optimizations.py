@@ -13,6 +13,8 @@ CASES = [
     "both kinds at once",
     "epoch in one step",
     "frozen search",
+    "batch in two parts",
+    "huge pages",
     "frozen executor",
     "frozen run",
     "import TensorFlow",
