@@ -33,6 +33,8 @@ _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|....
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xc2\xc4\xda\xdb\xdd\xe0-\xef\xfe])(..)", re.DOTALL)
 _JPEG_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Decoders derive the colour space from these application segments, which begin with these bytes.
+_JPEG_COLOUR_SEGMENTS = {b"\xe0": b"JFIF\0", b"\xee": b"Adobe"}
 _JPEG_DIRECTORIES = re.compile(rb"(\xff[\xe1\xe2]..)(Exif\0\0|MPF\0)", re.DOTALL)
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
@@ -137,6 +139,16 @@ def normalize_for_prediction(data: bytes, max_pixels: int = MAX_PIXELS, max_othe
             image.draft("L", (1, 1))
             image.load()
         return normalized
+
+
+def remove_metadata(data: bytes) -> bytes:
+    """Return a photo without metadata, such as time, place or a thumbnail; TensorFlow decodes the same pixels.
+
+    Args:
+        data: Result of `normalize` or `normalize_for_prediction`.
+    """
+    parts = _jpeg_parts(data) if _is_jpeg(data) else _png_parts(data)
+    return b"".join(parts)
 
 
 @contextlib.contextmanager
@@ -336,6 +348,42 @@ def _is_intact_jpeg(data: bytes) -> bool:
             next_marker = _JPEG_MARKER.search(data, at)
             at = next_marker.start() if next_marker else len(data)
     return False
+
+
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+    """Yield the parts of an intact JPEG that its pixels depend on."""
+    yield data[:2]
+    at = 2
+    while segment := _JPEG_SEGMENT.match(data, at):
+        marker, end = segment[1], at + 2 + int.from_bytes(segment[2])
+        if marker == b"\xda":  # start of scan: coded pixels follow
+            end = _JPEG_MARKER.search(data, end).start()
+        if marker in _JPEG_COLOUR_SEGMENTS:
+            if data.startswith(_JPEG_COLOUR_SEGMENTS[marker], at + 4):
+                yield _without_thumbnail(data[at:end])
+        elif not (b"\xe0" <= marker <= b"\xef" or marker == b"\xfe"):  # application data or a comment
+            yield data[at:end]
+        at = end
+    yield data[at : at + 2]  # end of image; more data may follow, such as another image
+
+
+def _without_thumbnail(segment: bytes) -> bytes:
+    """Return a JFIF segment without the thumbnail at its end, and an Adobe segment without undefined data."""
+    is_jfif = segment[1] == 0xE0
+    content = segment[4:16] + b"\0\0" if is_jfif else segment[4:16]
+    return segment[:2] + (2 + len(content)).to_bytes(2) + content
+
+
+def _png_parts(data: bytes) -> Iterator[bytes]:
+    """Yield the parts of an intact PNG that its pixels depend on."""
+    yield data[:8]
+    at, kind = 8, b""
+    while kind != b"IEND":
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            yield data[at:end]
+        at = end
 
 
 def _is_intact_png(data: bytes, size: tuple[int, int]) -> bool:

@@ -59,6 +59,8 @@ class Answer:
             no prediction sets.
         unfamiliar: Whether the photo is unlike all photos that the model was trained on. None if the version does not
             detect unfamiliar photos.
+        token: Secret that authorizes feedback on the photo and its deletion, if the gateway stores the photo; see
+            `serving.client.gateway.GatewayClient.give_feedback`. None if it does not.
     """
 
     model: Model
@@ -66,6 +68,7 @@ class Answer:
     request_id: str | None = None
     prediction_set: tuple[str, ...] | None = None
     unfamiliar: bool | None = None
+    token: str | None = None
 
     @property
     def best(self) -> Prediction:

@@ -41,6 +41,10 @@ class WrongAddress(RequestRejected):
     """The address is malformed or belongs to another kind of server, for example because it includes a path."""
 
 
+class NoSuchCapture(RequestRejected):
+    """The gateway stores no photo with this token: it expired, was deleted, or could not be stored."""
+
+
 class InvalidKey(RequestRejected):
     """The key contains characters that an HTTP header cannot carry."""
 

@@ -8,13 +8,24 @@ import httpx
 from serving import http_client, proxies
 from serving.client.answers import Answer, Model, Prediction
 from serving.client.base import Client, PhotoLike, photo_names, read_photos
-from serving.client.errors import BadResponse, Busy, InvalidKey, NotServed, RequestRejected, TimedOut, Unavailable
+from serving.client.errors import (
+    BadResponse,
+    Busy,
+    InvalidKey,
+    NoSuchCapture,
+    NotServed,
+    RequestRejected,
+    TimedOut,
+    Unavailable,
+)
 from serving.client.http import TIMEOUT, check_url, json_object, translate_errors, wrong_address
 from serving.names import is_header_value
 from serving.photo_normalization import PhotoError
 
 _PATH = "/v1/breeds:predict"
 _READY_PATH = "/readyz"
+_FEEDBACK_PATH = "/v1/feedback"
+_CAPTURES_PATH = "/v1/captures"
 _SERVER = "a gateway"
 _ALL_BREEDS = 1000  # the maximum of top_k, more than any model has
 
@@ -55,6 +66,36 @@ class GatewayClient(Client):
             response = self._http.get(self._url + _READY_PATH)
         return _ready_model(response)
 
+    def give_feedback(self, token: str, breed: str) -> None:
+        """Report which breed a captured photo shows. It replaces earlier feedback.
+
+        Args:
+            token: `Answer.token`.
+            breed: One of the breeds of the answer, "not a cat", or "unsure".
+
+        Raises:
+            NoSuchCapture: If the gateway does not store the photo, or no longer.
+            RequestRejected: If the breed is invalid.
+            ClientError: If the request fails.
+        """
+        with translate_errors(self._url):
+            response = self._http.post(self._url + _FEEDBACK_PATH, json={"token": token, "breed": breed})
+        _check_success(response)
+
+    def delete_capture(self, token: str) -> None:
+        """Delete a captured photo with its answer and feedback.
+
+        Args:
+            token: `Answer.token`.
+
+        Raises:
+            NoSuchCapture: If the gateway does not store the photo, or no longer.
+            ClientError: If the request fails.
+        """
+        with translate_errors(self._url):
+            response = self._http.delete(f"{self._url}{_CAPTURES_PATH}/{token}")
+        _check_success(response)
+
     def close(self) -> None:
         """See Client."""
         self._http.close()
@@ -88,14 +129,21 @@ def _answers(response: httpx.Response, photos: int) -> list[Answer]:
 
 
 def _answer(model: Model, request_id: str, row: dict[str, Any]) -> Answer:
-    prediction_set = row.get("prediction_set")  # absent in responses of earlier releases
+    # Earlier releases return neither prediction sets nor tokens.
+    prediction_set, captured = row.get("prediction_set"), row.get("captured")
     return Answer(
         model,
         tuple(Prediction(**prediction) for prediction in row["predictions"]),
         request_id,
         None if prediction_set is None else tuple(prediction_set),
         row.get("unfamiliar"),
+        captured and captured["token"],
     )
+
+
+def _check_success(response: httpx.Response) -> None:
+    if not response.is_success:
+        raise _error(response, json_object(response, _SERVER))
 
 
 def _model(document: dict[str, Any]) -> Model:
@@ -116,6 +164,8 @@ def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
     """Return the error for a response with problem details; see `serving.gateway.problems`."""
     code, reason = response.status_code, problem.get("reason")
     # The gateway gives a reason with each error; TensorFlow Serving responds with 400 to an unknown path.
+    if reason == "no_such_capture":
+        return NoSuchCapture(problem["detail"])
     if code in (404, 405) or (code == 400 and reason is None):
         return wrong_address(response, _SERVER)
     detail = f"{problem['photo']}: " if problem.get("photo") else ""

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -29,6 +31,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment(os.environ)
         proxies.find(settings.model_server)
+        _create_folder(settings.capture_folder)
         listener = _listen(settings)
     except (SettingsError, proxies.ProxyError) as error:
         print(error, file=sys.stderr)
@@ -51,6 +54,15 @@ def main() -> int:
     structlog.get_logger().info("starting", **settings.model_dump(exclude={"api_keys"}))
     uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _create_folder(path: str | None) -> None:
+    try:
+        if path:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise SettingsError(f"{PREFIX}CAPTURE_FOLDER: cannot write to {path}: {error.strerror}") from None
 
 
 def _listen(settings: Settings) -> socket.socket:

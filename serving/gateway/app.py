@@ -12,17 +12,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from serving.client import Answer
+from serving.gateway import uploads
+from serving.gateway.capture import Captures
 from serving.gateway.metrics import Metrics
-from serving.gateway.predictor import Predictor
+from serving.gateway.predictor import AnsweredPhoto, Predictor
 from serving.gateway.problems import HANDLERS, Problem
 from serving.gateway.readiness import Readiness
 from serving.gateway.request_middleware import RequestMiddleware
 from serving.gateway.response_schemas import (
     BatchPredictionResponse,
+    Feedback,
     PredictionResponse,
     ProblemDetails,
     ReadinessResponse,
+    json_body,
     photo_body,
     problems,
 )
@@ -45,6 +48,12 @@ _PHOTO_PROBLEMS = problems(
     _503="Too many concurrent requests, or the model is not available.",
     _504="The prediction did not finish within the deadline.",
 )
+_CAPTURE_PROBLEMS = problems(
+    _404="No capture has this token: it expired, was deleted, or could not be stored.",
+    _422="A field or a query parameter is invalid.",
+    _503="Too many concurrent requests, or the captures are not available.",
+    _504="The folder of the captures did not respond in time.",
+)
 TopK = Annotated[int, Query(ge=1, le=1000, description="Number of breeds to return.")]
 
 
@@ -56,6 +65,9 @@ async def _reject_unknown_parameters(request: Request) -> None:
 
 
 predictions = APIRouter(responses=_PHOTO_PROBLEMS, dependencies=[Depends(_reject_unknown_parameters)])
+captures = APIRouter(
+    responses=_CAPTURE_PROBLEMS, dependencies=[Depends(_reject_unknown_parameters)], tags=["captured photos"]
+)
 operations = APIRouter()
 
 
@@ -65,9 +77,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        predictor = Predictor(settings, metrics)
-        yield {"predictor": predictor, "readiness": Readiness(predictor), "metrics": metrics}
+        predictor, store = Predictor(settings, metrics), Captures(settings, metrics)
+        readiness = Readiness(predictor)
+        state = {"settings": settings, "predictor": predictor, "readiness": readiness, "captures": store}
+        yield state | {"metrics": metrics}
         await predictor.close()
+        await store.close()
 
     app = FastAPI(
         title="catbreeds gateway",
@@ -78,13 +93,14 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         responses={"4XX": {"model": ProblemDetails, "description": "The request is invalid."}},
     )
-    app.include_router(predictions, **_authentication(settings.api_keys))
+    for router in (predictions, captures):
+        app.include_router(router, **_authentication(settings.api_keys))
     app.include_router(operations)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "traceparent", "Retry-After"],
         )
@@ -118,32 +134,52 @@ def _authentication(api_keys: Sequence[str]) -> dict[str, Any]:
 async def predict(request: Request, top_k: TopK = 5) -> JSONResponse:
     """Predict the breed of one or several photos.
 
-    For one photo, the response has `predictions`, most probable breed first, `prediction_set` and `unfamiliar`. For a
-    form with several photos, it has `photos`, with these values for each photo.
+    For one photo, the response has `predictions`, most probable breed first, `prediction_set`, `unfamiliar` and, if
+    the gateway stores the photo, `captured`. For a form with several photos, it has `photos`, with these values for
+    each photo.
     """
-    answers = await request.state.predictor.predict(request, top_k)
-    model, request_id = dataclasses.asdict(answers[0][1].model), request.state.request_id
-    if len(answers) == 1:
-        return JSONResponse({"model": model, **_to_json(answers[0][1]), "request_id": request_id})
-    photos = [{"photo": name, **_to_json(answer)} for name, answer in answers]
+    answered = await request.state.predictor.predict(request)
+    model, request_id = dataclasses.asdict(answered[0].answer.model), request.state.request_id
+    rows = [_to_json(photo, top_k, request.state.captures) for photo in answered]
+    if len(rows) == 1:
+        return JSONResponse({"model": model, **rows[0], "request_id": request_id})
+    photos = [{"photo": photo.name, **row} for photo, row in zip(answered, rows, strict=True)]
     return JSONResponse({"model": model, "photos": photos, "request_id": request_id})
 
 
-def _to_json(answer: Answer) -> dict[str, Any]:
-    return {
-        "predictions": [{"breed": row.breed, "probability": row.probability} for row in answer.predictions],
+def _to_json(photo: AnsweredPhoto, top_k: int, captures: Captures) -> dict[str, Any]:
+    answer = photo.answer
+    row = {
+        "predictions": [dataclasses.asdict(prediction) for prediction in answer.predictions[:top_k]],
         "prediction_set": answer.prediction_set,
         "unfamiliar": answer.unfamiliar,
     }
+    token = captures.capture(photo.content, answer)
+    return row | {"captured": {"token": token}} if token else row
 
 
 @predictions.post("/predict", response_model=dict[str, float], openapi_extra=photo_body(several=False))
 async def predict_probabilities(request: Request) -> JSONResponse:
     """Predict the breed of one photo, and return the probability of every breed, most probable first."""
-    answers = await request.state.predictor.predict(request, top_k=None)
-    if len(answers) > 1:
+    answered = await request.state.predictor.predict(request)
+    if len(answered) > 1:
         raise Problem(422, "invalid_form", "this endpoint accepts one photo; /v1/breeds:predict accepts several")
-    return JSONResponse({prediction.breed: prediction.probability for prediction in answers[0][1].predictions})
+    return JSONResponse({row.breed: row.probability for row in answered[0].answer.predictions})
+
+
+@captures.post("/v1/feedback", status_code=204, openapi_extra=json_body(Feedback))
+async def give_feedback(request: Request) -> None:
+    """Report which breed a captured photo shows. Feedback replaces earlier feedback on the same photo."""
+    with request.state.predictor.request_slot():
+        feedback = Feedback.from_json(await uploads.read_body(request, request.state.settings))
+        await request.state.captures.write_feedback(feedback.token, feedback.breed)
+
+
+@captures.delete("/v1/captures/{token}", status_code=204)
+async def delete_capture(request: Request, token: str) -> None:
+    """Delete a captured photo with its answer and feedback."""
+    with request.state.predictor.request_slot():
+        await request.state.captures.delete(token)
 
 
 @operations.head("/healthz", include_in_schema=False)

@@ -28,6 +28,11 @@ class Metrics:
         photos: Photos with a prediction, by requested label.
         ambiguous_photos: Those whose prediction set has several breeds.
         unfamiliar_photos: Those that are unlike all photos that the model was trained on.
+        captures: Captured photos, by reason: random (share) or uncertain.
+        captures_dropped: Photos that were chosen but not captured, by reason: busy (too many wait to be written), full
+            (the photo exceeds the maximum size), or failed (the disk returned an error).
+        feedback: Feedback on captured photos by verdict: right, wrong, not_a_cat or unsure. Feedback that replaces
+            earlier feedback counts again.
         canary_fallbacks: Requests for the canary that the stable version served, because no canary is loaded.
         in_flight: Prediction requests in progress.
     """
@@ -57,5 +62,10 @@ class Metrics:
         self.unfamiliar_photos = Counter(
             "unfamiliar_photos", "Photos unlike all photos that the model was trained on.", ["label"], **common
         )
+        self.captures = Counter("captures", "Captured photos.", ["reason"], **common)
+        self.captures_dropped = Counter(
+            "captures_dropped", "Photos that were chosen but not captured.", ["reason"], **common
+        )
+        self.feedback = Counter("feedback", "Feedback on captured photos.", ["verdict"], **common)
         self.canary_fallbacks = Counter("canary_fallbacks", "Requests for the canary that stable served.", **common)
         self.in_flight = Gauge("in_flight", "Prediction requests in progress.", **common)

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import structlog
 from fastapi import Request
@@ -16,6 +18,20 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.problems import Problem
 from serving.gateway.routing import Routing
 from serving.gateway.settings import Settings
+
+
+class AnsweredPhoto(NamedTuple):
+    """A photo with its answer.
+
+    Attributes:
+        name: Name of its file; None if the photo is the whole body.
+        content: Bytes of the photo, as the model received it.
+        answer: Answer with all breeds.
+    """
+
+    name: str | None
+    content: bytes
+    answer: Answer
 
 
 class Predictor:
@@ -42,14 +58,14 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(settings.decoders, "decoder")
         self._in_flight = 0
 
-    async def predict(self, request: Request, top_k: int | None) -> list[tuple[str | None, Answer]]:
-        """Return the name and the predictions of each photo in the request.
+    async def predict(self, request: Request) -> list[AnsweredPhoto]:
+        """Return the answer for each photo in the request.
 
         Raises:
             Problem: If the request fails.
             ClientDisconnect: If the client closed the connection.
         """
-        with self._request_slot():
+        with self.request_slot():
             body = await uploads.read_body(request, self._settings)
             deadline = time.monotonic() + self._settings.deadline_seconds
             photos = await self._read_photos(body, request.headers.get("Content-Type", ""))
@@ -57,9 +73,14 @@ class Predictor:
             del body
             contents = [photo.content for photo in photos]
             choice = self._routing.choose(_request_key(request))
-            answers = await self._query(choice, contents, deadline, top_k, request.state.trace.metadata())
+            answers = await self._query(choice, contents, deadline, request.state.trace.metadata())
             structlog.contextvars.bind_contextvars(version=answers[0].model.version)
-            return [(photo.name, answer) for photo, answer in zip(photos, answers, strict=True)]
+            return [
+                AnsweredPhoto(
+                    photo.name, photo.content, dataclasses.replace(answer, request_id=request.state.request_id)
+                )
+                for photo, answer in zip(photos, answers, strict=True)
+            ]
 
     async def predict_stable(self, photos: Sequence[bytes], timeout: float, top_k: int | None = None) -> list[Answer]:
         """Predict the breeds of normalized photos with the stable version, without updating the metrics.
@@ -77,20 +98,19 @@ class Predictor:
         choice: ModelChoice,
         photos: Sequence[bytes],
         deadline: float,
-        top_k: int | None,
         metadata: Sequence[tuple[str, str]],
     ) -> list[Answer]:
         label, started = choice.label or "default", time.perf_counter()
         try:
             answers = await self._client.predict_normalized(
-                photos, choice, deadline - time.monotonic(), top_k, metadata
+                photos, choice, deadline - time.monotonic(), metadata=metadata
             )
         except NotServed as error:
             if choice == self._routing.stable:
                 self._metrics.model_server_failures.labels(label).inc()
                 raise Problem.of_model_server(error) from None
             self._metrics.canary_fallbacks.inc()
-            return await self._query(self._routing.stable, photos, deadline, top_k, metadata)
+            return await self._query(self._routing.stable, photos, deadline, metadata)
         except ClientError as error:
             self._metrics.model_server_failures.labels(label).inc()
             raise Problem.of_model_server(error) from None
@@ -109,7 +129,12 @@ class Predictor:
         await self._client.close()
 
     @contextlib.contextmanager
-    def _request_slot(self) -> Iterator[None]:
+    def request_slot(self) -> Iterator[None]:
+        """Count a request as in flight while it is handled.
+
+        Raises:
+            Problem: If too many requests are in flight.
+        """
         if self._in_flight == self._settings.max_in_flight:
             raise Problem(503, "busy", "too many concurrent requests; retry later", retry_after=1)
         self._in_flight += 1

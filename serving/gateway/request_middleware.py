@@ -65,8 +65,11 @@ class RequestMiddleware:
             self._record(scope, code or _CLIENT_CLOSED_REQUEST, time.perf_counter() - started)
 
     def _record(self, scope: Scope, code: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")  # not the path: clients could create any number of series
+        # Metrics use the route, not the path, because clients could create any number of series. So does the log if
+        # there is a route, because a path can contain a token.
+        route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(route, code).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         log = _LOG.debug if route in _DEBUG_ROUTES else _LOG.info
-        log("request", method=scope["method"], path=scope["path"], code=code, seconds=round(seconds, 4))
+        path = scope["path"] if route == "none" else route
+        log("request", method=scope["method"], path=path, code=code, seconds=round(seconds, 4))

@@ -1,12 +1,20 @@
-"""Schemas of the JSON responses, and the parts of the OpenAPI document that FastAPI cannot derive."""
+"""Schemas of the JSON requests and responses, and the parts of the OpenAPI document that FastAPI cannot derive."""
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.gateway.problems import Problem
 
 _MODEL = {"name": "catbreeds", "version": 3}
 _PREDICTIONS = [{"breed": "Siamese", "probability": 0.91}, {"breed": "Birman", "probability": 0.06}]
-_ANSWER = {"predictions": _PREDICTIONS, "prediction_set": ["Siamese"], "unfamiliar": False}
+_TOKEN = "20261130-q0bS5vYJx2mC4nD8rT1wZkLhPfG7aEuV"
+_ANSWER = {
+    "predictions": _PREDICTIONS,
+    "prediction_set": ["Siamese"],
+    "unfamiliar": False,
+    "captured": {"token": _TOKEN},
+}
 _ID = "6f1c0a52f0e94d1e9a3b0c8d7e6f5a41"
 
 
@@ -24,6 +32,12 @@ class BreedProbability(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
+class Captured(BaseModel):
+    """A photo that the gateway stores, so that the model can be improved."""
+
+    token: str = Field(description="Secret that authorizes feedback on the photo and its deletion.")
+
+
 class _Answer(BaseModel):
     predictions: list[BreedProbability] = Field(description="Breeds, most probable first.")
     prediction_set: list[str] | None = Field(
@@ -34,6 +48,9 @@ class _Answer(BaseModel):
     unfamiliar: bool | None = Field(
         description="Whether the photo is unlike all photos that the model was trained on, as most photos without a "
         "cat are. Most cats of other breeds are not detected. Null if the version does not detect unfamiliar photos."
+    )
+    captured: Captured = Field(
+        None, description="Only if the gateway stores the photo with the answer; see `/v1/feedback`."
     )
 
 
@@ -70,6 +87,31 @@ class BatchPredictionResponse(BaseModel):
     model: ModelVersion
     photos: list[PhotoPredictions]
     request_id: str
+
+
+class Feedback(BaseModel):
+    """Feedback on a captured photo."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"token": _TOKEN, "breed": "Birman"}]}
+    )
+
+    token: str = Field(description="Token in `captured` of the answer.")
+    breed: str = Field(description="The breed that the photo shows, one of those in the answer; `not a cat`; `unsure`.")
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "Feedback":
+        """Parse a request body.
+
+        Raises:
+            Problem: If it is not JSON, or a field is missing, unknown or invalid.
+        """
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = first["loc"][-1] if first["loc"] else "the body"
+            raise Problem(422, "invalid_feedback", f"{field}: {first['msg']}") from None
 
 
 class ReadinessResponse(BaseModel):
@@ -117,3 +159,8 @@ def photo_body(several: bool) -> dict[str, Any]:
     form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}
     raw = {kind: {"schema": {}} for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
+
+
+def json_body(schema: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI request body for a JSON object."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema.model_json_schema()}}}}

@@ -45,6 +45,12 @@ def _check_grpc_target(text: str) -> str:
     return text
 
 
+def _check_folder(text: str) -> str:
+    if Path(text).exists() and not Path(text).is_dir():
+        raise ValueError("is a file; set the path of a folder")
+    return text
+
+
 def _check_file(text: str) -> str:
     if Path(text).is_dir():
         raise ValueError("is a folder; set the path of a file")
@@ -107,6 +113,24 @@ class Settings(BaseModel):
     api_keys: Annotated[list[Sha256], CommaSeparated] = Field(
         [], description="SHA-256 digests of the API keys in hex, separated by commas; unset: no API key is required"
     )
+    capture_folder: Annotated[str, AfterValidator(_check_folder)] | None = Field(
+        None,
+        min_length=1,
+        description="folder for captured photos with their answers and feedback, which replicas can share; unset: "
+        "nothing is captured",
+    )
+    capture_share: float = Field(0.05, ge=0, le=1, description="share of the photos to capture, chosen at random")
+    capture_uncertain: bool = Field(
+        True,
+        description="whether to capture also the photos that are unfamiliar or whose prediction set has not one breed",
+    )
+    capture_max_bytes: int = Field(
+        1_000_000_000,
+        ge=1_000_000,
+        description="maximum size of the captures on disk in bytes; beyond it, the oldest are deleted, those without "
+        "feedback first",
+    )
+    capture_days: int = Field(30, ge=1, le=3650, description="days after which captures are deleted")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="minimum level of log messages on standard output"
     )

@@ -8,7 +8,7 @@ import streamlit as st
 
 from serving.client import ClientError
 from serving.client.gateway import GatewayClient
-from serving.page import photos, views
+from serving.page import feedback, photos, views
 from serving.page.settings import Settings
 from serving.photo_normalization import PhotoError
 
@@ -23,9 +23,15 @@ def _client(settings: Settings) -> GatewayClient:
 
 
 def _show_prediction(client: GatewayClient, photo: photos.ChosenPhoto) -> None:
-    with st.spinner("Classifying the photo"):
-        answer = client.predict(photo.content)
+    # Streamlit runs the script again on every click; without this, each click would send the photo again.
+    if st.session_state.get("answered") != photo:
+        with st.spinner("Classifying the photo"):
+            st.session_state.answer = client.predict(photo.content)
+        st.session_state.answered = photo
+    answer = st.session_state.answer
     views.show_prediction(photo, answer)
+    if answer.token:
+        feedback.ask_for_feedback(client, answer)
 
 
 def _show_start(client: GatewayClient) -> None:

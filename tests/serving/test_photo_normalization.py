@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from serving import photo_normalization
-from serving.photo_normalization import Photo, PhotoError, normalize, normalize_for_prediction
+from serving.photo_normalization import Photo, PhotoError, normalize, normalize_for_prediction, remove_metadata
 
 ORIENTATION = 0x0112
 # Transformation of the upright image, by the EXIF orientation that reverses it.
@@ -684,6 +684,48 @@ def difference_in_tensorflow(result: Photo) -> float:
 def test_tensorflow_decodes_the_same_image_from_every_accepted_file(name, other, edits):
     result = outcome(mutated(FILES[name], FILES[other], edits))
     assert isinstance(result, PhotoError) or difference_in_tensorflow(result) < 3
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(other=st.sampled_from(sorted(FILES)), edits=edits)
+def test_removing_metadata_keeps_the_pixels(name, other, edits):
+    result = outcome(mutated(FILES[name], FILES[other], edits))
+    if not isinstance(result, PhotoError):
+        bare = remove_metadata(result.data)
+        assert len(bare) <= len(result.data)
+        assert np.array_equal(tf.io.decode_image(bare).numpy(), tf.io.decode_image(result.data).numpy())
+        assert remove_metadata(bare) == bare
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
+def test_metadata_of_a_jpeg_is_removed(options):
+    exif = Image.Exif()
+    exif[0x010F] = "SECRET maker"
+    metadata = {"exif": exif.tobytes(), "icc_profile": b"SECRET profile", "xmp": b"SECRET xmp", "comment": b"SECRET"}
+    data = encode(gradient(), "JPEG", **metadata, **options)
+    # A thumbnail in the JFIF segment, one in a JFXX segment, and another image after the end.
+    thumbnail = b"SECRET" * 2
+    jfif = b"\xff\xe0" + (16 + 12).to_bytes(2) + b"JFIF\0\1\2\0\0\1\0\1\2\2" + thumbnail
+    jfxx = b"\xff\xe0" + (8 + 12).to_bytes(2) + b"JFXX\0\x13" + thumbnail
+    begin = data.index(b"\xff", 2)
+    end = begin + 2 + int.from_bytes(data[begin + 2 : begin + 4])
+    is_jfif = data[begin + 1] == 0xE0
+    data = data[:2] + (jfif + jfxx + data[end:] if is_jfif else data[2:]) + encode(gradient(64, 64), "JPEG") + b"SECRET"
+    assert data.count(b"SECRET") >= 5
+    assert normalize(data).data == data
+    bare = remove_metadata(data)
+    assert b"SECRET" not in bare
+    assert np.array_equal(tf.io.decode_image(bare).numpy(), tf.io.decode_image(data).numpy())
+    assert normalize(bare).digest == normalize(data).digest
+
+
+def test_metadata_of_a_png_is_removed():
+    notes = chunk(b"tEXt", b"Author\0SECRET"), chunk(b"eXIf", b"SECRET"), chunk(b"tIME", bytes(7))
+    data = png(GREY, 8, 2, *notes)
+    assert normalize(data).data == data
+    bare = remove_metadata(data)
+    assert bare == png(GREY, 8, 2)
 
 
 @pytest.mark.parametrize("name", FILES)

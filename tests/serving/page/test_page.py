@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from serving.captures import CaptureStore
 from serving.local.processes import Program, unready_reason
 from serving.page.escaping import escape_markdown
 from tests.serving.classifier import BREEDS, encoded, one_white_quarter, plain
@@ -125,6 +127,56 @@ def test_a_version_without_prediction_sets_shows_a_warning_for_a_low_probability
         assert not upload(page, encoded(one_white_quarter())).warning
     finally:
         gateway.stop()
+
+
+@pytest.fixture
+def capturing(model_server, tmp_path) -> Iterator[Gateway]:
+    """A gateway that captures all photos in `captures`."""
+    gateway = Gateway(tmp_path, model_server.port, capture_folder=tmp_path / "captures", capture_share=1)
+    yield gateway
+    gateway.stop()
+
+
+def click(page: AppTest, label: str) -> AppTest:
+    next(button for button in page.button if button.label == label).click()
+    return assert_no_exception(page.run())
+
+
+def test_a_photo_that_is_not_captured_has_no_feedback_buttons(visit, gateway):
+    page = upload(visit(gateway=gateway.url), PHOTOS[1])
+    assert "Right" not in [button.label for button in page.button]
+
+
+def test_a_visitor_gives_feedback_on_a_captured_photo(visit, capturing, tmp_path):
+    store = CaptureStore(tmp_path / "captures")
+    page = upload(visit(gateway=capturing.url), PHOTOS[1])
+    click(page, "Right")
+    assert [capture.feedback for capture in store.read_all()] == [BREEDS[1]]
+    assert BREEDS[1] in page.success[0].value.replace("\\", "")
+    assert set(page.selectbox[0].options) == {*BREEDS, "Not a cat", "I am not sure"} - {BREEDS[1]}
+    for breed, label in ((BREEDS[0], BREEDS[0]), ("not a cat", "Not a cat"), ("unsure", "I am not sure")):
+        page.selectbox[0].select(breed)
+        page.run()
+        click(page, "Send")
+        assert label in page.success[0].value.replace("\\", "")
+        # The photo was sent once, although the script ran several times.
+        assert [capture.feedback for capture in store.read_all()] == [breed]
+    upload(page, PHOTOS[2])
+    assert not page.success
+    assert sorted(capture.answer.best.breed for capture in store.read_all()) == sorted(BREEDS[1:3])
+
+
+def test_a_visitor_deletes_a_captured_photo(visit, capturing, tmp_path):
+    page = click(upload(visit(gateway=capturing.url), PHOTOS[1]), "Delete this photo")
+    assert page.info[0].value == "The photo is deleted."
+    assert not list(CaptureStore(tmp_path / "captures").read_all())
+    assert not page.error
+
+
+def test_feedback_on_a_capture_that_no_longer_exists_says_that_it_is_deleted(visit, capturing, tmp_path):
+    page = upload(visit(gateway=capturing.url), PHOTOS[1])
+    shutil.rmtree(tmp_path / "captures")
+    assert click(page, "Right").info[0].value == "The photo is deleted."
 
 
 def test_without_a_photo_the_page_prompts_for_one_and_shows_the_model_version(visit, gateway):

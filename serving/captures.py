@@ -1,0 +1,295 @@
+"""Captured requests: photos with the model's answers, the users' feedback and the reviewers' decisions, in a folder.
+
+The gateway writes a folder for each capture, `FOLDER/DAY/ID`, and deletes old ones; `catbreeds inbox` and `catbreeds
+drift` read them. Replicas of the gateway can share the folder. Each JSON file is one line, so that `cat
+FOLDER/*/*/answer.json` is a JSON Lines file.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from serving.client.answers import Answer, Model, Prediction
+
+NOT_A_CAT = "not a cat"
+UNSURE = "unsure"
+RANDOM_SHARE = "random"
+UNCERTAIN = "uncertain"
+_ANSWER_FILE, _FEEDBACK_FILE, _REVIEW_FILE = "answer.json", "feedback.json", "review.json"
+_PHOTO_FILES = ("photo.jpg", "photo.png")
+# Folders whose names begin with a dot are not captures: one for captures that are being written, and one for deleted
+# captures whose photos were accepted.
+_INCOMING, _DELETED = ".incoming", ".deleted"
+_MAX_INCOMING_SECONDS = 3600
+_TOKEN = re.compile(r"(\d{8})-[\w-]{32}", re.ASCII)
+_ID = re.compile(r"(\d{8})-[0-9a-f]{20}")
+
+
+class NoCapture(LookupError):
+    """There is no such capture: the token or ID is wrong, or the capture expired, was deleted, or was not stored."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured photo.
+
+    Attributes:
+        id: ID, derived from the token. It does not authorize anything.
+        reason: Why the photo was captured: RANDOM_SHARE or UNCERTAIN.
+        time: Time of the answer, ISO 8601 with time zone.
+        answer: The model's answer, with all breeds.
+        feedback: Breed from the user, NOT_A_CAT or UNSURE; None without feedback.
+        review: The reviewer's decision, see `CaptureStore.write_review`; None if the capture is not reviewed.
+        photo: Path of the photo: JPEG or PNG, as the model received it, without metadata.
+    """
+
+    id: str
+    reason: str
+    time: str
+    answer: Answer
+    feedback: str | None
+    review: dict[str, Any] | None
+    photo: Path
+
+
+class CaptureStore:
+    """The folder of the captures.
+
+    Args:
+        folder: Path of the folder; it is created when the first capture is written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, token: str, photo: bytes, answer: Answer, reason: str) -> int:
+        """Write a capture. Readers see it complete or not at all, even after a crash.
+
+        Args:
+            token: Token from `new_token`.
+            photo: JPEG or PNG bytes without metadata.
+            answer: Answer with all breeds.
+            reason: RANDOM_SHARE or UNCERTAIN.
+
+        Returns:
+            Size on disk in bytes.
+
+        Raises:
+            OSError: If it cannot be written; nothing remains.
+        """
+        capture_id = id_of(token)
+        incoming = self.folder / _INCOMING / f"{capture_id}-{secrets.token_hex(4)}"
+        row = {
+            "id": capture_id,
+            "reason": reason,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": answer.request_id,
+            "model": asdict(answer.model),
+            "predictions": [asdict(prediction) for prediction in answer.predictions],
+            "prediction_set": answer.prediction_set,
+            "unfamiliar": answer.unfamiliar,
+        }
+        try:
+            incoming.mkdir(parents=True)
+            (incoming / _PHOTO_FILES[not photo.startswith(b"\xff\xd8")]).write_bytes(photo)
+            (incoming / _ANSWER_FILE).write_text(_one_line(row), encoding="utf-8")
+            size = _size(incoming)
+            target = self._path(capture_id)
+            target.parent.mkdir(exist_ok=True)
+            incoming.rename(target)
+        except OSError:
+            shutil.rmtree(incoming, ignore_errors=True)
+            raise
+        return size
+
+    def write_feedback(self, capture_id: str, breed: str) -> Capture:
+        """Store the user's feedback; it replaces earlier feedback.
+
+        Args:
+            capture_id: ID of the capture.
+            breed: One of the breeds in the answer, NOT_A_CAT or UNSURE.
+
+        Returns:
+            The capture with the feedback.
+
+        Raises:
+            NoCapture: If there is no such capture.
+            ValueError: If the model that answered does not know the breed; the message lists the accepted values.
+            OSError: If the feedback cannot be written.
+        """
+        capture = self.read(capture_id)
+        breeds = sorted(prediction.breed for prediction in capture.answer.predictions)
+        if breed not in (*breeds, NOT_A_CAT, UNSURE):
+            raise ValueError(f"not one of {', '.join(breeds)}, {NOT_A_CAT!r} or {UNSURE!r}")
+        self._replace(capture_id, _FEEDBACK_FILE, {"breed": breed, "time": _now()})
+        return self.read(capture_id)
+
+    def write_review(self, capture_id: str, decision: str, breed: str | None = None, path: str | None = None) -> None:
+        """Store a reviewer's decision; it replaces an earlier one.
+
+        Args:
+            capture_id: ID of the capture.
+            decision: "accepted" or "rejected".
+            breed: Breed of an accepted photo.
+            path: Path of the accepted photo's copy in the photo folder.
+
+        Raises:
+            NoCapture: If there is no such capture.
+            OSError: If the decision cannot be written.
+        """
+        self._replace(capture_id, _REVIEW_FILE, {"decision": decision, "breed": breed, "path": path, "time": _now()})
+
+    def read(self, capture_id: str) -> Capture:
+        """Read a capture.
+
+        Raises:
+            NoCapture: If there is no such capture.
+        """
+        folder = self._path(capture_id)
+        try:
+            row = json.loads((folder / _ANSWER_FILE).read_text(encoding="utf-8"))
+            photo = next(folder / name for name in _PHOTO_FILES if (folder / name).exists())
+        except (FileNotFoundError, StopIteration):
+            raise NoCapture(f"no capture {capture_id}") from None
+        sets = row["prediction_set"]
+        answer = Answer(
+            Model(**row["model"]),
+            tuple(Prediction(**prediction) for prediction in row["predictions"]),
+            row["request_id"],
+            None if sets is None else tuple(sets),
+            row["unfamiliar"],
+        )
+        feedback = _read_json(folder / _FEEDBACK_FILE)
+        review = _read_json(folder / _REVIEW_FILE)
+        return Capture(row["id"], row["reason"], row["time"], answer, feedback and feedback["breed"], review, photo)
+
+    def read_all(self) -> Iterator[Capture]:
+        """Yield all captures, oldest day first; skip those that are deleted meanwhile."""
+        for folder in self._folders():
+            with contextlib.suppress(NoCapture):
+                yield self.read(folder.name)
+
+    def delete(self, capture_id: str) -> None:
+        """Delete a capture. If its photo was accepted, `deleted_after_acceptance` lists it from then on.
+
+        Raises:
+            NoCapture: If there is no such capture.
+            OSError: If it cannot be deleted.
+        """
+        review = self.read(capture_id).review
+        if review and review["decision"] == "accepted":
+            (self.folder / _DELETED).mkdir(exist_ok=True)
+            (self.folder / _DELETED / f"{capture_id}.json").write_text(_one_line(review), encoding="utf-8")
+        shutil.rmtree(self._path(capture_id))
+
+    def deleted_after_acceptance(self) -> dict[str, dict[str, Any]]:
+        """Reviews of captures that their users deleted, by ID; the accepted copies of the photos still exist."""
+        return {
+            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"{_DELETED}/*.json")
+        }
+
+    def clear_deletion(self, capture_id: str) -> None:
+        """Remove a capture from `deleted_after_acceptance`."""
+        (self.folder / _DELETED / f"{capture_id}.json").unlink(missing_ok=True)
+
+    def clean_up(self, max_bytes: int, days: int) -> int:
+        """Delete captures older than `days`, then the oldest until the others fit into `max_bytes`.
+
+        Captures without feedback are deleted before those with feedback. Remains of interrupted writes are deleted too.
+
+        Returns:
+            Size of the remaining captures on disk, in bytes.
+        """
+        oldest_day = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y%m%d")
+        captures = []
+        for folder in self._folders():
+            if folder.parent.name < oldest_day:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                has_feedback = (folder / _FEEDBACK_FILE).exists()
+                captures.append((has_feedback, (folder / _ANSWER_FILE).stat().st_mtime, _size(folder), folder))
+        total = sum(size for _, _, size, _ in captures)
+        for _, _, size, folder in sorted(captures):
+            if total <= max_bytes:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+        for incoming in self.folder.glob(f"{_INCOMING}/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - incoming.stat().st_mtime > _MAX_INCOMING_SECONDS:
+                    shutil.rmtree(incoming, ignore_errors=True)
+        for day in self.folder.glob("[0-9]*"):
+            if day.name < oldest_day:
+                with contextlib.suppress(OSError):  # another replica deletes it too, or it is not empty
+                    day.rmdir()
+        return total
+
+    def _folders(self) -> Iterator[Path]:
+        for day in sorted(self.folder.glob("[0-9]*")):
+            with contextlib.suppress(FileNotFoundError):
+                yield from sorted(path for path in day.iterdir() if _ID.fullmatch(path.name))
+
+    def _path(self, capture_id: str) -> Path:
+        match = _ID.fullmatch(capture_id)
+        if match is None:
+            raise NoCapture(f"no capture {capture_id}")
+        return self.folder / match[1] / capture_id
+
+    def _replace(self, capture_id: str, name: str, row: dict[str, Any]) -> None:
+        path = self._path(capture_id) / name
+        temporary = path.with_name(f".{name}-{secrets.token_hex(4)}")
+        try:
+            temporary.write_text(_one_line(row), encoding="utf-8")
+            temporary.rename(path)
+        except FileNotFoundError:
+            raise NoCapture(f"no capture {capture_id}") from None
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def new_token() -> str:
+    """Return a new token: a secret that authorizes feedback on a capture and its deletion."""
+    return f"{datetime.now(UTC):%Y%m%d}-{secrets.token_urlsafe(24)}"
+
+
+def id_of(token: str) -> str:
+    """Return the ID of the capture with this token.
+
+    Raises:
+        NoCapture: If `token` is not a token.
+    """
+    match = _TOKEN.fullmatch(token)
+    if match is None:
+        raise NoCapture("not a token")
+    return f"{match[1]}-{hashlib.sha256(token.encode()).hexdigest()[:20]}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _one_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _size(folder: Path) -> int:
+    return sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
