@@ -275,7 +275,7 @@ def age(folder: Path, capture_id: str, seconds: float) -> None:
 
 def test_the_oldest_captures_without_feedback_are_deleted_first_beyond_the_maximum_size(folder):
     store, tokens = CaptureStore(folder), [new_token() for _ in range(6)]
-    size = [store.write(one, PHOTOS[0], answer(), "random") for one in tokens][0]
+    (size,) = {store.write(one, PHOTOS[0], answer(), "random") for one in tokens}
     for number, one in enumerate(tokens):
         age(folder, id_of(one), 600 - number)
     store.write_feedback(id_of(tokens[0]), "Birman")
