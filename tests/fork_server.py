@@ -26,6 +26,8 @@ import threading
 import traceback
 from pathlib import Path
 
+from pipeline import huge_pages
+
 MODULES = (
     "pipeline.graph",
     "pipeline.runners.local",
@@ -41,6 +43,8 @@ MODULES = (
     "components.reporting.report_page",
     "serving.model_server.server",
 )
+# With these, `catbreeds run` does not restart itself, which would start another server.
+_ENVIRONMENT = {huge_pages.VARIABLE: huge_pages.VALUE}
 _ROOT = Path(__file__).parents[1]
 
 
@@ -50,7 +54,8 @@ def _start_server() -> str:
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     path = os.path.join(folder.name, "socket")
     command = [sys.executable, "-m", "tests.fork_server", path]
-    process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    environment = os.environ | _ENVIRONMENT
+    process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n", "the fork server did not start"
 
     def stop() -> None:
@@ -185,7 +190,7 @@ def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
     tempfile.tempdir = None  # cached, but depends on the environment
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background ignore it by default
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(_ENVIRONMENT | env)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1, errors="backslashreplace")
     arguments = args[1:]
