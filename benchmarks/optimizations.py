@@ -27,8 +27,7 @@ Cases:
 
 Every measurement has a process of its own, and a round measures each variant once, so that other load on the machine
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
-optimization. Remove an optimization whose ratio is below 1.1, or 1.05 for work that takes most of the time of a run.
-The benchmark takes about 5 minutes on 2 idle cores.
+optimization. Remove an optimization whose ratio is below 1.1.
 
 Output on 2 slow CPU cores ("batch in two parts" and "huge pages": two rounds without the other cases):
 

@@ -14,7 +14,7 @@ The benchmark measures three durations for the same photos (train and eval) and 
 
 With more than one number of photos, the benchmark also prints the cost of each additional photo.
 
-Results on 2 CPU cores, with batches of 16:
+Results on 2 CPU cores, before the pipeline used huge pages and embedded a batch in two parts:
 
     photos   recipe s   pipeline s   floor s   recipe/pipeline   pipeline/floor   40 trials s
       3434       8863        119.1      60.8              74.4             1.96          42.7

@@ -1,8 +1,7 @@
-"""Captured requests: photos with the model's answers, the users' feedback and the reviewers' decisions, in a folder.
+"""Captured photos in a folder, with the model's answers and the users' feedback.
 
-The gateway writes a folder for each capture, `FOLDER/DAY/ID`, and deletes old ones; `catbreeds inbox` and `catbreeds
-drift` read them. Replicas of the gateway can share the folder. Each JSON file is one line, so that `cat
-FOLDER/*/*/answer.json` is a JSON Lines file.
+The gateway writes a folder for each capture, `FOLDER/DAY/ID`, and deletes old ones. Replicas of the gateway can share
+the folder. Each JSON file is one line, so that `cat FOLDER/*/*/answer.json` prints JSON Lines.
 """
 
 import contextlib
@@ -19,20 +18,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from serving.client.answers import Answer, Model, Prediction
+from serving.client.answers import NOT_A_CAT, UNSURE, Answer, Model, Prediction
 
-NOT_A_CAT = "not a cat"
-UNSURE = "unsure"
 RANDOM_SHARE = "random"
 UNCERTAIN = "uncertain"
-_ANSWER_FILE, _FEEDBACK_FILE, _REVIEW_FILE = "answer.json", "feedback.json", "review.json"
+_ANSWER_FILE, _FEEDBACK_FILE = "answer.json", "feedback.json"
 _PHOTO_FILES = ("photo.jpg", "photo.png")
-# Folders whose names begin with a dot are not captures: one for captures that are being written, and one for deleted
-# captures whose photos were accepted.
-_INCOMING, _DELETED = ".incoming", ".deleted"
+_INCOMING = ".incoming"  # captures that are being written
 _MAX_INCOMING_SECONDS = 3600
 _TOKEN = re.compile(r"(\d{8})-[\w-]{32}", re.ASCII)
 _ID = re.compile(r"(\d{8})-[0-9a-f]{20}")
+
+
+class UnknownBreed(ValueError):
+    """The model that answered does not know the breed of the feedback; the message lists the accepted values."""
 
 
 class NoCapture(LookupError):
@@ -49,7 +48,6 @@ class Capture:
         time: Time of the answer, ISO 8601 with time zone.
         answer: The model's answer, with all breeds.
         feedback: Breed from the user, NOT_A_CAT or UNSURE; None without feedback.
-        review: The reviewer's decision, see `CaptureStore.write_review`; None if the capture is not reviewed.
         photo: Path of the photo: JPEG or PNG, as the model received it, without metadata.
     """
 
@@ -58,7 +56,6 @@ class Capture:
     time: str
     answer: Answer
     feedback: str | None
-    review: dict[str, Any] | None
     photo: Path
 
 
@@ -92,7 +89,7 @@ class CaptureStore:
         row = {
             "id": capture_id,
             "reason": reason,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": _now(),
             "request_id": answer.request_id,
             "model": asdict(answer.model),
             "predictions": [asdict(prediction) for prediction in answer.predictions],
@@ -124,30 +121,15 @@ class CaptureStore:
 
         Raises:
             NoCapture: If there is no such capture.
-            ValueError: If the model that answered does not know the breed; the message lists the accepted values.
+            UnknownBreed: If the model that answered does not know the breed.
             OSError: If the feedback cannot be written.
         """
         capture = self.read(capture_id)
         breeds = sorted(prediction.breed for prediction in capture.answer.predictions)
         if breed not in (*breeds, NOT_A_CAT, UNSURE):
-            raise ValueError(f"not one of {', '.join(breeds)}, {NOT_A_CAT!r} or {UNSURE!r}")
+            raise UnknownBreed(f"not one of {', '.join(breeds)}, {NOT_A_CAT!r} or {UNSURE!r}")
         self._replace(capture_id, _FEEDBACK_FILE, {"breed": breed, "time": _now()})
         return self.read(capture_id)
-
-    def write_review(self, capture_id: str, decision: str, breed: str | None = None, path: str | None = None) -> None:
-        """Store a reviewer's decision; it replaces an earlier one.
-
-        Args:
-            capture_id: ID of the capture.
-            decision: "accepted" or "rejected".
-            breed: Breed of an accepted photo.
-            path: Path of the accepted photo's copy in the photo folder.
-
-        Raises:
-            NoCapture: If there is no such capture.
-            OSError: If the decision cannot be written.
-        """
-        self._replace(capture_id, _REVIEW_FILE, {"decision": decision, "breed": breed, "path": path, "time": _now()})
 
     def read(self, capture_id: str) -> Capture:
         """Read a capture.
@@ -170,8 +152,7 @@ class CaptureStore:
             row["unfamiliar"],
         )
         feedback = _read_json(folder / _FEEDBACK_FILE)
-        review = _read_json(folder / _REVIEW_FILE)
-        return Capture(row["id"], row["reason"], row["time"], answer, feedback and feedback["breed"], review, photo)
+        return Capture(row["id"], row["reason"], row["time"], answer, feedback and feedback["breed"], photo)
 
     def read_all(self) -> Iterator[Capture]:
         """Yield all captures, oldest day first; skip those that are deleted meanwhile."""
@@ -180,27 +161,16 @@ class CaptureStore:
                 yield self.read(folder.name)
 
     def delete(self, capture_id: str) -> None:
-        """Delete a capture. If its photo was accepted, `deleted_after_acceptance` lists it from then on.
+        """Delete a capture.
 
         Raises:
             NoCapture: If there is no such capture.
             OSError: If it cannot be deleted.
         """
-        review = self.read(capture_id).review
-        if review and review["decision"] == "accepted":
-            (self.folder / _DELETED).mkdir(exist_ok=True)
-            (self.folder / _DELETED / f"{capture_id}.json").write_text(_one_line(review), encoding="utf-8")
-        shutil.rmtree(self._path(capture_id))
-
-    def deleted_after_acceptance(self) -> dict[str, dict[str, Any]]:
-        """Reviews of captures that their users deleted, by ID; the accepted copies of the photos still exist."""
-        return {
-            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"{_DELETED}/*.json")
-        }
-
-    def clear_deletion(self, capture_id: str) -> None:
-        """Remove a capture from `deleted_after_acceptance`."""
-        (self.folder / _DELETED / f"{capture_id}.json").unlink(missing_ok=True)
+        try:
+            shutil.rmtree(self._path(capture_id))
+        except FileNotFoundError:
+            raise NoCapture(f"no capture {capture_id}") from None
 
     def clean_up(self, max_bytes: int, days: int) -> int:
         """Delete captures older than `days`, then the oldest until the others fit into `max_bytes`.

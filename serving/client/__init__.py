@@ -16,7 +16,7 @@ methods, return the same types and raise the same errors:
 A photo that cannot be used raises `serving.photo_normalization.PhotoError`; every other failure raises a ClientError.
 """
 
-from serving.client.answers import Answer, Model, ModelChoice, Prediction
+from serving.client.answers import NOT_A_CAT, UNSURE, Answer, Model, ModelChoice, Prediction
 from serving.client.base import Client, PhotoLike
 from serving.client.errors import (
     BadResponse,
@@ -33,6 +33,8 @@ from serving.client.errors import (
 )
 
 __all__ = [
+    "NOT_A_CAT",
+    "UNSURE",
     "Answer",
     "BadResponse",
     "Busy",

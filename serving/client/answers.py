@@ -4,6 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Feedback on a photo, other than a breed.
+NOT_A_CAT = "not a cat"
+UNSURE = "unsure"
+_MIN_CONFIDENCE = 0.5  # below this, the other breeds together are more probable than the best one
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -74,6 +79,16 @@ class Answer:
     def best(self) -> Prediction:
         """The most probable breed."""
         return self.predictions[0]
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the photo is unfamiliar or may show several breeds.
+
+        For versions without prediction sets: whether the other breeds together are more probable than the best one.
+        """
+        if self.prediction_set is None:
+            return bool(self.unfamiliar) or self.best.probability < _MIN_CONFIDENCE
+        return bool(self.unfamiliar) or len(self.prediction_set) > 1
 
 
 def answer_of(

@@ -71,7 +71,7 @@ class GatewayClient(Client):
 
         Args:
             token: `Answer.token`.
-            breed: One of the breeds of the answer, "not a cat", or "unsure".
+            breed: One of the breeds of the answer, NOT_A_CAT or UNSURE.
 
         Raises:
             NoSuchCapture: If the gateway does not store the photo, or no longer.
@@ -163,9 +163,9 @@ def _ready_model(response: httpx.Response) -> Model:
 def _error(response: httpx.Response, problem: dict[str, Any]) -> Exception:
     """Return the error for a response with problem details; see `serving.gateway.problems`."""
     code, reason = response.status_code, problem.get("reason")
-    # The gateway gives a reason with each error; TensorFlow Serving responds with 400 to an unknown path.
     if reason == "no_such_capture":
         return NoSuchCapture(problem["detail"])
+    # The gateway gives a reason with each error; TensorFlow Serving responds with 400 to an unknown path.
     if code in (404, 405) or (code == 400 and reason is None):
         return wrong_address(response, _SERVER)
     detail = f"{problem['photo']}: " if problem.get("photo") else ""

@@ -1,11 +1,11 @@
 """Start the gateway: `python -m serving.gateway`; `--help` lists the environment variables."""
 
 import argparse
+import errno
 import os
 import signal
 import socket
 import sys
-import tempfile
 from pathlib import Path
 
 import structlog
@@ -60,7 +60,9 @@ def _create_folder(path: str | None) -> None:
     try:
         if path:
             Path(path).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()
+            # A full disk must not keep the gateway from starting, so this writes nothing.
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise SettingsError(f"{PREFIX}CAPTURE_FOLDER: cannot write to {path}: {error.strerror}") from None
 

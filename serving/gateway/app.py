@@ -1,5 +1,6 @@
 """The FastAPI application: routes, API keys, CORS and OpenAPI descriptions."""
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -80,7 +81,9 @@ def create_app(settings: Settings) -> FastAPI:
         predictor, store = Predictor(settings, metrics), Captures(settings, metrics)
         readiness = Readiness(predictor)
         state = {"settings": settings, "predictor": predictor, "readiness": readiness, "captures": store}
+        cleaning = asyncio.create_task(store.clean_up_regularly())
         yield state | {"metrics": metrics}
+        cleaning.cancel()
         await predictor.close()
         await store.close()
 

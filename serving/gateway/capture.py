@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import structlog
 
 from serving import captures
-from serving.captures import Capture, CaptureStore, NoCapture
-from serving.client import Answer
+from serving.captures import Capture, CaptureStore, NoCapture, UnknownBreed
+from serving.client.answers import NOT_A_CAT, UNSURE, Answer
 from serving.gateway.metrics import Metrics
 from serving.gateway.problems import Problem
 from serving.gateway.settings import Settings
@@ -23,7 +22,6 @@ _LOG = structlog.get_logger()
 _MAX_PENDING_BYTES = 32 * 2**20  # photos that wait to be written; further ones are dropped
 _CLEAN_UP_SECONDS = 600
 _KEPT_SHARE = 0.95  # of the maximum size, so that a full folder is not cleaned up for every capture
-_MIN_CONFIDENCE = 0.5
 
 
 class Captures:
@@ -42,7 +40,7 @@ class Captures:
         self._thread = ThreadPoolExecutor(1, "captures")
         self._lock = threading.Lock()
         self._pending_bytes = 0
-        self._used_bytes, self._next_clean_up = 0, 0.0
+        self._used_bytes = 0
         self._failing = False
 
     def capture(self, photo: bytes, answer: Answer) -> str | None:
@@ -95,6 +93,12 @@ class Captures:
 
         structlog.contextvars.bind_contextvars(capture=await self._run(delete))
 
+    async def clean_up_regularly(self) -> None:
+        """Delete expired captures now and every ten minutes, also if no photo is captured. Runs until cancelled."""
+        while self._store:
+            self._thread.submit(self._clean_up, self._settings.capture_max_bytes)
+            await asyncio.sleep(_CLEAN_UP_SECONDS)
+
     async def close(self) -> None:
         """Wait until all pending captures are written."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
@@ -102,7 +106,7 @@ class Captures:
     def _reason(self, answer: Answer) -> str | None:
         if random.random() < self._settings.capture_share:
             return captures.RANDOM_SHARE
-        return captures.UNCERTAIN if self._settings.capture_uncertain and _is_uncertain(answer) else None
+        return captures.UNCERTAIN if self._settings.capture_uncertain and answer.is_uncertain else None
 
     def _write(self, token: str, photo: bytes, answer: Answer, reason: str) -> None:
         size = len(photo)
@@ -119,7 +123,7 @@ class Captures:
             if not self._failing:  # one message per outage
                 _LOG.error("cannot write captures", folder=str(self._store.folder), error=str(error))
             self._failing = True
-        except Exception:
+        except Exception:  # a bug, which the executor would hide
             self._metrics.captures_dropped.labels("failed").inc()
             _LOG.exception("cannot capture a photo")
         finally:
@@ -127,12 +131,14 @@ class Captures:
                 self._pending_bytes -= size
 
     def _make_room(self, size: int) -> bool:
-        """Delete old captures if it is time, or if `size` more bytes would not fit. Return whether they fit."""
+        """Delete old captures if `size` more bytes would not fit. Return whether they fit."""
         limit = self._settings.capture_max_bytes
-        if time.monotonic() >= self._next_clean_up or self._used_bytes + size > limit:
-            self._used_bytes = self._store.clean_up(int(_KEPT_SHARE * limit) - size, self._settings.capture_days)
-            self._next_clean_up = time.monotonic() + _CLEAN_UP_SECONDS
+        if size <= limit < self._used_bytes + size:
+            self._clean_up(max(0, int(_KEPT_SHARE * limit) - size))
         return self._used_bytes + size <= limit
+
+    def _clean_up(self, max_bytes: int) -> None:
+        self._used_bytes = self._store.clean_up(max_bytes, self._settings.capture_days)
 
     async def _run(self, function: Callable[[CaptureStore], Any]) -> Any:
         """Run a function of the store in the thread, after all captures that are pending."""
@@ -143,7 +149,7 @@ class Captures:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, function, self._store)
         except NoCapture:
             raise _not_found() from None
-        except ValueError as error:
+        except UnknownBreed as error:
             raise Problem(422, "invalid_feedback", f"breed: {error}") from None
         except TimeoutError:
             raise Problem(504, "timed_out", "the folder of the captures is slow; retry later", retry_after=5) from None
@@ -152,14 +158,8 @@ class Captures:
             raise Problem(503, "captures_not_available", "the captures are not available; retry later") from None
 
 
-def _is_uncertain(answer: Answer) -> bool:
-    if answer.prediction_set is None:
-        return bool(answer.unfamiliar) or answer.best.probability < _MIN_CONFIDENCE
-    return bool(answer.unfamiliar) or len(answer.prediction_set) != 1
-
-
 def _verdict(capture: Capture) -> str:
-    if capture.feedback in (captures.NOT_A_CAT, captures.UNSURE):
+    if capture.feedback in (NOT_A_CAT, UNSURE):
         return capture.feedback.replace(" ", "_")
     return "right" if capture.feedback == capture.answer.best.breed else "wrong"
 

@@ -122,7 +122,7 @@ class Settings(BaseModel):
     capture_share: float = Field(0.05, ge=0, le=1, description="share of the photos to capture, chosen at random")
     capture_uncertain: bool = Field(
         True,
-        description="whether to capture also the photos that are unfamiliar or whose prediction set has not one breed",
+        description="whether to capture also the photos that are unfamiliar or may show several breeds",
     )
     capture_max_bytes: int = Field(
         1_000_000_000,

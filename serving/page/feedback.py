@@ -2,13 +2,11 @@
 
 import streamlit as st
 
-from serving.captures import NOT_A_CAT, UNSURE
-from serving.client import Answer, NoSuchCapture
+from serving.client import NOT_A_CAT, UNSURE, Answer, NoSuchCapture
 from serving.client.gateway import GatewayClient
 from serving.page.escaping import escape_markdown
 
 _OTHER_CHOICES = {NOT_A_CAT: "Not a cat", UNSURE: "I am not sure"}
-_DELETED = "deleted"
 
 
 def ask_for_feedback(client: GatewayClient, answer: Answer) -> None:
@@ -21,46 +19,40 @@ def ask_for_feedback(client: GatewayClient, answer: Answer) -> None:
     Raises:
         ClientError: If the gateway does not accept the feedback.
     """
-    given = st.session_state.setdefault("feedback", {})
-    if given.get(answer.token) == _DELETED:
-        st.info("The photo is deleted.", icon=":material/delete:")
+    given = st.session_state.setdefault("feedback", {})  # token -> breed; None if the photo is no longer stored
+    if answer.token in given and given[answer.token] is None:
+        st.info("This photo is not stored any more.", icon=":material/delete:")
         return
     st.markdown("**Is the answer right?** This photo is stored to improve the model. Your answer helps.")
-    choice = _choose(answer)
-    try:
-        if choice == _DELETED:
-            client.delete_capture(answer.token)
-        elif choice:
-            client.give_feedback(answer.token, choice)
-    except NoSuchCapture:
-        given[answer.token] = choice = _DELETED
-    if choice:
-        given[answer.token] = choice
-    if choice == _DELETED:
-        st.rerun()
-    if breed := given.get(answer.token):
-        text = _OTHER_CHOICES.get(breed, breed)
-        st.success(f"Thank you. Your answer: {escape_markdown(text)}.", icon=":material/check:")
-
-
-def _choose(answer: Answer) -> str | None:
-    """Render the buttons; return the breed, NOT_A_CAT, UNSURE or _DELETED if the visitor has just clicked."""
     with st.container(horizontal=True):
         is_right = st.button("Right", icon=":material/thumb_up:")
-        with st.popover("It is a ...", icon=":material/edit:"):
-            breeds = sorted(row.breed for row in answer.predictions if row != answer.best)
-            choices = [*breeds, *_OTHER_CHOICES]
-            other = st.selectbox(
-                "The photo shows",
-                choices,
-                index=None,
-                format_func=lambda breed: _OTHER_CHOICES.get(breed, breed),
-                key=f"breed {answer.token}",
-            )
-            is_sent = st.button("Send", disabled=other is None)
+        other = _choose_breed(answer)
         is_deleted = st.button("Delete this photo", type="tertiary", icon=":material/delete:")
-    if is_right:
-        return answer.best.breed
-    if is_deleted:
-        return _DELETED
-    return other if is_sent else None
+    try:
+        if is_deleted:
+            client.delete_capture(answer.token)
+            given[answer.token] = None
+        elif breed := answer.best.breed if is_right else other:
+            client.give_feedback(answer.token, breed)
+            given[answer.token] = breed
+    except NoSuchCapture:
+        given[answer.token] = None
+    if answer.token not in given:
+        return
+    if (breed := given[answer.token]) is None:
+        st.rerun()
+    st.success(f"Thank you. Your answer: {escape_markdown(_OTHER_CHOICES.get(breed, breed))}.", icon=":material/check:")
+
+
+def _choose_breed(answer: Answer) -> str | None:
+    """Render the choice of another breed; return NOT_A_CAT, UNSURE or the breed if the visitor has just sent it."""
+    with st.popover("It is a ...", icon=":material/edit:"):
+        breeds = sorted(row.breed for row in answer.predictions if row != answer.best)
+        breed = st.selectbox(
+            "The photo shows",
+            [*breeds, *_OTHER_CHOICES],
+            index=None,
+            format_func=lambda breed: _OTHER_CHOICES.get(breed, breed),
+            key=f"breed {answer.token}",
+        )
+        return breed if st.button("Send", disabled=breed is None) else None

@@ -24,7 +24,6 @@ from serving.photo_normalization import PhotoError, normalize_for_prediction
 _MAX_BARS = 5
 _ROW_HEIGHT = 44  # pixels per bar with its label
 _POSSIBLE_COLOUR, _OTHER_COLOUR = "#c4622f", "#8f99a8"  # visible on light and dark backgrounds
-_MIN_CONFIDENCE = 0.5  # below this, the other breeds together are more probable than the best one
 _MAX_EXPANDED_ROWS = 10  # longer tables start collapsed
 
 _MESSAGES = {
@@ -61,20 +60,18 @@ def show_prediction(photo: ChosenPhoto, answer: Answer) -> None:
 
 def _uncertainty_note(answer: Answer) -> str:
     """Return a note as Markdown about a photo that is unfamiliar or may show several breeds, otherwise ""."""
+    if not answer.is_uncertain:
+        return ""
     if answer.unfamiliar:
         return f"This photo is {UNFAMILIAR}. Check that it shows one cat, large and in focus."
     if answer.prediction_set is None:
         return _note_without_set(answer.predictions)
-    sentence = could_be(answer)
-    return sentence and escape_markdown(f"This {sentence}.")
+    return escape_markdown(f"This {could_be(answer)}.")
 
 
 def _note_without_set(predictions: Sequence[Prediction]) -> str:
-    """Return a note if the probability of the best breed is low, for versions without prediction sets."""
-    best, *others = predictions
-    if best.probability >= _MIN_CONFIDENCE:
-        return ""
-    rest = ", ".join(f"{escape_markdown(other.breed)} {other.probability:.0%}" for other in others[:2])
+    """Return the note about an uncertain prediction of a version without prediction sets."""
+    rest = ", ".join(f"{escape_markdown(other.breed)} {other.probability:.0%}" for other in predictions[1:3])
     return f"The model is unsure. The cat may be of another breed ({rest}), or of a breed outside the training data."
 
 

@@ -46,7 +46,8 @@ def token(response) -> str:
 
 def stored(folder: Path, number: int) -> list:
     """Wait until this number of captures is stored, and return them."""
-    return eventually(lambda: captures if len(captures := list(CaptureStore(folder).read_all())) == number else None)
+    eventually(lambda: len(list(CaptureStore(folder).read_all())) == number)
+    return list(CaptureStore(folder).read_all())
 
 
 def test_nothing_is_captured_by_default(gateway):
@@ -58,7 +59,7 @@ def test_a_capture_has_the_photo_and_the_whole_answer(capturing, folder):
     response = capturing.predict(PHOTOS[1], params={"top_k": 1}, headers={"X-Request-ID": "mine"})
     (found,) = stored(folder, 1)
     assert found.id == id_of(token(response))
-    assert (found.reason, found.feedback, found.review) == ("random", None, None)
+    assert (found.reason, found.feedback) == ("random", None)
     assert found.answer.model == Model("catbreeds", 2)
     assert found.answer.request_id == "mine"
     assert found.answer.best.breed == BREEDS[1]
@@ -300,18 +301,38 @@ def test_captures_are_deleted_after_some_days(folder):
     assert [day.name for day in folder.glob("2*")] == [new[:8]]
 
 
-def test_a_deleted_capture_whose_photo_was_accepted_is_listed(folder):
-    store, kept, accepted = CaptureStore(folder), new_token(), new_token()
-    for one, decision in ((kept, "rejected"), (accepted, "accepted")):
-        store.write(one, PHOTOS[0], answer(), "random")
-        store.write_review(id_of(one), decision, "Birman", "Birman/a.jpg")
-        store.delete(id_of(one))
-    assert list(store.read_all()) == []
-    assert {key: row["path"] for key, row in store.deleted_after_acceptance().items()} == {
-        id_of(accepted): "Birman/a.jpg"
-    }
-    store.clear_deletion(id_of(accepted))
-    assert store.deleted_after_acceptance() == {}
+def test_expired_captures_are_deleted_when_the_gateway_starts(start_gateway, model_server, folder):
+    old = f"{datetime.now(UTC) - timedelta(days=9):%Y%m%d}{new_token()[8:]}"
+    CaptureStore(folder).write(old, PHOTOS[0], answer(), "random")
+    start_gateway(model_server.port, capture_folder=folder, capture_share=0, capture_days=8)
+    stored(folder, 0)
+
+
+def test_a_photo_beyond_the_maximum_size_deletes_no_other(start_gateway, model_server, folder):
+    gateway = start_gateway(model_server.port, capture_folder=folder, capture_share=1, capture_max_bytes=1_000_000)
+    kept = token(gateway.predict(PHOTOS[0]))
+    noise = np.random.default_rng(0).integers(0, 256, [700, 700, 3], np.uint8)
+    token(gateway.predict(encoded(Image.fromarray(noise), "PNG")))  # 1.5 MB
+    eventually(lambda: gateway.metric('catbreeds_gateway_captures_dropped_total{reason="full"}') == 1)
+    assert [row.id for row in stored(folder, 1)] == [id_of(kept)]
+
+
+def test_the_size_of_the_captures_is_limited(start_gateway, model_server, folder):
+    gateway = start_gateway(model_server.port, capture_folder=folder, capture_share=1, capture_max_bytes=1_000_000)
+    noise = np.random.default_rng(0).integers(0, 256, [300, 300, 3], np.uint8)
+    tokens = [token(gateway.predict(encoded(Image.fromarray(noise), "PNG"))) for _ in range(6)]  # 0.27 MB each
+    eventually(lambda: gateway.metric('catbreeds_gateway_captures_total{reason="random"}') == 6)
+    ids = [row.id for row in CaptureStore(folder).read_all()]
+    assert 2 <= len(ids) <= 3
+    assert id_of(tokens[-1]) in ids
+
+
+def test_files_that_are_not_captures_are_kept(folder):
+    photo = folder / "20200101" / "cat.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(PHOTOS[0])
+    CaptureStore(folder).clean_up(0, days=1)
+    assert photo.exists()
 
 
 def test_the_answers_are_json_lines(folder):

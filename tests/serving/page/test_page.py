@@ -168,15 +168,15 @@ def test_a_visitor_gives_feedback_on_a_captured_photo(visit, capturing, tmp_path
 
 def test_a_visitor_deletes_a_captured_photo(visit, capturing, tmp_path):
     page = click(upload(visit(gateway=capturing.url), PHOTOS[1]), "Delete this photo")
-    assert page.info[0].value == "The photo is deleted."
+    assert page.info[0].value == "This photo is not stored any more."
     assert not list(CaptureStore(tmp_path / "captures").read_all())
     assert not page.error
 
 
-def test_feedback_on_a_capture_that_no_longer_exists_says_that_it_is_deleted(visit, capturing, tmp_path):
+def test_feedback_on_a_capture_that_no_longer_exists_says_that_it_is_not_stored(visit, capturing, tmp_path):
     page = upload(visit(gateway=capturing.url), PHOTOS[1])
     shutil.rmtree(tmp_path / "captures")
-    assert click(page, "Right").info[0].value == "The photo is deleted."
+    assert click(page, "Right").info[0].value == "This photo is not stored any more."
 
 
 def test_without_a_photo_the_page_prompts_for_one_and_shows_the_model_version(visit, gateway):
