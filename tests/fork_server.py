@@ -26,8 +26,6 @@ import threading
 import traceback
 from pathlib import Path
 
-from pipeline import huge_pages
-
 MODULES = (
     "pipeline.graph",
     "pipeline.runners.local",
@@ -43,8 +41,6 @@ MODULES = (
     "components.reporting.report_page",
     "serving.model_server.server",
 )
-# With these, `catbreeds run` does not restart itself, which would start another server.
-_ENVIRONMENT = {huge_pages.VARIABLE: huge_pages.VALUE}
 _ROOT = Path(__file__).parents[1]
 
 
@@ -54,8 +50,7 @@ def _start_server() -> str:
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     path = os.path.join(folder.name, "socket")
     command = [sys.executable, "-m", "tests.fork_server", path]
-    environment = os.environ | _ENVIRONMENT
-    process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n", "the fork server did not start"
 
     def stop() -> None:
@@ -186,11 +181,14 @@ def _fork(connection: socket.socket) -> int:
 
 def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
     """Run a command as the interpreter does and return its exit code."""
+    from pipeline import huge_pages
+
     os.chdir(cwd)
     tempfile.tempdir = None  # cached, but depends on the environment
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background ignore it by default
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT | env)
+    # With this variable, `catbreeds run` does not restart itself, which would start another server.
+    os.environ.update({huge_pages.VARIABLE: huge_pages.VALUE} | env)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1, errors="backslashreplace")
     arguments = args[1:]
@@ -223,4 +221,7 @@ def _run(args: list[str], cwd: str, env: dict[str, str]) -> int:
 
 
 if __name__ == "__main__":
+    from pipeline.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
     _serve(sys.argv[1])
