@@ -20,8 +20,6 @@ from typing import Any
 
 from serving.client.answers import NOT_A_CAT, UNSURE, Answer, Model, Prediction
 
-RANDOM_SHARE = "random"
-UNCERTAIN = "uncertain"
 _ANSWER_FILE, _FEEDBACK_FILE = "answer.json", "feedback.json"
 _PHOTO_FILES = ("photo.jpg", "photo.png")
 _INCOMING = ".incoming"  # captures that are being written
@@ -44,7 +42,7 @@ class Capture:
 
     Attributes:
         id: ID, derived from the token. It does not authorize anything.
-        reason: Why the photo was captured: RANDOM_SHARE or UNCERTAIN.
+        reason: Why the photo was captured; see `serving.capture_reasons`.
         time: Time of the answer, ISO 8601 with time zone.
         answer: The model's answer, with all breeds.
         feedback: Breed from the user, NOT_A_CAT or UNSURE; None without feedback.
@@ -76,7 +74,7 @@ class CaptureStore:
             token: Token from `new_token`.
             photo: JPEG or PNG bytes without metadata.
             answer: Answer with all breeds.
-            reason: RANDOM_SHARE or UNCERTAIN.
+            reason: See `serving.capture_reasons`.
 
         Returns:
             Size on disk in bytes.

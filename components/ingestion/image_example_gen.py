@@ -20,13 +20,15 @@ from tfx.types.standard_artifacts import Examples
 from components import progress
 from components.artifacts import IngestReport
 from components.file_names import INGEST_REPORT_FILE, PHOTOS_FILE
-from components.ingestion.near_duplicates import FindDuplicates, perceptual_hash
+from components.ingestion.near_duplicates import FindDuplicates
 from components.ingestion.photo_layout import Excluded
-from components.ingestion.photo_source import list_photos, open_source
+from components.ingestion.photo_source import list_photos, open_source, read_origins
 from components.ingestion.splits import SPLITS, assign_split
 from components.json_files import read_json_lines, write_json
 from serving import photo_normalization
-from serving.names import printable
+from serving.names import counted, printable
+from serving.perceptual_hash import perceptual_hash
+from serving.photo_origins import ORIGINS_FILE, Origin, as_row, file_digest
 
 _THREADS = os.cpu_count() or 1
 # A task processes several photos, which has less overhead than one task per photo.
@@ -51,6 +53,8 @@ def ImageExampleGen(
 ):
     """Read, normalize and split the photos. The report lists unusable files; DataGate decides whether to stop the run.
 
+    Photos whose origin says that the model was uncertain about them go to train; see `serving.photo_origins`.
+
     Features: image_bytes (JPEG or PNG), breed, path (relative), content_hash (`Photo.digest`), near_duplicate_group
     (the smallest content hash of the photos in its group, see `FindDuplicates`), width, height.
 
@@ -69,14 +73,15 @@ def ImageExampleGen(
             damaged.
     """
     source = open_source(data)
-    photos, excluded, warnings = list_photos(source)
+    photos, excluded, warnings, origins_files = list_photos(source)
+    origins = read_origins(source, origins_files)
     chunks = [[(path.encode(errors="surrogateescape"), photos[path]) for path in c] for c in source.chunks([*photos])]
     examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
     staging = os.path.join(report.uri, "staging")
     folders = {split: artifact_utils.get_split_uri([examples], split) for split in SPLITS}
     for folder in (staging, *folders.values()):
         fileio.makedirs(folder)
-    read_photos = _ReadPhotos(data, staging, folders, (train, eval, seed), max_side, len(photos))
+    read_photos = _ReadPhotos(data, staging, folders, (train, eval, seed), max_side, len(photos), origins)
     with beam_pipeline as pipeline:
         read = (
             pipeline
@@ -98,8 +103,11 @@ def ImageExampleGen(
             >> beam.io.WriteToText(os.path.join(report.uri, PHOTOS_FILE), num_shards=1, shard_name_template="")
         )
     fileio.rmtree(staging)
-    summary = _summarize(report.uri) | {"warnings": warnings}
+    summary = _summarize(report.uri, origins)
+    summary["warnings"] += warnings
     write_json(report.uri, INGEST_REPORT_FILE, summary)
+    captured = sum(sum(splits.values()) for splits in summary["captured"].values())
+    examples.set_int_custom_property("photos_captured", captured)
     for split, folder in folders.items():
         count = sum(breed[split] for breed in summary["breeds"].values())
         examples.set_int_custom_property(f"photos_{split}", count)
@@ -130,9 +138,19 @@ class _ReadPhotos(beam.DoFn):
     Image decoders release the GIL, so threads use all cores with any runner.
     """
 
-    def __init__(self, data: str, staging: str, folders: dict[str, str], split: tuple, max_side: int, total: int):
+    def __init__(
+        self,
+        data: str,
+        staging: str,
+        folders: dict[str, str],
+        split: tuple,
+        max_side: int,
+        total: int,
+        origins: dict[str, Origin],
+    ):
         self._data, self._staging, self._folders = data, staging, folders
         self._split, self._max_side, self._total = split, max_side, total
+        self._origins = origins
 
     def setup(self):
         self._source = open_source(self._data)
@@ -171,17 +189,23 @@ class _ReadPhotos(beam.DoFn):
     def _read_photo(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
         row = {"path": printable(path), "breed": breed}
         try:
-            picture = photo_normalization.normalize(fetch(), self._max_side)
+            data = fetch()
+            picture = photo_normalization.normalize(data, self._max_side)
         except photo_normalization.PhotoError as error:
             return None, {**row, "kind": error.kind, "reason": str(error)}, None
+        origin = self._origins.get(file_digest(data)) if self._origins else None
+        is_train_only = origin is not None and origin.is_train_only
+        image_hash = perceptual_hash(picture.luma)
         row |= {
-            "split": assign_split(picture.digest, *self._split),
+            "split": "train" if is_train_only else assign_split(picture.digest, *self._split),
             "content_hash": picture.digest,
             "near_duplicate_group": picture.digest,
             "width": picture.width,
             "height": picture.height,
+            "perceptual_hash": image_hash.hex(),
         }
-        return _to_example(row, picture.data), row, perceptual_hash(picture.luma)
+        row |= {"origin": as_row(origin)} if origin else {}
+        return _to_example(row, picture.data), row, image_hash
 
 
 def _map_in_threads(function: Callable, arguments: Iterable[tuple]) -> Iterator:
@@ -247,14 +271,32 @@ def _excluded_row(entry: Excluded) -> dict[str, Any]:
     return {"path": printable(entry.path), "breed": None, "kind": "not_read", "reason": entry.reason}
 
 
-def _summarize(uri: str) -> dict[str, Any]:
-    """Photo counts by breed and split, and the excluded files in the order of their paths."""
+def _summarize(uri: str, origins: dict[str, Origin]) -> dict[str, Any]:
+    """Photo counts by breed and split, the captured photos, the excluded files in the order of their paths, warnings.
+
+    `captured` counts the photos with an origin by the reason of their capture and by split.
+    """
     rows = sorted(read_json_lines(uri, PHOTOS_FILE), key=lambda row: row["path"])
     counts = Counter((row["breed"], row["split"]) for row in rows if "split" in row)
+    captured = Counter((row["origin"]["reason"], row["split"]) for row in rows if "origin" in row and "split" in row)
     breeds = sorted({row["breed"] for row in rows} - {None})
+    found = {row["origin"]["capture"] for row in rows if "origin" in row}
+    missing = sorted(origin.capture for origin in origins.values() if origin.capture not in found)
     return {
         "files": len(rows),
         "photos": counts.total(),
         "breeds": {breed: {split: counts[breed, split] for split in SPLITS} for breed in breeds},
+        "captured": {
+            reason: {split: captured[reason, split] for split in SPLITS} for reason in sorted({r for r, _ in captured})
+        },
         "left_out": [{name: row[name] for name in ("path", "kind", "reason")} for row in rows if "reason" in row],
+        "warnings": [_missing_photos_warning(missing)] if missing else [],
     }
+
+
+def _missing_photos_warning(captures: list[str]) -> str:
+    return (
+        f"{ORIGINS_FILE} has {counted(len(captures), 'photo')} that changed or {'is' if len(captures) == 1 else 'are'} "
+        f"missing, for example that of capture {captures[0]}: restore the file, or remove its line with "
+        "`catbreeds inbox forget`"
+    )

@@ -7,14 +7,12 @@ from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 import apache_beam as beam
-import imagehash
 import numpy as np
-from PIL import Image
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.sparse.csgraph import connected_components
 
-_HASH_SIDE = 16  # width and height of a perceptual hash, in bits
-_RESIZED_SIDE = 4 * _HASH_SIDE
+from serving.perceptual_hash import HASH_SIDE
+
 # Photos are compared if they agree in one band, a row of the 8 x 8 lowest frequencies: edits change those the least.
 _BAND_SIDE = 8
 # Of more photos that agree in one band, only those that also agree in another band are compared, and neighbours in the
@@ -23,19 +21,6 @@ _BLOCK_SIZE = 1024
 
 # In order of precedence: if several apply to a photo, the first is reported.
 KINDS = ("label_conflict", "duplicate", "near_duplicate")
-
-
-def perceptual_hash(luma: Image.Image) -> bytes:
-    """Compute the perceptual hash of a grayscale image: 256 bits, as 32 bytes.
-
-    Each bit is 1 if one of the lowest 16 x 16 frequencies is above their median. This is the pHash of Zauner
-    (Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). Among 84 different photos of cats, the
-    closest pair differs in 96 bits. A copy at half the size and JPEG quality 10 differs in at most 50 bits, and so
-    does a copy with 2 % cropped from each border.
-    """
-    # With reducing_gap, Pillow averages pixels first, which is fast and avoids aliasing.
-    small = luma.resize((_RESIZED_SIDE, _RESIZED_SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
-    return np.packbits(imagehash.phash(small, hash_size=_HASH_SIDE).hash).tobytes()
 
 
 class Duplicates(NamedTuple):
@@ -126,7 +111,7 @@ def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
 
 def _bands(hashes: bytes) -> np.ndarray:
     """Return the bands of n perceptual hashes, uint8 [n, bands]."""
-    bits = np.unpackbits(np.frombuffer(hashes, np.uint8)).reshape(-1, _HASH_SIDE, _HASH_SIDE)
+    bits = np.unpackbits(np.frombuffer(hashes, np.uint8)).reshape(-1, HASH_SIDE, HASH_SIDE)
     return np.packbits(bits[:, :_BAND_SIDE, :_BAND_SIDE], axis=2).reshape(-1, _BAND_SIDE)
 
 
@@ -146,7 +131,7 @@ def _find_near_duplicates(group: tuple[int, Iterable[tuple]], max_distance: int)
     path_ranks = np.argsort(sorted(range(len(photos)), key=lambda number: photos[number][0]))
     for block in _blocks(_bands(hashes), group[0] >> 8):
         signs = np.unpackbits(packed[block], axis=1).astype(np.float32) * 2 - 1
-        near = signs @ signs.T >= _HASH_SIDE**2 - 2 * max_distance
+        near = signs @ signs.T >= HASH_SIDE**2 - 2 * max_distance
         same_breed = breeds[block, None] == breeds[block]
         conflict, alike = near & ~same_breed, near & same_breed
         across_splits = alike & (ranks[block, None] > ranks[block])

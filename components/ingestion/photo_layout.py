@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from components.errors import DataError
 from serving.names import counted, distinguishable, is_one_line, printable, spelling, spelling_variants
+from serving.photo_origins import ORIGINS_FILE
 
 BROKEN_LINK = "a broken link"
 REPEATED_LINK = "a link to a folder that has already been read"
@@ -93,11 +94,13 @@ class PhotoListing(NamedTuple):
         photos: Path in the source -> breed, sorted by path.
         excluded: Files and folders outside the breed folders, and unreadable entries; sorted by path.
         warnings: Warnings about how the folders were interpreted.
+        origins_files: Paths of the files with the origins of captured photos; see `serving.photo_origins`.
     """
 
     photos: dict[str, str]
     excluded: list[Excluded]
     warnings: list[str]
+    origins_files: list[str]
 
 
 def find_breeds(data: str, contents: SourceContents) -> PhotoListing:
@@ -116,7 +119,9 @@ def find_breeds(data: str, contents: SourceContents) -> PhotoListing:
         raise DataError(
             f"{data}: {printable(deep[:50])}... is nested more than {_MAX_DEPTH} folders deep; move it out of the data"
         )
-    layout = _Layout(_build_tree(contents))
+    origins_files = sorted(path for path in contents.files if path.rpartition("/")[2] == ORIGINS_FILE)
+    photo_files = [path for path in contents.files if path not in origins_files]
+    layout = _Layout(_build_tree(contents._replace(files=photo_files)))
     hint = _breeds_in_file_names_hint(layout) + _alternative_roots_hint(layout)
     if not layout.photos:
         reasons = [*layout.unusable, *(f"{printable(path)}: {reason}" for path, reason in sorted(layout.excluded))]
@@ -136,7 +141,7 @@ def find_breeds(data: str, contents: SourceContents) -> PhotoListing:
     escaped = [f"breed names that are not UTF-8 are shown with escapes: {', '.join(sorted(breeds))}"] * bool(breeds)
     photos = {path: printable(breed) for path, breed in sorted(photos.items())}
     warnings = [*contents.warnings, *layout.warnings, *_archive_warnings(layout.excluded), *escaped]
-    return PhotoListing(photos, sorted([*layout.excluded, *ambiguous]), warnings)
+    return PhotoListing(photos, sorted([*layout.excluded, *ambiguous]), warnings, origins_files)
 
 
 @dataclass

@@ -36,6 +36,7 @@ from components.ingestion.photo_layout import (
 )
 from serving.names import counted, is_ignored, printable
 from serving.photo_normalization import MAX_BYTES, PhotoError
+from serving.photo_origins import Origin, OriginsError, parse_origins
 
 ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ENCRYPTED = "encrypted; unpack the archive with its password and pass the folder"
@@ -158,6 +159,24 @@ def list_photos(source: Source) -> PhotoListing:
         DataError: If the source cannot be read or its folder layout is not supported.
     """
     return find_breeds(source.data, source.contents())
+
+
+def read_origins(source: Source, paths: Sequence[str]) -> dict[str, Origin]:
+    """Read files of origins, see `serving.photo_origins`, and return all origins by file digest.
+
+    Raises:
+        DataError: If a file is damaged or cannot be read.
+    """
+    origins = {}
+    for path, fetch in source.read(paths):
+        name = f"{source.data}: {printable(path)}"
+        try:
+            origins |= parse_origins(fetch().decode(), name)
+        except (PhotoError, UnicodeDecodeError) as error:
+            raise DataError(f"{name}: {error}") from None
+        except OriginsError as error:
+            raise DataError(str(error)) from None
+    return origins
 
 
 class _FolderSource(Source):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from typing import Any
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
@@ -108,18 +109,19 @@ def Pusher(
         # Without this, the next scheduled run would train the same model again.
         models.add_inputs_digest(existing, inputs_digest)
     if gate["blessed"] and existing is None:
+        path, photos = path_utils.serving_model_path(model.uri), read_json_lines(ingest.uri, PHOTOS_FILE)
         admission = {
             "run_id": run_id,
             "run_date": resolve_run_date(run_date, schedule_time),
             "inputs_digest": inputs_digest,
             "commit": git_commit() or "",
             "settings": json.dumps(effective_settings(settings, data, weights_dir, registry, gate["rules"])),
+            "captures": _learned_captures(photos),
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
             "serving_check": read_json(serving_report.uri, SERVING_CHECK_FILE),
             "model_uri": model.uri,
         }
-        path, photos = path_utils.serving_model_path(model.uri), read_json_lines(ingest.uri, PHOTOS_FILE)
 
         def text_files(version: int) -> dict[str, str]:
             card = model_card(
@@ -131,7 +133,7 @@ def Pusher(
                 read_json(evaluation.uri, METRICS_FILE),
                 admission,
             )
-            training_hashes = sorted(row["content_hash"] for row in photos if row.get("split") in ("train", "eval"))
+            training_hashes = sorted(row["content_hash"] for row in _learned(photos))
             return {
                 CARD_FILE: json.dumps(card, indent=1),
                 CARD_PAGE: card_page(card),
@@ -143,3 +145,13 @@ def Pusher(
             version = models.push(local_model, admission, {TRAIN_STATISTICS_FILE: local_statistics}, text_files)
         pushed.set_int_custom_property("version", version)
     write_json(pushed.uri, PUSH_FILE, {"version": version, "already_pushed_as": existing})
+
+
+def _learned(photos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the photos that the model learned from: its weights from train, its thresholds from eval."""
+    return [row for row in photos if row.get("split") in ("train", "eval")]
+
+
+def _learned_captures(photos: list[dict[str, Any]]) -> list[str]:
+    """IDs of the captures that the model learned from; `catbreeds inbox forget` names the versions that have one."""
+    return sorted(row["origin"]["capture"] for row in _learned(photos) if "origin" in row)

@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from components.candidates.hyperparameters import describe_hyperparameters
 from components.file_names import PHOTOS_FILE
+from components.ingestion.splits import SPLITS
 from components.json_files import read_json_lines
 from pipeline.node_ids import branch_node_id
 from pipeline.results.run_history import Execution, RunHistory
@@ -16,7 +17,7 @@ from serving.registry import Registry
 
 # Properties shown in the tree for each component, from its parameters and its output artifacts.
 _SHOWN_PROPERTIES = {
-    "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test"),
+    "ImageExampleGen": ("data", "data_digest", "photos_train", "photos_eval", "photos_test", "photos_captured"),
     "ImportSchemaGen": ("schema_file",),
     "Backbone": ("weights", "weights_dir", "model_file", "weights_digest", "seed", "image_size", "precision"),
     "EmbeddingGen": ("photos",),
@@ -89,6 +90,7 @@ class Lineage:
         record = self._registry.record(self.version)
         winner = _winner(by_node["BackboneSelector"])
         data, schema = by_node["ImageExampleGen"], by_node["ImportSchemaGen"]
+        photos = data.outputs["examples"][0].properties
         return {
             "version": self.version,
             "run": self.pusher.run,
@@ -97,7 +99,8 @@ class Lineage:
             "settings": _parse_settings(self.admission["settings"]),
             "data": {"data": data.properties["data"], "files_digest": data.properties["data_digest"]}
             | {"learned_digest": record["data_digest"]}
-            | {split: data.outputs["examples"][0].properties[f"photos_{split}"] for split in ("train", "eval", "test")},
+            | {split: photos[f"photos_{split}"] for split in SPLITS}
+            | {"captured": photos.get("photos_captured", 0), "learned_captures": self.admission.get("captures", [])},
             "schema": parameters(schema),
             "weights": record["backbone"],
             "hyperparameters": record["hyperparameters"],

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from serving import captures
+from serving.capture_reasons import RANDOM_SHARE, UNCERTAIN
 from serving.captures import Capture, CaptureStore, NoCapture, UnknownBreed
 from serving.client.answers import NOT_A_CAT, UNSURE, Answer
 from serving.gateway.metrics import Metrics
@@ -105,8 +106,8 @@ class Captures:
 
     def _reason(self, answer: Answer) -> str | None:
         if random.random() < self._settings.capture_share:
-            return captures.RANDOM_SHARE
-        return captures.UNCERTAIN if self._settings.capture_uncertain and answer.is_uncertain else None
+            return RANDOM_SHARE
+        return UNCERTAIN if self._settings.capture_uncertain and answer.is_uncertain else None
 
     def _write(self, token: str, photo: bytes, answer: Answer, reason: str) -> None:
         size = len(photo)

@@ -17,13 +17,17 @@ from tfx.types.standard_artifacts import Examples
 
 from components import progress
 from components.artifacts import IngestReport
+from components.errors import DataError
 from components.ingestion import image_example_gen
 from components.ingestion.image_example_gen import ImageExampleGen
 from components.ingestion.splits import SPLITS, assign_split
 from pipeline.datasets.defective_files import write_defects
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.settings import load
+from serving.capture_reasons import RANDOM_SHARE, UNCERTAIN
+from serving.perceptual_hash import perceptual_hash
 from serving.photo_normalization import normalize
+from serving.photo_origins import Origin, add_origin, file_digest
 
 
 class IngestResult(NamedTuple):
@@ -259,3 +263,82 @@ def test_progress_is_reported_for_each_photo(valid_photos, tmp_path):
         progress.set_listener(None)
     assert reports[-1] == ("photos", 13, 13)
     assert len(reports) == 13
+
+
+def origin_of(path: Path, capture: str, reason: str) -> Origin:
+    photo = path.read_bytes()
+    times = {"captured_at": "2026-11-30T10:00:00+00:00", "decided_at": "2026-11-30T11:00:00+00:00"}
+    decision = {"predicted": "Mosscoat", "feedback": None, "breed": path.parent.name, "reviewer": "ada"}
+    image_hash = perceptual_hash(normalize(photo).luma).hex()
+    return Origin(file_digest(photo), capture, reason, version=3, perceptual_hash=image_hash, **times, **decision)
+
+
+@pytest.fixture(scope="module")
+def photos_with_origins(valid_photos, tmp_path_factory):
+    """The valid photos; those of one breed were captured: one of each split at random, the others as uncertain."""
+    folder = shutil.copytree(valid_photos, tmp_path_factory.mktemp("origins") / "photos")
+    photos = sorted((folder / "Mosscoat").iterdir())
+    split_by_photo = {path: split_of(normalize(path.read_bytes()).digest) for path in photos}
+    held_out = [path for path in photos if split_by_photo[path] != "train"]
+    assert 2 <= len(held_out) < len(photos)
+    random = {held_out[0], next(path for path in photos if path not in held_out)}
+    for number, path in enumerate(photos):
+        add_origin(folder, origin_of(path, f"capture-{number}", RANDOM_SHARE if path in random else UNCERTAIN))
+    for path in photos:
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    random_splits = {f"Mosscoat/renamed-{path.name}": split_by_photo[path] for path in random}
+    return folder, random_splits, ingest(folder, folder.parent)
+
+
+def test_photos_captured_as_uncertain_are_in_train_and_those_of_the_random_share_in_any_split(photos_with_origins):
+    _, random_splits, result = photos_with_origins
+    assert len(set(random_splits.values())) > 1
+    captured = {path: split for path, split in result.splits().items() if path.startswith("Mosscoat/")}
+    assert len(captured) == 6
+    assert captured == dict.fromkeys(captured, "train") | random_splits
+    for split in SPLITS:
+        paths = {feature["path"].decode() for feature in result.features(split)}
+        assert paths == {path for path, assigned in result.splits().items() if assigned == split}
+
+
+def test_the_report_has_the_origins_and_counts_captured_photos_by_reason_and_split(photos_with_origins):
+    _, random_splits, result = photos_with_origins
+    origins = {row["path"]: row["origin"] for row in result.rows if "origin" in row}
+    assert origins.keys() == {path for path in result.splits() if path.startswith("Mosscoat/")}
+    for path, origin in origins.items():
+        assert origin["reason"] == ("random" if path in random_splits else "uncertain")
+        assert (origin["version"], origin["reviewer"], origin["breed"]) == (3, "ada", "Mosscoat")
+    counts = Counter(random_splits.values())
+    assert result.report["captured"] == {
+        "random": {split: counts[split] for split in SPLITS},
+        "uncertain": {"train": 6 - counts.total(), "eval": 0, "test": 0},
+    }
+    assert not any("origins" in row["path"] for row in result.report["left_out"])
+    assert result.report["warnings"] == []
+
+
+def test_origins_are_found_in_an_archive_of_the_folder(photos_with_origins, tmp_path):
+    folder, _, result = photos_with_origins
+    archive = shutil.make_archive(str(tmp_path / "photos"), "gztar", folder.parent, "photos")
+    archived = ingest(Path(archive), tmp_path)
+    assert {path.removeprefix("photos/"): split for path, split in archived.splits().items()} == result.splits()
+    assert archived.report["captured"] == result.report["captured"]
+
+
+def test_an_edited_photo_with_an_origin_is_named_in_a_warning(photos_with_origins, tmp_path):
+    folder = shutil.copytree(photos_with_origins[0], tmp_path / "photos")
+    path = next((folder / "Mosscoat").iterdir())
+    Image.open(path).convert("RGB").rotate(90).save(path)
+    (warning,) = ingest(folder, tmp_path).report["warnings"]
+    assert warning.startswith(
+        "origins.jsonl has 1 photo that changed or is missing, for example that of capture capture-"
+    )
+
+
+@pytest.mark.parametrize("line", ["{", '{"capture": "x"}', "[]", "\xff"])
+def test_a_damaged_file_of_origins_stops_the_run_and_is_named(photos_with_origins, tmp_path, line):
+    folder = shutil.copytree(photos_with_origins[0], tmp_path / "photos")
+    with open(folder / "origins.jsonl", "ab") as file:
+        file.write(line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=r"origins\.jsonl: "):
+        ingest(folder, tmp_path)

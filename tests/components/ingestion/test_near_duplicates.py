@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from components.ingestion import near_duplicates
-from components.ingestion.near_duplicates import KINDS, FindDuplicates, perceptual_hash
+from components.ingestion.near_duplicates import KINDS, FindDuplicates
 from pipeline.datasets.sample_data import BREEDS, draw_photo
 from pipeline.settings import load
+from serving.perceptual_hash import perceptual_hash
 
 MAX_DISTANCE = 48
 COPIES = {

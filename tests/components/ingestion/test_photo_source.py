@@ -133,7 +133,7 @@ def excluded(data: str) -> dict[str, str]:
 def test_every_kind_of_source_lists_the_same_photos_and_reads_the_same_bytes(write, kind):
     source = open_source(write(kind, PHOTOS))
     photos = {path: path.split("/")[0] for path in sorted(PHOTOS)}
-    assert list_photos(source) == (photos, [], [])
+    assert list_photos(source) == (photos, [], [], [])
     assert [*list_photos(source).photos] == [*photos]
     assert contents(source) == PHOTOS
 

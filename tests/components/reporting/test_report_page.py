@@ -163,6 +163,7 @@ def documents() -> dict:
             "breeds": {breed: {"train": 35, "eval": 10, "test": 10} for breed in BREEDS},
             "files": TRAIN + EVAL + TEST,
             "photos": TRAIN + EVAL + TEST,
+            "captured": {},
             "left_out": [],
         },
         "excluded": {},
@@ -362,6 +363,17 @@ def test_page_shows_the_power_of_each_policy(page):
     assert ["no_harm", "38.2%", "51.9%", "1,900"] in page.rows
     assert ["better", "59.1%", "34.2%", "over 20,000"] in page.rows
     assert "is right on 26.2% of them" in page.text
+
+
+def test_page_counts_the_captured_photos_by_reason_and_split():
+    changed = documents()
+    changed["ingest"]["captured"] = {
+        "random": {"train": 5, "eval": 2, "test": 1},
+        "uncertain": {"train": 7, "eval": 0, "test": 0},
+    }
+    text = Page(changed).text
+    assert "From the random share: 5 in train, 2 in eval, 1 in test." in text
+    assert "Captured because the model was uncertain: 7, all in train" in text
 
 
 def test_page_shows_the_power_of_a_gate_json_without_the_largest_number_of_photos():
