@@ -20,9 +20,11 @@ from typing import Any
 
 from serving.client.answers import NOT_A_CAT, UNSURE, Answer, Model, Prediction
 
-_ANSWER_FILE, _FEEDBACK_FILE = "answer.json", "feedback.json"
+_ANSWER_FILE, _FEEDBACK_FILE, _REVIEW_FILE = "answer.json", "feedback.json", "review.json"
 _PHOTO_FILES = ("photo.jpg", "photo.png")
 _INCOMING = ".incoming"  # captures that are being written
+# Empty files named by ID: captures with a copy in the photo folder, and those of them that their senders deleted.
+_ACCEPTED, _DELETED = ".accepted", ".deleted"
 _MAX_INCOMING_SECONDS = 3600
 _TOKEN = re.compile(r"(\d{8})-[\w-]{32}", re.ASCII)
 _ID = re.compile(r"(\d{8})-[0-9a-f]{20}")
@@ -37,6 +39,21 @@ class NoCapture(LookupError):
 
 
 @dataclass(frozen=True)
+class Review:
+    """Decision of a reviewer on a captured photo.
+
+    Attributes:
+        breed: Breed of the accepted photo; None if it was rejected.
+        reviewer: Name of the reviewer.
+        time: Time of the decision, ISO 8601 with time zone.
+    """
+
+    breed: str | None
+    reviewer: str
+    time: str
+
+
+@dataclass(frozen=True)
 class Capture:
     """A captured photo.
 
@@ -47,6 +64,7 @@ class Capture:
         answer: The model's answer, with all breeds.
         feedback: Breed from the user, NOT_A_CAT or UNSURE; None without feedback.
         photo: Path of the photo: JPEG or PNG, as the model received it, without metadata.
+        review: Decision of a reviewer; None before it.
     """
 
     id: str
@@ -55,6 +73,7 @@ class Capture:
     answer: Answer
     feedback: str | None
     photo: Path
+    review: Review | None = None
 
 
 class CaptureStore:
@@ -87,7 +106,7 @@ class CaptureStore:
         row = {
             "id": capture_id,
             "reason": reason,
-            "time": _now(),
+            "time": now(),
             "request_id": answer.request_id,
             "model": asdict(answer.model),
             "predictions": [asdict(prediction) for prediction in answer.predictions],
@@ -126,8 +145,39 @@ class CaptureStore:
         breeds = sorted(prediction.breed for prediction in capture.answer.predictions)
         if breed not in (*breeds, NOT_A_CAT, UNSURE):
             raise UnknownBreed(f"not one of {', '.join(breeds)}, {NOT_A_CAT!r} or {UNSURE!r}")
-        self._replace(capture_id, _FEEDBACK_FILE, {"breed": breed, "time": _now()})
+        self._replace(capture_id, _FEEDBACK_FILE, {"breed": breed, "time": now()})
         return self.read(capture_id)
+
+    def write_review(self, capture_id: str, review: Review) -> None:
+        """Store a reviewer's decision; it replaces an earlier one.
+
+        Raises:
+            NoCapture: If there is no such capture.
+            OSError: If the decision cannot be written.
+        """
+        self._replace(capture_id, _REVIEW_FILE, asdict(review))
+
+    def set_accepted(self, capture_id: str, accepted: bool) -> None:
+        """Record whether the photo folder has a copy of a capture.
+
+        The record outlives the capture, so that `delete` finds it as long as the copy exists.
+        """
+        marker = self.folder / _ACCEPTED / capture_id
+        if accepted:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        else:
+            marker.unlink(missing_ok=True)
+            (self.folder / _DELETED / capture_id).unlink(missing_ok=True)
+
+    def deleted_with_copy(self) -> list[str]:
+        """IDs of the captures that their senders deleted while the photo folder has a copy."""
+        return sorted(path.name for path in self.folder.glob(f"{_DELETED}/*"))
+
+    def ids(self) -> list[str]:
+        """IDs of all captures and of those with a copy in the photo folder."""
+        accepted = {path.name for kind in (_ACCEPTED, _DELETED) for path in self.folder.glob(f"{kind}/*")}
+        return sorted({folder.name for folder in self._folders()} | accepted)
 
     def read(self, capture_id: str) -> Capture:
         """Read a capture.
@@ -149,8 +199,16 @@ class CaptureStore:
             None if sets is None else tuple(sets),
             row["unfamiliar"],
         )
-        feedback = _read_json(folder / _FEEDBACK_FILE)
-        return Capture(row["id"], row["reason"], row["time"], answer, feedback and feedback["breed"], photo)
+        feedback, review = _read_json(folder / _FEEDBACK_FILE), _read_json(folder / _REVIEW_FILE)
+        return Capture(
+            row["id"],
+            row["reason"],
+            row["time"],
+            answer,
+            feedback and feedback["breed"],
+            photo,
+            review and Review(**review),
+        )
 
     def read_all(self) -> Iterator[Capture]:
         """Yield all captures, oldest day first; skip those that are deleted meanwhile."""
@@ -159,21 +217,27 @@ class CaptureStore:
                 yield self.read(folder.name)
 
     def delete(self, capture_id: str) -> None:
-        """Delete a capture.
+        """Delete a capture. If the photo folder has a copy, `deleted_with_copy` then lists the capture.
 
         Raises:
             NoCapture: If there is no such capture.
             OSError: If it cannot be deleted.
         """
+        path, has_copy = self._path(capture_id), (self.folder / _ACCEPTED / capture_id).exists()
+        if has_copy:
+            (self.folder / _DELETED).mkdir(exist_ok=True)
+            (self.folder / _DELETED / capture_id).touch()
         try:
-            shutil.rmtree(self._path(capture_id))
+            shutil.rmtree(path)
         except FileNotFoundError:
-            raise NoCapture(f"no capture {capture_id}") from None
+            if not has_copy:
+                raise NoCapture(f"no capture {capture_id}") from None
 
     def clean_up(self, max_bytes: int, days: int) -> int:
         """Delete captures older than `days`, then the oldest until the others fit into `max_bytes`.
 
-        Captures without feedback are deleted before those with feedback. Remains of interrupted writes are deleted too.
+        Reviewed captures are deleted before the others, and those without feedback before those with feedback. Remains
+        of interrupted writes are deleted too.
 
         Returns:
             Size of the remaining captures on disk, in bytes.
@@ -185,8 +249,8 @@ class CaptureStore:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             with contextlib.suppress(FileNotFoundError):
-                has_feedback = (folder / _FEEDBACK_FILE).exists()
-                captures.append((has_feedback, (folder / _ANSWER_FILE).stat().st_mtime, _size(folder), folder))
+                value = (not (folder / _REVIEW_FILE).exists(), (folder / _FEEDBACK_FILE).exists())
+                captures.append((value, (folder / _ANSWER_FILE).stat().st_mtime, _size(folder), folder))
         total = sum(size for _, _, size, _ in captures)
         for _, _, size, folder in sorted(captures):
             if total <= max_bytes:
@@ -244,7 +308,8 @@ def id_of(token: str) -> str:
     return f"{match[1]}-{hashlib.sha256(token.encode()).hexdigest()[:20]}"
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the current time, ISO 8601 with time zone."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
