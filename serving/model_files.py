@@ -19,6 +19,8 @@ CLIENT_OUTPUTS = ("probabilities", "breeds", "in_set", "unfamiliar")
 MODEL_RECORD_FILE = "assets.extra/catbreeds.json"
 # Content hashes of the photos in the splits train and eval, one per line.
 LEARNED_PHOTOS_FILE = "assets.extra/learned_photos.txt"
+# Content hashes of the photos in the split test, one per line.
+TESTED_PHOTOS_FILE = "assets.extra/tested_photos.txt"
 # Statistics of the photos in the split train, a DatasetFeatureStatisticsList.
 TRAIN_STATISTICS_FILE = "assets.extra/train_statistics.pb"
 # Photos with their expected predictions.

@@ -1,5 +1,6 @@
 """ChampionModel: copies the stable version into the pipeline as the champion for the gate."""
 
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ from tfx.utils import io_utils, path_utils
 from components.file_names import CHAMPION_FILE
 from components.json_files import read_json, write_json
 from components.stable_version import stable_version
-from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE
+from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE, TESTED_PHOTOS_FILE
 from serving.registry import Registry
 
 
@@ -62,9 +63,13 @@ def _describe(models: Registry, version: int, candidate_digest: str) -> dict[str
         missing = {"serving_default", "transform_labels"} - tf.saved_model.load(str(path)).signatures.keys()
         if missing:
             raise ValueError(f"missing signatures: {', '.join(sorted(missing))}")
-        hashes_file = path / LEARNED_PHOTOS_FILE
-        training_photos = hashes_file.read_text(encoding="utf-8").split() if hashes_file.is_file() else []
-        return {**info, "learned": training_photos, "unreadable": None}
+        learned, tested = _read_hashes(path / LEARNED_PHOTOS_FILE), _read_hashes(path / TESTED_PHOTOS_FILE)
+        return {**info, "learned": learned or [], "tested": tested, "unreadable": None}
     except Exception as error:  # TensorFlow raises almost any exception for a damaged SavedModel
         first_line = str(error).strip().partition("\n")[0]
         return {"unreadable": f"{path}: {type(error).__name__}: {first_line}"}
+
+
+def _read_hashes(path: Path) -> list[str] | None:
+    """Read the content hashes in a file of a version; None if an earlier release pushed it without the file."""
+    return path.read_text(encoding="utf-8").split() if path.is_file() else None

@@ -9,6 +9,7 @@ from typing import Any
 from components.evaluation_result import EvaluationResult
 from components.release.gate_policies import check_policy, meets_policy, paired_comparison, requirement
 from components.release.gate_power import gate_power
+from components.release.new_photos import describe_new_photos, new_photos
 from components.statistical_tests import SIGNIFICANCE, p_text, sign_test, wilson_interval
 from serving.names import counted
 
@@ -346,6 +347,7 @@ def gate_document(
     champion_info: dict[str, Any] | None,
     champion_evaluation: EvaluationResult,
     ingest: dict[str, Any],
+    photos: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Contents of gate.json: the decision, its reasons and the numbers behind them.
 
@@ -356,12 +358,16 @@ def gate_document(
         champion_info: Contents of champion.json.
         champion_evaluation: Evaluation of the champion on the same photos.
         ingest: Contents of report.json from ImageExampleGen.
+        photos: Rows of photos.jsonl from ImageExampleGen.
     """
     train_photos = {breed: counts["train"] for breed, counts in ingest["breeds"].items()}
     decision = decide(
         rules, evaluation.outcomes, champion_evaluation.outcomes, record["breeds"], champion_info, train_photos
     )
-    photos = sorted(row["content_hash"] for row in evaluation.outcomes)
+    new = new_photos(photos, champion_info, evaluation.outcomes, champion_evaluation.outcomes)
+    if new and (fact := describe_new_photos(new)):
+        decision.add_fact(fact)
+    measured_on = sorted(row["content_hash"] for row in evaluation.outcomes)
     return {
         "blessed": decision.outcome == "blessed",
         "outcome": decision.outcome,
@@ -369,8 +375,8 @@ def gate_document(
         "rules": asdict(rules),
         "measured_on": {
             "split": "test",
-            "photos": len(photos),
-            "digest": hashlib.sha256("\n".join(photos).encode()).hexdigest(),
+            "photos": len(measured_on),
+            "digest": hashlib.sha256("\n".join(measured_on).encode()).hexdigest(),
         },
         "candidate": {
             "backbone": record["backbone"]["architecture"],
@@ -381,7 +387,7 @@ def gate_document(
         },
         "champion": champion_info
         and {
-            **{key: value for key, value in champion_info.items() if key != "learned"},
+            **{key: value for key, value in champion_info.items() if key not in ("learned", "tested")},
             **_test_metrics(champion_evaluation),
         },
         "majority": decision.majority,
@@ -389,6 +395,7 @@ def gate_document(
         "power": gate_power(rules.policy, rules.margin, evaluation.outcomes, decision.comparison),
         "not_compared": decision.not_compared,
         "slices": decision.slices,
+        "new_photos": new,
     }
 
 

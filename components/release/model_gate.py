@@ -10,8 +10,8 @@ from tfx.utils import path_utils
 
 from components.artifacts import GateDecision, IngestReport, Metrics
 from components.evaluation_result import read_evaluation_result
-from components.file_names import CHAMPION_FILE, GATE_FILE, INGEST_REPORT_FILE
-from components.json_files import read_json, write_json
+from components.file_names import CHAMPION_FILE, GATE_FILE, INGEST_REPORT_FILE, PHOTOS_FILE
+from components.json_files import read_json, read_json_lines, write_json
 from components.kubeflow_ui import set_metrics
 from components.release.gate_rules import Rules, gate_document
 from serving.model_files import MODEL_RECORD_FILE
@@ -50,6 +50,7 @@ def ModelGate(
         read_json(champion.uri, CHAMPION_FILE),
         read_evaluation_result(champion_evaluation.uri),
         read_json(ingest.uri, INGEST_REPORT_FILE),
+        read_json_lines(ingest.uri, PHOTOS_FILE),
     )
     write_json(decision.uri, GATE_FILE, document)
     decision.set_int_custom_property("refused", int(document["outcome"] == "refused"))

@@ -32,6 +32,7 @@ from serving.model_files import (
     GOLDEN_REQUESTS_FILE,
     LEARNED_PHOTOS_FILE,
     MODEL_RECORD_FILE,
+    TESTED_PHOTOS_FILE,
     TRAIN_STATISTICS_FILE,
 )
 from serving.registry import Registry
@@ -88,6 +89,7 @@ def Pusher(
     - its model card;
     - statistics of its training photos, for drift detection;
     - content hashes of its training photos, so that later candidates are not compared with it on these photos;
+    - content hashes of its test photos, so that later runs know which photos are new;
     - some test photos with the expected predictions (golden requests), for rollout.
 
     Args:
@@ -133,11 +135,12 @@ def Pusher(
                 read_json(evaluation.uri, METRICS_FILE),
                 admission,
             )
-            training_hashes = sorted(row["content_hash"] for row in _learned(photos))
+            tested = (row["content_hash"] for row in photos if row.get("split") == "test")
             return {
                 CARD_FILE: json.dumps(card, indent=1),
                 CARD_PAGE: card_page(card),
-                LEARNED_PHOTOS_FILE: "\n".join(training_hashes),
+                LEARNED_PHOTOS_FILE: "\n".join(sorted(row["content_hash"] for row in _learned(photos))),
+                TESTED_PHOTOS_FILE: "\n".join(sorted(tested)),
                 GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_CHECK_GOLDEN_FILE)),
             }
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from components.evaluation_result import read_evaluation_result
-from components.file_names import CHAMPION_FILE, INGEST_REPORT_FILE
-from components.json_files import read_json
+from components.file_names import CHAMPION_FILE, INGEST_REPORT_FILE, PHOTOS_FILE
+from components.json_files import read_json, read_json_lines
 from components.release.gate_rules import Rules, gate_document
 from pipeline.results.run_history import RunHistory
 from serving.model_files import read_record, with_current_keys
@@ -35,6 +35,7 @@ def replay(workdir: str, run: str | None, changes: dict[str, Any]) -> dict[str, 
         _champion(uris["champion"]),
         read_evaluation_result(uris["champion_evaluation"]),
         read_json(uris["ingest"], INGEST_REPORT_FILE),
+        read_json_lines(uris["ingest"], PHOTOS_FILE),
     )
     return {"run": run, **document}
 

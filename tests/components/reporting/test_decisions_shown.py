@@ -35,6 +35,7 @@ from components.statistical_tests import wilson_interval
 from pipeline.cli import app
 from pipeline.results import report
 from pipeline.settings import load, to_json
+from serving.names import counted
 
 BREEDS = ["Birman", 'Maine <u title="x">Coon</u> & [bold]co', ":cat: | Manx"]
 PHOTOS = 9  # maximum number of test photos of each breed
@@ -130,7 +131,13 @@ class Case:
 
 
 def champions(photos: list[str]) -> st.SearchStrategy[dict | None]:
-    readable = {"version": 1, "unreadable": None, "backbone": "xception", "model_digest": "o" * 64}
+    readable = {
+        "version": 1,
+        "unreadable": None,
+        "backbone": "xception",
+        "model_digest": "o" * 64,
+        "tested": photos[:1],
+    }
     hashes = st.lists(st.sampled_from(photos), unique=True) | st.just(photos) | st.just(photos[1:]) | st.just([])
     return st.one_of(
         st.none(),
@@ -198,7 +205,10 @@ class GateRun:
         tested = {breed: sum(key[0] == str(number) for key in case.candidate) for number, breed in enumerate(BREEDS)}
         breeds = {breed: {"train": counts[breed], "eval": 2, "test": tested[breed]} for breed in BREEDS}
         files = sum(map(sum, (row.values() for row in breeds.values())))
-        write(self.folder, "ingest/report.json", {"breeds": breeds, "files": files, "photos": files, "left_out": []})
+        ingest = {"breeds": breeds, "files": files, "photos": files, "captured": {}, "left_out": []}
+        write(self.folder, "ingest/report.json", ingest)
+        rows = [{"content_hash": key, "split": "test", "breed": BREEDS[int(key[0])]} for key in case.candidate]
+        (self.folder / "ingest" / "photos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         sizes = {split: sum(row[split] for row in breeds.values()) for split in ("train", "eval", "test")}
         comparison = {"breeds": BREEDS, "candidates": [CANDIDATE], "winner": "lite2", "reason": "the only candidate"}
         comparison |= {"price": 0.0, "price_unit": "parameters", "split_sizes": sizes}
@@ -337,6 +347,9 @@ def test_each_decision_follows_from_the_results_and_reports_its_basis(run, case)
     seen = len(set(case.info["learned"]) & set(case.candidate)) if case.comparable else 0
     assert (f"was trained on {seen} of the {photos} test photos" in reasons) == (seen > 0)
     assert gate["comparison"] is None or gate["comparison"]["photos"] == photos - seen
+    known = {*case.info["learned"], *case.info["tested"]} if gate["new_photos"] else set(case.candidate)
+    new = len(set(case.candidate) - known)
+    assert (f"new since version 1: {counted(new, 'photo')} ({new} in test)" in reasons) == (new > 0)
 
 
 def test_all_outputs_show_the_head_and_the_comparison_out_of_fold(run):
