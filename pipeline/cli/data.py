@@ -45,6 +45,9 @@ def sample_data(
         int, typer.Option(help="Skip this many photos of each breed, to generate photos that no run has seen.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed generates the same photos.")] = 0,
+    night: Annotated[
+        bool, typer.Option("--night", help="Photos taken at night, which a model that learned from others finds hard.")
+    ] = False,
     defects: Annotated[
         bool, typer.Option("--defects", help="Add unusable files of every kind that ingestion detects.")
     ] = False,
@@ -54,7 +57,7 @@ def sample_data(
 
     bad = []
     try:
-        paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, offset=offset)
+        paths = write_sample_data(out, breeds=breeds, photos=photos, seed=seed, offset=offset, night=night)
         if defects:
             from components.ingestion.splits import assign_split
             from pipeline.datasets.defective_files import write_defects

@@ -27,6 +27,7 @@ PNG_EVERY = 13  # one photo in this many is a PNG; chosen by number, so that fil
 MAX_TILT = math.radians(25)
 USUAL_COAT = 0.8  # share of photos that show a breed's first coat rather than its rarer one
 MIXED = 0.1  # share of cats with another breed's ears; the same share has another breed's eye colour
+NIGHT = (0.3, 0.36, 0.55)  # brightness of red, green and blue at night, relative to daylight
 SLEEPY, OCCLUDED, BLURRED, FADED = 0.05, 0.15, 0.2, 0.12  # share of photos with each defect
 SQUARED_OFFSETS = np.linspace(-1, 1, 65) ** 2
 # 255 in the middle, 0 at the rim and outside
@@ -447,7 +448,7 @@ def draw_cat(image: Image.Image, breed: Breed, rng: random.Random, noise: np.ran
         draw_occluder(photo, rng)
 
 
-def expose(image: Image.Image, rng: random.Random, noise: np.random.Generator) -> Image.Image:
+def expose(image: Image.Image, rng: random.Random, noise: np.random.Generator, night: bool) -> Image.Image:
     """Apply camera effects: white balance, uneven light, sensor noise, and sometimes blur or faded colour."""
     if rng.random() < BLURRED:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.2)))
@@ -459,17 +460,19 @@ def expose(image: Image.Image, rng: random.Random, noise: np.random.Generator) -
     balance = np.array([1 + warmth, rng.gauss(1, 0.02), 1 - warmth], dtype=np.float32) * exposure
     across = np.linspace(-1, 1, image.width, dtype=np.float32) * rng.gauss(0, 0.13)
     down = np.linspace(-1, 1, image.height, dtype=np.float32) * rng.gauss(0, 0.1)
+    balance *= np.array(NIGHT, dtype=np.float32) if night else 1
     light = 1 + across[None, :, None] + down[:, None, None]
     grain = noise.standard_normal((*pixels.shape[:2], 1), dtype=np.float32) * np.float32(rng.uniform(1, 9))
     return Image.fromarray(np.clip(pixels * balance * light + grain, 0, 255).astype(np.uint8))
 
 
-def draw_photo(breed: Breed, seed: int | str) -> Image.Image:
+def draw_photo(breed: Breed, seed: int | str, night: bool = False) -> Image.Image:
     """Draw one photo of a cat of the breed.
 
     Args:
         breed: Breed of the cat, usually one of BREEDS.
         seed: Seed for everything that varies between photos; the same seed gives the same pixels.
+        night: Whether the photo is taken at night: dark and bluish.
 
     Returns:
         RGB image in portrait, square or landscape format; its longer side is in the range LONG_SIDE.
@@ -480,7 +483,7 @@ def draw_photo(breed: Breed, seed: int | str) -> Image.Image:
     width, height = (long, round(long / aspect)) if aspect >= 1 else (round(long * aspect), long)
     image = draw_background((width * SUPERSAMPLE, height * SUPERSAMPLE), rng)
     draw_cat(image, breed, rng, noise)
-    return expose(image.reduce(SUPERSAMPLE), rng, noise)
+    return expose(image.reduce(SUPERSAMPLE), rng, noise, night)
 
 
 # ---- files ----
@@ -491,9 +494,9 @@ def is_png(number: int) -> bool:
     return number % PNG_EVERY == PNG_EVERY // 2
 
 
-def encode_photo(breed: Breed, number: int, seed: int, stamp: str) -> bytes:
+def encode_photo(breed: Breed, number: int, seed: int, night: bool, stamp: str) -> bytes:
     """Return the file content of photo `number`, with the stamp as a comment."""
-    image, content = draw_photo(breed, f"{seed}/{number}"), io.BytesIO()
+    image, content = draw_photo(breed, f"{seed}/{number}", night), io.BytesIO()
     if is_png(number):
         info = PngImagePlugin.PngInfo()
         info.add_text("Comment", stamp)
@@ -517,6 +520,7 @@ def write_sample_data(
     photos: int = 40,
     seed: int = 0,
     offset: int = 0,
+    night: bool = False,
 ) -> list[Path]:
     """Write photos of synthetic breeds to `out/<Breed Name>/<slug>_<number>.jpg`; a few are `.png`.
 
@@ -529,6 +533,7 @@ def write_sample_data(
         photos: Number of photos per breed, at least 1.
         seed: Random seed; another seed gives other photos of the same breeds.
         offset: Number of photos to skip per breed: the photos are numbered from offset + 1 to offset + photos.
+        night: Whether the photos are taken at night.
 
     Returns:
         Paths of all requested photos, ordered by breed and number, including those that already existed.
@@ -547,11 +552,12 @@ def write_sample_data(
     for breed in BREEDS[:breeds]:
         for number in range(offset + 1, offset + photos + 1):
             path = Path(out) / breed.name / f"{breed.slug}_{number:04d}.{'png' if is_png(number) else 'jpg'}"
-            stamp = f"imaginary cat, seed {seed}, number {number};"  # part of the file, so it must not change
+            # Part of the file, so it must not change.
+            stamp = f"imaginary cat, seed {seed}, number {number}{', night' if night else ''};"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(".part")  # an interrupted write leaves no incomplete photo
-                part.write_bytes(encode_photo(breed, number, seed, stamp))
+                part.write_bytes(encode_photo(breed, number, seed, night, stamp))
                 os.replace(part, path)
             elif not is_stamped(path, stamp):
                 raise FileExistsError(f"{path}: not photo {number} of seed {seed}; use an empty folder")

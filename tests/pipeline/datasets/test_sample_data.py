@@ -133,3 +133,15 @@ def test_an_invalid_argument_is_rejected_by_name(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_sample_data(tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_photos_at_night_are_dark_and_bluish(tmp_path):
+    day = draw_photo(BREEDS[0], "night")
+    night = draw_photo(BREEDS[0], "night", night=True)
+    assert night.size == day.size
+    red, _, blue = np.asarray(night, float).mean(axis=(0, 1)) / np.asarray(day, float).mean(axis=(0, 1))
+    assert red < 0.35
+    assert blue > 1.5 * red
+    write_sample_data(tmp_path, breeds=2, photos=1)
+    with pytest.raises(FileExistsError):
+        write_sample_data(tmp_path, breeds=2, photos=1, night=True)
