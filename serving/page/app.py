@@ -44,6 +44,11 @@ def main() -> None:
     """Render the page."""
     settings = Settings.from_environment(os.environ)
     st.set_page_config(page_title="Which breed is this cat?", page_icon="🐈", layout="wide")
+    if settings.review_captures:
+        from serving.page import review  # imports SciPy, which the other page does not need
+
+        review.main(settings)
+        return
     st.title("Which breed is this cat?", anchor=False)
     photo = photos.choose_photo(photos.find_samples(settings.samples))
     client = _client(settings)

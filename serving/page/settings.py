@@ -24,6 +24,10 @@ class Settings:
     gateway: Annotated[str, "address of the gateway, http://HOST:PORT"] = f"http://localhost:{GATEWAY_PORT}"
     api_key: Annotated[str | None, "API key, if the gateway requires one"] = None
     samples: Annotated[Path | None, "folder of sample photos, with one folder per breed; unset: no samples"] = None
+    review_captures: Annotated[
+        Path | None, "folder of captured photos; with review_photos, the page is for their review; see docs/serving.md"
+    ] = None
+    review_photos: Annotated[Path | None, "photo folder that accepted photos are copied to"] = None
     host: Annotated[str, "address to listen on"] = "0.0.0.0"
     port: Annotated[int, "port to listen on"] = PAGE_PORT
 
@@ -48,6 +52,8 @@ class Settings:
             except ValueError as error:
                 got = "" if name == "api_key" else f" (got {text!r})"
                 raise SettingsError(f"{variable}: {error}{got}") from None
+        if ("review_captures" in values) != ("review_photos" in values):
+            raise SettingsError(f"{PREFIX}REVIEW_CAPTURES and {PREFIX}REVIEW_PHOTOS must be set together")
         return cls(**values)
 
 
@@ -85,6 +91,8 @@ _PARSERS = {
     "host": without_brackets,
     "port": _parse_port,
     "samples": _parse_folder,
+    "review_captures": _parse_folder,
+    "review_photos": _parse_folder,
 }
 
 
