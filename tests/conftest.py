@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import debian as debian_12
-from tests.running import SMALL, Run, run_pipeline
+from tests.running import SMALL, Run, catbreeds, run_pipeline
 
 LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_release")
 
@@ -22,7 +22,7 @@ LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_release")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def group(item: pytest.Item) -> str:
-        return min({"debian", "demo", "small"} & set(item.fixturenames), default=item.path.stem)
+        return min({"debian", "demo", "feedback", "small"} & set(item.fixturenames), default=item.path.stem)
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
@@ -66,6 +66,15 @@ def small(tmp_path_factory, generate_photos) -> Run:
     run = run_pipeline(generate_photos(breeds=3, photos=25), tmp_path_factory.mktemp("small"), *SMALL)
     assert run.process.returncode == 0, run.process.stdout + run.process.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def feedback(tmp_path_factory, generate_photos) -> Run:
+    """A run with the profile `feedback`."""
+    photos, workdir = generate_photos(photos=60), tmp_path_factory.mktemp("feedback")
+    process = catbreeds("run", "--profile", "feedback", "--data", photos, "--workdir", workdir)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return Run(workdir, photos, process)
 
 
 @pytest.fixture(scope="session")

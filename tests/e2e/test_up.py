@@ -16,38 +16,13 @@ from serving.client.gateway import GatewayClient
 from serving.client.grpc import GrpcClient
 from serving.client.rest import RestClient
 from serving.registry import Registry
-from tests import fork_server
 from tests.browser import browser
-from tests.running import CATBREEDS, catbreeds
+from tests.e2e.up import Up
+from tests.running import catbreeds
 from tests.serving.classifier import encoded
-from tests.serving.model_server.servers import DEADLINE, eventually, free_port
+from tests.serving.model_server.servers import DEADLINE, free_port
 
 pytestmark = pytest.mark.slow
-
-FLAGS = ("--page-port", "--gateway-port", "--grpc-port", "--rest-port")
-
-
-class Up:
-    """A running `catbreeds up`."""
-
-    def __init__(self, workdir: Path):
-        self.workdir, self.log = workdir, workdir / "up.log"
-        self.ports = {flag: free_port() for flag in FLAGS}
-        with self.log.open("wb") as log:
-            command = [CATBREEDS, "up", "--workdir", workdir, *self.arguments()]
-            self.process = fork_server.Popen(command, stdout=log, stderr=log)
-        eventually(self.ready)
-        self.page = f"http://127.0.0.1:{self.ports['--page-port']}"
-        self.gateway = f"http://127.0.0.1:{self.ports['--gateway-port']}"
-        self.grpc = f"127.0.0.1:{self.ports['--grpc-port']}"
-        self.rest = f"http://127.0.0.1:{self.ports['--rest-port']}"
-
-    def arguments(self) -> list[object]:
-        return [part for pair in self.ports.items() for part in pair]
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        return "Open http" in self.log.read_text()
 
 
 @pytest.fixture(scope="module")
