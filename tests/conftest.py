@@ -69,12 +69,20 @@ def small(tmp_path_factory, generate_photos) -> Run:
 
 
 @pytest.fixture(scope="session")
-def feedback(tmp_path_factory, generate_photos) -> Run:
-    """A run with the profile `feedback`."""
-    photos, workdir = generate_photos(photos=60), tmp_path_factory.mktemp("feedback")
+def feedback(tmp_path_factory) -> Run:
+    """The first run of notebook 5, which changes this workdir."""
+    workdir = tmp_path_factory.mktemp("feedback")
+    photos = workdir / "photos"
+    catbreeds("sample-data", photos, "--photos", 60)
     process = catbreeds("run", "--profile", "feedback", "--data", photos, "--workdir", workdir)
     assert process.returncode == 0, process.stdout + process.stderr
     return Run(workdir, photos, process)
+
+
+@pytest.fixture(scope="session")
+def feedback_copy(feedback, tmp_path_factory) -> Path:
+    """A copy of the workdir of `feedback` before any test changes it."""
+    return shutil.copytree(feedback.workdir, tmp_path_factory.mktemp("story") / "work")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Photos that users send come back as a better model: captured, reviewed and learned, also after interruptions."""
 
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -25,11 +24,9 @@ SENT, UNSEEN = 20, 15  # photos of each breed
 
 
 @pytest.fixture(scope="module")
-def folder(feedback, tmp_path_factory) -> Path:
-    """A copy of the workdir and the photos of `feedback`, and photos taken at night that users send."""
-    folder = tmp_path_factory.mktemp("story")
-    shutil.copytree(feedback.workdir, folder / "work")
-    shutil.copytree(feedback.photos, folder / "photos")
+def folder(feedback_copy) -> Path:
+    """A workdir with a pushed version, photos taken at night that users send, and photos that no version has seen."""
+    folder = feedback_copy.parent
     for name, photos, offset, *night in (
         ("sent", SENT, 500, "--night"),
         ("unseen_night", UNSEEN, 700, "--night"),
@@ -56,7 +53,7 @@ def kill_when(command: list, condition) -> None:
 
 
 def test_photos_of_users_become_a_better_version(folder):
-    captures, photos, work = folder / "captures", folder / "photos", folder / "work"
+    captures, photos, work = folder / "captures", folder / "work" / "photos", folder / "work"
     variables = {"CATBREEDS_GATEWAY_CAPTURE_FOLDER": str(captures), "CATBREEDS_GATEWAY_CAPTURE_SHARE": "0.5"}
     up = Up(work, **variables)
     stable = GrpcClient(up.grpc, ModelChoice(label="stable"))

@@ -14,7 +14,13 @@ from pipeline.settings import ROOT
 from tests.running import catbreeds
 
 FOLDER = ROOT / "notebooks"
-NAMES = ("01_explore_the_data", "02_compare_backbones", "03_serve_and_query", "04_lineage_and_gate")
+NAMES = (
+    "01_explore_the_data",
+    "02_compare_backbones",
+    "03_serve_and_query",
+    "04_lineage_and_gate",
+    "05_learn_from_user_photos",
+)
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -137,3 +143,15 @@ def test_notebooks_accept_a_run_with_one_backbone(small):
     assert "resnet50 wins, the only candidate" in executed.text
     assert executed.plots == 3
     assert ExecutedNotebook("04_lineage_and_gate", small.workdir).plots == 2
+
+
+@pytest.mark.slow
+def test_feedback_notebook_trains_a_version_that_is_better_at_night(feedback, feedback_copy):
+    executed = ExecutedNotebook("05_learn_from_user_photos", feedback.workdir)
+    executed.assert_no_warnings()
+    assert Registry(feedback.workdir / "serving" / "catbreeds").stable() == 2
+    assert "brightness" in executed.text
+    assert re.search(r"accepted as .* \(train only\)", executed.text)
+    assert re.search(r"version 2 learned from \d{2,3} stored photos", executed.text)
+    (_, day, _, night) = map(int, re.findall(r">(\d+)%<", executed.html))
+    assert executed.photos == 24
