@@ -21,6 +21,8 @@ MODEL_RECORD_FILE = "assets.extra/catbreeds.json"
 LEARNED_PHOTOS_FILE = "assets.extra/learned_photos.txt"
 # Statistics of the photos in the split train, a DatasetFeatureStatisticsList.
 TRAIN_STATISTICS_FILE = "assets.extra/train_statistics.pb"
+# Features of the test photos, one JSON object per line; see `components.photo_features`.
+REFERENCE_PHOTOS_FILE = "assets.extra/reference_photos.jsonl"
 # Photos with their expected predictions.
 GOLDEN_REQUESTS_FILE = "assets.extra/golden.json"
 # TensorFlow Serving requires this name.

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from typing import Any
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
@@ -10,6 +11,7 @@ from tfx.utils import path_utils
 
 from components.artifacts import GateDecision, IngestReport, PushRecord, RetrainDecision, ServingReport
 from components.digests import git_commit
+from components.evaluation_result import read_outcomes
 from components.file_names import (
     GATE_FILE,
     INGEST_REPORT_FILE,
@@ -23,6 +25,7 @@ from components.file_names import (
 from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
+from components.photo_features import FEATURES
 from components.release.model_card import Statements, card_page, model_card
 from components.reporting.report_data import effective_settings
 from serving.model_files import (
@@ -31,6 +34,7 @@ from serving.model_files import (
     GOLDEN_REQUESTS_FILE,
     LEARNED_PHOTOS_FILE,
     MODEL_RECORD_FILE,
+    REFERENCE_PHOTOS_FILE,
     TRAIN_STATISTICS_FILE,
 )
 from serving.registry import Registry
@@ -87,6 +91,7 @@ def Pusher(
     - its model card;
     - statistics of its training photos, for drift detection;
     - content hashes of its training photos, so that later candidates are not compared with it on these photos;
+    - features of the test photos, for the comparison with captured photos;
     - some test photos with the expected predictions (golden requests), for rollout.
 
     Args:
@@ -136,6 +141,7 @@ def Pusher(
                 CARD_FILE: json.dumps(card, indent=1),
                 CARD_PAGE: card_page(card),
                 LEARNED_PHOTOS_FILE: "\n".join(training_hashes),
+                REFERENCE_PHOTOS_FILE: "\n".join(map(_reference_row, read_outcomes(evaluation.uri))),
                 GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_CHECK_GOLDEN_FILE)),
             }
 
@@ -143,3 +149,8 @@ def Pusher(
             version = models.push(local_model, admission, {TRAIN_STATISTICS_FILE: local_statistics}, text_files)
         pushed.set_int_custom_property("version", version)
     write_json(pushed.uri, PUSH_FILE, {"version": version, "already_pushed_as": existing})
+
+
+def _reference_row(outcome: dict[str, Any]) -> str:
+    """Return the line of a test photo in REFERENCE_PHOTOS_FILE."""
+    return json.dumps({name: outcome[name] for name in (*FEATURES, "unfamiliar") if name in outcome})
