@@ -12,6 +12,7 @@ from prometheus_client import (
 )
 
 from serving.client.answers import Answer
+from serving.drift_result import DriftResult
 
 disable_created_metrics()  # a second series per metric, which nothing reads
 # Each bound is 25% above the previous one. The rollout compares the latency of versions at this resolution.
@@ -40,6 +41,10 @@ class Metrics:
             (the photo exceeds the maximum size), or failed (the disk returned an error).
         feedback: Feedback on captured photos by verdict: right, wrong, not_a_cat or unsure. Feedback that replaces
             earlier feedback counts again.
+        drift_ratio: Distance divided by its threshold in the last result of `catbreeds drift`, by version and feature;
+            above 1, the feature has drifted. Absent if there were too few photos.
+        drift_photos: Captured photos in that comparison, by version.
+        drift_time: Time of that comparison, in seconds since the epoch, by version.
         canary_fallbacks: Requests for the canary that the stable version served, because no canary is loaded.
         in_flight: Prediction requests in progress.
     """
@@ -79,8 +84,22 @@ class Metrics:
             "captures_dropped", "Photos that were chosen but not captured.", ["reason"], **common
         )
         self.feedback = Counter("feedback", "Feedback on captured photos.", ["verdict"], **common)
+        self.drift_ratio = Gauge("drift_ratio", "Distance of drift / threshold.", ["version", "feature"], **common)
+        self.drift_photos = Gauge("drift_photos", "Captured photos in the comparison.", ["version"], **common)
+        self.drift_time = Gauge("drift_timestamp_seconds", "Time of the comparison.", ["version"], **common)
         self.canary_fallbacks = Counter("canary_fallbacks", "Requests for the canary that stable served.", **common)
         self.in_flight = Gauge("in_flight", "Prediction requests in progress.", **common)
+
+    def set_drift(self, result: DriftResult | None) -> None:
+        """Replace the result of the last comparison of captured photos with test photos; None removes it."""
+        for gauge in (self.drift_ratio, self.drift_photos, self.drift_time):
+            gauge.clear()
+        if result:
+            version = str(result.version)
+            self.drift_photos.labels(version).set(result.photos)
+            self.drift_time.labels(version).set(result.time)
+            for feature, ratio in result.ratios.items():
+                self.drift_ratio.labels(version, feature).set(ratio)
 
     def count_answers(self, label: str, answers: Sequence[Answer]) -> None:
         """Count the photos of a request by the version that answered.
