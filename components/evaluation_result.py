@@ -13,7 +13,8 @@ class EvaluationResult(NamedTuple):
     Attributes:
         metrics: Metrics overall and for each breed, with confidence intervals; None if there was no model.
         outcomes: One row for each photo, sorted by path: content_hash, breed, predicted, correct, confidence,
-            probability of the true breed; empty if there was no model.
+            probability of the true breed, and the values of the signature `explain` if it was evaluated; empty if there
+            was no model.
     """
 
     metrics: dict[str, Any] | None

@@ -19,10 +19,10 @@ CLIENT_OUTPUTS = ("probabilities", "breeds", "in_set", "unfamiliar")
 MODEL_RECORD_FILE = "assets.extra/catbreeds.json"
 # Content hashes of the photos in the splits train and eval, one per line.
 LEARNED_PHOTOS_FILE = "assets.extra/learned_photos.txt"
-# Content hashes of the photos in the split test, one per line.
-TESTED_PHOTOS_FILE = "assets.extra/tested_photos.txt"
 # Statistics of the photos in the split train, a DatasetFeatureStatisticsList.
 TRAIN_STATISTICS_FILE = "assets.extra/train_statistics.pb"
+# Content hashes and features of the test photos, one JSON object per line; see `components.photo_features`.
+REFERENCE_PHOTOS_FILE = "assets.extra/reference_photos.jsonl"
 # Photos with their expected predictions.
 GOLDEN_REQUESTS_FILE = "assets.extra/golden.json"
 # TensorFlow Serving requires this name.

@@ -24,6 +24,7 @@ from components.evaluation_result import read_outcomes
 from components.file_names import METRICS_FILE, OUTCOMES_FILE
 from components.json_files import read_json, write_json
 from components.kubeflow_ui import set_confusion_matrix, set_metrics
+from components.photo_features import photo_features
 from components.statistical_tests import wilson_interval
 from serving import precision
 from serving.model_files import EXPLAIN_SIGNATURE, MODEL_RECORD_FILE
@@ -197,6 +198,7 @@ def _outcome(extracts: dict[str, Any]) -> dict[str, Any]:
     `confidence` is the probability of the predicted breed; `probability` is that of the true breed (0 if the model has
     no such breed). With the signature `explain`, `in_set` is whether the prediction set contains the true breed,
     `set_size` the number of breeds in it, and `unfamiliar` the flag; they are absent if the model does not return them.
+    The features of `components.photo_features` follow, if the model returns the embedding.
     """
     features, predictions = extracts[tfma.FEATURES_KEY], extracts[tfma.PREDICTIONS_KEY]
     breeds = [name.decode() for name in np.ravel(predictions["breeds"])]
@@ -209,6 +211,12 @@ def _outcome(extracts: dict[str, Any]) -> dict[str, Any]:
         explanation |= {"in_set": breed in prediction_set, "set_size": len(prediction_set)}
     if "unfamiliar" in predictions:
         explanation["unfamiliar"] = bool(np.ravel(predictions["unfamiliar"])[0])
+    if "embedding" in predictions:
+        explanation |= photo_features(
+            np.ravel(features["image_bytes"])[0],
+            np.ravel(predictions["embedding"]),
+            np.ravel(predictions["unfamiliarity"])[0],
+        )
     return {
         "path": np.ravel(features["path"])[0].decode(),
         "content_hash": np.ravel(features["content_hash"])[0].decode(),

@@ -10,9 +10,9 @@ from tfx.types.standard_artifacts import Model
 from tfx.utils import io_utils, path_utils
 
 from components.file_names import CHAMPION_FILE
-from components.json_files import read_json, write_json
+from components.json_files import read_json, read_json_lines, write_json
 from components.stable_version import stable_version
-from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE, TESTED_PHOTOS_FILE
+from serving.model_files import LEARNED_PHOTOS_FILE, MODEL_RECORD_FILE, REFERENCE_PHOTOS_FILE
 from serving.registry import Registry
 
 
@@ -63,13 +63,20 @@ def _describe(models: Registry, version: int, candidate_digest: str) -> dict[str
         missing = {"serving_default", "transform_labels"} - tf.saved_model.load(str(path)).signatures.keys()
         if missing:
             raise ValueError(f"missing signatures: {', '.join(sorted(missing))}")
-        learned, tested = _read_hashes(path / LEARNED_PHOTOS_FILE), _read_hashes(path / TESTED_PHOTOS_FILE)
-        return {**info, "learned": learned or [], "tested": tested, "unreadable": None}
+        return {**info, "learned": _learned_photos(path), "tested": _tested_photos(path), "unreadable": None}
     except Exception as error:  # TensorFlow raises almost any exception for a damaged SavedModel
         first_line = str(error).strip().partition("\n")[0]
         return {"unreadable": f"{path}: {type(error).__name__}: {first_line}"}
 
 
-def _read_hashes(path: Path) -> list[str] | None:
-    """Read the content hashes in a file of a version; None if an earlier release pushed it without the file."""
-    return path.read_text(encoding="utf-8").split() if path.is_file() else None
+def _learned_photos(version: Path) -> list[str]:
+    """Content hashes of the photos that a version learned from; none if an earlier release pushed it."""
+    path = version / LEARNED_PHOTOS_FILE
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+
+def _tested_photos(version: Path) -> list[str] | None:
+    """Content hashes of the photos that a version was tested on; None if an earlier release pushed it."""
+    if not (version / REFERENCE_PHOTOS_FILE).is_file():
+        return None
+    return [row["content_hash"] for row in read_json_lines(str(version), REFERENCE_PHOTOS_FILE)]

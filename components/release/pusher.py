@@ -11,6 +11,7 @@ from tfx.utils import path_utils
 
 from components.artifacts import GateDecision, IngestReport, PushRecord, RetrainDecision, ServingReport
 from components.digests import git_commit
+from components.evaluation_result import read_outcomes
 from components.file_names import (
     GATE_FILE,
     INGEST_REPORT_FILE,
@@ -24,6 +25,7 @@ from components.file_names import (
 from components.ingestion.data_drift import train_statistics
 from components.json_files import read_json, read_json_lines, write_json
 from components.local_copies import local_copy
+from components.photo_features import FEATURES
 from components.release.model_card import Statements, card_page, model_card
 from components.reporting.report_data import effective_settings
 from serving.model_files import (
@@ -32,7 +34,7 @@ from serving.model_files import (
     GOLDEN_REQUESTS_FILE,
     LEARNED_PHOTOS_FILE,
     MODEL_RECORD_FILE,
-    TESTED_PHOTOS_FILE,
+    REFERENCE_PHOTOS_FILE,
     TRAIN_STATISTICS_FILE,
 )
 from serving.registry import Registry
@@ -89,7 +91,8 @@ def Pusher(
     - its model card;
     - statistics of its training photos, for drift detection;
     - content hashes of its training photos, so that later candidates are not compared with it on these photos;
-    - content hashes of its test photos, so that later runs know which photos are new;
+    - features of the test photos, for the comparison with captured photos, and their content hashes, so that later runs
+      know which photos are new;
     - some test photos with the expected predictions (golden requests), for rollout.
 
     Args:
@@ -135,12 +138,11 @@ def Pusher(
                 read_json(evaluation.uri, METRICS_FILE),
                 admission,
             )
-            tested = (row["content_hash"] for row in photos if row.get("split") == "test")
             return {
                 CARD_FILE: json.dumps(card, indent=1),
                 CARD_PAGE: card_page(card),
                 LEARNED_PHOTOS_FILE: "\n".join(sorted(row["content_hash"] for row in _learned(photos))),
-                TESTED_PHOTOS_FILE: "\n".join(sorted(tested)),
+                REFERENCE_PHOTOS_FILE: "\n".join(map(_reference_row, read_outcomes(evaluation.uri))),
                 GOLDEN_REQUESTS_FILE: json.dumps(read_json(serving_report.uri, SERVING_CHECK_GOLDEN_FILE)),
             }
 
@@ -158,3 +160,8 @@ def _learned(photos: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _learned_captures(photos: list[dict[str, Any]]) -> list[str]:
     """IDs of the captures that the model learned from; `catbreeds inbox forget` names the versions that have one."""
     return sorted(row["origin"]["capture"] for row in _learned(photos) if "origin" in row)
+
+
+def _reference_row(outcome: dict[str, Any]) -> str:
+    """Return the line of a test photo in REFERENCE_PHOTOS_FILE."""
+    return json.dumps({name: outcome[name] for name in ("content_hash", *FEATURES, "unfamiliar") if name in outcome})

@@ -4,6 +4,7 @@ import io
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ _MAX_LINEAR_RATIO_OF_TRIALS = 2
 _OUTLIER_FACTOR = 4
 # Marker and colour of each group of trials: by blocks of the head, outliers, the best trial.
 _MARKS = {"last": ("o", _SOFT), "all": ("s", _BLUE), "outlier": ("^", _SOFT), "best": ("D", _ACCENT)}
+# Charts of drift: bins of a number; categories, those with the largest differences.
+_DRIFT_BINS, _DRIFT_CATEGORIES = 20, 12
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -202,6 +205,60 @@ def calibration_curve(bins: list[dict[str, Any]]) -> Markup:
     counts.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     figure.align_ylabels()
     return _svg(figure, "calibration", "Accuracy over confidence on test")
+
+
+@matplotlib.rc_context(STYLE)
+def two_distributions(name: str, title: str, test: Sequence[float], captured: Sequence[float]) -> Markup:
+    """Shares of the values of a number among test photos (grey) and captured photos (orange), in the same bins.
+
+    The outermost bins contain the extreme values of both.
+
+    Args:
+        name: Key that is unique in the page.
+        title: Name of the number.
+        test: Values of the test photos.
+        captured: Values of the captured photos.
+    """
+    pooled = sorted([*test, *captured])
+    low, high = pooled[len(pooled) // 50], pooled[-1 - len(pooled) // 50]
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / _DRIFT_BINS
+    figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
+    axes = figure.subplots()
+    for values, colour, label in ((test, _SOFT, "test photos"), (captured, _ACCENT, "captured photos")):
+        bins = [min(max(int((value - low) / width), 0), _DRIFT_BINS - 1) for value in values]
+        shares = [bins.count(number) / len(bins) for number in range(_DRIFT_BINS)]
+        edges = [low + number * width for number in range(_DRIFT_BINS + 1)]
+        axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35, label=label, gid=f"bars-{label[:4]}")
+    axes.set(xlabel=title, ylabel="share", ylim=(0, None))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return _svg(figure, f"drift-{name}", f"{title} of test photos and captured photos")
+
+
+@matplotlib.rc_context(STYLE)
+def two_shares(name: str, title: str, test: Sequence[Any], captured: Sequence[Any]) -> Markup:
+    """Share of each category among test photos (grey) and captured photos (orange), largest differences first.
+
+    Args:
+        name: Key that is unique in the page.
+        title: Name of the categories.
+        test: Categories of the test photos.
+        captured: Categories of the captured photos.
+    """
+    old, new = Counter(map(str, test)), Counter(map(str, captured))
+    shares = {key: (old[key] / len(test), new[key] / len(captured)) for key in sorted({*old, *new})}
+    shown = sorted(shares, key=lambda key: -abs(shares[key][0] - shares[key][1]))[:_DRIFT_CATEGORIES]
+    figure = Figure(figsize=(_WIDTH, 0.8 + 0.28 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for side, colour, label in ((0, _SOFT, "test photos"), (1, _ACCENT, "captured photos")):
+        positions = [row + 0.36 * side for row in range(len(shown))]
+        axes.barh(positions, [shares[key][side] for key in shown], height=0.34, color=colour, label=label)
+    axes.set_yticks([row + 0.18 for row in range(len(shown))], shown)
+    axes.invert_yaxis()
+    axes.set(xlabel="share")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return _svg(figure, f"drift-{name}", f"{title} of test photos and captured photos")
 
 
 def _cost_limit(costs: list[float], best: float) -> float:

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from pipeline.cli import data, doctor, inbox, kubeflow, models, predict, promote, run, schema, serving
+from pipeline.cli import data, doctor, drift, inbox, kubeflow, models, predict, promote, run, schema, serving
 from pipeline.cli.common import ExitCode, fail, os_error_message
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _group in (data, run, schema, models, doctor, promote, kubeflow, serving, predict, inbox):
+for _group in (data, run, schema, models, doctor, promote, kubeflow, serving, predict, drift, inbox):
     app.add_typer(_group.app)
 
 

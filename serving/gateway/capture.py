@@ -14,6 +14,7 @@ from serving import captures
 from serving.capture_reasons import RANDOM_SHARE, UNCERTAIN
 from serving.captures import Capture, CaptureStore, NoCapture, UnknownBreed
 from serving.client.answers import NOT_A_CAT, UNSURE, Answer
+from serving.drift_result import read_drift_result
 from serving.gateway.metrics import Metrics
 from serving.gateway.problems import Problem
 from serving.gateway.settings import Settings
@@ -95,9 +96,10 @@ class Captures:
         structlog.contextvars.bind_contextvars(capture=await self._run(delete))
 
     async def clean_up_regularly(self) -> None:
-        """Delete expired captures now and every ten minutes, also if no photo is captured. Runs until cancelled."""
+        """Delete expired captures and read the last drift result, now and every ten minutes. Runs until cancelled."""
         while self._store:
             self._thread.submit(self._clean_up, self._settings.capture_max_bytes)
+            self._thread.submit(self._read_drift)
             await asyncio.sleep(_CLEAN_UP_SECONDS)
 
     async def close(self) -> None:
@@ -140,6 +142,13 @@ class Captures:
 
     def _clean_up(self, max_bytes: int) -> None:
         self._used_bytes = self._store.clean_up(max_bytes, self._settings.capture_days)
+
+    def _read_drift(self) -> None:
+        try:
+            self._metrics.set_drift(read_drift_result(self._store.folder))
+        except (OSError, ValueError) as error:
+            self._metrics.set_drift(None)
+            _LOG.error("cannot read the result of catbreeds drift", error=str(error))
 
     async def _run(self, function: Callable[[CaptureStore], Any]) -> Any:
         """Run a function of the store in the thread, after all captures that are pending."""

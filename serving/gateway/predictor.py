@@ -46,13 +46,7 @@ class Predictor:
         self._settings, self._metrics = settings, metrics
         self._routing = Routing(settings)
         stable = self._routing.stable.label or "default"
-        for series in (
-            metrics.model_server_seconds,
-            metrics.model_server_failures,
-            metrics.photos,
-            metrics.ambiguous_photos,
-            metrics.unfamiliar_photos,
-        ):
+        for series in (metrics.model_server_seconds, metrics.model_server_failures):
             series.labels(stable)  # creates the series with the value 0, so that rates include the first request
         self._client = AsyncGrpcClient(settings.model_server)
         self._decoders = ThreadPoolExecutor(settings.decoders, "decoder")
@@ -118,9 +112,7 @@ class Predictor:
             seconds = time.perf_counter() - started
             structlog.contextvars.bind_contextvars(model_server_seconds=round(seconds, 4))
         self._metrics.model_server_seconds.labels(label).observe(seconds)
-        self._metrics.photos.labels(label).inc(len(answers))
-        self._metrics.ambiguous_photos.labels(label).inc(sum(len(row.prediction_set or ()) > 1 for row in answers))
-        self._metrics.unfamiliar_photos.labels(label).inc(sum(bool(row.unfamiliar) for row in answers))
+        self._metrics.count_answers(label, answers)
         return answers
 
     async def close(self) -> None:

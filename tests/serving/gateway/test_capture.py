@@ -17,6 +17,7 @@ from PIL import Image
 from serving.captures import CaptureStore, id_of, new_token
 from serving.client import Answer, Model, NoSuchCapture, Prediction, RequestRejected
 from serving.client.gateway import GatewayClient
+from serving.drift_result import DriftResult, write_drift_result
 from serving.gateway import capture
 from serving.gateway.app import create_app
 from serving.gateway.settings import Settings
@@ -306,6 +307,29 @@ def test_expired_captures_are_deleted_when_the_gateway_starts(start_gateway, mod
     CaptureStore(folder).write(old, PHOTOS[0], answer(), "random")
     start_gateway(model_server.port, capture_folder=folder, capture_share=0, capture_days=8)
     stored(folder, 0)
+
+
+def test_the_last_drift_result_is_exported(model_server, folder, monkeypatch):
+    monkeypatch.setattr(capture, "_CLEAN_UP_SECONDS", 0.05)
+    folder.mkdir()
+    write_drift_result(folder, DriftResult(3, 1796000000.5, 120, {"brightness": 2.5, "width": 0.5}))
+    settings = Settings(model_server=f"localhost:{model_server.port}", capture_folder=str(folder))
+    with TestClient(create_app(settings)) as client:
+
+        def exported() -> set[str]:
+            lines = client.get("/metrics").text.splitlines()
+            prefix = "catbreeds_gateway_drift_"
+            return {line.removeprefix(prefix) for line in lines if line.startswith(prefix)}
+
+        first = {'ratio{feature="brightness",version="3"} 2.5', 'ratio{feature="width",version="3"} 0.5'}
+        first |= {'photos{version="3"} 120.0', 'timestamp_seconds{version="3"} 1.7960000005e+09'}
+        eventually(lambda: exported() == first)
+        # Another version, and too few photos for a comparison.
+        write_drift_result(folder, DriftResult(4, 1796086400, 20, {}))
+        eventually(lambda: exported() == {'photos{version="4"} 20.0', 'timestamp_seconds{version="4"} 1.7960864e+09'})
+        (folder / "drift.json").write_text("{}")
+        eventually(lambda: not exported())
+    assert not list(folder.glob(".drift*"))
 
 
 def test_a_photo_beyond_the_maximum_size_deletes_no_other(start_gateway, model_server, folder):

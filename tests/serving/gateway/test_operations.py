@@ -8,7 +8,7 @@ import subprocess
 import httpx
 import pytest
 
-from tests.serving.classifier import BREEDS
+from tests.serving.classifier import BREEDS, encoded, one_white_quarter, plain
 from tests.serving.gateway.gateways import PHOTOS, PREDICT, problem, start
 from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually, free_port, listening
 
@@ -87,6 +87,27 @@ def test_metrics_count_requests_by_code_and_measure_their_duration(gateway):
     for line in ("decode_seconds_count", 'model_server_seconds_count{label="default"}'):
         assert gateway.metric(f"catbreeds_gateway_{line}") > 0
     assert gateway.metric("catbreeds_gateway_in_flight") == 0
+
+
+def test_metrics_count_photos_by_version_and_predicted_breed(start_gateway, model_server):
+    gateway = start_gateway(model_server.port)
+    photos = [PHOTOS[0], PHOTOS[0], PHOTOS[3], encoded(one_white_quarter()), encoded(plain("white"))]
+    rows = gateway.predict(*photos).json()["photos"]
+    gateway.predict(b"not a photo")
+    labels = 'label="default",version="2"'
+    assert gateway.metric(f"catbreeds_gateway_photos_total{{{labels}}}") == 5
+    ambiguous = sum(len(row["prediction_set"]) > 1 for row in rows)
+    assert gateway.metric(f"catbreeds_gateway_ambiguous_photos_total{{{labels}}}") == ambiguous == 4
+    assert gateway.metric(f"catbreeds_gateway_unfamiliar_photos_total{{{labels}}}") == 1
+    best = [row["predictions"][0] for row in rows]
+    for breed in BREEDS:
+        expected = sum(row["breed"] == breed for row in best)
+        assert gateway.metric(f'catbreeds_gateway_breeds_total{{breed="{breed}",version="2"}}') == expected
+    assert {row["breed"] for row in best} >= {BREEDS[0], BREEDS[3]}
+    low = sum(row["probability"] <= 0.5 for row in best)
+    assert 0 < low < 5
+    assert gateway.metric('catbreeds_gateway_confidence_bucket{le="0.5",version="2"}') == low
+    assert gateway.metric('catbreeds_gateway_confidence_count{version="2"}') == 5
 
 
 def test_browsers_can_send_requests_from_allowed_origins(start_gateway, model_server):

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from serving.drift_result import DriftResult, write_drift_result
 from tests.serving.gateway.gateways import PHOTOS, Gateway
 from tests.serving.k8s.variants import OVERLAYS, Object, Variant, variants
-from tests.serving.model_server.servers import DEADLINE, ModelServer
+from tests.serving.model_server.servers import DEADLINE, ModelServer, eventually
 
 _CONFIG = """
 model_config_list {
@@ -79,14 +80,24 @@ def gateway(variant, server, tmp_path_factory) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="session")
-def scraped(variant, server, gateway) -> dict[str, str]:
+def scraped(variant, server, gateway, tmp_path_factory) -> dict[str, str]:
     """Metrics that Prometheus scrapes from the pods after some requests, by Prometheus job."""
     assert gateway.http.get("/readyz").status_code in (200, 503)
     assert server.predict("catbreeds", 1, image_bytes=[PHOTOS[0]]).result().outputs
+    # This gateway queries version 1, which is loaded, and exports a result of `catbreeds drift`.
+    folder = tmp_path_factory.mktemp("captures")
+    write_drift_result(folder, DriftResult(1, 0, 60, {"width": 0.5}))
+    other = Gateway(folder, server.port, capture_folder=folder)
+    try:
+        assert other.predict(PHOTOS[0]).status_code == 200
+        eventually(lambda: other.metric('catbreeds_gateway_drift_ratio{feature="width",version="1"}'))
+        predicted = other.http.get("/metrics").text
+    finally:
+        other.stop()
     texts = {}
     for name, port in {"model-server": server.rest_port, "gateway": gateway.port}.items():
         (endpoint,) = variant.find("PodMonitor", name)["spec"]["podMetricsEndpoints"]
         response = httpx.get(f"http://localhost:{port}{endpoint['path']}", timeout=DEADLINE)
         assert response.status_code == 200
         texts[f"catbreeds/{name}"] = response.text
-    return texts
+    return texts | {"catbreeds/gateway": texts["catbreeds/gateway"] + predicted}

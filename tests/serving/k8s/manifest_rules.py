@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from serving.gateway.settings import Settings
+from serving.gateway.settings import PREFIX, Settings
 from serving.model_server import flags
 from serving.rollout.kubernetes_fleet import CONFIG_MAP
 from serving.rollout.serving_config import CONFIG_FILE, TRAFFIC_FILE
@@ -23,6 +23,7 @@ Change = Callable[[Variant], None]
 
 # Name and keys of the ConfigMap that the rollout creates, see serving/rollout/kubernetes_fleet.py.
 LIVE_CONFIG = (CONFIG_MAP, {CONFIG_FILE, TRAFFIC_FILE})
+CAPTURE_FOLDER = f"{PREFIX}CAPTURE_FOLDER"
 _CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
 
 
@@ -122,6 +123,8 @@ def _descend(value: Any, steps: list[str]) -> Any:
 
 _POD = "spec/template/spec"
 _CONTAINER = f"{_POD}/containers/0"
+_JOB_POD = "spec/jobTemplate/spec/template/spec"
+_JOB_CONTAINER = f"{_JOB_POD}/containers/0"
 
 
 # --- references
@@ -227,8 +230,8 @@ def ports_refer_to_container_ports(variant: Variant) -> Iterator[str]:
     put("Deployment/model-server", f"{_CONTAINER}/livenessProbe/grpc/port", 8501),
     drop("Deployment/page", f"{_CONTAINER}/startupProbe"),
 )
-def every_container_has_three_probes_on_its_own_ports(variant: Variant) -> Iterator[str]:
-    for name, _, container in variant.containers():
+def every_server_has_three_probes_on_its_own_ports(variant: Variant) -> Iterator[str]:
+    for name, _, container in variant.server_containers():
         ports = _ports(container)
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container.get(kind, {})
@@ -261,7 +264,9 @@ def objects_that_pods_refer_to_exist(variant: Variant) -> Iterator[str]:
         for volume in volumes.values():
             if "persistentVolumeClaim" in volume:
                 claim = variant.find("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
-                if not claim or not variant.find("PersistentVolume", claim["spec"]["volumeName"]):
+                # Without the name of a volume, a StorageClass creates it.
+                named = claim["spec"].get("volumeName") if claim else None
+                if not claim or (named and not variant.find("PersistentVolume", named)):
                     yield f"{name}: no claim or no volume for {volume}"
             elif "configMap" in volume:
                 config = volume["configMap"]
@@ -313,6 +318,7 @@ def everything_is_in_one_namespace(variant: Variant) -> Iterator[str]:
     drop("Deployment/page", f"{_CONTAINER}/resources/limits/memory"),
     drop("Deployment/gateway", f"{_CONTAINER}/resources/requests"),
     put("Deployment/model-server", f"{_CONTAINER}/resources/requests/memory", "1Gi"),
+    drop("CronJob/drift", f"{_JOB_CONTAINER}/resources/limits"),
 )
 def every_container_has_requests_and_limits(variant: Variant) -> Iterator[str]:
     for name, _, container in variant.containers():
@@ -335,6 +341,8 @@ def every_container_has_requests_and_limits(variant: Variant) -> Iterator[str]:
     drop("Deployment/model-server", f"{_POD}/securityContext/seccompProfile"),
     put("Deployment/page", f"{_POD}/hostNetwork", True),
     put("Namespace/catbreeds", "metadata/labels", {"pod-security.kubernetes.io/enforce": "baseline"}),
+    put("CronJob/drift", f"{_JOB_POD}/securityContext/runAsUser", 0),
+    drop("CronJob/drift", f"{_JOB_CONTAINER}/securityContext/readOnlyRootFilesystem"),
 )
 def no_process_can_run_as_root(variant: Variant) -> Iterator[str]:
     for name, spec, container in variant.containers():
@@ -361,8 +369,10 @@ def no_process_can_run_as_root(variant: Variant) -> Iterator[str]:
     put("Deployment/page", f"{_CONTAINER}/volumeMounts/0/mountPath", "/temporary"),
     drop("Deployment/model-server", f"{_CONTAINER}/volumeMounts/0/readOnly"),
     drop("Deployment/page", f"{_POD}/volumes/0/emptyDir/sizeLimit"),
+    drop("CronJob/drift", f"{_JOB_CONTAINER}/volumeMounts/1/readOnly"),
+    add("Deployment/gateway", f"{_CONTAINER}/volumeMounts", {"name": "captures", "mountPath": "/data"}),
 )
-def a_container_can_write_only_to_tmp(variant: Variant) -> Iterator[str]:
+def a_container_can_write_only_to_tmp_and_the_captures(variant: Variant) -> Iterator[str]:
     for name, spec, container in variant.containers():
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         writable = {
@@ -370,12 +380,15 @@ def a_container_can_write_only_to_tmp(variant: Variant) -> Iterator[str]:
             for mount in container["volumeMounts"]
             if not mount.get("readOnly")
         }
+        if writable.get("/captures", {}).get("name") == "captures" and name in ("gateway", "drift"):
+            del writable["/captures"]
         if writable.keys() != {"/tmp"} or not writable["/tmp"].get("emptyDir", {}).get("sizeLimit"):
             yield f"{name}: {writable}"
 
 
 @manifest_rule(
     put("Deployment/page", f"{_POD}/automountServiceAccountToken", True),
+    put("CronJob/drift", f"{_JOB_POD}/automountServiceAccountToken", True),
     put("Role/rollout", "rules/0/verbs", ["*"]),
     drop("Role/rollout", "rules/0/resourceNames"),
     add("Role/rollout", "rules", {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}),
@@ -423,7 +436,7 @@ def nothing_is_reachable_from_outside_unless_an_overlay_enables_it(variant: Vari
         if service["spec"].get("type", "ClusterIP") != "ClusterIP" or service["spec"].get("externalIPs"):
             yield f"Service {service['metadata']['name']}"
     for name, _, container in variant.containers():
-        if any("hostPort" in port for port in container["ports"]):
+        if any("hostPort" in port for port in container.get("ports", [])):
             yield f"{name} has a host port"
     if variant.of_kind("Gateway", "Ingress") and not variant.name.startswith("gke+"):
         yield "a load balancer that no overlay enabled"
@@ -436,7 +449,7 @@ def nothing_is_reachable_from_outside_unless_an_overlay_enables_it(variant: Vari
     put("HealthCheckPolicy/page", "spec/targetRef/name", "gateway"),
 )
 def load_balancer_health_checks_use_the_path_of_the_readiness_probe(variant: Variant) -> Iterator[str]:
-    paths = {name: container["readinessProbe"]["httpGet"]["path"] for name, _, container in variant.containers()}
+    paths = {name: container["readinessProbe"]["httpGet"]["path"] for name, _, container in variant.server_containers()}
     policies = variant.of_kind("HealthCheckPolicy")
     for policy in policies:
         name, check = policy["spec"]["targetRef"]["name"], policy["spec"]["default"]["config"]["httpHealthCheck"]
@@ -504,13 +517,42 @@ def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
 
 
 @manifest_rule(
+    put("Deployment/gateway", f"{_CONTAINER}/env/0", {"name": CAPTURE_FOLDER, "value": "/tmp/captures"}),
+    put("CronJob/drift", f"{_JOB_CONTAINER}/env/0/value", "/tmp"),
+    put("PersistentVolumeClaim/captures", "spec/resources/requests/storage", "4Gi"),
+    drop("Deployment/gateway", f"{_POD}/securityContext/fsGroup"),
+    put("CronJob/drift", f"{_JOB_CONTAINER}/volumeMounts/1/mountPath", "/models"),
+)
+def captures_are_written_to_a_volume_that_is_larger_than_their_maximum_size(variant: Variant) -> Iterator[str]:
+    claim = variant.find("PersistentVolumeClaim", "captures")
+    if not claim:
+        return
+    for name, spec, container in variant.containers():
+        if name in ("gateway", "drift"):
+            folders = [entry["value"] for entry in container["env"] if entry["name"] == CAPTURE_FOLDER]
+            if folders != ["/captures"]:
+                yield f"{name}: captures in {folders}"
+            if spec["securityContext"].get("fsGroup") != spec["securityContext"]["runAsGroup"]:
+                yield f"{name}: its group cannot write to the volume"
+        if name == "gateway":
+            (maximum,) = [int(e["value"]) for e in container["env"] if e["name"] == f"{PREFIX}CAPTURE_MAX_BYTES"]
+            number, unit = re.fullmatch("([0-9]+)(Gi|Ti)", claim["spec"]["resources"]["requests"]["storage"]).groups()
+            if int(number) * {"Gi": 2**30, "Ti": 2**40}[unit] < 2 * maximum:
+                yield f"{maximum} bytes of captures on {claim['spec']['resources']}"
+        if name == "drift":
+            workdir = re.search(r"--workdir (\S+)", container["command"][-1])[1]
+            if f"{workdir}/serving" not in [mount["mountPath"] for mount in container["volumeMounts"]]:
+                yield f"the workdir {workdir} has no models"
+
+
+@manifest_rule(
     put("PodDisruptionBudget/model-server", "spec/maxUnavailable", 0),
     put("PodDisruptionBudget/model-server", "spec", {"minAvailable": 1}),
     drop("PodDisruptionBudget/gateway", "spec/unhealthyPodEvictionPolicy"),
     drop("PodDisruptionBudget/page"),
 )
 def a_drain_is_never_blocked(variant: Variant) -> Iterator[str]:
-    for name, _ in variant.pods():
+    for name, _ in variant.servers():
         budget = variant.find("PodDisruptionBudget", name)
         spec = budget["spec"] if budget else {}
         # An absolute number: a percentage of one replica may round to zero.
@@ -527,7 +569,7 @@ def a_drain_is_never_blocked(variant: Variant) -> Iterator[str]:
     drop("Deployment/gateway", f"{_CONTAINER}/lifecycle"),
 )
 def clients_leave_a_terminating_pod_before_it_stops(variant: Variant) -> Iterator[str]:
-    for name, spec, container in variant.containers():
+    for name, spec, container in variant.server_containers():
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         if not 5 <= sleep < spec["terminationGracePeriodSeconds"]:
             yield f"{name}: sleeps {sleep} s of {spec['terminationGracePeriodSeconds']} s"
@@ -545,7 +587,7 @@ def clients_leave_a_terminating_pod_before_it_stops(variant: Variant) -> Iterato
     put("Deployment/gateway", f"{_CONTAINER}/startupProbe/periodSeconds", 0.1),
 )
 def a_slow_start_does_not_fail_the_deployment(variant: Variant) -> Iterator[str]:
-    for name, _, container in variant.containers():
+    for name, _, container in variant.server_containers():
         probe = container["startupProbe"]
         startup_limit = probe["periodSeconds"] * probe["failureThreshold"]
         deadline = variant.find("Deployment", name)["spec"].get("progressDeadlineSeconds", 600)
@@ -583,6 +625,7 @@ def a_deploy_does_not_reset_the_number_of_replicas(variant: Variant) -> Iterator
     put("NetworkPolicy/scraping", "spec/ingress/0/from", [{"namespaceSelector": {}}]),
     drop("NetworkPolicy/rollout"),
     drop("NetworkPolicy/rollout", "spec/ingress/0/from/0/podSelector"),
+    put("NetworkPolicy/bucket", "spec/podSelector", {"matchLabels": {"app.kubernetes.io/name": "drift"}}),
 )
 def the_network_policies_allow_only_the_expected_connections(variant: Variant) -> Iterator[str]:
     expected = {
@@ -598,7 +641,8 @@ def the_network_policies_allow_only_the_expected_connections(variant: Variant) -
     if variant.of_kind("HTTPRoute"):
         expected |= {(source, *target) for source in _CALLERS for target in (("page", 8080), ("gateway", 8000))}
     if variant.name.startswith("gke"):
-        expected |= {("model-server", "dns", 53), ("model-server", "internet", 443), ("model-server", "metadata", 80)}
+        for name in ("model-server", *(("drift",) if variant.of_kind("CronJob") else ())):
+            expected |= {(name, "dns", 53), (name, "internet", 443), (name, "metadata", 80)}
     allowed = set(_connections(variant))
     if allowed != expected:
         yield f"unexpected: {sorted(allowed - expected)}; missing: {sorted(expected - allowed)}"

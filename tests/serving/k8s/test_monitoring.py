@@ -141,6 +141,8 @@ _GATEWAY = 'job="catbreeds/gateway", pod="gateway-0"'
 _PREDICT = f'{_GATEWAY}, route="/v1/breeds:predict"'
 _REQUESTS, _SECONDS = "catbreeds_gateway_requests_total", "catbreeds_gateway_request_seconds_bucket"
 _LOADS, _MODEL_REQUESTS = ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:serving:request_count"
+_RATIO = "catbreeds_gateway_drift_ratio"
+_DRIFT = 'job="catbreeds/gateway", version="3", feature="brightness"'
 _HEALTHY = {
     f"up{{{_GATEWAY}}}": "1x60",
     f"up{{{_MODEL_SERVER}}}": "1x60",
@@ -152,10 +154,11 @@ _HEALTHY = {
     f'{_SECONDS}{{{_PREDICT}, le="+Inf"}}': "0+901x60",
     f'{_MODEL_REQUESTS}{{{_MODEL_SERVER}, status="OK"}}': "0+600x60",
     f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/1", status="success"}}': "1x60",
+    f'{_RATIO}{{{_DRIFT}, pod="gateway-0"}}': "0.9x60",
 }
 _SCENARIOS = {
     "healthy": ({}, "30m", set()),
-    "no traffic": ({name: "7x60" for name in _HEALTHY if not name.startswith("up")}, "30m", set()),
+    "no traffic": ({name: "7x60" for name in _HEALTHY if not name.startswith(("up", _RATIO))}, "30m", set()),
     # A failed readiness probe is not a failed prediction request.
     "probes fail": ({f'{_REQUESTS}{{{_GATEWAY}, route="/readyz", code="503"}}': "0+200x60"}, "15m", set()),
     "no gateway": ({f"up{{{_GATEWAY}}}": "1x10 _x50"}, "20m", {"CatbreedsGatewayDown"}),
@@ -198,6 +201,16 @@ _SCENARIOS = {
         {f'{_LOADS}{{{_MODEL_SERVER}, model_path="/models/catbreeds/2", status="fail"}}': "3x40 4x20"},
         "45m",
         {"CatbreedsModelNotLoaded"},
+    ),
+    "the photos have drifted": (
+        {f'{_RATIO}{{{_DRIFT}, pod="gateway-{pod}"}}': "_x10 1.1x50" for pod in (0, 1)},
+        "30m",
+        {"CatbreedsTrafficDrift"},
+    ),
+    "a later comparison finds no drift": (
+        {f'{_RATIO}{{{_DRIFT}, pod="gateway-0"}}': "2x30 0.8x30"},
+        "40m",
+        set(),
     ),
 }
 

@@ -44,14 +44,28 @@ class Variant:
     def find(self, kind: str, name: str) -> Object | None:
         return next((object_ for object_ in self.of_kind(kind) if object_["metadata"]["name"] == name), None)
 
-    def pods(self) -> Iterator[tuple[str, Object]]:
+    def servers(self) -> Iterator[tuple[str, Object]]:
         """Yield the name and the pod template of each Deployment."""
         for deployment in self.of_kind("Deployment"):
             yield deployment["metadata"]["name"], deployment["spec"]["template"]
 
+    def pods(self) -> Iterator[tuple[str, Object]]:
+        """Yield the name and the pod template of each Deployment and CronJob."""
+        yield from self.servers()
+        for job in self.of_kind("CronJob"):
+            yield job["metadata"]["name"], job["spec"]["jobTemplate"]["spec"]["template"]
+
+    def server_containers(self) -> Iterator[tuple[str, Object, Object]]:
+        """Yield each container of a Deployment, with the name of the Deployment and the pod spec."""
+        yield from self._containers(self.servers())
+
     def containers(self) -> Iterator[tuple[str, Object, Object]]:
-        """Yield each container, with the name of its Deployment and the pod spec."""
-        for name, template in self.pods():
+        """Yield each container, with the name of its Deployment or CronJob and the pod spec."""
+        yield from self._containers(self.pods())
+
+    @staticmethod
+    def _containers(pods: Iterator[tuple[str, Object]]) -> Iterator[tuple[str, Object, Object]]:
+        for name, template in pods:
             for container in template["spec"].get("initContainers", []) + template["spec"]["containers"]:
                 yield name, template["spec"], container
 
@@ -68,10 +82,14 @@ def optional_components(overlay: str) -> list[str]:
     return _OPTIONAL_COMPONENT.findall(_kustomization(overlay))
 
 
+def combinations(names: list[str]) -> list[tuple[str, ...]]:
+    """Return no component, each one, each pair, and all: two components that do not fit together are a pair."""
+    smaller = [chosen for count in range(3) for chosen in itertools.combinations(names, count)]
+    return [*smaller, tuple(names)]
+
+
 def variants(overlay: str, folder: Path) -> list[Variant]:
-    """Render an overlay with each combination of its optional components, from copies in `folder`."""
-    names = optional_components(overlay)
-    combinations = [chosen for count in range(len(names) + 1) for chosen in itertools.combinations(names, count)]
+    """Render an overlay with the `combinations` of its optional components, from copies in `folder`."""
 
     def variant(chosen: tuple[str, ...]) -> Variant:
         label = "+".join([overlay, *(Path(name).name for name in chosen)])
@@ -85,7 +103,7 @@ def variants(overlay: str, folder: Path) -> list[Variant]:
         return Variant(label, [namespace, *render(copy / "overlays" / overlay)])
 
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(variant, combinations))
+        return list(pool.map(variant, combinations(optional_components(overlay))))
 
 
 def _kustomization(overlay: str) -> str:
