@@ -34,7 +34,6 @@ from serving.names import counted, printable
 from serving.registry import Registry, RegistryError
 
 if TYPE_CHECKING:  # slow to import; `--help` works without them
-    from serving.capture_reasons import 
     from serving.captures import Capture
 
 app = typer.Typer()
@@ -178,7 +177,8 @@ def _write_result(folder: Path, result: dict[str, Any], now: datetime.datetime) 
 
 def _random_share(folder: Path, since: datetime.datetime) -> "list[Capture]":
     """Return the captures of the random share since a time, oldest first."""
-    from serving.captures import RANDOM_SHARE, CaptureStore
+    from serving.capture_reasons import RANDOM_SHARE
+    from serving.captures import CaptureStore
 
     rows = [capture for capture in CaptureStore(folder).read_all() if capture.reason == RANDOM_SHARE]
     rows = [capture for capture in rows if datetime.datetime.fromisoformat(capture.time) >= since]
