@@ -9,10 +9,10 @@ VERDICT_FILE = "verdict.json"
 RETRAIN_FILE = "retrain.json"
 # Backbone, in its SavedModel.
 BACKBONE_RECORD_FILE = "assets.extra/backbone.json"
-# Tuner, `tuner_results`: one row for each trial. TFX requires this name.
+# Tuner, `tuner_results`: one row for each trial; an event file for each, in a sub-folder. TFX requires this name.
 TUNER_RESULTS_FILE = "tuner_results.json"
 # Trainer, `model_run`: seconds, epochs, best_epoch, history of a network, iterations of a logistic regression; one row
-# for each photo of train and eval, predicted by a head that was fitted without it.
+# for each photo of train and eval, predicted by a head that was fitted without it; event files.
 TRAINING_FILE = "training.json"
 OUT_OF_FOLD_FILE = "out_of_fold.jsonl"
 # Evaluator, `evaluation`: metrics overall and by breed; one row for each photo.

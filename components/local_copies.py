@@ -37,7 +37,7 @@ def local_copy(uri: str) -> Iterator[str]:
 def local_output(uri: str) -> Iterator[str]:
     """Yield a local folder for the contents of the folder `uri`: `uri` itself, or a temporary folder if it is remote.
 
-    If the block ends without an error, the temporary folder is copied to `uri`.
+    If the block ends without an error, the temporary folder replaces the folder `uri`.
     """
     if not is_remote(uri):
         yield uri

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform, Tuner
+from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.experimental.conditionals.conditional import Cond
 from tfx.orchestration.pipeline import Pipeline
@@ -26,6 +26,7 @@ from components.candidates.embedding_gen import EmbeddingGen
 from components.candidates.embedding_join import EmbeddingJoin
 from components.candidates.evaluator import Evaluator
 from components.candidates.retrain_gate import RetrainGate
+from components.candidates.tuner import Tuner
 from components.ingestion.data_gate import DataGate
 from components.ingestion.image_example_gen import ImageExampleGen
 from components.ingestion.import_schema_gen import ImportSchemaGen
@@ -292,10 +293,11 @@ def _branch(
     tuner = Tuner(
         tuner_fn="pipeline.modules.tuning.tuner_fn",
         custom_config={
+            "candidate": name,
             "tuner": settings.tuner.model_dump(mode="json"),
             "batch_size": settings.trainer.batch_size,
             "seed": settings.seed,
-            "code_digest": context.code_digest("pipeline.modules.tuning"),
+            "code_digest": context.code_digest("components.candidates.tuner", "pipeline.modules.tuning"),
         },
         **training_inputs,
     )
@@ -303,6 +305,7 @@ def _branch(
         run_fn="pipeline.modules.training.run_fn",
         hyperparameters=tuner.outputs["best_hyperparameters"],
         custom_config={
+            "candidate": name,
             "trainer": settings.trainer.model_dump(mode="json"),
             "explain": settings.explain.model_dump(mode="json"),
             "seed": settings.seed,

@@ -58,7 +58,9 @@ class ArtifactUris(NamedTuple):
     trials: dict[str, str]
 
 
-def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settings: dict[str, Any]) -> dict[str, Any]:
+def load_documents(
+    uris: ArtifactUris, registry: str | Path, run_id: str, settings: dict[str, Any], logdir: str | None = None
+) -> dict[str, Any]:
     """Load the documents of a run that `components.reporting.report_page` renders.
 
     Args:
@@ -66,6 +68,7 @@ def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settin
         registry: Base path of the pushed models.
         run_id: ID of the run.
         settings: Settings of the run.
+        logdir: Folder of the artifacts, for TensorBoard; None if it is not on the machine that shows the report.
     """
     gate = read_json(uris.decision, GATE_FILE)
     push = read_json(uris.pushed, PUSH_FILE)
@@ -94,6 +97,7 @@ def load_documents(uris: ArtifactUris, registry: str | Path, run_id: str, settin
         "model_record": read_json(f"{uris.winner}/Format-Serving", MODEL_RECORD_FILE),
         "random_weights": has_random_weights(comparison),
         "settings": settings,
+        "logdir": logdir,
         "commit": git_commit(),
         "versions": {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES},
     }

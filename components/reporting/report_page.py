@@ -60,6 +60,7 @@ def report_page(documents: dict[str, Any]) -> str:
         **documents | {"settings": yaml.safe_dump(settings, sort_keys=False)},
         data_source=settings["data"],
         workdir=shlex.quote(settings["workdir"]),
+        tensorboard=documents["logdir"] and f"tensorboard --logdir {shlex.quote(documents['logdir'])}",
         stable=gate["serving"].get(STABLE),
         **_selection(documents["comparison"]),
         policy=_POLICIES[gate["rules"]["policy"]].format(**gate["rules"]),

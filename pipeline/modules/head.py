@@ -297,6 +297,20 @@ def one_element_dataset(records: Records) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors((records.embeddings, records.labels)).with_options(options)
 
 
+def eval_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Cross-entropy and accuracy on eval, with Keras's names.
+
+    Args:
+        labels: Indices of the true breeds, int64 [n].
+        probabilities: Predictions, float [n, breeds].
+    """
+    of_true_breed = probabilities[np.arange(len(labels)), labels].astype(float)
+    return {
+        "val_loss": float(-np.log(np.maximum(of_true_breed, np.finfo(float).eps)).mean()),
+        "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
+    }
+
+
 def make_deterministic(seed: int) -> None:
     """Set all random seeds and deterministic ops, so that equal inputs give equal models.
 

@@ -15,14 +15,17 @@ from components.digests import code_digest, json_digest
 from components.file_names import OUT_OF_FOLD_FILE, TRAINING_FILE
 from components.json_files import write_json, write_json_lines
 from components.keras_config import keras
+from components.local_copies import local_output
 from pipeline.modules import logistic_regression
 from pipeline.modules.candidate_model import CandidateModel
 from pipeline.modules.cross_validation import FOLDS, out_of_fold_rows
+from pipeline.modules.event_files import learning_curves, write_head
 from pipeline.modules.explanation import Explainer
 from pipeline.modules.head import (
     Records,
     ReusableHead,
     build_head,
+    eval_metrics,
     hyperparameters_of,
     make_deterministic,
     one_element_dataset,
@@ -48,7 +51,10 @@ class Fit(NamedTuple):
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Entry point of TFX's Trainer. `fn_args.custom_config` has the keys trainer, explain, seed and modules."""
+    """Entry point of TFX's Trainer.
+
+    `fn_args.custom_config` has the keys candidate, trainer, explain, seed and modules.
+    """
     config = fn_args.custom_config
     started = time.monotonic()
     transform = tft.TFTransformOutput(fn_args.transform_output)
@@ -69,12 +75,13 @@ def run_fn(fn_args: FnArgs) -> None:
         refitter(train.embedding_sizes, len(breeds), hyperparameters, settings["batch_size"], fit.epochs, seed),
     )
 
+    probabilities = fit.head(evaluation.embeddings, training=False).numpy()
     explainer = Explainer(
         train.embeddings,
         train.labels,
         evaluation.embeddings,
         evaluation.labels,
-        fit.head(evaluation.embeddings, training=False).numpy(),
+        probabilities,
         config["explain"]["level"],
     )
     record = {
@@ -89,8 +96,15 @@ def run_fn(fn_args: FnArgs) -> None:
     }
     model = CandidateModel(transform, fit.head, train.embedding_sizes, breeds, explainer)
     model.save(fn_args.serving_model_dir, record)
-    write_json(fn_args.model_run_dir, TRAINING_FILE, {"seconds": training_seconds, **fit.training})
-    write_json_lines(fn_args.model_run_dir, OUT_OF_FOLD_FILE, out_of_fold)
+    with local_output(fn_args.model_run_dir) as folder:
+        write_json(folder, TRAINING_FILE, {"seconds": training_seconds, **fit.training})
+        write_json_lines(folder, OUT_OF_FOLD_FILE, out_of_fold)
+        write_head(
+            folder,
+            {"candidate": config["candidate"], **hyperparameters},
+            eval_metrics(evaluation.labels, probabilities) | {"seconds": training_seconds},
+            learning_curves(fit.training["history"]),
+        )
 
 
 def fit_head(

@@ -5,6 +5,7 @@ Linear heads are solved as logistic regressions. Networks are searched with Hype
 
 import functools
 import gc
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +17,19 @@ import tensorflow_transform as tft
 from keras_tuner.errors import FatalError
 from keras_tuner.src.engine.trial import Trial, TrialStatus
 from keras_tuner.src.tuners.hyperband import HyperbandOracle
-from sklearn.metrics import log_loss
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from components import progress
 from components.candidates.embedding_features import feature_depth
-from components.candidates.trial_metrics import TRIAL_SECONDS
+from components.candidates.trial_metrics import TRIAL_EPOCHS, TRIAL_INITIAL_EPOCH, TRIAL_SECONDS
 from components.keras_config import keras
 from pipeline.modules import logistic_regression
+from pipeline.modules.event_files import learning_curves, write_head
 from pipeline.modules.head import (
     Records,
     ReusableHead,
+    eval_metrics,
     hyperparameters_of,
     make_deterministic,
     one_element_dataset,
@@ -128,16 +130,15 @@ def solved_heads(train: Records, evaluation: Records, breeds: int, space: dict) 
         seconds = (time.monotonic() - started) / len(problems)
         for problem, solution in zip(problems, solutions, strict=True):
             probabilities = solution.probabilities(evaluation.embeddings[:, :used])
-            scores = {
-                "val_loss": log_loss(evaluation.labels, probabilities, labels=range(breeds)),
-                "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == evaluation.labels)),
-            }
+            scores = eval_metrics(evaluation.labels, probabilities)
             hp = kt.HyperParameters()
             hp.Fixed("kind", "logistic_regression")
             hp.Fixed("blocks", blocks)
             hp.Fixed("l2", problem.penalty)
             trial = Trial(hp, f"{blocks}-{problem.penalty:g}", TrialStatus.COMPLETED)
             trial.score = scores[space["objective"]]
+            for name, value in scores.items():
+                trial.metrics.update(name, value)
             trial.hyperparameters.values[TRIAL_SECONDS] = seconds
             yield trial
 
@@ -189,22 +190,23 @@ class HeadSearch(kt.Hyperband):
         solved = len(space["blocks"]) * len(space["l2"]) if "logistic_regression" in self._kinds else 0
         networks = _number_of_trials(self.oracle) if "network" in self._kinds else 0
         self._counter = progress.Counter("trials", solved + networks)
-        self._seconds = {}
+        self._seconds, self._histories = {}, {}
         # TFX requests the best `max_trials` trials; Hyperband sets it to None.
         self.oracle.max_trials = solved + networks
 
     def run_trial(self, trial, *args, **kwargs):
-        """Run one trial and record its duration.
+        """Run one trial and record its duration and its learning curve.
 
         Raises:
             TrialError: If the trial fails. The search ends; Keras Tuner would continue and hide the cause.
         """
         started = time.monotonic()
         try:
-            result = super().run_trial(trial, *args, **kwargs)
+            result = (history,) = super().run_trial(trial, *args, **kwargs)
         except Exception as error:
             raise TrialError(f"{_describe_trial(trial)} failed: {type(error).__name__}: {error}") from error
         self._seconds[trial.trial_id] = time.monotonic() - started
+        self._histories[trial.trial_id] = history.history
         self._counter.add()
         return result
 
@@ -254,6 +256,28 @@ class HeadSearch(kt.Hyperband):
             self._raise_if_failed(None)
         for trial_id, trial in self.oracle.trials.items():
             trial.hyperparameters.values[TRIAL_SECONDS] = self._seconds[trial_id]
+
+    def write_event_files(self, folder: str, candidate: str) -> None:
+        """Write an event file of each completed trial to a sub-folder of `folder`, after the search.
+
+        Args:
+            folder: Local folder.
+            candidate: Name of the candidate whose heads were searched.
+        """
+        for trial in self.oracle.get_best_trials(self.oracle.max_trials):
+            values, history = trial.hyperparameters.values, self._histories.get(trial.trial_id)
+            hyperparameters = {"candidate": candidate, **hyperparameters_of(trial.hyperparameters)}
+            metrics = {name: trial.metrics.get_last_value(name) for name in ("val_loss", "val_accuracy")}
+            if history:
+                hyperparameters["epochs"] = values[TRIAL_EPOCHS]
+            write_head(
+                os.path.join(folder, f"{values['kind']}-{trial.trial_id}"),
+                hyperparameters,
+                metrics | {"seconds": values[TRIAL_SECONDS]},
+                # One file for each trial, because clusters copy each file of an artifact separately.
+                {"": learning_curves(history)["validation"]} if history else {},
+                first_epoch=values.get(TRIAL_INITIAL_EPOCH, 0) + 1,
+            )
 
     def _raise_if_failed(self, cause: Exception | None) -> None:
         """Raise a TrialError if the objective of any trial is NaN; Keras Tuner reports only the number of trials."""

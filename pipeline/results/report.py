@@ -99,7 +99,8 @@ def collect(runs: dict[str, "NodeRun"], settings: Settings, run_id: str) -> dict
         training=uris("Trainer", "model_run"),
         trials=uris("Tuner", "tuner_results"),
     )
-    return load_documents(artifact_uris, settings.registry, run_id, settings.model_dump(mode="json"))
+    logdir = str(Path(settings.workdir) / "artifacts")
+    return load_documents(artifact_uris, settings.registry, run_id, settings.model_dump(mode="json"), logdir)
 
 
 def write(folder: Path, documents: dict[str, Any]) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tfx.components.evaluator import constants
+from tfx.dsl.components.base.base_executor import BaseExecutor
 from tfx.dsl.io import filesystem_registry
 from tfx.dsl.io.plugins.local import LocalFilesystem
 from tfx.types import artifact_utils
@@ -16,16 +17,18 @@ from tfx.types.standard_artifacts import (
     ExampleAnomalies,
     Examples,
     ExampleStatistics,
+    HyperParameters,
     Model,
     ModelBlessing,
     ModelEvaluation,
     ModelRun,
     Schema,
+    TransformGraph,
     TunerResults,
 )
 
 from components import artifacts
-from components.candidates import backbone_selector
+from components.candidates import backbone_selector, tuner
 from components.candidates.backbone import find_weights
 from components.candidates.retrain_gate import RetrainGate
 from components.digests import file_digest
@@ -271,7 +274,32 @@ def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_repo
     )
     text = (remote.bucket / summary.uri.removeprefix(SCHEME)).read_text()
     assert "Passed: pushed as version 2." in text
-    assert (remote.bucket / page.uri.removeprefix(SCHEME)).stat().st_size > 10_000
+    report_page = (remote.bucket / page.uri.removeprefix(SCHEME)).read_text()
+    assert "Learning curves" in report_page or "Final training" in report_page
+    assert "tensorboard --logdir" not in report_page  # its reader has other artifacts in the workdir, or none
+
+
+def test_a_search_writes_its_results_and_an_event_file_of_each_trial_to_a_bucket(small, remote, tmp_path):
+    space = load("demo", (*small.settings, "tuner.kinds=[logistic_regression]")).tuner.model_dump(mode="json")
+    outputs = {"best_hyperparameters": remote.output(HyperParameters), "tuner_results": remote.output(TunerResults)}
+    examples, graph = Examples(), TransformGraph()
+    examples.uri = str(small.artifact("EmbeddingGen-resnet50", "embeddings"))
+    examples.split_names = artifact_utils.encode_split_names(["train", "eval"])
+    graph.uri = str(small.artifact("Transform-resnet50", "transform_graph"))
+    tuner.Executor(BaseExecutor.Context(tmp_dir=str(tmp_path), unique_id="1")).Do(
+        {"examples": [examples], "transform_graph": [graph]},
+        {key: [artifact] for key, artifact in outputs.items()},
+        {
+            "tuner_fn": "pipeline.modules.tuning.tuner_fn",
+            "train_args": "{}",
+            "eval_args": "{}",
+            "custom_config": json.dumps({"candidate": "resnet50", "tuner": space, "batch_size": 16, "seed": 0}),
+        },
+    )
+    folder = remote.bucket / outputs["tuner_results"].uri.removeprefix(SCHEME)
+    trials = {f"{row['kind']}-{row['trial_id']}" for row in json.loads((folder / "tuner_results.json").read_text())}
+    assert len(trials) == len(space["blocks"]) * len(space["l2"])
+    assert {file.parent.name for file in folder.glob("*/events.out.tfevents.*") if file.stat().st_size} == trials
 
 
 def test_weights_in_a_bucket_are_found(bucket, tmp_path):

@@ -107,6 +107,8 @@ def test_a_change_of_a_backbone_from_a_file_changes_only_its_parameters(paramete
         ("components.candidates.embedding_join", in_each_branch("Trainer")),
         ("components.candidates.served_model", {"BackboneSelector", *in_each_branch("Trainer")}),
         ("pipeline.modules.tuning", in_each_branch("Tuner")),
+        ("components.candidates.tuner", in_each_branch("Tuner")),
+        ("pipeline.modules.event_files", in_each_branch("Tuner", "Trainer")),
         ("pipeline.modules.head", in_each_branch("Tuner", "Trainer")),
         ("serving.photo_normalization", {"ImageExampleGen", "ServingCheck"}),
     ],

@@ -204,6 +204,7 @@ def documents() -> dict:
         },
         "random_weights": False,
         "settings": {"data": "photos of cats", "workdir": "my runs", "seed": 41},
+        "logdir": "my runs/artifacts",
         "commit": "abc123",
         "versions": {"tensorflow": "2.21.0"},
     }
