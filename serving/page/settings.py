@@ -25,7 +25,7 @@ class Settings:
     api_key: Annotated[str | None, "API key, if the gateway requires one"] = None
     samples: Annotated[Path | None, "folder of sample photos, with one folder per breed; unset: no samples"] = None
     review_captures: Annotated[
-        Path | None, "folder of captured photos; with review_photos, the page is for their review; see docs/serving.md"
+        Path | None, "folder of captured photos; with review_photos, the page is for their review; see docs/feedback.md"
     ] = None
     review_photos: Annotated[Path | None, "photo folder that accepted photos are copied to"] = None
     host: Annotated[str, "address to listen on"] = "0.0.0.0"

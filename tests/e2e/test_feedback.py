@@ -69,6 +69,11 @@ def test_photos_of_users_become_a_better_version(folder):
             tokens += 1
     eventually(lambda: sum(capture.feedback is not None for capture in store.read_all()) == tokens)
 
+    # The change is noticed.
+    drift = catbreeds("drift", "--captures", captures, "--workdir", work, "--json")
+    assert drift.returncode == 3, drift.stdout + drift.stderr
+    assert "brightness" in {check["feature"] for check in json.loads(drift.stdout)["checks"] if check["drift"]}
+
     # A reviewer accepts them; the command is killed and repeated.
     inbox = ("--captures", captures, "--workdir", work, "--data", photos)
     rows = json.loads(catbreeds("inbox", *inbox, "--limit", 1000, "--json").stdout)
