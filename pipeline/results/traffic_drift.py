@@ -22,8 +22,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2, statistics_pb2
 
 FALSE_ALARMS = 0.01
 RESAMPLES = 500
-# With 50 captured photos, more than 90% of the shifts of one feature by a standard deviation were found, with 30 only
-# 70 to 80% (simulated, 60 and 400 test photos).
+# In simulations, a shift of brightness by a standard deviation was found in 90% and 100% of comparisons of 50 captured
+# photos with 60 and 400 test photos, and in 55% and 65% of 30 captured photos.
 MIN_PHOTOS = 50
 _BINS = 5
 _SCALE_QUANTILE = 0.95

@@ -32,6 +32,7 @@ from components.candidates import backbone_selector, tuner
 from components.candidates.backbone import find_weights
 from components.candidates.retrain_gate import RetrainGate
 from components.digests import file_digest
+from components.evaluation_result import read_outcomes
 from components.ingestion.data_gate import DataGate
 from components.json_files import read_json
 from components.release.champion_model import ChampionModel
@@ -40,6 +41,7 @@ from components.release.pusher import Pusher
 from components.release.serving_check import ServingCheck
 from components.reporting import run_report
 from pipeline.settings import load, to_json
+from serving.model_files import REFERENCE_PHOTOS_FILE
 from serving.registry import Registry, RegistryError
 from tests.running import catbreeds
 
@@ -253,6 +255,8 @@ def test_a_run_with_artifacts_in_a_bucket_passes_the_gate_and_is_pushed_and_repo
     for file in filter(Path.is_file, written.rglob("*")):
         assert (registry.path(2) / file.relative_to(written)).read_bytes() == file.read_bytes()
     assert (registry.path(2) / "assets.extra" / "train_statistics.pb").stat().st_size
+    reference = (registry.path(2) / REFERENCE_PHOTOS_FILE).read_text().splitlines()
+    assert len(reference) == len(read_outcomes(evaluation.uri))
 
     sources = {
         "ingest": ingest,
