@@ -151,7 +151,7 @@ def test_feedback_notebook_trains_a_version_that_is_better_at_night(feedback, fe
     executed = ExecutedNotebook("05_learn_from_user_photos", feedback.workdir)
     executed.assert_no_warnings()
     assert Registry(feedback.workdir / "serving" / "catbreeds").stable() == 2
-    assert "brightness" in executed.text
+    assert re.search(r"^drift  brightness: ", executed.text, re.MULTILINE)
     assert re.search(r"accepted as .* \(train only\)", executed.text)
     assert re.search(r"version 2 learned from \d{2,3} stored photos", executed.text)
     assert executed.photos == 24
