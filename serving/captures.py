@@ -26,6 +26,7 @@ _INCOMING = ".incoming"  # captures that are being written
 # Empty files named by ID: captures with a copy in the photo folder, and those of them that their senders deleted.
 _ACCEPTED, _DELETED = ".accepted", ".deleted"
 _MAX_INCOMING_SECONDS = 3600
+_SECONDS_PER_DAY = 24 * 3600
 _TOKEN = re.compile(r"(\d{8})-[\w-]{32}", re.ASCII)
 _ID = re.compile(r"(\d{8})-[0-9a-f]{20}")
 
@@ -217,7 +218,9 @@ class CaptureStore:
                 yield self.read(folder.name)
 
     def delete(self, capture_id: str) -> None:
-        """Delete a capture. If the photo folder has a copy, `deleted_with_copy` then lists the capture.
+        """Delete a capture, and the HTML pages in the folder that show it, such as that of `catbreeds drift`.
+
+        If the photo folder has a copy, `deleted_with_copy` then lists the capture.
 
         Raises:
             NoCapture: If there is no such capture.
@@ -227,6 +230,7 @@ class CaptureStore:
         if has_copy:
             (self.folder / _DELETED).mkdir(exist_ok=True)
             (self.folder / _DELETED / capture_id).touch()
+        delete_pages(self.folder, capture_id)
         try:
             shutil.rmtree(path)
         except FileNotFoundError:
@@ -237,7 +241,7 @@ class CaptureStore:
         """Delete captures older than `days`, then the oldest until the others fit into `max_bytes`.
 
         Reviewed captures are deleted before the others, and those without feedback before those with feedback. Remains
-        of interrupted writes are deleted too.
+        of interrupted writes, and HTML pages older than `days`, are deleted too.
 
         Returns:
             Size of the remaining captures on disk, in bytes.
@@ -257,6 +261,10 @@ class CaptureStore:
                 break
             shutil.rmtree(folder, ignore_errors=True)
             total -= size
+        for page in self.folder.glob("*.html"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - page.stat().st_mtime > days * _SECONDS_PER_DAY:
+                    page.unlink()
         for incoming in self.folder.glob(f"{_INCOMING}/*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - incoming.stat().st_mtime > _MAX_INCOMING_SECONDS:
@@ -289,6 +297,14 @@ class CaptureStore:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def delete_pages(folder: Path, capture_id: str) -> None:
+    """Delete the HTML pages directly in a folder that show a capture."""
+    for page in folder.glob("*.html"):
+        with contextlib.suppress(FileNotFoundError):
+            if capture_id in page.read_text(encoding="utf-8", errors="replace"):
+                page.unlink()
 
 
 def new_token() -> str:

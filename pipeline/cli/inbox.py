@@ -224,10 +224,13 @@ def forget(
                 text = id_of(text)
             found.append(inbox.find_capture(store, text, others))
         for capture_id in found:
-            print(f"{capture_id}: deleted{_removed(inbox.forget(store, capture_id, folder))}")
+            copies = inbox.forget(store, capture_id, folder)
+            print(f"{capture_id}: deleted{_removed(copies)}")
             if versions := learned.get(capture_id):
                 learners = f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
                 print(f"  Learned by {learners}; later runs train without it.")
+            if copies or versions:
+                print("  Past runs and versions may contain copies: see 'What remains' in docs/feedback.md.")
 
 
 @contextlib.contextmanager

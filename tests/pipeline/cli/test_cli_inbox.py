@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -229,6 +230,22 @@ def test_forget_deletes_the_capture_and_its_copies_even_if_they_were_renamed(inb
     with pytest.raises(NoCapture):
         store.read(id_of(token))
     assert "no such capture" in inbox("forget", id_of(token), code=2).stderr
+
+
+def test_pages_in_the_folder_that_show_a_deleted_capture_are_deleted(inbox, capture, store):
+    first, second = capture(), capture()
+    page = store.folder / "inbox.html"
+    inbox("--limit", "1", "--html", page)
+    shown, other = (first, second) if id_of(first) in page.read_text() else (second, first)
+    store.delete(id_of(other))
+    assert page.exists()
+    store.delete(id_of(shown))
+    assert not page.exists()
+    old = store.folder / "old.html"
+    old.touch()
+    os.utime(old, (0, 0))
+    store.clean_up(max_bytes=10**9, days=30)
+    assert not old.exists()
 
 
 def test_a_sender_can_delete_an_accepted_photo_after_the_capture_expired(inbox, capture, store, data):
