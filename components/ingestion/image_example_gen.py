@@ -20,7 +20,7 @@ from tfx.types.standard_artifacts import Examples
 from components import progress
 from components.artifacts import IngestReport
 from components.file_names import INGEST_REPORT_FILE, PHOTOS_FILE
-from components.ingestion.near_duplicates import FindDuplicates
+from components.ingestion.near_duplicates import LOWEST_RANK, FindDuplicates
 from components.ingestion.photo_layout import Excluded
 from components.ingestion.photo_source import list_photos, open_source, read_origins
 from components.ingestion.splits import SPLITS, assign_split
@@ -162,11 +162,11 @@ class _ReadPhotos(beam.DoFn):
         contents = self._source.read(list(breeds))
         results = _map_in_threads(self._read_photo, ((path, breeds[path], fetch) for path, fetch in contents))
         staged: dict[str, tuple[_StagedFile, tf.io.TFRecordWriter]] = {}
-        for position, (example, row, image_hash) in enumerate(results):
+        for position, (example, row, image_hash, rank) in enumerate(results):
             yield beam.pvalue.TaggedOutput("rows", row)
             if example is not None:
                 split = row["split"]
-                key = (row["path"], row["breed"], SPLITS.index(split), image_hash)
+                key = (row["path"], row["breed"], rank, image_hash)
                 yield beam.pvalue.TaggedOutput("hashes", (row["content_hash"], key))
                 if split not in staged:
                     staged[split] = self._open_staged_file(split, f"data_tfrecord-{number:05}-{position:05}")
@@ -186,14 +186,20 @@ class _ReadPhotos(beam.DoFn):
         path = os.path.join(self._staging, str(uuid.uuid4()))
         return _StagedFile(path, os.path.join(self._folders[split], name), []), tf.io.TFRecordWriter(path)
 
-    def _read_photo(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple[bytes | None, dict, bytes | None]:
+    def _read_photo(self, path: str, breed: str, fetch: Callable[[], bytes]) -> tuple:
+        """Return the example, the row, the perceptual hash, and the rank of the photo for `FindDuplicates`.
+
+        Of an unusable photo, only the row is not None.
+        """
         row = {"path": printable(path), "breed": breed}
+        origin = None
         try:
             data = fetch()
+            origin = self._origins.get(file_digest(data)) if self._origins else None
+            row |= {"origin": as_row(origin)} if origin else {}
             picture = photo_normalization.normalize(data, self._max_side)
         except photo_normalization.PhotoError as error:
-            return None, {**row, "kind": error.kind, "reason": str(error)}, None
-        origin = self._origins.get(file_digest(data)) if self._origins else None
+            return None, {**row, "kind": error.kind, "reason": str(error)}, None, None
         is_train_only = origin is not None and origin.is_train_only
         image_hash = perceptual_hash(picture.luma)
         row |= {
@@ -204,8 +210,9 @@ class _ReadPhotos(beam.DoFn):
             "height": picture.height,
             "perceptual_hash": image_hash.hex(),
         }
-        row |= {"origin": as_row(origin)} if origin else {}
-        return _to_example(row, picture.data), row, image_hash
+        # A photo that was chosen because the model is uncertain must not remove one from eval or test.
+        rank = LOWEST_RANK if is_train_only else SPLITS.index(row["split"])
+        return _to_example(row, picture.data), row, image_hash, rank
 
 
 def _map_in_threads(function: Callable, arguments: Iterable[tuple]) -> Iterator:
@@ -259,12 +266,15 @@ def _with_duplicates(row: dict[str, Any], duplicates: dict[str, dict], groups: d
     if row["path"] not in duplicates:
         return row
     kind, like = duplicates[row["path"]]["kind"], duplicates[row["path"]]["like"]
+    # Only photos of LOWEST_RANK are excluded from train, whatever the split of the other photo is.
+    earlier = "" if row["split"] == "train" else ", which is in an earlier split (train, eval, test)"
     reason = {
         "label_conflict": f"the same or nearly the same photo is in another breed: {like}",
         "duplicate": f"the same photo as {like}",
-        "near_duplicate": f"nearly the same photo as {like}, which is in an earlier split (train, eval, test)",
+        "near_duplicate": f"nearly the same photo as {like}{earlier}",
     }[kind]
-    return {"path": row["path"], "breed": row["breed"], "kind": kind, "like": like, "reason": reason}
+    kept = {name: row[name] for name in ("path", "breed", "origin") if name in row}
+    return {**kept, "kind": kind, "like": like, "reason": reason}
 
 
 def _excluded_row(entry: Excluded) -> dict[str, Any]:

@@ -19,6 +19,9 @@ _BAND_SIDE = 8
 # order of the hashes. With evenly distributed hashes this begins at 262,144 photos.
 _BLOCK_SIZE = 1024
 
+# Rank of photos that never exclude a photo of another rank.
+LOWEST_RANK = 3
+
 # In order of precedence: if several apply to a photo, the first is reported.
 KINDS = ("label_conflict", "duplicate", "near_duplicate")
 
@@ -47,6 +50,8 @@ class FindDuplicates(beam.PTransform):
     - duplicate: A photo of the same breed with a smaller path has the same pixels.
     - near_duplicate: A photo of the same breed in a split of lower rank is nearly identical. No photo changes its
       split, and near-duplicates in the same split are kept.
+
+    Photos of rank LOWEST_RANK exclude only each other, for any of these reasons.
 
     Photos of one breed that are connected by a chain of near-duplicates are one group. Excluded photos are links of
     such chains too: a train photo and an eval photo may both be nearly identical to an excluded photo, but not to each
@@ -91,17 +96,23 @@ class FindDuplicates(beam.PTransform):
 
 def _find_exact_duplicates(group: tuple[str, Iterable[tuple]]) -> Iterator:
     """Yield one photo of each breed among photos with the same pixels; those to exclude go to `duplicates`."""
-    content_hash, photos = group[0], sorted(group[1])
+    # The split depends on the pixels, so that only photos of LOWEST_RANK differ in rank from the others.
+    content_hash, photos = group[0], sorted(group[1], key=lambda photo: (photo[2], photo[0]))
     first = {}
     for photo in photos:
         first.setdefault(photo[1], photo)
     yield from ((*photo, content_hash) for photo in first.values())
-    for path, breed, _, _ in photos:
-        other = next((other[0] for name, other in first.items() if name != breed), None)
+    for path, breed, rank, _ in photos:
+        other = next((other[0] for name, other in first.items() if name != breed and _excludes(other[2], rank)), None)
         if other is not None:
             yield beam.pvalue.TaggedOutput("duplicates", (path, (KINDS.index("label_conflict"), other)))
         elif path != first[breed][0]:
             yield beam.pvalue.TaggedOutput("duplicates", (path, (KINDS.index("duplicate"), first[breed][0])))
+
+
+def _excludes(rank: int | np.ndarray, other: int | np.ndarray) -> bool | np.ndarray:
+    """Whether photos of `rank` exclude photos of the rank `other` because of another breed."""
+    return (rank < LOWEST_RANK) | (other == LOWEST_RANK)
 
 
 def _key_by_band(photo: tuple) -> Iterator[tuple[int, tuple]]:
@@ -133,7 +144,7 @@ def _find_near_duplicates(group: tuple[int, Iterable[tuple]], max_distance: int)
         signs = np.unpackbits(packed[block], axis=1).astype(np.float32) * 2 - 1
         near = signs @ signs.T >= HASH_SIDE**2 - 2 * max_distance
         same_breed = breeds[block, None] == breeds[block]
-        conflict, alike = near & ~same_breed, near & same_breed
+        conflict, alike = near & ~same_breed & _excludes(ranks[block], ranks[block, None]), near & same_breed
         across_splits = alike & (ranks[block, None] > ranks[block])
         for kind, matches in (("label_conflict", conflict), ("near_duplicate", across_splits)):
             for row in np.flatnonzero(matches.any(axis=1)):

@@ -317,6 +317,24 @@ def test_the_report_has_the_origins_and_counts_captured_photos_by_reason_and_spl
     assert result.report["warnings"] == []
 
 
+def test_an_uncertain_capture_never_removes_a_photo_from_eval_or_test(valid_photos, tmp_path):
+    folder = shutil.copytree(valid_photos, tmp_path / "photos")
+    held_out = next(p for p in sorted(folder.rglob("*.jpg")) if split_of(normalize(p.read_bytes()).digest) != "train")
+    copy = held_out.with_name("a capture.jpg")
+    Image.open(held_out).convert("RGB").resize((150, 150)).save(copy)
+    add_origin(folder, origin_of(copy, "capture-1", UNCERTAIN))
+    result = ingest(folder, tmp_path)
+    path = held_out.relative_to(folder).as_posix()
+    assert result.splits()[path] != "train"
+    (row,) = result.report["left_out"]
+    assert (row["path"], row["kind"], row["reason"]) == (
+        copy.relative_to(folder).as_posix(),
+        "near_duplicate",
+        f"nearly the same photo as {path}",
+    )
+    assert result.report["warnings"] == []
+
+
 def test_origins_are_found_in_an_archive_of_the_folder(photos_with_origins, tmp_path):
     folder, _, result = photos_with_origins
     archive = shutil.make_archive(str(tmp_path / "photos"), "gztar", folder.parent, "photos")

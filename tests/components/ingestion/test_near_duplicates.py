@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from components.ingestion import near_duplicates
-from components.ingestion.near_duplicates import KINDS, FindDuplicates
+from components.ingestion.near_duplicates import KINDS, LOWEST_RANK, FindDuplicates
 from pipeline.datasets.sample_data import BREEDS, draw_photo
 from pipeline.settings import load
 from serving.perceptual_hash import perceptual_hash
@@ -124,6 +124,41 @@ CASES = {
     "copies and near-duplicate in two breeds": (
         [("x", "1", "Manx", 0, A), ("x", "2", "Manx", 0, A), ("y", "3", "Bombay", 0, B)],
         {"1": ("label_conflict", "3"), "2": ("duplicate", "1"), "3": ("label_conflict", "1")},
+        {},
+    ),
+    "uncertain capture like a test photo": (
+        [("x", "1", "Manx", 2, A), ("y", "2", "Manx", LOWEST_RANK, B)],
+        {"2": ("near_duplicate", "1")},
+        {"1": "x"},
+    ),
+    "uncertain capture like a train photo": (
+        [("x", "1", "Manx", 0, A), ("y", "2", "Manx", LOWEST_RANK, B)],
+        {"2": ("near_duplicate", "1")},
+        {"1": "x"},
+    ),
+    "uncertain capture with the pixels of a test photo": (
+        [("x", "2", "Manx", 2, A), ("x", "1", "Manx", LOWEST_RANK, A)],
+        {"1": ("duplicate", "2")},
+        {"2": "x"},
+    ),
+    "uncertain capture like a photo of another breed": (
+        [("x", "1", "Manx", 2, A), ("y", "2", "Bombay", LOWEST_RANK, B)],
+        {"2": ("label_conflict", "1")},
+        {"1": "x"},
+    ),
+    "uncertain capture with the pixels of another breed": (
+        [("x", "2", "Manx", 2, A), ("x", "1", "Bombay", LOWEST_RANK, A)],
+        {"1": ("label_conflict", "2")},
+        {"2": "x"},
+    ),
+    "uncertain captures that look alike": (
+        [("y", "1", "Manx", LOWEST_RANK, A), ("x", "2", "Manx", LOWEST_RANK, B)],
+        {},
+        {"1": "x", "2": "x"},
+    ),
+    "uncertain captures of two breeds": (
+        [("x", "1", "Manx", LOWEST_RANK, A), ("y", "2", "Bombay", LOWEST_RANK, B)],
+        {"1": ("label_conflict", "2"), "2": ("label_conflict", "1")},
         {},
     ),
     "chain": (
