@@ -7,6 +7,7 @@ the folder. Each JSON file is one line, so that `cat FOLDER/*/*/answer.json` pri
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -20,10 +21,11 @@ from typing import Any
 
 from serving.client.answers import NOT_A_CAT, UNSURE, Answer, Model, Prediction
 
+_LOG = logging.getLogger(__name__)
 _ANSWER_FILE, _FEEDBACK_FILE, _REVIEW_FILE = "answer.json", "feedback.json", "review.json"
 _PHOTO_FILES = ("photo.jpg", "photo.png")
 _INCOMING = ".incoming"  # captures that are being written
-# Empty files named by ID: captures with a copy in the photo folder, and those of them that their senders deleted.
+# Files named by ID: captures with a copy in a photo folder, whose path the file has; those that their senders deleted.
 _ACCEPTED, _DELETED = ".accepted", ".deleted"
 _MAX_INCOMING_SECONDS = 3600
 _SECONDS_PER_DAY = 24 * 3600
@@ -37,6 +39,10 @@ class UnknownBreed(ValueError):
 
 class NoCapture(LookupError):
     """There is no such capture: the token or ID is wrong, or the capture expired, was deleted, or was not stored."""
+
+
+class DamagedCapture(ValueError):
+    """A file of a capture is damaged; the message names the folder."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,8 @@ class CaptureStore:
         }
         try:
             incoming.mkdir(parents=True)
-            (incoming / _PHOTO_FILES[not photo.startswith(b"\xff\xd8")]).write_bytes(photo)
-            (incoming / _ANSWER_FILE).write_text(_one_line(row), encoding="utf-8")
+            _write(incoming / _PHOTO_FILES[not photo.startswith(b"\xff\xd8")], photo)
+            _write(incoming / _ANSWER_FILE, _one_line(row).encode())
             size = _size(incoming)
             target = self._path(capture_id)
             target.parent.mkdir(exist_ok=True)
@@ -158,25 +164,32 @@ class CaptureStore:
         """
         self._replace(capture_id, _REVIEW_FILE, asdict(review))
 
-    def set_accepted(self, capture_id: str, accepted: bool) -> None:
-        """Record whether the photo folder has a copy of a capture.
+    def copied_to(self, capture_id: str) -> Path | None:
+        """Return the photo folder that may have a copy of a capture; None if none has."""
+        try:
+            return Path(os.fsdecode((self.folder / _ACCEPTED / capture_id).read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def set_copied_to(self, capture_id: str, photos: Path | None) -> None:
+        """Record the photo folder that has, or is about to get, a copy of a capture.
 
         The record outlives the capture, so that `delete` finds it as long as the copy exists.
         """
         marker = self.folder / _ACCEPTED / capture_id
-        if accepted:
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
-        else:
+        if photos is None:
             marker.unlink(missing_ok=True)
             (self.folder / _DELETED / capture_id).unlink(missing_ok=True)
+        else:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.write_bytes(os.fsencode(photos.resolve()))
 
     def deleted_with_copy(self) -> list[str]:
-        """IDs of the captures that their senders deleted while the photo folder has a copy."""
+        """IDs of the captures that their senders deleted while a photo folder has a copy."""
         return sorted(path.name for path in self.folder.glob(f"{_DELETED}/*"))
 
     def ids(self) -> list[str]:
-        """IDs of all captures and of those with a copy in the photo folder."""
+        """IDs of all captures and of those with a copy in a photo folder."""
         accepted = {path.name for kind in (_ACCEPTED, _DELETED) for path in self.folder.glob(f"{kind}/*")}
         return sorted({folder.name for folder in self._folders()} | accepted)
 
@@ -185,13 +198,19 @@ class CaptureStore:
 
         Raises:
             NoCapture: If there is no such capture.
+            DamagedCapture: If one of its files is damaged.
         """
         folder = self._path(capture_id)
         try:
-            row = json.loads((folder / _ANSWER_FILE).read_text(encoding="utf-8"))
-            photo = next(folder / name for name in _PHOTO_FILES if (folder / name).exists())
+            return self._read(folder)
         except (FileNotFoundError, StopIteration):
             raise NoCapture(f"no capture {capture_id}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCapture(f"{folder}: damaged ({error!r}); delete the folder") from None
+
+    def _read(self, folder: Path) -> Capture:
+        row = json.loads((folder / _ANSWER_FILE).read_text(encoding="utf-8"))
+        photo = next(folder / name for name in _PHOTO_FILES if (folder / name).exists())
         sets = row["prediction_set"]
         answer = Answer(
             Model(**row["model"]),
@@ -212,10 +231,14 @@ class CaptureStore:
         )
 
     def read_all(self) -> Iterator[Capture]:
-        """Yield all captures, oldest day first; skip those that are deleted meanwhile."""
+        """Yield all captures, oldest day first; skip those that are deleted meanwhile, and log damaged ones."""
         for folder in self._folders():
-            with contextlib.suppress(NoCapture):
+            try:
                 yield self.read(folder.name)
+            except NoCapture:
+                continue
+            except DamagedCapture as error:
+                _LOG.warning("%s", error)
 
     def delete(self, capture_id: str) -> None:
         """Delete a capture, and the HTML pages in the folder that show it, such as that of `catbreeds drift`.
@@ -226,16 +249,18 @@ class CaptureStore:
             NoCapture: If there is no such capture.
             OSError: If it cannot be deleted.
         """
-        path, has_copy = self._path(capture_id), (self.folder / _ACCEPTED / capture_id).exists()
-        if has_copy:
-            (self.folder / _DELETED).mkdir(exist_ok=True)
-            (self.folder / _DELETED / capture_id).touch()
-        delete_pages(self.folder, capture_id)
+        path, existed = self._path(capture_id), True
         try:
             shutil.rmtree(path)
         except FileNotFoundError:
-            if not has_copy:
-                raise NoCapture(f"no capture {capture_id}") from None
+            existed = False
+        delete_pages(self.folder, capture_id)
+        # Afterwards, because `serving.inbox.accept` records the folder, copies the photo, and then checks the capture.
+        if self.copied_to(capture_id) is not None:
+            (self.folder / _DELETED).mkdir(exist_ok=True)
+            (self.folder / _DELETED / capture_id).touch()
+        elif not existed:
+            raise NoCapture(f"no capture {capture_id}")
 
     def clean_up(self, max_bytes: int, days: int) -> int:
         """Delete captures older than `days`, then the oldest until the others fit into `max_bytes`.
@@ -322,6 +347,14 @@ def id_of(token: str) -> str:
     if match is None:
         raise NoCapture("not a token")
     return f"{match[1]}-{hashlib.sha256(token.encode()).hexdigest()[:20]}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file to the disk, so that it is complete even if the machine fails afterwards."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def now() -> str:

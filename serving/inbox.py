@@ -6,6 +6,7 @@ repeated after an interruption; a photo is never in the folder without its origi
 
 import contextlib
 import difflib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,13 +22,14 @@ from serving.captures import Capture, CaptureStore, NoCapture, Review, now
 from serving.client.answers import NOT_A_CAT, UNSURE
 from serving.names import is_ignored, is_one_line, printable, spelling
 from serving.perceptual_hash import distances, perceptual_hash
-from serving.photo_normalization import normalize
+from serving.photo_normalization import PhotoError, normalize
 from serving.photo_origins import Origin, add_origin, file_digest, read_origins, remove_origin
 
 # Photos that look alike, such as several photos of a cat in one place. Different photos differ in at least 96 bits; see
 # `serving.perceptual_hash`. It only affects the order.
 _LOOK_ALIKE_BITS = 90
 _MIN_SHORT_ID = 8
+_LOG = logging.getLogger(__name__)
 
 
 class InboxError(ValueError):
@@ -40,11 +42,13 @@ class Item:
 
     Attributes:
         capture: The capture.
+        perceptual_hash: See `serving.perceptual_hash`.
         near_duplicate_of: Path of a photo in the photo folder that is nearly the same; None without one.
         look_alikes: Number of other captures that look alike.
     """
 
     capture: Capture
+    perceptual_hash: bytes
     near_duplicate_of: str | None
     look_alikes: int
 
@@ -101,7 +105,8 @@ def read_inbox(
 
     First come those with feedback that disagrees with the model, then those whose prediction set has several breeds,
     then those with the least probability of the predicted breed. Of captures that look alike, the second comes after
-    the first of all others, so that many photos of one cat do not fill the page.
+    the first of all others, so that many photos of one cat do not fill the page. Deleted and damaged photos are left
+    out; damaged ones are logged.
 
     Args:
         captures: The captures.
@@ -114,6 +119,9 @@ def read_inbox(
         try:
             return perceptual_hash(normalize(capture.photo.read_bytes()).luma)
         except FileNotFoundError:  # deleted meanwhile
+            return None
+        except PhotoError as error:
+            _LOG.warning("%s: %s; delete the capture with `catbreeds inbox forget`", capture.photo, error)
             return None
         finally:
             on_progress()
@@ -134,7 +142,7 @@ def read_inbox(
             to_known = distances(hashes[number], known_hashes)
             nearest = (paths[index] for index in to_known.argsort(stable=True) if to_known[index] <= max_distance)
             near = next((path for path in nearest if capture.id not in path), None)
-        items.append((capture, near))
+        items.append((capture, hashes[number].tobytes(), near))
     sizes = [groups.subset_size(number) for number in range(len(items))]
     rows = [(Item(*item, sizes[number] - 1), groups[number]) for number, item in enumerate(items)]
     rows.sort(key=lambda row: _priority(row[0]))
@@ -170,12 +178,12 @@ def find_capture(store: CaptureStore, text: str, other_ids: Iterable[str] = ()) 
     raise InboxError(f"{text}: {len(found)} captures begin with it; pass more digits")
 
 
-def accept(store: CaptureStore, capture: Capture, breed: str, data: Path, reviewer: str, new_breed: bool) -> Path:
+def accept(store: CaptureStore, item: Item, breed: str, data: Path, reviewer: str, new_breed: bool = False) -> Path:
     """Copy a captured photo to the photo folder. An earlier copy under another breed is removed.
 
     Args:
         store: The captures.
-        capture: The capture.
+        item: The capture.
         breed: Breed of the photo.
         data: Photo folder with one folder per breed.
         reviewer: Name of the reviewer.
@@ -185,12 +193,30 @@ def accept(store: CaptureStore, capture: Capture, breed: str, data: Path, review
         Path of the copy.
 
     Raises:
-        InboxError: If the breed has no folder, or another file of the photo folder has the same content.
-        NoCapture: If the capture was deleted meanwhile.
+        InboxError: If the breed has no folder, another file of the photo folder has the same content, or another photo
+            folder has a copy.
+        NoCapture: If the capture was deleted meanwhile; the photo folder then has no copy.
         OriginsError: If the file of origins is damaged.
         OSError: If a file cannot be written.
     """
-    folder = _breed_folder(data, breed, new_breed)
+    capture = item.capture
+    folder, recorded = _breed_folder(data, breed, new_breed), store.copied_to(capture.id)
+    if recorded not in (None, data.resolve()):
+        raise InboxError(f"{capture.id}: accepted before, to {printable(str(recorded))}; pass that folder with --data")
+    # First, so that a deletion from now on knows of the copy.
+    store.set_copied_to(capture.id, data)
+    try:
+        target = _copy(capture, item.perceptual_hash, breed, data, folder, reviewer)
+        store.write_review(capture.id, Review(breed, reviewer, now()))
+    except NoCapture:
+        _remove_copies(data, capture.id)
+        store.set_copied_to(capture.id, None)
+        raise
+    return target
+
+
+def _copy(capture: Capture, image_hash: bytes, breed: str, data: Path, folder: Path, reviewer: str) -> Path:
+    """Add the origin, then copy the photo to the folder of the breed; return the path of the copy."""
     try:
         photo = capture.photo.read_bytes()
     except FileNotFoundError:
@@ -201,8 +227,6 @@ def accept(store: CaptureStore, capture: Capture, breed: str, data: Path, review
     same = [path for path in same_size if file_digest(path.read_bytes()) == digest]
     if same and (digest not in origins or origins[digest].capture != capture.id):
         raise InboxError(f"{capture.id}: {printable(str(same[0]))} is the same photo; reject the capture")
-    review = Review(breed, reviewer, now())
-    store.set_accepted(capture.id, True)
     origin = Origin(
         file_digest=digest,
         capture=capture.id,
@@ -213,8 +237,8 @@ def accept(store: CaptureStore, capture: Capture, breed: str, data: Path, review
         feedback=capture.feedback,
         breed=breed,
         reviewer=reviewer,
-        decided_at=review.time,
-        perceptual_hash=perceptual_hash(normalize(photo).luma).hex(),
+        decided_at=now(),
+        perceptual_hash=image_hash.hex(),
     )
     add_origin(data, origin)
     folder.mkdir(exist_ok=True)
@@ -223,30 +247,26 @@ def accept(store: CaptureStore, capture: Capture, breed: str, data: Path, review
     os.replace(temporary, target)
     for path in same:
         path.unlink()
-    store.write_review(capture.id, review)
     return target
 
 
-def reject(store: CaptureStore, capture: Capture, data: Path | None, reviewer: str) -> list[Path]:
+def reject(store: CaptureStore, capture_id: str, data: Path | None, reviewer: str) -> list[Path]:
     """Reject a captured photo. Copies in the photo folder are removed.
 
     Args:
         store: The captures.
-        capture: The capture.
-        data: Photo folder; may be None if the capture was not accepted.
+        capture_id: ID of the capture.
+        data: Photo folder; None if no photo folder has a copy.
         reviewer: Name of the reviewer.
 
     Returns:
         Paths of the removed copies.
 
     Raises:
-        The errors of `accept`.
+        The errors of `forget`, and NoCapture if the capture was deleted meanwhile.
     """
-    removed = []
-    if data is not None:
-        removed = _remove_copies(data, capture.id)
-        store.set_accepted(capture.id, False)
-    store.write_review(capture.id, Review(None, reviewer, now()))
+    removed = _remove_recorded_copies(store, capture_id, data)
+    store.write_review(capture_id, Review(None, reviewer, now()))
     return removed
 
 
@@ -262,13 +282,28 @@ def forget(store: CaptureStore, capture_id: str, data: Path) -> list[Path]:
         Paths of the removed copies.
 
     Raises:
+        InboxError: If the photo was accepted to another photo folder that is not on this machine.
         OriginsError: If the file of origins is damaged.
         OSError: If a file cannot be deleted.
     """
-    removed = _remove_copies(data, capture_id)
+    removed = _remove_recorded_copies(store, capture_id, data)
     with contextlib.suppress(NoCapture):
         store.delete(capture_id)
-    store.set_accepted(capture_id, False)
+    return removed
+
+
+def _remove_recorded_copies(store: CaptureStore, capture_id: str, data: Path | None) -> list[Path]:
+    """Remove the copies in `data` and in the folder that the photo was accepted to, and the record of that folder."""
+    recorded = store.copied_to(capture_id)
+    folders = {folder.resolve() for folder in (data, recorded) if folder is not None and folder.is_dir()}
+    is_known = any(origin.capture == capture_id for folder in folders for origin in read_origins(folder).values())
+    if recorded is not None and recorded not in folders and not is_known:
+        raise InboxError(
+            f"{capture_id}: accepted to {printable(str(recorded))}, which is not on this machine; pass --data with the "
+            "photo folder"
+        )
+    removed = [path for folder in sorted(folders) for path in _remove_copies(folder, capture_id)]
+    store.set_copied_to(capture_id, None)
     return removed
 
 
@@ -300,8 +335,16 @@ def _files(data: Path) -> Iterable[Path]:
 
 
 def _walk(data: Path) -> Iterable[tuple[Path, Sequence[str]]]:
-    """Folders in the photo folder with the names of their files, without those that ingestion ignores."""
-    for folder, folders, names in os.walk(data):
+    """Folders in the photo folder with the names of their files, without those that ingestion ignores.
+
+    Links to folders are followed, as in ingestion.
+    """
+    seen = set()
+    for folder, folders, names in os.walk(data, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not is_ignored(name))
         yield Path(folder), sorted(name for name in names if not is_ignored(name))
 

@@ -83,7 +83,7 @@ def parse_origins(text: str, path: str) -> dict[str, Origin]:
         OriginsError: If a line is damaged.
     """
     origins = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
             origin = Origin(**json.loads(line))
         except (ValueError, TypeError) as error:

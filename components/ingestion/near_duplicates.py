@@ -19,7 +19,7 @@ _BAND_SIDE = 8
 # order of the hashes. With evenly distributed hashes this begins at 262,144 photos.
 _BLOCK_SIZE = 1024
 
-# Rank of photos that never exclude a photo of another rank.
+# Rank of train photos that never exclude a photo of another rank.
 LOWEST_RANK = 3
 
 # In order of precedence: if several apply to a photo, the first is reported.
@@ -51,7 +51,8 @@ class FindDuplicates(beam.PTransform):
     - near_duplicate: A photo of the same breed in a split of lower rank is nearly identical. No photo changes its
       split, and near-duplicates in the same split are kept.
 
-    Photos of rank LOWEST_RANK exclude only each other, for any of these reasons.
+    Photos of rank LOWEST_RANK are in train too, but exclude only each other: they are excluded themselves if they are
+    identical to another photo, or nearly identical to one of eval, of test or of another breed.
 
     Photos of one breed that are connected by a chain of near-duplicates are one group. Excluded photos are links of
     such chains too: a train photo and an eval photo may both be nearly identical to an excluded photo, but not to each
@@ -145,7 +146,9 @@ def _find_near_duplicates(group: tuple[int, Iterable[tuple]], max_distance: int)
         near = signs @ signs.T >= HASH_SIDE**2 - 2 * max_distance
         same_breed = breeds[block, None] == breeds[block]
         conflict, alike = near & ~same_breed & _excludes(ranks[block], ranks[block, None]), near & same_breed
-        across_splits = alike & (ranks[block, None] > ranks[block])
+        # A photo of LOWEST_RANK is in the same split as the train photos, whose rank is 0.
+        in_later_split = (ranks[block, None] > ranks[block]) & ((ranks[block, None] < LOWEST_RANK) | (ranks[block] > 0))
+        across_splits = alike & in_later_split
         for kind, matches in (("label_conflict", conflict), ("near_duplicate", across_splits)):
             for row in np.flatnonzero(matches.any(axis=1)):
                 others = block[matches[row]]

@@ -121,7 +121,10 @@ def Pusher(
             "inputs_digest": inputs_digest,
             "commit": git_commit() or "",
             "settings": json.dumps(effective_settings(settings, data, weights_dir, registry, gate["rules"])),
-            "captures": _learned_captures(photos),
+            "captures": {
+                "learned": _captures(_learned(photos)),
+                "tested": _captures([row for row in photos if row.get("split") == "test"]),
+            },
             "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "gate": gate,
             "serving_check": read_json(serving_report.uri, SERVING_CHECK_FILE),
@@ -157,9 +160,9 @@ def _learned(photos: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in photos if row.get("split") in ("train", "eval")]
 
 
-def _learned_captures(photos: list[dict[str, Any]]) -> list[str]:
-    """IDs of the captures that the model learned from; `catbreeds inbox forget` names the versions that have one."""
-    return sorted(row["origin"]["capture"] for row in _learned(photos) if "origin" in row)
+def _captures(photos: list[dict[str, Any]]) -> list[str]:
+    """IDs of the captures among the photos; `catbreeds inbox forget` names the versions that have one."""
+    return sorted(row["origin"]["capture"] for row in photos if "origin" in row)
 
 
 def _reference_row(outcome: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from serving.names import counted, printable
 from serving.registry import Registry, RegistryError
 
 if TYPE_CHECKING:
-    from serving.captures import CaptureStore
+    from serving.captures import Capture, CaptureStore
     from serving.inbox import Item
 
 app = typer.Typer()
@@ -38,6 +39,10 @@ app.add_typer(inbox_app, name="inbox")
 
 IdsArgument = Annotated[
     list[str], typer.Argument(metavar="ID...", help="IDs of captures, or their first digits.", show_default=False)
+]
+
+ReviewerOption = Annotated[
+    str | None, typer.Option(help="Name to store with the decision.", show_default="the name of this user")
 ]
 
 
@@ -104,6 +109,8 @@ class _Options:
         except (HistoryError, FileNotFoundError):
             workdir = printable(self.config.workdir)
             return {}, [f"Near-duplicates are unknown: {workdir} has no photos of a run; pass --workdir."]
+        if not hashes:
+            return {}, ["Near-duplicates are unknown: an earlier release wrote the last run; run again."]
         folder = Path(self.data or run.data)
         if folder.is_dir():
             hashes |= {f"capture {o.capture}": o.perceptual_hash for o in read_origins(folder).values()}
@@ -116,6 +123,9 @@ def inbox(
     context: typer.Context,
     options: _Options,
     every: Annotated[bool, typer.Option("--all", help="Show reviewed captures too.")] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="Show only the random share, in random order instead of the most useful.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many captures.")] = 20,
     html: Annotated[Path | None, typer.Option(help="Also write a page with the photos to this file.")] = None,
     as_json: JsonOption = False,
@@ -129,12 +139,16 @@ def inbox(
         if any(context.get_parameter_source(name).name == "COMMANDLINE" for name in context.params):
             raise fail(f"pass options after the command: catbreeds inbox {command} ...")
         return
+    from serving.capture_reasons import RANDOM_SHARE
     from serving.inbox import read_inbox
 
-    pending = [capture for capture in options.store.read_all() if every or capture.review is None]
+    captures = [c for c in options.store.read_all() if not random or c.reason == RANDOM_SHARE]
+    pending = [capture for capture in captures if every or capture.review is None]
     with _exit_on_error(), _progress(len(pending)) as advance:
         known, notes = options.known_photos()
         items = read_inbox(pending, known, options.config.ingest.near_duplicate_bits, advance)
+    if random:
+        items.sort(key=lambda item: item.short_id)  # IDs are hashes, so their order is random
     if html is not None:
         from pipeline.results.contact_sheet import contact_sheet
 
@@ -143,7 +157,7 @@ def inbox(
         print(json.dumps([item.document() for item in items[:limit]], indent=1))
         return
     _print_items(items[:limit], len(items))
-    for message in [*notes, *_deletion_notes(options.store)]:
+    for message in [*_random_share_note(captures), *notes, *_deletion_notes(options.store)]:
         print(message)
     if html is not None:
         print(f"Page: {html}")
@@ -158,6 +172,7 @@ def accept(
         typer.Option(help="Breed of the photos.", show_default="that of the feedback, otherwise the predicted one"),
     ] = None,
     new_breed: Annotated[bool, typer.Option("--new-breed", help="Create the folder of the breed.")] = False,
+    reviewer: ReviewerOption = None,
     *,
     options: _Options,
 ) -> None:
@@ -168,36 +183,40 @@ def accept(
     """
     from serving import inbox
     from serving.capture_reasons import RANDOM_SHARE
+    from serving.captures import NoCapture
 
-    store, folder = options.store, options.folder
+    store, folder, reviewer = options.store, options.folder, reviewer or _user_name()
     with _exit_on_error():
-        known, _ = options.known_photos()
-        found = [store.read(inbox.find_capture(store, text)) for text in ids]
-        for item in inbox.read_inbox(found, known, options.config.ingest.near_duplicate_bits):
+        known, notes = options.known_photos()
+        for capture in [store.read(inbox.find_capture(store, text)) for text in ids]:
+            items = inbox.read_inbox([capture], known, options.config.ingest.near_duplicate_bits)
+            if not items:
+                raise NoCapture(f"no usable photo of the capture {capture.id}")
+            item = items[0]
             chosen = breed or item.proposed_breed
             if chosen is None:
-                raise inbox.InboxError(
-                    f"{item.capture.id}: the user says that it is not a cat; pass --breed, or reject it"
-                )
-            path = inbox.accept(store, item.capture, chosen, folder, getpass.getuser(), new_breed)
-            splits = "any split" if item.capture.reason == RANDOM_SHARE else "train only"
+                raise inbox.InboxError(f"{capture.id}: the user says that it is not a cat; pass --breed, or reject it")
+            path = inbox.accept(store, item, chosen, folder, reviewer, new_breed)
+            splits = "any split" if capture.reason == RANDOM_SHARE else "train only"
             print(f"{item.short_id}: accepted as {chosen} ({splits}): {printable(str(path))}")
             if item.near_duplicate_of:
                 print(f"  Nearly the same photo as {item.near_duplicate_of}.")
+            known[f"capture {capture.id}"] = item.perceptual_hash
+    for message in notes:
+        print(message)
 
 
 @inbox_app.command()
 @expand_option_groups
-def reject(ids: IdsArgument, *, options: _Options) -> None:
+def reject(ids: IdsArgument, reviewer: ReviewerOption = None, *, options: _Options) -> None:
     """Reject captured photos. Photos that were accepted before are removed from the photo folder."""
     from serving import inbox
 
-    store = options.store
+    store, reviewer = options.store, reviewer or _user_name()
     with _exit_on_error():
-        for capture in [store.read(inbox.find_capture(store, text)) for text in ids]:
-            was_accepted = capture.review is not None and capture.review.breed is not None
-            copies = inbox.reject(store, capture, options.folder if was_accepted else None, getpass.getuser())
-            print(f"{capture.id}: rejected{_removed(copies)}")
+        for capture_id in [inbox.find_capture(store, text) for text in ids]:
+            folder = options.folder if store.copied_to(capture_id) else None
+            print(f"{capture_id}: rejected{_removed(inbox.reject(store, capture_id, folder, reviewer))}")
 
 
 @inbox_app.command()
@@ -216,8 +235,8 @@ def forget(
 
     store, folder = options.store, options.folder
     with _exit_on_error():
-        learned = _versions_by_capture(Registry(options.config.registry))
-        others = {*inbox.accepted_captures(folder), *learned}
+        learned, tested_on = _versions_by_capture(Registry(options.config.registry))
+        others = {*inbox.accepted_captures(folder), *learned, *tested_on}
         found = []
         for text in ids:
             with contextlib.suppress(NoCapture):
@@ -227,37 +246,59 @@ def forget(
             copies = inbox.forget(store, capture_id, folder)
             print(f"{capture_id}: deleted{_removed(copies)}")
             if versions := learned.get(capture_id):
-                learners = f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
-                print(f"  Learned by {learners}; later runs train without it.")
-            if copies or versions:
+                print(f"  Learned by {_versions(versions)}; later runs train without it.")
+            if tested := tested_on.get(capture_id):
+                print(f"  In the test photos of {_versions(tested)}, and perhaps in golden requests.")
+            if copies or versions or tested:
                 print("  Past runs and versions may contain copies: see 'What remains' in docs/feedback.md.")
 
 
 @contextlib.contextmanager
 def _exit_on_error() -> Iterator[None]:
-    from serving.captures import NoCapture
+    from serving.captures import DamagedCapture, NoCapture
     from serving.inbox import InboxError
     from serving.photo_origins import OriginsError
 
     try:
         yield
-    except (InboxError, OriginsError, RegistryError) as error:
+    except (InboxError, OriginsError, RegistryError, DamagedCapture) as error:
         raise fail(error) from None
     except NoCapture as error:
         raise fail(f"{error}; it expired or was deleted") from None
 
 
-def _versions_by_capture(registry: Registry) -> dict[str, list[int]]:
-    """Versions that learned from each capture."""
-    learned: dict[str, list[int]] = {}
+def _versions_by_capture(registry: Registry) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Versions that learned from each capture, and those that were tested on it."""
+    learned, tested = defaultdict(list), defaultdict(list)
     for version in registry.versions():
-        for capture_id in registry.admission(version).get("captures", []):
-            learned.setdefault(capture_id, []).append(version)
-    return learned
+        captures = registry.admission(version).get("captures", {"learned": [], "tested": []})
+        for versions, ids in ((learned, captures["learned"]), (tested, captures["tested"])):
+            for capture_id in ids:
+                versions[capture_id].append(version)
+    return learned, tested
+
+
+def _versions(versions: list[int]) -> str:
+    return f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no user names
+        raise fail("this user has no name; pass --reviewer") from None
 
 
 def _removed(copies: list[Path]) -> str:
     return f"; removed {', '.join(printable(str(path)) for path in copies)}" if copies else ""
+
+
+def _random_share_note(captures: "list[Capture]") -> list[str]:
+    """Note about how many captures of the random share are reviewed."""
+    from serving.capture_reasons import RANDOM_SHARE
+
+    reviewed = [capture.review is not None for capture in captures if capture.reason == RANDOM_SHARE]
+    return [f"Random share: {sum(reviewed)} of {len(reviewed)} reviewed."] if reviewed else []
 
 
 def _deletion_notes(store: "CaptureStore") -> list[str]:

@@ -100,7 +100,10 @@ class Lineage:
             "data": {"data": data.properties["data"], "files_digest": data.properties["data_digest"]}
             | {"learned_digest": record["data_digest"]}
             | {split: photos[f"photos_{split}"] for split in SPLITS}
-            | {"captured": photos.get("photos_captured", 0), "learned_captures": self.admission.get("captures", [])},
+            | {
+                "captured": photos.get("photos_captured", 0),
+                "learned_captures": self.admission.get("captures", {}).get("learned", []),
+            },
             "schema": parameters(schema),
             "weights": record["backbone"],
             "hyperparameters": record["hyperparameters"],

@@ -145,7 +145,7 @@ def _show_ingest(console: Console, ingest: dict[str, Any]) -> None:
     for breed, counts in ingest["breeds"].items():
         table.add_row(Text(breed), *(str(counts[split]) for split in SPLITS))
     console.print(table)
-    for reason, counts in ingest["captured"].items():
+    for reason, counts in ingest.get("captured", {}).items():
         splits = ", ".join(f"{counts[split]} in {split}" for split in SPLITS)
         console.print(f"Accepted photos of captured requests, reason {reason}: {splits}", markup=False, highlight=False)
     for kind, rows in excluded_by_kind(ingest).items():

@@ -70,7 +70,7 @@ class Check:
     Attributes:
         feature: The feature.
         distance: Distance between captured photos and test photos, 0 to 1.
-        threshold: Distance that resamples of the test photos hardly exceed.
+        threshold: Distance that random divisions of all photos hardly exceed.
         sentence: The result in words.
     """
 

@@ -386,6 +386,16 @@ def a_container_can_write_only_to_tmp_and_the_captures(variant: Variant) -> Iter
             yield f"{name}: {writable}"
 
 
+@manifest_rule(put("CronJob/drift", f"{_JOB_CONTAINER}/volumeMounts/1/mountPath", "/tmp/work/serving"))
+def a_volume_in_another_volume_is_directly_in_it(variant: Variant) -> Iterator[str]:
+    # The container runtime creates folders in between as root, and the user of the container cannot write there.
+    for name, _, container in variant.containers():
+        paths = [PurePosixPath(mount["mountPath"]) for mount in container["volumeMounts"]]
+        for path in paths:
+            if any(other in path.parents for other in paths) and path.parent not in paths:
+                yield f"{name}: {path}"
+
+
 @manifest_rule(
     put("Deployment/page", f"{_POD}/automountServiceAccountToken", True),
     put("CronJob/drift", f"{_JOB_POD}/automountServiceAccountToken", True),

@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 from serving.capture_reasons import RANDOM_SHARE
 from serving.captures import CaptureStore, id_of, new_token
 from serving.client import Answer, Model, Prediction
+from serving.inbox import accept, read_inbox
 from serving.photo_origins import read_origins
 from tests.serving.classifier import BREEDS, encoded, picture
 from tests.serving.model_server.servers import DEADLINE
@@ -66,6 +67,16 @@ def test_a_reviewer_accepts_and_rejects_photos(page, store, data, captured):
     assert store.read(second).review.breed is None
     assert len(list(data.rglob("capture-*"))) == 1
     assert page.info[0].value == "No photos to review."
+
+
+def test_a_photo_that_another_reviewer_decided_on_keeps_that_decision(page, store, data, captured):
+    (item,) = read_inbox([store.read(captured[0])], {}, 0)
+    path = accept(store, item, BREEDS[2], data, "grace")
+    click(page, f"reject {captured[0]}")
+    assert path.is_file()
+    assert store.read(captured[0]).review.reviewer == "grace"
+    assert page.warning[0].value == "Another reviewer has already decided on that photo."
+    assert len(page.selectbox) == 1
 
 
 def test_decisions_need_a_name(page, captured):
