@@ -343,7 +343,8 @@ def item_texts(item: "Item") -> tuple[str, str, str]:
     if capture.review:
         notes.append(f"accepted as {capture.review.breed}" if capture.review.breed else "rejected")
     if len(capture.answer.prediction_set or ()) > 1:
-        notes.append(f"or {', '.join(capture.answer.prediction_set[1:3])}")
+        others = [name for name in capture.answer.prediction_set if name != capture.answer.best.breed]
+        notes.append(f"or {', '.join(others[:2])}")
     if capture.answer.unfamiliar:
         notes.append("unfamiliar")
     if item.near_duplicate_of:
