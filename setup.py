@@ -45,6 +45,7 @@ setup(
         "scipy",
         "streamlit",
         "structlog",
+        "tensorboard",
         "threadpoolctl",
         "typer",
         "uvicorn",
