@@ -22,7 +22,7 @@ LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_release")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def group(item: pytest.Item) -> str:
-        return min({"debian", "demo", "feedback", "small"} & set(item.fixturenames), default=item.path.stem)
+        return min({"debian", "demo", "feedback_run", "small"} & set(item.fixturenames), default=item.path.stem)
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
@@ -69,7 +69,7 @@ def small(tmp_path_factory, generate_photos) -> Run:
 
 
 @pytest.fixture(scope="session")
-def feedback(tmp_path_factory) -> Run:
+def feedback_run(tmp_path_factory) -> Run:
     """The first run of notebook 5, which changes this workdir."""
     workdir = tmp_path_factory.mktemp("feedback")
     photos = workdir / "photos"
@@ -80,9 +80,9 @@ def feedback(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def feedback_copy(feedback, tmp_path_factory) -> Path:
-    """A copy of the workdir of `feedback` before any test changes it."""
-    return shutil.copytree(feedback.workdir, tmp_path_factory.mktemp("story") / "work")
+def feedback_copy(feedback_run, tmp_path_factory) -> Path:
+    """A copy of the workdir of `feedback_run` before any test changes it."""
+    return shutil.copytree(feedback_run.workdir, tmp_path_factory.mktemp("story") / "work")
 
 
 @pytest.fixture(scope="session")

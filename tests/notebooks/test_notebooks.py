@@ -147,10 +147,10 @@ def test_notebooks_accept_a_run_with_one_backbone(small):
 
 
 @pytest.mark.slow
-def test_feedback_notebook_trains_a_version_that_is_better_at_night(feedback, feedback_copy):
-    executed = ExecutedNotebook("05_learn_from_user_photos", feedback.workdir)
+def test_feedback_notebook_trains_a_version_that_is_better_at_night(feedback_run, feedback_copy):
+    executed = ExecutedNotebook("05_learn_from_user_photos", feedback_run.workdir)
     executed.assert_no_warnings()
-    assert Registry(feedback.workdir / "serving" / "catbreeds").stable() == 2
+    assert Registry(feedback_run.workdir / "serving" / "catbreeds").stable() == 2
     assert re.search(r"^drift  brightness: ", executed.text, re.MULTILINE)
     assert re.search(r"accepted as .* \(train only\)", executed.text)
     assert re.search(r"version 2 learned from \d{2,3} stored photos", executed.text)
