@@ -16,7 +16,7 @@ import pytest
 from tests import debian as debian_12
 from tests.running import SMALL, Run, catbreeds, run_pipeline
 
-LONGEST = ("debian", "test_compiled_runs", "small", "demo", "test_release")
+LONGEST = ("debian", "test_compiled_runs", "small", "demo", "feedback_run", "test_release")
 
 
 @pytest.hookimpl(tryfirst=True)
