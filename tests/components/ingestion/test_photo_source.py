@@ -777,7 +777,7 @@ def test_every_file_is_a_photo_or_excluded_or_ignored_and_archives_agree_with_th
         if isinstance(result, str):
             assert result.startswith((": no photos found", ": folders that may be breeds have no usable photos:"))
             continue
-        (photos, excluded, warnings), read = result
+        (photos, excluded, warnings, _), read = result
         assert sorted([*photos, *(path for path, _ in excluded), *hidden]) == sorted(files)
         assert read == {path: files[path] for path in photos}
         assert photos == {path: path.split("/")[-2] for path in photos}
