@@ -254,7 +254,7 @@ class CaptureStore:
             shutil.rmtree(path)
         except FileNotFoundError:
             existed = False
-        delete_pages(self.folder, capture_id)
+        _delete_pages(self.folder, capture_id)
         # Afterwards, because `serving.inbox.accept` records the folder, copies the photo, and then checks the capture.
         if self.copied_to(capture_id) is not None:
             (self.folder / _DELETED).mkdir(exist_ok=True)
@@ -324,7 +324,7 @@ class CaptureStore:
             raise
 
 
-def delete_pages(folder: Path, capture_id: str) -> None:
+def _delete_pages(folder: Path, capture_id: str) -> None:
     """Delete the HTML pages directly in a folder that show a capture."""
     for page in folder.glob("*.html"):
         with contextlib.suppress(FileNotFoundError):

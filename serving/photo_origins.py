@@ -58,7 +58,7 @@ class Origin:
     def is_train_only(self) -> bool:
         """Whether the photo may only be in train.
 
-        The other photos were captured because the model was uncertain about them. In eval and test they would make
+        Such a photo was captured because the model was uncertain about it. In eval and test, such photos would make
         every model look worse than it is on the photos that users send.
         """
         return self.reason != RANDOM_SHARE

@@ -8,8 +8,6 @@ from components.photo_examples import thumbnail_data_url
 from components.reporting import charts
 from components.reporting.html_templates import render
 
-_CATEGORIES = ("predicted", "unfamiliar")
-
 
 def drift_page(
     result: Mapping[str, Any],
@@ -41,5 +39,6 @@ def drift_page(
 def _chart(
     name: str, title: str, test: Sequence[Mapping[str, Any]], captured: Sequence[Mapping[str, Any]]
 ) -> charts.Markup:
-    draw = charts.two_shares if name in _CATEGORIES else charts.two_distributions
-    return draw(name, title, [row[name] for row in test], [row[name] for row in captured])
+    old, new = [row[name] for row in test], [row[name] for row in captured]
+    draw = charts.two_shares if isinstance(old[0], str | bool) else charts.two_distributions
+    return draw(name, title, old, new)

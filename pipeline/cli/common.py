@@ -85,6 +85,17 @@ def require_local_path(path: Path | None) -> Path | None:
     return path
 
 
+CapturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CATBREEDS_GATEWAY_CAPTURE_FOLDER",
+        callback=require_local_path,
+        help="Folder of the captures.",
+        show_default=False,
+    ),
+]
+
+
 def read_settings(
     profile: str, overrides: list[str] | None, *, check_workdir: bool = True, **options: str | None
 ) -> Settings:
@@ -104,6 +115,16 @@ def read_settings(
     if check_workdir and "workdir" in options and (conflict := folder_conflict(config.workdir)):
         raise fail(f"workdir: {printable(config.workdir)}: {printable(conflict)}; choose another --workdir")
     return config
+
+
+def require_captures(captures: Path | None) -> Path:
+    """Return the folder of the captures; end the command if there is none."""
+    if captures is None:
+        raise fail("pass --captures with the folder of the captures, or set CATBREEDS_GATEWAY_CAPTURE_FOLDER")
+    if not captures.is_dir():
+        conflict = folder_conflict(str(captures)) or "no such folder; the gateway creates it with the first capture"
+        raise fail(f"captures: {printable(str(captures))}: {conflict}")
+    return captures
 
 
 def command_with_renamed_options(renamed: Mapping[str, str]) -> type[TyperCommand]:

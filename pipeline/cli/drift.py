@@ -18,19 +18,20 @@ from rich.text import Text
 
 from components.errors import DamagedFileError
 from pipeline.cli.common import (
+    CapturesOption,
     ExitCode,
     JsonOption,
     ProfileOption,
     SetOption,
     WorkdirOption,
     fail,
-    folder_conflict,
     read_settings,
+    require_captures,
     require_local_path,
 )
 from pipeline.console import console_on, noise_to
 from pipeline.settings import Settings
-from serving.names import counted, printable
+from serving.names import counted
 from serving.registry import Registry, RegistryError
 
 if TYPE_CHECKING:  # slow to import; `--help` works without them
@@ -47,15 +48,7 @@ _SHOWN_PHOTOS = 12
 
 @app.command()
 def drift(
-    captures: Annotated[
-        Path,
-        typer.Option(
-            envvar="CATBREEDS_GATEWAY_CAPTURE_FOLDER",
-            callback=require_local_path,
-            help="Folder of the captured photos.",
-            show_default=False,
-        ),
-    ],
+    captures: CapturesOption = None,
     days: Annotated[int, typer.Option(min=1, help="Compare the captures of this many days.")] = 7,
     version: Annotated[
         int | None,
@@ -78,12 +71,7 @@ def drift(
 
     Exit code: 0 no drift, or too few photos, 3 drift, 2 invalid usage or data.
     """
-    config = read_settings(profile, settings, workdir=workdir)
-    if (conflict := folder_conflict(str(captures))) or not captures.exists():
-        raise fail(
-            f"captures: {printable(str(captures))}: {conflict or 'no such folder'}; pass the folder that "
-            "CATBREEDS_GATEWAY_CAPTURE_FOLDER names"
-        )
+    config, captures = read_settings(profile, settings, workdir=workdir), require_captures(captures)
     now = datetime.datetime.now(datetime.UTC)
     found = _random_share(captures, now - datetime.timedelta(days=days))
     if version is None:

@@ -15,6 +15,7 @@ import typer
 
 from components.errors import HistoryError
 from pipeline.cli.common import (
+    CapturesOption,
     JsonOption,
     ProfileOption,
     SetOption,
@@ -22,7 +23,7 @@ from pipeline.cli.common import (
     expand_option_groups,
     fail,
     read_settings,
-    require_local_path,
+    require_captures,
 )
 from pipeline.console import console_on
 from pipeline.settings import Settings
@@ -50,15 +51,7 @@ ReviewerOption = Annotated[
 class _Options:
     """Options of all commands."""
 
-    captures: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="CATBREEDS_GATEWAY_CAPTURE_FOLDER",
-            callback=require_local_path,
-            help="Folder of the captures.",
-            show_default=False,
-        ),
-    ] = None
+    captures: CapturesOption = None
     data: Annotated[
         str | None,
         typer.Option(
@@ -79,11 +72,7 @@ class _Options:
         """The captures; ends the command if there is no folder."""
         from serving.captures import CaptureStore
 
-        if self.captures is None:
-            raise fail("pass --captures with the folder of the captures, or set CATBREEDS_GATEWAY_CAPTURE_FOLDER")
-        if not self.captures.is_dir():
-            raise fail(f"{self.captures}: no such folder; the gateway creates it with the first capture")
-        return CaptureStore(self.captures)
+        return CaptureStore(require_captures(self.captures))
 
     @cached_property
     def folder(self) -> Path:
@@ -329,13 +318,13 @@ def _print_items(items: "list[Item]", total: int) -> None:
     for heading in ("ID", "captured", "answer", "feedback", "note"):
         table.add_column(heading, overflow="fold")
     for item in items:
-        cells = (item.short_id, item.capture.time[:16].replace("T", " "), *item_texts(item))
+        cells = (item.short_id, item.capture.time[:16].replace("T", " "), *_item_texts(item))
         table.add_row(*map(Text, cells))
     console_on(sys.stdout).print(table)
     print(f"{len(items)} of {counted(total, 'capture')}")
 
 
-def item_texts(item: "Item") -> tuple[str, str, str]:
+def _item_texts(item: "Item") -> tuple[str, str, str]:
     """Describe a capture in words: the answer, the feedback, and notes."""
     capture = item.capture
     answer = f"{capture.answer.best.breed} {capture.answer.best.probability:.0%} (v{capture.answer.model.version})"

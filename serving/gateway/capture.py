@@ -98,7 +98,7 @@ class Captures:
     async def clean_up_regularly(self) -> None:
         """Delete expired captures and read the last drift result, now and every ten minutes. Runs until cancelled."""
         while self._store:
-            self._thread.submit(self._clean_up, self._settings.capture_max_bytes)
+            self._thread.submit(self._delete_expired)
             self._thread.submit(self._read_drift)
             await asyncio.sleep(_CLEAN_UP_SECONDS)
 
@@ -139,6 +139,12 @@ class Captures:
         if size <= limit < self._used_bytes + size:
             self._clean_up(max(0, int(_KEPT_SHARE * limit) - size))
         return self._used_bytes + size <= limit
+
+    def _delete_expired(self) -> None:
+        try:
+            self._clean_up(self._settings.capture_max_bytes)
+        except OSError as error:  # the executor would hide it
+            _LOG.error("cannot delete expired captures", folder=str(self._store.folder), error=str(error))
 
     def _clean_up(self, max_bytes: int) -> None:
         self._used_bytes = self._store.clean_up(max_bytes, self._settings.capture_days)
