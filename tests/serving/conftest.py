@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving.classifier import Classifier
-from tests.serving.model_server.servers import ModelServer
+from tests.serving.model_server.servers import ModelServer, eventually
 
 
 @pytest.fixture(scope="session")
@@ -30,5 +30,6 @@ def model_server(classifier, tmp_path_factory) -> Iterator[ModelServer]:
     server = ModelServer(
         folder, f"--model_config_file={config}", "--allow_version_labels_for_unavailable_models", "--enable_batching"
     )
+    eventually(lambda: server.available("catbreeds") == {1, 2})
     yield server
     server.stop()

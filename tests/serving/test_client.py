@@ -13,7 +13,7 @@ from serving.client.grpc import AsyncGrpcClient, GrpcClient
 from serving.client.rest import RestClient
 from serving.photo_normalization import PhotoError
 from tests.serving.classifier import BREEDS, SET_THRESHOLD, Classifier, encoded, one_white_quarter, picture, plain
-from tests.serving.model_server.servers import ModelServer, free_port
+from tests.serving.model_server.servers import ModelServer, eventually, free_port
 
 PHOTOS = [encoded(picture(quarter)) for quarter in range(4)]
 CLEAR, UNSURE, WHITE = encoded(one_white_quarter()), encoded(plain("grey")), encoded(plain("white"))
@@ -117,7 +117,9 @@ def test_the_breeds_of_a_prediction_set_are_sorted_by_probability(connect):
 
 def test_a_label_can_move_between_versions_with_and_without_prediction_sets(connect, model_server, classifier):
     model_server.configure("catbreeds", classifier, "all {}", {"stable": 1})
+    model_server.configure("moving", classifier, "all {}")
     try:
+        eventually(lambda: model_server.available("moving") == {1, 2})
         with connect(ModelChoice("moving", label="live")) as client:
             for version in (2, 1, 2, 1):
                 model_server.configure("moving", classifier, "all {}", {"live": version})
@@ -132,8 +134,9 @@ def test_a_label_can_move_between_versions_with_and_without_prediction_sets(conn
 def test_a_label_can_move_between_versions_with_and_without_calibration(connect, model_server, tmp_path):
     Classifier().save(tmp_path / "1", calibrated=False)
     Classifier().save(tmp_path / "2")
-    model_server.configure("calibrated", tmp_path, "all {}", {})
+    model_server.configure("calibrated", tmp_path, "all {}")
     try:
+        eventually(lambda: model_server.available("calibrated") == {1, 2})
         with connect(ModelChoice("calibrated", label="live")) as client:
             for version in (2, 1, 2, 1):
                 model_server.configure("calibrated", tmp_path, "all {}", {"live": version})

@@ -140,8 +140,14 @@ class ModelServer:
     def states(self, name: str) -> dict[int, str]:
         return {version: status[0] for version, status in self.status(name).items()}
 
+    def available(self, name: str) -> set[int]:
+        """Return the versions that answer requests."""
+        return {version for version, state in self.states(name).items() if state == "AVAILABLE"}
+
     def configure(self, name: str, base: Path, policy: str = "", labels: dict[str, int] | None = None) -> None:
         """Push a configuration with this model changed and the others unchanged.
+
+        The server answers as soon as one version is loaded; wait for `available` before a test uses another one.
 
         Args:
             name: Name of the model.

@@ -23,29 +23,25 @@ def name(server, request):
         server.remove(request.node.name)
 
 
-def available(server, name) -> set[int]:
-    return {version for version, state in server.states(name).items() if state == "AVAILABLE"}
-
-
 def test_only_the_newest_version_is_loaded_by_default(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)
     assert server.added(name) == 2
-    assert available(server, name) == {2}
+    assert server.available(name) == {2}
 
 
 def test_policy_latest_loads_the_given_number_of_versions(server, name, base, adders):
     for version in (2, 3):
         push(adders / str(version), base, version)
     server.configure(name, base, "latest { num_versions: 2 }")
-    eventually(lambda: available(server, name) == {2, 3})
+    eventually(lambda: server.available(name) == {2, 3})
 
 
 def test_policy_specific_loads_the_listed_versions(server, name, base, adders):
     for version in (2, 3):
         push(adders / str(version), base, version)
     server.configure(name, base, "specific { versions: 1 versions: 2 }")
-    eventually(lambda: available(server, name) == {1, 2})
+    eventually(lambda: server.available(name) == {1, 2})
     assert (server.added(name), server.added(name, 1)) == (2, 1)
 
 
@@ -53,7 +49,7 @@ def test_policy_all_loads_every_version(server, name, base, adders):
     for version in (2, 30):
         push(adders / str(version % 28), base, version)
     server.configure(name, base, ALL)
-    eventually(lambda: available(server, name) == {1, 2, 30})
+    eventually(lambda: server.available(name) == {1, 2, 30})
     assert server.added(name) == 2  # the output of version 30: versions are compared as numbers, not text
 
 
@@ -94,7 +90,7 @@ def test_unloaded_version_can_be_loaded_again(server, name, base, adders):
     push(adders / "2", base, 2)
     for version in (1, 2, 1):
         server.configure(name, base, f"specific {{ versions: {version} }}")
-        eventually(lambda version=version: available(server, name) == {version})
+        eventually(lambda version=version: server.available(name) == {version})
         assert server.added(name) == version
 
 
@@ -109,14 +105,14 @@ def test_removed_version_is_unloaded(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base)
     shutil.rmtree(base / "2")
-    eventually(lambda: available(server, name) == {1})
+    eventually(lambda: server.available(name) == {1})
     assert server.added(name) == 1
 
 
 def test_model_removed_from_the_configuration_is_not_found(server, name, base):
     server.configure(name, base)
     server.remove(name)
-    eventually(lambda: not available(server, name))
+    eventually(lambda: not server.available(name))
     with grpc_error(grpc.StatusCode.NOT_FOUND):
         server.added(name)
 
@@ -126,9 +122,9 @@ def test_new_version_is_loaded_before_the_old_one_is_unloaded(server, name, base
     seen: list[set[int]] = []
     push(adders / "2", base, 2)
     while 2 not in (seen[-1] if seen else set()):
-        seen.append(available(server, name))
+        seen.append(server.available(name))
         assert seen[-1], "no version was available"
-    eventually(lambda: available(server, name) == {2})
+    eventually(lambda: server.available(name) == {2})
 
 
 def test_version_in_use_is_unloaded_after_its_request_ends(server, name, toys, tmp_path, adders):
@@ -149,7 +145,7 @@ def test_incomplete_copies_of_versions_are_ignored(server, name, base, adders):
         shutil.copytree(adders / "2", base / folder)
     server.configure(name, base, ALL)
     push(adders / "3", base, 3)
-    eventually(lambda: available(server, name) == {1, 3})
+    eventually(lambda: server.available(name) == {1, 3})
     assert server.states(name).keys() == {1, 3}
 
 
@@ -179,7 +175,7 @@ def test_version_that_does_not_load_reports_its_error_and_the_old_one_stays_avai
     assert server.states(name)[1] == "AVAILABLE"
     assert server.added(name) == 1
     push(adders / "3", base, 3)
-    eventually(lambda: available(server, name) == {3})
+    eventually(lambda: server.available(name) == {3})
     server.remove(name)
 
 
@@ -204,7 +200,7 @@ def test_warmup_requests_run_before_a_version_becomes_available(server, name, ba
 def test_label_selects_its_version(server, name, base, adders):
     push(adders / "2", base, 2)
     server.configure(name, base, ALL)
-    eventually(lambda: available(server, name) == {1, 2})
+    eventually(lambda: server.available(name) == {1, 2})
     server.configure(name, base, ALL, {"stable": 1, "canary": 2})
     assert (server.added(name, "stable"), server.added(name, "canary")) == (1, 2)
     code, document = server.rest_predict(f"{name}/labels/stable", instances=[0.0])
@@ -230,9 +226,9 @@ def test_configuration_with_a_label_on_an_unavailable_version_loads_nothing(serv
     with grpc_error(grpc.StatusCode.FAILED_PRECONDITION, "Request to assign label stable to version 2"):
         server.configure(name, base, both, {"stable": 2})
     assert server.added(name, "stable") == 1
-    assert available(server, name) == {1}
+    assert server.available(name) == {1}
     server.configure(name, base, both, {"stable": 1})
-    eventually(lambda: available(server, name) == {1, 2})
+    eventually(lambda: server.available(name) == {1, 2})
 
 
 def test_label_removed_from_the_configuration_is_unknown(server, name, base):
@@ -258,7 +254,7 @@ def test_label_moves_in_two_steps_without_failed_requests(server, name, base, ad
         last = [clients.submit(client) for _ in range(4)]
         eventually(lambda: outputs)
         server.configure(name, base, "specific { versions: 1 versions: 2 }", {"stable": 1})
-        eventually(lambda: available(server, name) == {1, 2})
+        eventually(lambda: server.available(name) == {1, 2})
         server.configure(name, base, "specific { versions: 1 versions: 2 }", {"stable": 2})
         moved.set()
     assert [future.result() for future in last] == [2.0] * 4
@@ -295,4 +291,4 @@ def test_sixteen_clients_get_no_error_and_no_wrong_output_while_versions_change(
         finally:
             finished.set()
     assert all(future.result() for future in running)
-    eventually(lambda: available(server, name) == {10})
+    eventually(lambda: server.available(name) == {10})
