@@ -25,6 +25,8 @@ Change = Callable[[Variant], None]
 LIVE_CONFIG = (CONFIG_MAP, {CONFIG_FILE, TRAFFIC_FILE})
 CAPTURE_FOLDER = f"{PREFIX}CAPTURE_FOLDER"
 _CLUSTER_SCOPED = ("Namespace", "PersistentVolume")
+# Volumes that a pod may write to, in folders of the same name.
+_PHOTO_VOLUMES = {"gateway": ("captures",), "drift": ("captures",), "review": ("captures", "photos")}
 
 
 @dataclass(frozen=True)
@@ -371,8 +373,9 @@ def no_process_can_run_as_root(variant: Variant) -> Iterator[str]:
     drop("Deployment/page", f"{_POD}/volumes/0/emptyDir/sizeLimit"),
     drop("CronJob/drift", f"{_JOB_CONTAINER}/volumeMounts/1/readOnly"),
     add("Deployment/gateway", f"{_CONTAINER}/volumeMounts", {"name": "captures", "mountPath": "/data"}),
+    put("Deployment/review", f"{_CONTAINER}/volumeMounts/1/mountPath", "/pictures"),
 )
-def a_container_can_write_only_to_tmp_and_the_captures(variant: Variant) -> Iterator[str]:
+def a_container_can_write_only_to_tmp_and_its_photos(variant: Variant) -> Iterator[str]:
     for name, spec, container in variant.containers():
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         writable = {
@@ -380,8 +383,9 @@ def a_container_can_write_only_to_tmp_and_the_captures(variant: Variant) -> Iter
             for mount in container["volumeMounts"]
             if not mount.get("readOnly")
         }
-        if writable.get("/captures", {}).get("name") == "captures" and name in ("gateway", "drift"):
-            del writable["/captures"]
+        for volume in _PHOTO_VOLUMES.get(name, ()):
+            if writable.get(f"/{volume}", {}).get("name") == volume:
+                del writable[f"/{volume}"]
         if writable.keys() != {"/tmp"} or not writable["/tmp"].get("emptyDir", {}).get("sizeLimit"):
             yield f"{name}: {writable}"
 
@@ -532,14 +536,17 @@ def a_batch_holds_the_photos_of_a_request(variant: Variant) -> Iterator[str]:
     put("PersistentVolumeClaim/captures", "spec/resources/requests/storage", "4Gi"),
     drop("Deployment/gateway", f"{_POD}/securityContext/fsGroup"),
     put("CronJob/drift", f"{_JOB_CONTAINER}/volumeMounts/1/mountPath", "/models"),
+    put("Deployment/review", f"{_CONTAINER}/env/0/value", "/photos"),
+    drop("Deployment/review", f"{_POD}/securityContext/fsGroup"),
 )
 def captures_are_written_to_a_volume_that_is_larger_than_their_maximum_size(variant: Variant) -> Iterator[str]:
     claim = variant.find("PersistentVolumeClaim", "captures")
     if not claim:
         return
     for name, spec, container in variant.containers():
-        if name in ("gateway", "drift"):
-            folders = [entry["value"] for entry in container["env"] if entry["name"] == CAPTURE_FOLDER]
+        if name in _PHOTO_VOLUMES:
+            variables = (CAPTURE_FOLDER, "CATBREEDS_PAGE_REVIEW_CAPTURES")
+            folders = [entry["value"] for entry in container["env"] if entry["name"] in variables]
             if folders != ["/captures"]:
                 yield f"{name}: captures in {folders}"
             if spec["securityContext"].get("fsGroup") != spec["securityContext"]["runAsGroup"]:
@@ -636,6 +643,7 @@ def a_deploy_does_not_reset_the_number_of_replicas(variant: Variant) -> Iterator
     drop("NetworkPolicy/rollout"),
     drop("NetworkPolicy/rollout", "spec/ingress/0/from/0/podSelector"),
     put("NetworkPolicy/bucket", "spec/podSelector", {"matchLabels": {"app.kubernetes.io/name": "drift"}}),
+    put("Deployment/review", "spec/template/metadata/labels", {"app.kubernetes.io/name": "review"}),
 )
 def the_network_policies_allow_only_the_expected_connections(variant: Variant) -> Iterator[str]:
     expected = {
@@ -651,7 +659,7 @@ def the_network_policies_allow_only_the_expected_connections(variant: Variant) -
     if variant.of_kind("HTTPRoute"):
         expected |= {(source, *target) for source in _CALLERS for target in (("page", 8080), ("gateway", 8000))}
     if variant.name.startswith("gke"):
-        for name in ("model-server", *(("drift",) if variant.of_kind("CronJob") else ())):
+        for name in {"model-server", "drift", "review"} & {name for name, _ in variant.pods()}:
             expected |= {(name, "dns", 53), (name, "internet", 443), (name, "metadata", 80)}
     allowed = set(_connections(variant))
     if allowed != expected:

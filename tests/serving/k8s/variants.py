@@ -22,6 +22,8 @@ SUPPORTED = ("1.31", "1.37")
 KUBECTL = shutil.which("kubectl") or str(Path(sys.executable).with_name("kubectl"))
 # A commented-out component in an overlay.
 _OPTIONAL_COMPONENT = re.compile(r"^  # - (\S+)", re.MULTILINE)
+# Components that require another one, as the comments in the overlays say.
+_REQUIRED_COMPONENTS = {"review": "capture"}
 
 Object = dict[str, Any]
 
@@ -83,9 +85,16 @@ def optional_components(overlay: str) -> list[str]:
 
 
 def combinations(names: list[str]) -> list[tuple[str, ...]]:
-    """Return no component, each one, each pair, and all: two components that do not fit together are a pair."""
+    """Return no component, each one, each pair, and all: two components that do not fit together are a pair.
+
+    A component that requires another one is only in combinations with that one.
+    """
     smaller = [chosen for count in range(3) for chosen in itertools.combinations(names, count)]
-    return [*smaller, tuple(names)]
+    return [chosen for chosen in [*smaller, tuple(names)] if _has_required(chosen)]
+
+
+def _has_required(chosen: tuple[str, ...]) -> bool:
+    return all(required in chosen for name, required in _REQUIRED_COMPONENTS.items() if name in chosen)
 
 
 def variants(overlay: str, folder: Path) -> list[Variant]:
