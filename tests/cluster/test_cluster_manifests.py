@@ -8,6 +8,7 @@ from tests.cluster.clusters import get, in_namespace, kubectl
 from tests.serving.k8s import custom_resources
 from tests.serving.k8s.manifest_rules import changed, put
 from tests.serving.k8s.variants import OVERLAYS, Object, Variant
+from tests.serving.model_server.servers import eventually
 
 
 def validation_errors(variants: list[Variant], namespace: str, groups: set[str], custom: bool) -> str:
@@ -52,6 +53,19 @@ def test_the_api_server_accepts_the_custom_resources_of_every_variant(rendered, 
 def test_the_api_server_rejects_invalid_manifests(rendered, namespace, change):
     variant = changed(next(one for one in rendered if one.name == "gke"), change)
     assert validation_errors([variant], namespace, {*custom_resources.GROUPS}, custom=False)
+
+
+def test_a_job_of_the_drift_cron_job_gets_a_pod(rendered, namespace):
+    variant = next(one for one in rendered if one.name == "local+capture")
+    names = ("drift", "captures", "models")
+    kinds = variant.of_kind("ServiceAccount", "CronJob", "PersistentVolumeClaim")
+    objects = [one for one in kinds if one["metadata"]["name"] in names]
+    assert len(objects) == 4
+    kubectl("apply", objects=in_namespace(objects, namespace))
+    kubectl("create", "job", "drift-now", "--from", "cronjob/drift", "--namespace", namespace)
+    eventually(lambda: get("job/drift-now", "--namespace", namespace).get("status", {}).get("active") == 1)
+    (pod,) = get("pods", "--selector", "job-name=drift-now", "--namespace", namespace)["items"]
+    assert pod["spec"]["serviceAccountName"] == "drift"
 
 
 def test_applying_again_after_promotions_changes_nothing(served):

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 import random
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image, ImageEnhance
 
 from serving.capture_reasons import RANDOM_SHARE, UNCERTAIN
@@ -16,7 +20,8 @@ from serving.client import Answer, Model, Prediction
 from serving.drift_result import read_drift_result
 from serving.model_files import REFERENCE_PHOTOS_FILE
 from serving.photo_normalization import normalize_for_prediction
-from tests.running import catbreeds
+from tests.running import CATBREEDS, catbreeds
+from tests.serving.k8s.variants import K8S
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +115,32 @@ def test_dark_photos_are_drift_in_words_numbers_and_pictures(small, new_photos, 
     assert text.count("<svg") == 7
     assert text.count("data:image/jpeg") == 12
     assert "brightness: " in text
+
+
+def test_the_job_of_the_manifests_succeeds_with_drift_and_fails_without_a_result(small, new_photos, tmp_path):
+    manifests = yaml.safe_load_all((K8S / "components" / "capture" / "drift.yaml").read_text())
+    job = next(one for one in manifests if one["kind"] == "CronJob")
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    volumes = {mount["mountPath"]: str(tmp_path / mount["name"]) for mount in container["volumeMounts"]}
+    for name in ("captures", "tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tmp" / "serving").symlink_to(small.workdir / "serving")
+    capture(tmp_path / "captures", new_photos, 60, darkened)
+
+    def run() -> subprocess.CompletedProcess:
+        command = [re.sub("/captures|/tmp", lambda match: volumes[match[0]], part) for part in container["command"]]
+        variables = {entry["name"]: volumes[entry["value"]] for entry in container["env"]}
+        path = {"PATH": f"{CATBREEDS.parent}:{os.environ['PATH']}"}
+        return subprocess.run(command, env=os.environ | variables | path, capture_output=True, text=True, check=False)
+
+    process = run()
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert read_drift_result(tmp_path / "captures").ratios["brightness"] > 1
+    assert (tmp_path / "captures" / "drift.html").exists()
+    (tmp_path / "tmp" / "serving").unlink()
+    process = run()
+    assert process.returncode != 0
+    assert "serving" in process.stderr
 
 
 def test_photos_of_another_shape_are_drift_of_the_size_only(small, new_photos, tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import grpc
 import httpx
+import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -42,17 +43,23 @@ def test_pods_are_alive_while_models_load_and_ready_once_stable_is_available(var
     assert gateway.predict(PHOTOS[0]).json()["model"]["version"] == 2
 
 
-def test_the_page_starts_with_its_variables_and_passes_its_probes(variant, tmp_path):
-    container = next(container for name, _, container in variant.containers() if name == "page")
+@pytest.mark.parametrize("pod", ["page", "review"])
+def test_the_page_starts_with_its_variables_and_passes_its_probes(rendered, pod, tmp_path):
+    variant = next(one for one in rendered["local"] if one.name == "local+capture+review")
+    container = next(container for name, _, container in variant.containers() if name == pod)
     port = free_port()
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert variables["HOME"] == "/tmp"
-    variables |= {"HOME": str(tmp_path), "CATBREEDS_PAGE_PORT": str(port)}
+    for mount in container["volumeMounts"]:
+        folder = tmp_path / mount["name"]
+        folder.mkdir()
+        assert mount["mountPath"] in variables.values()
+        variables = {name: str(folder) if text == mount["mountPath"] else text for name, text in variables.items()}
+    variables["CATBREEDS_PAGE_PORT"] = str(port)
     process = subprocess.Popen([sys.executable, "-m", "serving.page"], env=os.environ | variables)
     try:
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
 
-            def responds(path: str = probe(variant, "page", kind)) -> bool:
+            def responds(path: str = probe(variant, pod, kind)) -> bool:
                 assert process.poll() is None
                 with contextlib.suppress(httpx.TransportError):
                     return httpx.get(f"http://localhost:{port}{path}", timeout=DEADLINE).text == "ok"
