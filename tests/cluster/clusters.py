@@ -120,7 +120,7 @@ class Deployed:
             "SERVICE_ACCOUNT": str(self.account),
         }
         # The tests send few requests, and latencies vary on a busy machine.
-        settings = (f"models={self.models}", "min_requests=20", "max_latency_ratio=1000")
+        settings = (f"models_dir={self.models}", "min_requests=20", "max_latency_ratio=1000")
         options = ["--workdir", self.registry.base.parent.parent, "--namespace", self.namespace]
         options += [option for setting in settings for option in ("--set", f"rollout.{setting}")]
         command = [sys.executable, "-m", "tests.cluster.command_in_pod", *arguments, *options]

@@ -1,5 +1,6 @@
 """Rollout as in a pod of the cluster, with real permissions, resource versions and pods, under traffic."""
 
+import re
 import signal
 
 import pytest
@@ -92,7 +93,8 @@ def test_a_killed_command_causes_no_failed_requests_and_completes_when_it_is_rer
             command.send_signal(signal.SIGKILL)
         command.communicate(timeout=DEADLINE)
         assert all(labels["stable"] in (1, 2) for labels in served.labels())
-        assert "version 2 is stable" in served.run("promote", 2)
+        # The command may have been killed after all its writes.
+        assert re.match("version 2 (is|was already) stable", served.run("promote", 2))
         assert traffic.receives_only({2})
     assert served.labels() == [{"stable": 2}] * 3
     assert read_serving_config(served.live()["data"], MODEL).labels == {"stable": 2}
