@@ -1,6 +1,7 @@
 """Measure what each optimization gains: the same work with and without it, in one run.
 
     python benchmarks/optimizations.py
+    python benchmarks/optimizations.py --cases solver "huge pages"
 
 Cases:
 
@@ -90,7 +91,6 @@ BATCH_SIZE = 32
 EMBEDDING_SIZE = 2048
 SIZES = {feature_name("synthetic", 0): EMBEDDING_SIZE}
 IMAGE_SIZE = 71
-FORWARD_PASS_SIZE = 224
 SPACE = {
     "kinds": ["network"],
     "blocks": ["last"],
@@ -228,10 +228,10 @@ def write_backbone() -> None:
         save_backbone(IMAGE_SIZE, folder)
 
 
-def seconds_of_embedding(parts: int) -> float:
-    """Seconds to embed six batches whose photos are divided into `parts`."""
+def seconds_of_embedding(parts: int, side: int) -> float:
+    """Seconds to embed six batches of images of `side` pixels, with the photos of a batch divided into `parts`."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(embedding_gen, "_PARTS", parts):
-        save_backbone(FORWARD_PASS_SIZE, folder)
+        save_backbone(side, folder)
         write_json(folder, BACKBONE_RECORD_FILE, {"precision": "float32"})
         paths = write_sample_data(Path(folder) / "photos", breeds=2, photos=BATCH_SIZE // 2)
         handler = BackboneHandler(folder, BATCH_SIZE)
@@ -249,10 +249,10 @@ def example_of(photo: Path) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature={"image_bytes": value})).SerializeToString()
 
 
-def seconds_of_forward_passes() -> float:
-    """Seconds of ten forward passes of a batch."""
-    embed = tf.function(functools.partial(build_blocks(FORWARD_PASS_SIZE), training=False))
-    pixels = tf.zeros([BATCH_SIZE, FORWARD_PASS_SIZE, FORWARD_PASS_SIZE, 3])
+def seconds_of_forward_passes(side: int) -> float:
+    """Seconds of ten forward passes of a batch of images of `side` pixels."""
+    embed = tf.function(functools.partial(build_blocks(side), training=False))
+    pixels = tf.zeros([BATCH_SIZE, side, side, 3])
     embed(pixels)
     started = time.perf_counter()
     for _ in range(10):
@@ -318,7 +318,7 @@ def seconds_of_import(modules: str, collect: bool) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable[[], float]]:
+def variants(photos: int, epochs: int, solved_photos: int, side: int) -> dict[str, Callable[[], float]]:
     """Name -> function that runs this variant once and returns its seconds."""
     reused = functools.partial(search, tuning.HeadHyperModel(SIZES, BREEDS, SPACE, BATCH_SIZE), photos, epochs)
     new = functools.partial(search, NewHeads(), photos, epochs)
@@ -346,10 +346,10 @@ def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable
         "network, batches": functools.partial(
             seconds_in_fork, functools.partial(train_network_on_batches, solved_photos)
         ),
-        "embedding": functools.partial(in_new_process, "seconds_of_embedding(2)", huge),
-        "embedding, one part": functools.partial(in_new_process, "seconds_of_embedding(1)", huge),
-        "forward passes": functools.partial(in_new_process, "seconds_of_forward_passes()", huge),
-        "forward passes, small pages": functools.partial(in_new_process, "seconds_of_forward_passes()", {}),
+        "embedding": functools.partial(in_new_process, f"seconds_of_embedding(2, {side})", huge),
+        "embedding, one part": functools.partial(in_new_process, f"seconds_of_embedding(1, {side})", huge),
+        "forward passes": functools.partial(in_new_process, f"seconds_of_forward_passes({side})", huge),
+        "forward passes, small pages": functools.partial(in_new_process, f"seconds_of_forward_passes({side})", {}),
         "executor": functools.partial(seconds_in_fork, write_backbone, gc.freeze),
         "executor, not frozen": functools.partial(seconds_in_fork, write_backbone),
         "graph": functools.partial(seconds_in_fork, create_graph, gc.freeze),
@@ -358,20 +358,20 @@ def variants(photos: int, epochs: int, solved_photos: int) -> dict[str, Callable
     }
 
 
-def measure(rounds: int, photos: int, epochs: int, solved_photos: int) -> dict[str, float]:
-    """Median seconds of each variant; a round runs all variants in turn."""
-    runs = variants(photos, epochs, solved_photos)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def measure(rounds: int, names: list[str], runs: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Median seconds of the variants with these names; a round runs all of them in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        for name, run in runs.items():
+        for name in names:
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            seconds[name].append(run())
+            seconds[name].append(runs[name]())
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def main() -> None:
-    """Measure all variants and print the ratio of each case."""
+    """Measure the variants of the chosen cases and print the ratio of each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="cases to measure; default all")
     parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each variant")
     parser.add_argument("--photos", type=int, default=400, help="number of synthetic embeddings in the search")
     parser.add_argument("--epochs", type=int, default=4, help="number of epochs of the longest trials")
@@ -381,11 +381,14 @@ def main() -> None:
         default=1500,
         help="number of embeddings to solve and to train on",
     )
+    parser.add_argument("--side", type=int, default=224, help="side of the images of embedded batches in pixels")
     arguments = parser.parse_args()
-    medians = measure(arguments.rounds, arguments.photos, arguments.epochs, arguments.solved_photos)
+    runs = variants(arguments.photos, arguments.epochs, arguments.solved_photos, arguments.side)
+    names = list(dict.fromkeys(name for case in arguments.cases for name in CASES[case]))
+    medians = measure(arguments.rounds, names, runs)
     print(f"{'case':<18}  {'with s':>7}  {'without s':>9}  {'ratio':>5}")
-    for case, (optimized, plain) in CASES.items():
-        fast, slow = medians[optimized], medians[plain]
+    for case in arguments.cases:
+        fast, slow = (medians[name] for name in CASES[case])
         print(f"{case:<18}  {fast:>7.2f}  {slow:>9.2f}  {slow / fast:>5.2f}")
 
 

@@ -14,7 +14,12 @@ The benchmark measures three durations for the same photos (train and eval) and 
 
 With more than one number of photos, the benchmark also prints the cost of each additional photo.
 
-Results on 2 CPU cores, before the pipeline used huge pages and embedded a batch in two parts:
+Results on 2 slow CPU cores:
+
+    photos   recipe s   pipeline s   floor s   recipe/pipeline   pipeline/floor   40 trials s
+      3434      17631        176.0      95.1             100.2             1.85          79.1
+
+The same on faster cores, before the pipeline used huge pages and embedded a batch in two parts:
 
     photos   recipe s   pipeline s   floor s   recipe/pipeline   pipeline/floor   40 trials s
       3434       8863        119.1      60.8              74.4             1.96          42.7

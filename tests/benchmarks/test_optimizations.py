@@ -25,6 +25,7 @@ CASES = [
 @pytest.mark.slow
 def test_optimizations_prints_seconds_and_ratio_of_each_case():
     command = [sys.executable, SCRIPT, "--rounds", "1", "--photos", "16", "--epochs", "2", "--solved-photos", "60"]
+    command += ["--side", "32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     heading, *rows = done.stdout.splitlines()

@@ -280,19 +280,3 @@ def test_only_the_winner_has_a_served_model(demo):
     heads = [demo.artifact(f"Trainer-{backbone}", "model") / "Format-Serving" for backbone in BACKBONES]
     for head in heads:
         assert sum(file.stat().st_size for file in head.rglob("*") if file.is_file()) < 5e6
-
-
-@pytest.mark.slow
-def test_run_with_one_worker_gives_the_same_comparison(demo, winner, tmp_path, tf):
-    def decision(run):
-        comparison = json.loads((run.workdir / "report" / "comparison.json").read_text())
-        rows = {row["backbone"]: (row["eval_accuracy"], row["hyperparameters"]) for row in comparison["candidates"]}
-        return comparison["winner"], comparison["reason"], rows
-
-    again = run_pipeline(demo.photos, tmp_path, "workers=1")
-    assert again.process.returncode == 0
-    assert decision(again) == decision(demo)
-    model = tf.saved_model.load(str(tmp_path / "serving" / "catbreeds" / "1"))
-    images = tf.constant(list(photos(demo, tf).values()))
-    probabilities = [m.signatures["serving_default"](image_bytes=images)["probabilities"] for m in (winner[2], model)]
-    np.testing.assert_allclose(*probabilities, atol=1e-4)
