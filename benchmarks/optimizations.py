@@ -9,6 +9,8 @@ Cases:
         trials of the same size reuse one network; without: each trial builds a new one.
     solver: the logistic regressions of five penalties, on synthetic embeddings of 1,500 photos whose variance is in few
         directions, as that of real ones; without: scikit-learn's L-BFGS.
+    both kinds at once: a search of logistic regressions and networks on the same embeddings; without: a search of each
+        kind, one after the other.
     epoch in one step: training a network for 10 epochs on the same embeddings; without: Keras's loop over batches, 256
         per call.
     frozen search: the same search while the garbage collector ignores older objects, such as the modules of TensorFlow
@@ -71,6 +73,7 @@ from components.candidates.architectures import ARCHITECTURES
 from components.candidates.backbone import build_embedder, build_network, pool_blocks, preprocessing
 from components.candidates.embedding_features import feature_name
 from components.candidates.embedding_gen import BackboneHandler
+from components.candidates.hyperparameters import KINDS
 from components.file_names import BACKBONE_RECORD_FILE
 from components.json_files import write_json
 from components.keras_config import keras
@@ -105,6 +108,7 @@ IMPORTS = {"import TensorFlow": "tensorflow", "import TFX": "pipeline.graph, pip
 CASES = {
     "reused heads": ("search", "search, new heads"),
     "solver": ("solver", "solver, scikit-learn"),
+    "both kinds at once": ("both kinds", "each kind"),
     "epoch in one step": ("network", "network, batches"),
     "frozen search": ("search", "search, not frozen"),
     "batch in two parts": ("embedding", "embedding, one part"),
@@ -193,6 +197,18 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
             hypermodel, list, SPACE, objective="val_loss", max_epochs=epochs, factor=3, seed=0, directory=folder
         )
         tuner.search(x=data, validation_data=data, verbose=0)
+
+
+def search_kinds(photos: int, epochs: int, searches: list[list[str]]) -> None:
+    """Run one search for each list of kinds of heads."""
+    make_deterministic(0)
+    records = synthetic_records(photos)._replace(embeddings=uneven_embeddings(photos)[0])
+    space = SPACE | {"l2": PENALTIES, "objective": "val_loss", "max_epochs": epochs, "factor": 3}
+    for kinds in searches:
+        config = {"tuner": space | {"kinds": kinds}, "batch_size": BATCH_SIZE, "seed": 0}
+        with tempfile.TemporaryDirectory() as folder:
+            search_of_kinds = tuning.head_search(records, records, BREEDS, config, folder)
+            search_of_kinds.tuner.search(**search_of_kinds.fit_kwargs)
 
 
 def build_blocks(side: int) -> keras.Model:
@@ -319,6 +335,12 @@ def variants(photos: int, epochs: int, solved_photos: int, side: int) -> dict[st
         "solver": functools.partial(seconds_in_fork, functools.partial(solve, solved_photos)),
         "solver, scikit-learn": functools.partial(
             seconds_in_fork, functools.partial(solve_with_scikit_learn, solved_photos)
+        ),
+        "both kinds": functools.partial(
+            seconds_in_fork, functools.partial(search_kinds, solved_photos, epochs, [list(KINDS)])
+        ),
+        "each kind": functools.partial(
+            seconds_in_fork, functools.partial(search_kinds, solved_photos, epochs, [[kind] for kind in KINDS])
         ),
         "network": functools.partial(seconds_in_fork, functools.partial(train_network, solved_photos)),
         "network, batches": functools.partial(

@@ -78,7 +78,7 @@ class Costs(NamedTuple):
         photos: Number of photos in train and eval.
         recipe: Duration of the recipe, scaled from a subset of the photos.
         components: Duration of each of MEASURED_COMPONENTS.
-        trials: Number of trials, and the sum of their durations.
+        trials: Number of trials, and the sum of their durations; solved and trained heads are tried at the same time.
         floor: Duration of one forward pass of each photo.
     """
 

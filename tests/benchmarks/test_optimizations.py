@@ -10,6 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "optimizations.py"
 CASES = [
     "reused heads",
     "solver",
+    "both kinds at once",
     "epoch in one step",
     "frozen search",
     "batch in two parts",
