@@ -30,7 +30,7 @@ Every measurement has a process of its own, and a round measures each variant on
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
 optimization. Remove an optimization whose ratio is below 1.1.
 
-Output on 2 slow CPU cores ("both kinds at once", "batch in two parts" and "huge pages": two rounds, on other days):
+Output on 2 slow CPU cores ("both kinds at once", "batch in two parts", "huge pages": two rounds without the others):
 
     case                 with s  without s  ratio
     reused heads           8.06      16.16   2.01
