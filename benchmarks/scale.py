@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --photos 240 2400 24000
 
-For each number of synthetic photos the benchmark runs the whole pipeline with the search space of the standard profile,
-random weights and small images, one component at a time. For each step it prints:
+For each number of synthetic photos the benchmark runs the whole pipeline with the search space of the standard profile
+(or another `--profile`), random weights and small images, one component at a time. For each step it prints:
 
     s: duration.
     CPU s: CPU time, summed over all cores and over the processes that the component starts.
@@ -68,13 +68,14 @@ class Cost(NamedTuple):
 UNITS = dict(zip(Cost._fields, ("s", "CPU s", "MB"), strict=True))
 
 
-def measure(photos: int, side: int, backbones: list[str], folder: Path) -> dict[str, Cost]:
+def measure(photos: int, side: int, backbones: list[str], profile: str, folder: Path) -> dict[str, Cost]:
     """Return the cost of each step for `photos` photos.
 
     Args:
         photos: Number of photos.
         side: Side of the input image of the backbones in pixels.
         backbones: Names of the backbones.
+        profile: Profile whose other settings are used, such as the search space.
         folder: Folder for the photos, the workdir and the costs. Components that an earlier call completed are taken
             from the cache of the workdir, and keep the cost that this call measured.
     """
@@ -91,7 +92,7 @@ def measure(photos: int, side: int, backbones: list[str], folder: Path) -> dict[
             costs[run.node_id] = run.seconds, run.usage.cpu_seconds, run.usage.peak_memory / 1e6
             write_json(str(folder), _COSTS_FILE, costs)
 
-    runs = run_pipeline(load("standard", overrides), record=record)
+    runs = run_pipeline(load(profile, overrides), record=record)
     return _by_step({node: Cost(*costs[node]) for node in runs})
 
 
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument(
         "--backbones", nargs="+", default=list(load("demo").backbones), help="backbones; default: those of the demo"
     )
+    parser.add_argument("--profile", default="standard", help="profile of the other settings, such as the search space")
     parser.add_argument("--target", type=int, default=1_000_000, help="number of photos to extrapolate to")
     parser.add_argument(
         "--folder", type=Path, help="keep everything in this folder; a later call continues where an earlier one ended"
@@ -177,7 +179,8 @@ def main() -> None:
     sizes = sorted(arguments.photos)
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        costs = {size: measure(size, arguments.side, arguments.backbones, folder / str(size)) for size in sizes}
+        choices = arguments.side, arguments.backbones, arguments.profile
+        costs = {size: measure(size, *choices, folder / str(size)) for size in sizes}
     names = dict.fromkeys(step for size in sizes for step in costs[size])
     steps = {name: {size: costs[size][name] for size in sizes if name in costs[size]} for name in names}
     print(f"random weights, {arguments.side} px, one component at a time")

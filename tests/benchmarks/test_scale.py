@@ -11,7 +11,18 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 
 @pytest.mark.slow
 def test_scale_prints_time_and_memory_of_each_step_and_the_extrapolation():
-    command = [sys.executable, SCRIPT, "--backbones", "resnet50", "--side", "32", "--target", "1000"]
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--backbones",
+        "resnet50",
+        "--side",
+        "32",
+        "--target",
+        "1000",
+        "--profile",
+        "smoke",
+    ]
     command += ["--photos", "60", "120"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
