@@ -309,7 +309,8 @@ def servers(folder: Path) -> Iterator[dict[str, tuple[int, list[psutil.Process |
 
         def start(program: Program) -> psutil.Process:
             others = this_process.children()
-            supervisor.start(program)
+            with contextlib.redirect_stdout(sys.stderr):  # it reports when a program starts slowly
+                supervisor.start(program)
             (process,) = (child for child in this_process.children() if child not in others)
             return process
 

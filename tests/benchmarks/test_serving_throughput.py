@@ -20,7 +20,7 @@ def benchmark(*options: str) -> list[str]:
 
 @pytest.mark.slow
 def test_benchmark_prints_rates_latencies_cpu_times_bytes_and_targets():
-    lines = benchmark("--clients", "1", "8", "--seconds", "0.5", "--rounds", "1")
+    lines = benchmark("--clients", "1", "8", "--seconds", "1", "--rounds", "1")
     heading, rows, targets_heading, targets = lines[0], lines[1:11], lines[11], lines[12:]
     columns = ["clients", "path", "req/s", "p50 ms", "p99 ms", "client", "front", "server", "bytes"]
     assert re.split(r"  +", heading.strip()) == columns
