@@ -49,6 +49,7 @@ def test_the_page_starts_with_its_variables_and_passes_its_probes(rendered, pod,
     container = next(container for name, _, container in variant.containers() if name == pod)
     port = free_port()
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables["HOME"] == "/tmp"
     for mount in container["volumeMounts"]:
         folder = tmp_path / mount["name"]
         folder.mkdir()
