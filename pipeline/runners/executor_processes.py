@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable
@@ -66,6 +67,8 @@ class Execution(NamedTuple):
 class ExecutorProcesses:
     """Context manager that runs the server process; leaving it kills the executors that are still running.
 
+    The executors have a folder for temporary files, which is then deleted, because TensorFlow and Beam leave files.
+
     Args:
         modules: Modules to import before the first executor runs.
     """
@@ -74,11 +77,13 @@ class ExecutorProcesses:
         self._modules = tuple(modules)
 
     def __enter__(self) -> "ExecutorProcesses":
+        self._temporary = tempfile.TemporaryDirectory(prefix="catbreeds-", ignore_cleanup_errors=True)
         self._requests, server_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_requests:
 
             def serve() -> None:
                 self._requests.close()  # otherwise the server would not notice that the parent closes its end
+                os.environ["TMPDIR"] = tempfile.tempdir = self._temporary.name
                 _serve(server_requests, self._modules)
 
             self._server_pid = _fork(serve)
@@ -87,6 +92,7 @@ class ExecutorProcesses:
     def __exit__(self, *_) -> None:
         self._requests.close()
         os.waitpid(self._server_pid, 0)
+        self._temporary.cleanup()
 
     def run(
         self,

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_usage_includes_the_processes_that_a_component_started(tmp_path):
         assert 0.8 * ALLOCATED < first[branch].usage.peak_memory - imported < 1.5 * ALLOCATED
     second = run(tmp_path, run_id="second", **behaviors)
     assert {node.usage for node in second.values()} == {None}
+
+
+@pytest.mark.parametrize("behavior", ["complete", "fail"])
+def test_temporary_files_of_components_are_deleted(tmp_path, monkeypatch, behavior):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    release(tmp_path, "left", "right").join()
+    with contextlib.suppress(local_runner.ComponentError):
+        run(tmp_path, left=behavior)
+    assert (tmp_path / "Source.pid").exists()
+    assert list(temporary.iterdir()) == []
 
 
 def test_one_worker_runs_one_component_at_a_time(tmp_path):
