@@ -282,6 +282,7 @@ def _branch(
         splits_config=transform_pb2.SplitsConfig(analyze=["train"]),
         materialize=False,  # Tuner and Trainer apply the graph; a second copy of all embeddings would be as large
         disable_statistics=True,
+        disable_analyzer_cache=True,
         custom_config={"code_digest": context.code_digest("pipeline.modules.preprocessing")},
     )
     training_inputs: dict[str, Any] = {
