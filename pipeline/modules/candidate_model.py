@@ -42,16 +42,28 @@ class CandidateModel(tf.Module):
         explainer: Explainer,
     ):
         super().__init__()
-        self._transform = transform.transform_features_layer()
+        # Not Transform's layer: it is a Keras model, which takes five seconds to export.
+        self._transform = tf.saved_model.load(transform.transform_savedmodel_dir)
         # Track the variables and not the Keras model, because exporting the model writes each variable twice.
         self._head_weights = [variable.value for variable in head.variables]
         self._breeds = tf.constant(breeds)
         self._explainer = explainer
         specs = embedding_specs(embedding_sizes)
 
+        raw_features = transform.raw_feature_spec()
+
+        def transform_features(features, photos):
+            # The unused features of Transform's graph are empty; TensorFlow does not compute what depends on them.
+            unused = {
+                name: tf.zeros([photos, *feature.shape], feature.dtype)
+                for name, feature in raw_features.items()
+                if name not in features
+            }
+            return self._transform.transform_fn(features | unused)
+
         def standardize(embeddings):
-            # Transform's layer is a tf_keras model, which can only be called inside a tf.function.
-            features = self._transform(dict(zip(embedding_sizes, embeddings, strict=True)))
+            raw = dict(zip(embedding_sizes, embeddings, strict=True))
+            features = transform_features(raw, tf.shape(embeddings[0])[0])
             return tf.concat([features[name] for name in embedding_features(features)], axis=1)
 
         def classify(standardized):
@@ -71,7 +83,8 @@ class CandidateModel(tf.Module):
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "breed")], autograph=False)
         def transform_labels(breed):
-            return {"label": tf.reshape(self._transform({"breed": breed[:, tf.newaxis]})["label"], [-1])}
+            features = transform_features({"breed": breed[:, tf.newaxis]}, tf.shape(breed)[0])
+            return {"label": tf.reshape(features["label"], [-1])}
 
         self.endpoints = {
             "classify_embedding": classify_embedding,
