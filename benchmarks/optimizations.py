@@ -9,10 +9,17 @@ Cases:
         trials of the same size reuse one network; without: each trial builds a new one.
     solver: the logistic regressions of five penalties, on synthetic embeddings of 1,500 photos whose variance is in few
         directions, as that of real ones; without: scikit-learn's L-BFGS.
+    few rows: the products with synthetic embeddings in an iteration of the solver, of matrices with a row for each head
+        and breed; without: of matrices with a column for each head and breed.
     both kinds at once: a search of logistic regressions and networks on one and on three blocks of such embeddings;
         without: a search of each kind, one after the other.
-    epoch in one step: training a network for 10 epochs on the same embeddings; without: Keras's loop over batches, 256
+    epoch in one step: training a network for 60 epochs on the same embeddings; without: Keras's loop over batches, 256
         per call.
+    dropout: training a linear network for 60 epochs on three blocks of them, with the pipeline's dropout; without:
+        Keras's.
+    AdamW: the first network with the pipeline's optimizer; without: Keras's.
+    one thread: training two such networks at the same time, as components of a run, in one thread each; without: in as
+        many threads as TensorFlow chooses.
     frozen search: the same search while the garbage collector ignores older objects, such as the modules of TensorFlow
         and TFX; without: each collection visits them. This is the search of a task on Kubeflow; the executors of the
         local runner are frozen already, where the gain is 0.
@@ -30,14 +37,18 @@ Every measurement has a process of its own, and a round measures each variant on
 affects all of them. Figures are medians over the rounds; `ratio` is the time without divided by the time with the
 optimization. Remove an optimization whose ratio is below 1.1.
 
-Output on 2 slow CPU cores ("both kinds at once", "batch in two parts", "huge pages": two rounds without the others):
+Output on 2 slow CPU cores (two rounds of the cases until "frozen search", three of the others, at another time):
 
     case                 with s  without s  ratio
-    reused heads           8.06      16.16   2.01
-    solver                 1.02       9.67   9.46
-    both kinds at once    14.08      19.49   1.38
-    epoch in one step      4.79       8.47   1.77
-    frozen search          8.06      26.27   3.26
+    reused heads           5.41       8.90   1.64
+    solver                 1.22      19.31  15.85
+    few rows               0.47       0.73   1.54
+    both kinds at once    10.87      13.12   1.21
+    epoch in one step      9.19      46.40   5.05
+    dropout                8.16       9.83   1.20
+    AdamW                  9.19      11.96   1.30
+    one thread             9.55      12.80   1.34
+    frozen search          5.41      13.58   2.51
     batch in two parts     7.74       9.12   1.18
     huge pages            11.89      16.73   1.41
     frozen executor        4.09       4.68   1.14
@@ -57,8 +68,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import keras_tuner as kt
@@ -81,8 +94,8 @@ from components.keras_config import keras
 from pipeline import huge_pages
 from pipeline.datasets.sample_data import write_sample_data
 from pipeline.graph import create_pipeline
-from pipeline.modules import logistic_regression, tuning
-from pipeline.modules.head import Records, build_head, make_deterministic, one_element_dataset
+from pipeline.modules import head, logistic_regression, tuning
+from pipeline.modules.head import Records, build_head, make_deterministic, one_element_dataset, use_one_thread
 from pipeline.run_context import local_run_context
 from pipeline.runners import local as local_runner
 from pipeline.settings import load
@@ -103,14 +116,19 @@ SPACE = {
 }
 NETWORK = {"kind": "network", "blocks": "last", "units": 100}
 NETWORK |= {"dropout": 0.5, "learning_rate": 1e-3, "weight_decay": 1e-3}
+LINEAR_NETWORK = NETWORK | {"blocks": "all", "units": 0}
 PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)
 IMPORTS = {"import TensorFlow": "tensorflow", "import TFX": "pipeline.graph, pipeline.runners.local"}
 # Case -> the variants with and without its optimization.
 CASES = {
     "reused heads": ("search", "search, new heads"),
     "solver": ("solver", "solver, scikit-learn"),
+    "few rows": ("products", "products, few columns"),
     "both kinds at once": ("both kinds", "each kind"),
     "epoch in one step": ("network", "network, batches"),
+    "dropout": ("linear network", "linear network, Keras's dropout"),
+    "AdamW": ("network", "network, Keras's AdamW"),
+    "one thread": ("two networks", "two networks, more threads"),
     "frozen search": ("search", "search, not frozen"),
     "batch in two parts": ("embedding", "embedding, one part"),
     "huge pages": ("forward passes", "forward passes, small pages"),
@@ -157,18 +175,40 @@ def solve_with_scikit_learn(photos: int) -> None:
             model.set_params(C=1 / (penalty * squared_length)).fit(embeddings, labels)
 
 
-def synthetic_records(photos: int) -> Records:
-    """Records of synthetic embeddings."""
+def multiply(photos: int, few_rows: bool) -> None:
+    """Compute 20 times the logits of all heads, and the sums of the embeddings weighted with them."""
+    embeddings = synthetic_embeddings(photos)[0].astype("f8")
+    kernels = np.ones([len(PENALTIES) * BREEDS, EMBEDDING_SIZE])
+    columns = kernels.T.copy()
+    with threadpool_limits(1):
+        for _ in range(20):
+            if few_rows:
+                (kernels @ embeddings.T) @ embeddings
+            else:
+                embeddings.T @ (embeddings @ columns)
+
+
+def synthetic_records(photos: int, blocks: int = 1) -> Records:
+    """Records of synthetic embeddings; those of all blocks are equal."""
     hashes = [b"%d" % number for number in range(photos)]
     embeddings, labels = synthetic_embeddings(photos)
-    return Records(embeddings, SIZES, labels, hashes, hashes)
+    sizes = {feature_name("synthetic", depth): EMBEDDING_SIZE for depth in range(blocks)}
+    return Records(np.tile(embeddings, blocks), sizes, labels, hashes, hashes)
 
 
-def train_network(photos: int) -> None:
-    """Train a network for 10 epochs."""
+def train_network(photos: int, hyperparameters: dict[str, Any]) -> None:
+    """Train a network for 60 epochs, on the last block or on three."""
     make_deterministic(0)
-    network = build_head(SIZES, BREEDS, NETWORK, BATCH_SIZE)
-    network.fit(one_element_dataset(synthetic_records(photos)), epochs=10, verbose=0)
+    records = synthetic_records(photos, {"last": 1, "all": 3}[hyperparameters["blocks"]])
+    network = build_head(records.embedding_sizes, BREEDS, hyperparameters, BATCH_SIZE)
+    network.fit(one_element_dataset(records), epochs=60, verbose=0)
+
+
+def train_with_keras(photos: int, hyperparameters: dict[str, Any], name: str) -> None:
+    """Train the same network with a class of Keras in place of the pipeline's class of the same name."""
+    keras_class = {"Dropout": keras.layers.Dropout, "AdamW": keras.optimizers.AdamW}[name]
+    with mock.patch.object(head, name, keras_class):
+        train_network(photos, hyperparameters)
 
 
 def train_network_on_batches(photos: int) -> None:
@@ -186,7 +226,7 @@ def train_network_on_batches(photos: int) -> None:
     )
     order = tf.data.Dataset.range(photos).shuffle(photos, 0).batch(BATCH_SIZE)
     batches = order.map(lambda rows: (tf.gather(embeddings, rows), tf.gather(labels, rows)))
-    network.fit(batches, epochs=10, verbose=0)
+    network.fit(batches, epochs=60, verbose=0)
 
 
 def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
@@ -202,12 +242,10 @@ def search(hypermodel: kt.HyperModel, photos: int, epochs: int) -> None:
 
 def search_kinds(photos: int, epochs: int, searches: list[list[str]]) -> None:
     """Run one search for each list of kinds of heads, on one block and on three, as in the standard profile."""
+    use_one_thread()
     make_deterministic(0)
     embeddings, labels = uneven_embeddings(photos)
-    sizes = {feature_name("synthetic", depth): EMBEDDING_SIZE for depth in range(3)}
-    records = synthetic_records(photos)._replace(
-        embeddings=np.tile(embeddings, 3), embedding_sizes=sizes, labels=labels
-    )
+    records = synthetic_records(photos, blocks=3)._replace(embeddings=np.tile(embeddings, 3), labels=labels)
     space = SPACE | {"blocks": ["last", "all"], "l2": PENALTIES, "objective": "val_loss"}
     for kinds in searches:
         config = {"batch_size": BATCH_SIZE, "seed": 0}
@@ -293,25 +331,32 @@ def without_freeze(work: Callable[[], None]) -> None:
         work()
 
 
-def seconds_in_fork(work: Callable[[], None], prepare: Callable[[], None] = lambda: None) -> float:
-    """Seconds of `work` in a forked process, which inherits the imported modules; `prepare` is not counted."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
+def seconds_in_fork(work: Callable[[], None], prepare: Callable[[], None] = lambda: None, copies: int = 1) -> float:
+    """Seconds of `work` in a forked process, which inherits the imported modules; `prepare` is not counted.
 
-    def measure() -> None:
+    With several copies, as many processes run at the same time; the result is that of the slowest one.
+    """
+
+    def measure(sender: Connection) -> None:
         prepare()
         started = time.perf_counter()
         work()
         sender.send(time.perf_counter() - started)
 
-    process = multiprocessing.get_context("fork").Process(target=measure)
-    process.start()
-    sender.close()
+    processes, receivers = [], []
+    for _ in range(copies):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        processes.append(multiprocessing.get_context("fork").Process(target=measure, args=[sender]))
+        receivers.append(receiver)
+        processes[-1].start()
+        sender.close()
     try:
-        return receiver.recv()
+        return max(receiver.recv() for receiver in receivers)
     except EOFError:
         raise SystemExit("a measured process failed; its traceback is above") from None
     finally:
-        process.join()
+        for process in processes:
+            process.join()
 
 
 def seconds_of_import(modules: str, collect: bool) -> float:
@@ -326,41 +371,43 @@ def seconds_of_import(modules: str, collect: bool) -> float:
 
 def variants(photos: int, epochs: int, solved_photos: int, side: int) -> dict[str, Callable[[], float]]:
     """Name -> function that runs this variant once and returns its seconds."""
+
+    def fork(work: Callable[..., None], *arguments, **options) -> Callable[[], float]:
+        return functools.partial(seconds_in_fork, functools.partial(work, *arguments), **options)
+
     reused = functools.partial(search, tuning.HeadHyperModel(SIZES, BREEDS, SPACE, BATCH_SIZE), photos, epochs)
-    new = functools.partial(search, NewHeads(), photos, epochs)
-    imports = {
-        f"{name}{suffix}": functools.partial(seconds_of_import, modules, collect)
-        for name, modules in IMPORTS.items()
-        for suffix, collect in (("", False), (", collecting", True))
-    }
     huge = {huge_pages.VARIABLE: huge_pages.VALUE}
     return {
-        "search": functools.partial(seconds_in_fork, reused),
-        "search, new heads": functools.partial(seconds_in_fork, new),
-        "search, not frozen": functools.partial(seconds_in_fork, functools.partial(without_freeze, reused)),
-        "solver": functools.partial(seconds_in_fork, functools.partial(solve, solved_photos)),
-        "solver, scikit-learn": functools.partial(
-            seconds_in_fork, functools.partial(solve_with_scikit_learn, solved_photos)
+        "search": fork(reused, prepare=use_one_thread),
+        "search, new heads": fork(search, NewHeads(), photos, epochs, prepare=use_one_thread),
+        "search, not frozen": fork(without_freeze, reused, prepare=use_one_thread),
+        "solver": fork(solve, solved_photos),
+        "solver, scikit-learn": fork(solve_with_scikit_learn, solved_photos),
+        "products": fork(multiply, solved_photos, True),
+        "products, few columns": fork(multiply, solved_photos, False),
+        "both kinds": fork(search_kinds, solved_photos, epochs, [list(KINDS)]),
+        "each kind": fork(search_kinds, solved_photos, epochs, [[kind] for kind in KINDS]),
+        "network": fork(train_network, solved_photos, NETWORK, prepare=use_one_thread),
+        "network, batches": fork(train_network_on_batches, solved_photos, prepare=use_one_thread),
+        "network, Keras's AdamW": fork(train_with_keras, solved_photos, NETWORK, "AdamW", prepare=use_one_thread),
+        "linear network": fork(train_network, solved_photos, LINEAR_NETWORK, prepare=use_one_thread),
+        "linear network, Keras's dropout": fork(
+            train_with_keras, solved_photos, LINEAR_NETWORK, "Dropout", prepare=use_one_thread
         ),
-        "both kinds": functools.partial(
-            seconds_in_fork, functools.partial(search_kinds, solved_photos, epochs, [list(KINDS)])
-        ),
-        "each kind": functools.partial(
-            seconds_in_fork, functools.partial(search_kinds, solved_photos, epochs, [[kind] for kind in KINDS])
-        ),
-        "network": functools.partial(seconds_in_fork, functools.partial(train_network, solved_photos)),
-        "network, batches": functools.partial(
-            seconds_in_fork, functools.partial(train_network_on_batches, solved_photos)
-        ),
+        "two networks": fork(train_network, solved_photos, NETWORK, prepare=use_one_thread, copies=2),
+        "two networks, more threads": fork(train_network, solved_photos, NETWORK, copies=2),
         "embedding": functools.partial(in_new_process, f"seconds_of_embedding(2, {side})", huge),
         "embedding, one part": functools.partial(in_new_process, f"seconds_of_embedding(1, {side})", huge),
         "forward passes": functools.partial(in_new_process, f"seconds_of_forward_passes({side})", huge),
         "forward passes, small pages": functools.partial(in_new_process, f"seconds_of_forward_passes({side})", {}),
-        "executor": functools.partial(seconds_in_fork, write_backbone, gc.freeze),
-        "executor, not frozen": functools.partial(seconds_in_fork, write_backbone),
-        "graph": functools.partial(seconds_in_fork, create_graph, gc.freeze),
-        "graph, not frozen": functools.partial(seconds_in_fork, create_graph),
-        **imports,
+        "executor": fork(write_backbone, prepare=gc.freeze),
+        "executor, not frozen": fork(write_backbone),
+        "graph": fork(create_graph, prepare=gc.freeze),
+        "graph, not frozen": fork(create_graph),
+    } | {
+        f"{name}{suffix}": functools.partial(seconds_of_import, modules, collect)
+        for name, modules in IMPORTS.items()
+        for suffix, collect in (("", False), (", collecting", True))
     }
 
 

@@ -1,5 +1,6 @@
 """The classifier head of a candidate: builds the network, trains or solves it, and prepares its training data."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -169,7 +170,7 @@ def build_head(
     breeds: int,
     hyperparameters: dict,
     batch_size: int | None = None,
-    dropout: keras.layers.Layer | None = None,
+    dropout: keras.Variable | None = None,
 ) -> keras.Model:
     """Build a head: embeddings float32 [n, d] -> probabilities float32 [n, breeds].
 
@@ -181,13 +182,13 @@ def build_head(
         hyperparameters: Values of `kind` and `blocks` (see `used_columns`). A network also has `units` (hidden units; 0
             for none), `dropout` (rate), `learning_rate` and `weight_decay`.
         batch_size: Photos per training step of a network.
-        dropout: Dropout layer to use instead of Keras's Dropout with the rate in `hyperparameters`.
+        dropout: Dropout rate to use instead of the one in `hyperparameters`.
     """
     inputs = keras.Input([sum(embedding_sizes.values())])
     used = used_columns(embedding_sizes, hyperparameters["blocks"])
     features = inputs if used == inputs.shape[1] else inputs[:, :used]
     if hyperparameters["kind"] == "network":
-        features = (dropout or keras.layers.Dropout(hyperparameters["dropout"]))(features)
+        features = Dropout(hyperparameters["dropout"] if dropout is None else dropout)(features)
         if hyperparameters["units"]:
             features = keras.layers.Dense(hyperparameters["units"], activation="relu")(features)
     # Zero initialization as in BiT (Kolesnikov et al., ECCV 2020). With few photos, training does not remove the noise
@@ -197,10 +198,8 @@ def build_head(
         return keras.Model(inputs, outputs)
     network = Network(inputs, outputs, batch_size)
     network.compile(
-        keras.optimizers.AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
-        loss="sparse_categorical_crossentropy",
-        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
-        jit_compile=False,  # compilation takes longer than training a head
+        AdamW(hyperparameters["learning_rate"], weight_decay=hyperparameters["weight_decay"]),
+        jit_compile=False,  # compiled steps are slower on a CPU
     )
     # TensorFlow traces a training step a second time if the first trace creates variables, as those of the optimizer.
     network.optimizer.build(network.trainable_variables)
@@ -227,19 +226,60 @@ class Network(keras.Model):
     def train_step(self, data):
         """Train one epoch, in a new order, on all photos: embeddings float32 [n, d] and labels int64 [n]."""
         embeddings, labels = data
-        photos = tf.shape(labels)[0]
+        photos, targets = tf.shape(labels)[0], tf.one_hot(labels, self.output_shape[-1])
         order = keras.random.shuffle(tf.range(photos), seed=self._order_seeds)
 
-        def train_batch(start):
+        def train_batch(start, loss, correct):
             rows = order[start : start + self._batch_size]
-            super(Network, self).train_step((tf.gather(embeddings, rows), tf.gather(labels, rows)))
-            return start + self._batch_size
+            batch_targets = tf.gather(targets, rows)
+            with tf.GradientTape() as tape:
+                probabilities = self(tf.gather(embeddings, rows), training=True)
+                batch_loss, batch_correct = _loss_and_correct(batch_targets, probabilities)
+                mean_loss = batch_loss / tf.cast(tf.shape(rows)[0], tf.float32)
+            self.optimizer.apply(tape.gradient(mean_loss, self.trainable_weights), self.trainable_weights)
+            return start + self._batch_size, loss + batch_loss, correct + batch_correct
 
-        tf.while_loop(lambda start: start < photos, train_batch, [0])
-        return self.get_metrics_result()
+        _, loss, correct = tf.while_loop(lambda start, *_: start < photos, train_batch, [0, 0.0, 0])
+        return _means(loss, correct, photos)
+
+    def test_step(self, data):
+        """Loss and accuracy on all photos, as for `train_step`."""
+        embeddings, labels = data
+        targets = tf.one_hot(labels, self.output_shape[-1])
+        return _means(*_loss_and_correct(targets, self(embeddings, training=False)), tf.shape(labels)[0])
+
+    def save_weights(self, filepath, overwrite=True):
+        """Write all variables for `load_weights`; Keras Tuner calls it for each epoch that improves a trial.
+
+        Keras's own method takes as long as an epoch.
+        """
+        with open(filepath, "wb") as file:
+            np.savez(file, *[variable.numpy() for variable in self.variables + self.optimizer.variables])
+
+    def load_weights(self, filepath):
+        """Read the variables that `save_weights` of a network of the same size wrote."""
+        with np.load(filepath) as values:
+            for variable, value in zip(self.variables + self.optimizer.variables, values.values(), strict=True):
+                variable.assign(value)
 
     def build_from_config(self, config):
         """Do nothing, because the constructor created all variables. Keras Tuner calls it before it loads weights."""
+
+
+def _loss_and_correct(targets: tf.Tensor, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum of the cross-entropies, and number of photos whose most probable breed is the right one.
+
+    Args:
+        targets: Right breeds, one-hot, float32 [n, breeds].
+        probabilities: Predictions, float32 [n, breeds].
+    """
+    losses = keras.losses.categorical_crossentropy(targets, probabilities)
+    correct = tf.argmax(probabilities, axis=1) == tf.argmax(targets, axis=1)
+    return tf.reduce_sum(losses), tf.math.count_nonzero(correct, dtype=tf.int32)
+
+
+def _means(loss: tf.Tensor, correct: tf.Tensor, photos: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"loss": loss / tf.cast(photos, tf.float32), "accuracy": correct / photos}
 
 
 class ReusableHead:
@@ -255,7 +295,7 @@ class ReusableHead:
     """
 
     def __init__(self, embedding_sizes: dict[str, int], breeds: int, hyperparameters: dict, batch_size: int):
-        self._dropout = _VariableDropout()
+        self._dropout = keras.Variable(0.0, trainable=False, name="dropout")
         self._model = build_head(embedding_sizes, breeds, hyperparameters, batch_size, self._dropout)
         optimizer = self._model.optimizer
         optimizer.weight_decay = keras.Variable(0.0, trainable=False, name="weight_decay")
@@ -267,25 +307,59 @@ class ReusableHead:
         """Reset all weights and the optimizer state, set `hyperparameters`, and return the model."""
         for variable, value in self._initial_values:
             variable.assign(value)
-        self._dropout.rate.assign(hyperparameters["dropout"])
+        self._dropout.assign(hyperparameters["dropout"])
         self._model.optimizer.learning_rate.assign(hyperparameters["learning_rate"])
         self._model.optimizer.weight_decay.assign(hyperparameters["weight_decay"])
         return self._model
 
 
-class _VariableDropout(keras.layers.Layer):
-    """Dropout whose rate is a variable."""
+class Dropout(keras.layers.Layer):
+    """Dropout that draws 16 random bits for each number; Keras's Dropout draws 32 and converts them to a float.
 
-    def __init__(self):
+    Gain: "dropout" of `benchmarks/optimizations.py`.
+
+    Args:
+        rate: Fraction of the numbers that are dropped, at least 0 and below 1; rounded down to a multiple of 2^-16.
+    """
+
+    def __init__(self, rate: float | keras.Variable):
         super().__init__()
-        self.rate = keras.Variable(0.0, trainable=False, name="rate")
+        self._rate = rate
         self._seeds = keras.random.SeedGenerator()
 
     def call(self, inputs, training=False):
+        """Drop numbers of `inputs`, float32 [n, d], and scale the others, if `training`."""
         if not training:
             return inputs
-        keep = keras.random.uniform(keras.ops.shape(inputs), seed=self._seeds) >= self.rate
-        return keras.ops.where(keep, inputs / (1 - self.rate), 0.0)
+        photos, length = tf.shape(inputs)[0], inputs.shape[1]
+        words = tf.random.stateless_uniform([photos, -(-length // 4)], self._seeds.next(), None, None, tf.uint64)
+        numbers = tf.reshape(tf.bitcast(words, tf.uint16), [photos, -1])[:, :length]
+        kept = numbers >= tf.cast(tf.floor(self._rate * 2.0**16), tf.uint16)
+        return inputs * tf.cast(kept, inputs.dtype) / (1 - self._rate)
+
+
+class AdamW(keras.optimizers.AdamW):
+    """AdamW that updates a variable with one op of TensorFlow; Keras's AdamW uses about 15.
+
+    Gain: "AdamW" of `benchmarks/optimizations.py`.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        """See Keras's Adam."""
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 def one_element_dataset(records: Records) -> tf.data.Dataset:
@@ -309,6 +383,17 @@ def eval_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, flo
         "val_loss": float(-np.log(np.maximum(of_true_breed, np.finfo(float).eps)).mean()),
         "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
     }
+
+
+def use_one_thread() -> None:
+    """Let TensorFlow compute in one thread, if it has not computed anything in this process.
+
+    The steps of a head are so small that dividing them among threads takes more CPU time than it saves, and components
+    run in parallel. Results do not depend on the number of cores. Gain: "one thread" of `benchmarks/optimizations.py`.
+    """
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started its threads
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def make_deterministic(seed: int) -> None:

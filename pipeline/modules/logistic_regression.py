@@ -84,9 +84,9 @@ def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, problems: Seq
         # Close to the optimum, rounding errors can end the search for a step before the tolerance is reached.
         if not gradient < 10 * _TOLERANCE:
             raise ArithmeticError(f"the logistic regression did not converge (gradient {gradient:g}): {result.message}")
-        kernels, biases = (np.split(values, len(problems), axis=-1) for values in objective.parameters(result.x))
+        kernels, biases = (np.split(values, len(problems)) for values in objective.parameters(result.x))
     return [
-        Solution(kernel.astype(np.float32), bias.astype(np.float32), int(result.nit))
+        Solution(kernel.T.astype(np.float32), bias.astype(np.float32), int(result.nit))
         for kernel, bias in zip(kernels, biases, strict=True)
     ]
 
@@ -94,7 +94,8 @@ def solve(embeddings: np.ndarray, labels: np.ndarray, breeds: int, problems: Seq
 class _Objective:
     """Sum of the objectives per photo, and its gradient, in variables in which the Hessian is close to the identity.
 
-    The columns of all matrices are the breeds of the first problem, then those of the second one, and so on.
+    The rows of all matrices are the breeds of the first problem, then those of the second one, and so on. With a column
+    for each, the products with the embeddings would take longer; gain: "few rows" of `benchmarks/optimizations.py`.
 
     Attributes:
         start: Variables of heads without weights.
@@ -102,45 +103,47 @@ class _Objective:
 
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray, breeds: int, problems: Sequence[Problem]):
         self._features, self._labels = embeddings.astype(np.float64), labels
-        self._rows, self._shape = np.arange(len(labels)), (len(labels), len(problems), breeds)
-        self._fitted = np.stack([problem.photos for problem in problems], axis=1)
-        photos = self._fitted.sum(axis=0)
+        self._columns, self._shape = np.arange(len(labels)), (len(problems), breeds, len(labels))
+        self._fitted = np.stack([problem.photos for problem in problems])
+        photos = self._fitted.sum(axis=1)
         squared_lengths = np.einsum("ij,ij->i", self._features, self._features)  # makes no copy
         strengths = np.array([problem.penalty for problem in problems]) * np.maximum(
-            squared_lengths @ self._fitted / photos, np.finfo(np.float32).tiny
+            self._fitted @ squared_lengths / photos, np.finfo(np.float32).tiny
         )
-        self._photos, self._strengths = np.repeat(photos, breeds), np.repeat(strengths, breeds)
+        self._photos = np.repeat(photos, breeds)[:, np.newaxis]
+        self._strengths = np.repeat(strengths, breeds)[:, np.newaxis]
         counts = np.stack([np.bincount(labels[problem.photos], minlength=breeds) for problem in problems])
         self._no_photos = np.where(counts.ravel() == 0, -np.inf, 0)
-        self.start = np.zeros((self._features.shape[1] + 1) * self._photos.size)
+        self.start = np.zeros(self._photos.size * (self._features.shape[1] + 1))
 
         _, singular_values, directions = randomized_svd(
             embeddings, min(_RANK, *embeddings.shape), n_iter=2, random_state=0
         )
-        self._directions = directions.T.astype(np.float64)
-        variances = singular_values[:, np.newaxis].astype(np.float64) ** 2 / len(labels)
+        self._directions = directions.astype(np.float64)
+        variances = singular_values.astype(np.float64) ** 2 / len(labels)
         self._scale = 1 / np.sqrt(_CURVATURE * self._photos * variances[-1] + self._strengths)
         self._scale_change = 1 / np.sqrt(_CURVATURE * self._photos * variances + self._strengths) - self._scale
-        self._bias_scale = 1 / np.sqrt(_CURVATURE * self._photos)
+        self._bias_scale = 1 / np.sqrt(_CURVATURE * self._photos[:, 0])
 
     def __call__(self, variables: np.ndarray) -> tuple[float, np.ndarray]:
         kernels, biases = self.parameters(variables)
-        logits = self._features @ kernels + biases
-        log_probabilities = log_softmax(logits.reshape(self._shape), axis=2)
-        losses = np.where(self._fitted, -log_probabilities[self._rows, :, self._labels], 0)
-        value = losses.sum(axis=0) @ (1 / self._photos[:: self._shape[2]])
-        value += np.sum(kernels**2, axis=0) @ (self._strengths / self._photos / 2)
+        logits = kernels @ self._features.T + biases[:, np.newaxis]
+        log_probabilities = log_softmax(logits.reshape(self._shape), axis=1)
+        losses = np.where(self._fitted, -log_probabilities[:, self._labels, self._columns], 0)
+        value = losses.sum(axis=1) @ (1 / self._photos[:: self._shape[1], 0])
+        value += np.sum(kernels**2, axis=1) @ (self._strengths / self._photos / 2)[:, 0]
         errors = np.exp(log_probabilities)
-        errors[self._rows, :, self._labels] -= 1
-        errors = (errors * self._fitted[:, :, np.newaxis]).reshape(logits.shape) / self._photos
-        gradient = self._features.T @ errors + self._strengths / self._photos * kernels
-        return value, np.vstack([self._precondition(gradient), errors.sum(axis=0) * self._bias_scale]).ravel()
+        errors[:, self._labels, self._columns] -= 1
+        errors = (errors * self._fitted[:, np.newaxis]).reshape(logits.shape) / self._photos
+        gradient = errors @ self._features + self._strengths / self._photos * kernels
+        bias_gradient = errors.sum(axis=1) * self._bias_scale
+        return value, np.column_stack([self._precondition(gradient), bias_gradient]).ravel()
 
     def parameters(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the kernels, float64 [d, problems * breeds], and the biases, float64 [problems * breeds]."""
-        values = variables.reshape(-1, self._photos.size)
-        return self._precondition(values[:-1]), values[-1] * self._bias_scale + self._no_photos
+        """Return the kernels, float64 [problems * breeds, d], and the biases, float64 [problems * breeds]."""
+        values = variables.reshape(self._photos.size, -1)
+        return self._precondition(values[:, :-1]), values[:, -1] * self._bias_scale + self._no_photos
 
     def _precondition(self, values: np.ndarray) -> np.ndarray:
         """Multiply by the inverse square root of the approximate Hessian."""
-        return self._directions @ (self._scale_change * (self._directions.T @ values)) + self._scale * values
+        return (self._scale_change * (values @ self._directions.T)) @ self._directions + self._scale * values

@@ -31,6 +31,7 @@ from pipeline.modules.head import (
     one_element_dataset,
     read_splits,
     require_memory,
+    use_one_thread,
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
@@ -55,6 +56,7 @@ def run_fn(fn_args: FnArgs) -> None:
 
     `fn_args.custom_config` has the keys candidate, trainer, explain, seed and modules.
     """
+    use_one_thread()
     config = fn_args.custom_config
     started = time.monotonic()
     transform = tft.TFTransformOutput(fn_args.transform_output)

@@ -35,6 +35,7 @@ from pipeline.modules.head import (
     one_element_dataset,
     read_splits,
     require_memory,
+    use_one_thread,
     used_columns,
 )
 from pipeline.modules.preprocessing import VOCABULARY
@@ -44,6 +45,7 @@ _INSPECT_EMBEDDINGS = "inspect the statistics of the embeddings and the weights 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     """Entry point of TFX's Tuner. `fn_args.custom_config` has the keys tuner, batch_size and seed."""
+    use_one_thread()
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
     breeds = transform.vocabulary_size_by_name(VOCABULARY)
     space = fn_args.custom_config["tuner"]

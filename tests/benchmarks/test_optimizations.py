@@ -10,8 +10,12 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "optimizations.py"
 CASES = [
     "reused heads",
     "solver",
+    "few rows",
     "both kinds at once",
     "epoch in one step",
+    "dropout",
+    "AdamW",
+    "one thread",
     "frozen search",
     "batch in two parts",
     "huge pages",

@@ -14,8 +14,10 @@ import tensorflow_transform as tft
 from keras_tuner.errors import FailedTrialError
 
 from components.candidates.trial_metrics import TRIAL_SECONDS
+from components.keras_config import keras
 from pipeline.modules import head, training, tuning
 from pipeline.modules.head import (
+    Dropout,
     Network,
     Records,
     ReusableHead,
@@ -111,19 +113,69 @@ def test_head_for_the_last_block_ignores_the_other_blocks():
 def test_each_epoch_trains_on_each_photo_once_in_a_new_order():
     batches = []
 
-    def loss(numbers, predictions):
-        recorded = tf.numpy_function(lambda values: batches.append(values.ravel()), [numbers], [])
-        with tf.control_dependencies([recorded]):
-            return tf.reduce_mean(predictions)
+    class Recorder(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            if training:
+                tf.numpy_function(lambda values: batches.append(values[:, 0]), [inputs], [])
+            return inputs
 
-    network = build_head(SIZES, BREEDS, NETWORK, batch_size=16)
-    network.compile("sgd", loss, jit_compile=False)
-    network.fit(one_element_dataset(synthetic_records(50, 0)._replace(labels=np.arange(50))), epochs=2, verbose=0)
+    inputs = keras.Input([SIZE])
+    outputs = keras.layers.Dense(BREEDS, "softmax")(Recorder()(inputs))
+    network = Network(inputs, outputs, batch_size=16)
+    network.compile("sgd", jit_compile=False)
+    records = synthetic_records(50, 0)
+    records.embeddings[:, 0] = np.arange(50)
+    network.fit(one_element_dataset(records), epochs=2, verbose=0)
     assert [len(batch) for batch in batches] == 2 * [16, 16, 16, 2]
     first, second = np.concatenate(batches[:4]), np.concatenate(batches[4:])
     assert not np.array_equal(first, second)
     for numbers in (first, second):
         np.testing.assert_array_equal(np.sort(numbers), np.arange(50))
+
+
+def test_network_learns_as_keras_does():
+    """Without dropout and with one batch, the order of the photos does not matter."""
+    records = synthetic_records(50, 0)
+    own = build_head(SIZES, BREEDS, NETWORK | {"dropout": 0.0}, batch_size=50)
+    inputs = keras.Input([SIZE])
+    hidden = keras.layers.Dense(NETWORK["units"], "relu")(inputs)
+    expected = keras.Model(inputs, keras.layers.Dense(BREEDS, "softmax")(hidden))
+    optimizer = keras.optimizers.AdamW(NETWORK["learning_rate"], weight_decay=NETWORK["weight_decay"])
+    expected.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    expected.set_weights(own.get_weights())
+    data = one_element_dataset(records)
+    histories = [model.fit(data, validation_data=data, epochs=20, verbose=0).history for model in (own, expected)]
+    assert histories[0].keys() == histories[1].keys()
+    for name, values in histories[1].items():
+        np.testing.assert_allclose(histories[0][name], values, rtol=1e-3, err_msg=name)
+    for one, other in zip(own.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.999999])
+@pytest.mark.parametrize("length", [4, 7])
+def test_dropout_drops_the_given_fraction_and_keeps_the_mean(rate, length):
+    keras.utils.set_random_seed(0)
+    dropout, inputs = Dropout(rate), np.full([30_000, length], 2, np.float32)
+    first, second = (dropout(inputs, training=True).numpy() for _ in range(2))
+    kept = np.unique(first[first != 0])
+    assert len(kept) <= 1
+    np.testing.assert_allclose(kept, 2 / (1 - rate), rtol=1e-4)
+    np.testing.assert_allclose((first == 0).mean(axis=0), rate, atol=0.02)
+    assert rate == 0 or not np.array_equal(first, second) or not first.any()
+    np.testing.assert_array_equal(dropout(inputs, training=False), inputs)
+
+
+def test_loaded_weights_continue_the_training(tmp_path):
+    data = one_element_dataset(synthetic_records(50, 0))
+    first, second = (ReusableHead(SIZES, BREEDS, NETWORK, batch_size=16).reset(NETWORK) for _ in range(2))
+    first.fit(data, epochs=2, verbose=0)
+    first.save_weights(tmp_path / "weights")
+    second.load_weights(tmp_path / "weights")
+    for model in (first, second):
+        model.fit(data, epochs=2, verbose=0)
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_read_records_does_not_depend_on_the_shards(tmp_path):
