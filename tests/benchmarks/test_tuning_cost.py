@@ -12,7 +12,8 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "tuning_cost.py"
 
 @pytest.mark.slow
 def test_tuning_cost_prints_ratios_and_names_scaled_figures():
-    done = subprocess.run([sys.executable, BENCHMARK, "--photos", "60", "--side", "71"], capture_output=True, text=True, check=False)
+    command = [sys.executable, BENCHMARK, "--photos", "60", "--side", "71"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"recipe/pipeline +pipeline/floor", done.stdout)
     assert "scaled" in done.stdout
