@@ -42,7 +42,7 @@ class CandidateModel(tf.Module):
         explainer: Explainer,
     ):
         super().__init__()
-        # Not Transform's layer: it is a Keras model, which takes five seconds to export.
+        # Not Transform's layer: it is a Keras model, whose export traces the graph again.
         self._transform = tf.saved_model.load(transform.transform_savedmodel_dir)
         # Track the variables and not the Keras model, because exporting the model writes each variable twice.
         self._head_weights = [variable.value for variable in head.variables]
