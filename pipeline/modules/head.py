@@ -226,7 +226,7 @@ class Network(keras.Model):
     def train_step(self, data):
         """Train one epoch, in a new order, on all photos: embeddings float32 [n, d] and labels int64 [n]."""
         embeddings, labels = data
-        photos, targets = tf.shape(labels)[0], tf.one_hot(labels, self.output_shape[-1])
+        photos, targets = tf.shape(labels)[0], self._targets(labels)
         order = keras.random.shuffle(tf.range(photos), seed=self._order_seeds)
 
         def train_batch(start, loss, correct):
@@ -245,13 +245,17 @@ class Network(keras.Model):
     def test_step(self, data):
         """Loss and accuracy on all photos, as for `train_step`."""
         embeddings, labels = data
-        targets = tf.one_hot(labels, self.output_shape[-1])
-        return _means(*_loss_and_correct(targets, self(embeddings, training=False)), tf.shape(labels)[0])
+        return _means(*_loss_and_correct(self._targets(labels), self(embeddings, training=False)), tf.shape(labels)[0])
+
+    def _targets(self, labels):
+        """Labels, int64 [n] -> one-hot, float32 [n, breeds]; -1, a breed that is not in train, is an error."""
+        tf.debugging.assert_non_negative(labels, "a photo has a breed that is not in train")
+        return tf.one_hot(labels, self.output_shape[-1])
 
     def save_weights(self, filepath, overwrite=True):
         """Write all variables for `load_weights`; Keras Tuner calls it for each epoch that improves a trial.
 
-        Keras's own method takes as long as an epoch.
+        Keras's own method searches all layers for variables.
         """
         with open(filepath, "wb") as file:
             np.savez(file, *[variable.numpy() for variable in self.variables + self.optimizer.variables])

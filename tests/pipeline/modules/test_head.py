@@ -152,6 +152,15 @@ def test_network_learns_as_keras_does():
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_a_photo_of_a_breed_that_is_not_in_train_is_an_error(method):
+    records = synthetic_records(50, 0)
+    records.labels[7] = -1
+    network = build_head(SIZES, BREEDS, NETWORK, batch_size=16)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a breed that is not in train"):
+        getattr(network, method)(one_element_dataset(records), verbose=0)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.999999])
 @pytest.mark.parametrize("length", [4, 7])
 def test_dropout_drops_the_given_fraction_and_keeps_the_mean(rate, length):
