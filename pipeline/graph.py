@@ -322,6 +322,7 @@ def _branch(
         split="eval",
         signature="classify_embedding",
         require_precision=0,  # a head is computed in float32
+        batch=settings.beam.embedding_batch_size,
         code_digest=context.code_digest("components.candidates.evaluator"),
     )
     return _Candidate(
@@ -377,6 +378,7 @@ def _release(
             signature=signature,
             # The champion may come from a machine with another CPU.
             require_precision=int(node_id == "Evaluator-gate"),
+            batch=settings.beam.embedding_batch_size,
             code_digest=context.code_digest("components.candidates.evaluator"),
         ).with_id(node_id)
         for node_id, model, signature in (

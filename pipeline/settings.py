@@ -107,7 +107,7 @@ class BeamSettings(_Section):
     )
     options: tuple[str, ...] = Field((), description="Beam pipeline options, for example ['--job_endpoint=host:8099']")
     embedding_batch_size: int = Field(
-        32, ge=1, le=1024, description="maximum number of images per forward pass of a backbone"
+        32, ge=1, le=1024, description="images per forward pass in EmbeddingGen and Evaluator; fewer need less memory"
     )
 
     def pipeline_args(self) -> list[str]:

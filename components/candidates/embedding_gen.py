@@ -59,8 +59,12 @@ class BackboneHandler(ModelHandler[tuple[str, bytes], tuple[str, bytes], tf.type
         return self._model.signatures["serving_default"]
 
     def batch_elements_kwargs(self):
-        """Minimum and maximum batch size for Beam."""
-        return {"min_batch_size": min(8, self._batch), "max_batch_size": self._batch}
+        """Minimum and maximum batch size for Beam.
+
+        They are equal, because TensorFlow prepares its kernels again for each new shape, and because sizes that Beam
+        derives from durations differ between runs.
+        """
+        return {"min_batch_size": self._batch, "max_batch_size": self._batch}
 
     def run_inference(
         self, batch: Sequence[tuple[str, bytes]], model, inference_args=None

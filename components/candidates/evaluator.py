@@ -71,6 +71,7 @@ def Evaluator(
     split: Parameter[str],
     signature: Parameter[str],
     require_precision: Parameter[int],
+    batch: Parameter[int],
     code_digest: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
@@ -89,6 +90,7 @@ def Evaluator(
         split: Name of the split to evaluate.
         signature: Signature of the model whose inputs are features of the examples.
         require_precision: 1 to fail on a CPU that cannot compute in the precision of the model; 0 to use float32.
+        batch: Maximum number of examples in one call of the model, which limits memory.
         code_digest: Digest of the modules that the component runs.
         beam_pipeline: Beam pipeline that runs the evaluation.
 
@@ -118,7 +120,8 @@ def Evaluator(
     with beam_pipeline as pipeline:
         _ = (
             pipeline
-            | "Read" >> tfxio.BeamSource()
+            # Without a size, Beam derives one from durations and often calls the network with one or two photos.
+            | "Read" >> tfxio.BeamSource(batch)
             | "Evaluate"
             >> tfma.ExtractEvaluateAndWriteResults(
                 eval_shared_model=shared_model,

@@ -19,8 +19,8 @@ from components.json_files import write_json
 from pipeline.settings import ROOT, load
 from tests.amx import SUM, in_new_process, needs_amx, rounded_sums
 
-BATCH = 4
-PHOTOS = {"train": 11, "eval": 6}
+BATCH = 16
+PHOTOS = {"train": 27, "eval": 6}
 SIZES = {feature_name("length", 0): 1, feature_name("length", 1): 2}
 
 
@@ -88,7 +88,7 @@ def read_rows(embeddings: Examples, split: str) -> list[Mapping[str, tf.train.Fe
     return [tf.train.Example.FromString(record).features.feature for record in records.as_numpy_iterator()]
 
 
-def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkeypatch):
+def test_each_photo_is_embedded_once_in_batches_of_fixed_size(tmp_path, monkeypatch):
     embedded, batches = Counter(), []
     run_inference = BackboneHandler.run_inference
 
@@ -101,7 +101,7 @@ def test_each_photo_is_embedded_once_in_batches_of_limited_size(tmp_path, monkey
     monkeypatch.setattr(BackboneHandler, "run_inference", count_photos)
     artifacts = run_component(tmp_path, LengthBackbone())
     assert embedded == Counter(f"{split}{n}".encode() for split, count in PHOTOS.items() for n in range(count))
-    assert max(batches) <= BATCH
+    assert batches == [BATCH, BATCH, 1]
     for split in SPLITS:
         rows = read_rows(artifacts["embeddings"], split)
         assert len(rows) == PHOTOS[split]

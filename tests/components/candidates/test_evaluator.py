@@ -1,4 +1,4 @@
-"""The Evaluator computes a model in the precision of its record, or in float32 if that is allowed."""
+"""The Evaluator computes a model in batches of a fixed size, in the precision of its record or in float32."""
 
 from pathlib import Path
 
@@ -18,11 +18,25 @@ from pipeline.settings import load
 from serving.model_files import DEFAULT_SIGNATURE, MODEL_RECORD_FILE
 from tests.amx import RoundingModel, in_new_process, needs_amx
 
-PHOTOS = 3
+PHOTOS = 5
+BATCH = 2
 
 
-def write_artifacts(folder: Path) -> dict[str, Artifact]:
-    """Write a model in bfloat16 and some photos; return the artifacts of the Evaluator by name."""
+class BatchSizeModel(RoundingModel):
+    """A model that predicts for each photo the size of its batch, at most 3."""
+
+    BREEDS = ("1", "2", "3")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def classify(self, image_bytes):
+        """image_bytes string [n] -> probabilities float32 [n, 3] and breeds string [n, 3]."""
+        size = tf.minimum(tf.size(image_bytes), len(self.BREEDS))
+        probabilities = tf.one_hot(tf.fill([tf.size(image_bytes)], size - 1), len(self.BREEDS))
+        return {"probabilities": probabilities, "breeds": tf.broadcast_to(self.BREEDS, tf.shape(probabilities))}
+
+
+def write_artifacts(folder: Path, model: RoundingModel, precision: str) -> dict[str, Artifact]:
+    """Write a model and some photos; return the artifacts of the Evaluator by name."""
     artifacts = {
         "examples": Examples(),
         "schema": Schema(),
@@ -54,25 +68,35 @@ def write_artifacts(folder: Path) -> dict[str, Artifact]:
     )
     (folder / "schema" / "schema.pbtxt").write_text(schema)
     path = path_utils.serving_model_dir(artifacts["model"].uri)
-    RoundingModel().save(path)
-    write_json(path, MODEL_RECORD_FILE, {"breeds": RoundingModel.BREEDS, "backbone": {"precision": "bfloat16"}})
+    model.save(path)
+    write_json(path, MODEL_RECORD_FILE, {"breeds": model.BREEDS, "backbone": {"precision": precision}})
     return artifacts
 
 
-def predicted(folder: Path, require_precision: int) -> set[str]:
-    """Run the Evaluator; return the predicted breeds."""
-    artifacts = write_artifacts(folder)
+def evaluate(folder: Path, model: RoundingModel, precision: str, require_precision: int) -> list[str]:
+    """Run the Evaluator; return the breed that the model predicts for each photo."""
+    artifacts = write_artifacts(folder, model, precision)
     Evaluator.test_call(
         **artifacts,
         split="test",
         signature=DEFAULT_SIGNATURE,
         require_precision=require_precision,
+        batch=BATCH,
         code_digest="",
         beam_pipeline=beam.Pipeline(argv=load("demo").beam.pipeline_args()),
     )
     outcomes = read_outcomes(artifacts["evaluation"].uri)
     assert len(outcomes) == PHOTOS
-    return {row["predicted"] for row in outcomes}
+    return [row["predicted"] for row in outcomes]
+
+
+def predicted(folder: Path, require_precision: int) -> set[str]:
+    """Evaluate a model in bfloat16; return the predicted breeds."""
+    return set(evaluate(folder, RoundingModel(), "bfloat16", require_precision))
+
+
+def test_all_batches_have_the_maximum_size_except_the_last_one(tmp_path):
+    assert sorted(evaluate(tmp_path, BatchSizeModel(), "float32", require_precision=0)) == ["1", "2", "2", "2", "2"]
 
 
 @needs_amx
