@@ -33,8 +33,8 @@ _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|....
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xc2\xc4\xda\xdb\xdd\xe0-\xef\xfe])(..)", re.DOTALL)
 _JPEG_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Decoders derive the colour space from these application segments, which begin with these bytes.
-_JPEG_COLOUR_SEGMENTS = {b"\xe0": b"JFIF\0", b"\xee": b"Adobe"}
+# Decoders derive the color space from these application segments, which begin with these bytes.
+_JPEG_COLOR_SEGMENTS = {b"\xe0": b"JFIF\0", b"\xee": b"Adobe"}
 _JPEG_DIRECTORIES = re.compile(rb"(\xff[\xe1\xe2]..)(Exif\0\0|MPF\0)", re.DOTALL)
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
@@ -110,7 +110,7 @@ def normalize(
         normalized = _normalized(image, data, max_side, _INGESTION_GAP)
         if normalized is not data:
             image = Image.open(io.BytesIO(normalized))
-        # A JPEG stores luma separately; decoding it without the colour takes half the time.
+        # A JPEG stores luma separately; decoding it without the color takes half the time.
         image.draft("L", image.size)
         luma = image.convert("L")
         digest = hashlib.sha256(luma.tobytes())
@@ -305,7 +305,7 @@ def _is_transparent(image: Image.Image) -> bool:
 def _resizable(image: Image.Image) -> Image.Image:
     """Convert the image to a mode whose pixels can be averaged."""
     if image.mode.startswith("I"):
-        # Pillow saturates 16-bit grey when converting it; the high byte has the 8-bit value.
+        # Pillow saturates 16-bit gray when converting it; the high byte has the 8-bit value.
         return image.convert("I").point(lambda value: value / 256).convert("L")
     if _is_transparent(image):
         return image.convert("RGBA")
@@ -358,8 +358,8 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
         marker, end = segment[1], at + 2 + int.from_bytes(segment[2])
         if marker == b"\xda":  # start of scan: coded pixels follow
             end = _JPEG_MARKER.search(data, end).start()
-        if marker in _JPEG_COLOUR_SEGMENTS:
-            if data.startswith(_JPEG_COLOUR_SEGMENTS[marker], at + 4):
+        if marker in _JPEG_COLOR_SEGMENTS:
+            if data.startswith(_JPEG_COLOR_SEGMENTS[marker], at + 4):
                 yield _without_thumbnail(data[at:end])
         elif not (b"\xe0" <= marker <= b"\xef" or marker == b"\xfe"):  # application data or a comment
             yield data[at:end]

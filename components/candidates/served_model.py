@@ -171,10 +171,10 @@ def _combined_backbone(backbones: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _warmup_request(model_name: str, signature: str, outputs: Sequence[str]) -> prediction_log_pb2.PredictionLog:
     """Request for the outputs that clients read, because TensorFlow prepares the graph for each set of outputs."""
-    grey = tf.io.encode_jpeg(tf.fill([256, 256, 3], tf.constant(128, tf.uint8)))
+    gray = tf.io.encode_jpeg(tf.fill([256, 256, 3], tf.constant(128, tf.uint8)))
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model_name
     request.model_spec.signature_name = signature
     request.output_filter.extend(outputs)
-    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([grey.numpy()]))
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([gray.numpy()]))
     return prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

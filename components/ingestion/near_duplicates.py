@@ -15,7 +15,7 @@ from serving.perceptual_hash import HASH_SIDE
 
 # Photos are compared if they agree in one band, a row of the 8 x 8 lowest frequencies: edits change those the least.
 _BAND_SIDE = 8
-# Of more photos that agree in one band, only those that also agree in another band are compared, and neighbours in the
+# Of more photos that agree in one band, only those that also agree in another band are compared, and neighbors in the
 # order of the hashes. With evenly distributed hashes this begins at 262,144 photos.
 _BLOCK_SIZE = 1024
 

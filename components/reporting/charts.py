@@ -19,7 +19,7 @@ from components.candidates.hyperparameters import BLOCKS
 from components.candidates.trial_metrics import TRIAL_EPOCHS
 from components.statistical_tests import wilson_interval
 
-# Same colours as templates/base.html.j2.
+# Same colors as templates/base.html.j2.
 _INK, _SOFT, _LINE, _ACCENT = "#1f2430", "#667085", "#e4e7ec", "#b4540a"
 _BLUE = "#2b6cb0"
 # Width in inches; narrow, so that a 9 pt font is not scaled down on a phone.
@@ -51,7 +51,7 @@ _MAX_LINEAR_RATIO_OF_TRIALS = 2
 # Trials whose distance from the best trial is above this multiple of the median distance are outliers: on the scale,
 # they would flatten the other trials.
 _OUTLIER_FACTOR = 4
-# Marker and colour of each group of trials: by blocks of the head, outliers, the best trial.
+# Marker and color of each group of trials: by blocks of the head, outliers, the best trial.
 _MARKS = {"last": ("o", _SOFT), "all": ("s", _BLUE), "outlier": ("^", _SOFT), "best": ("D", _ACCENT)}
 # Charts of drift: bins of a number; categories, those with the largest differences.
 _DRIFT_BINS, _DRIFT_CATEGORIES = 20, 12
@@ -83,7 +83,7 @@ def _cost(trial: dict[str, Any], objective: str) -> float:
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(name: str, training: dict[str, Any]) -> Markup:
-    """Loss and accuracy per epoch on train (grey) and eval (orange), with a dashed line at the best epoch.
+    """Loss and accuracy per epoch on train (gray) and eval (orange), with a dashed line at the best epoch.
 
     Args:
         name: Name of the candidate.
@@ -93,9 +93,9 @@ def learning_curves(name: str, training: dict[str, Any]) -> Markup:
     figure = Figure(figsize=(_WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(2, sharex=True)
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
-        for curve, split, colour in ((metric, "train", _SOFT), (f"val_{metric}", "eval", _ACCENT)):
+        for curve, split, color in ((metric, "train", _SOFT), (f"val_{metric}", "eval", _ACCENT)):
             epochs = range(1, len(history[curve]) + 1)
-            axes.plot(epochs, history[curve], "o-", color=colour, lw=1.5, ms=2.5, label=split, gid=f"curve-{curve}")
+            axes.plot(epochs, history[curve], "o-", color=color, lw=1.5, ms=2.5, label=split, gid=f"curve-{curve}")
         axes.axvline(training["best_epoch"], color=_SOFT, lw=0.8, ls="--")
         axes.set_ylabel(metric)
     _scale_loss(panels[0], history["loss"] + history["val_loss"])
@@ -111,7 +111,7 @@ def learning_curves(name: str, training: dict[str, Any]) -> Markup:
 def tuning_trials(name: str, trials: list[dict[str, Any]], objective: str) -> Markup:
     """Score of each trial: logistic regressions over the L2 penalty, networks over each of their hyperparameters.
 
-    All panels have the same vertical axis. Grey circles are heads on the last block, blue squares are heads on all
+    All panels have the same vertical axis. Gray circles are heads on the last block, blue squares are heads on all
     blocks; a line joins the logistic regressions on the same blocks. The area of a network's mark grows with the number
     of epochs. The best trial is an orange diamond, with a dashed line at its score. Trials that diverged and outliers
     are triangles at the edge of the panel.
@@ -140,7 +140,7 @@ def tuning_trials(name: str, trials: list[dict[str, Any]], objective: str) -> Ma
         axes.margins(y=0.15)
         axes.set_xlabel("L2 penalty" if parameter == "l2" else parameter.replace("_", " "))
         axes.axhline(best["score"], color=_ACCENT, lw=0.8, ls="--")
-        for group, (marker, colour) in _MARKS.items():
+        for group, (marker, color) in _MARKS.items():
             shown = [trial for trial in groups[group] if parameter in trial]
             axes.scatter(
                 [position(trial[parameter]) for trial in shown],
@@ -148,7 +148,7 @@ def tuning_trials(name: str, trials: list[dict[str, Any]], objective: str) -> Ma
                 [10 + 40 * trial.get(TRIAL_EPOCHS, max_epochs / 2) / max_epochs for trial in shown],
                 transform=axes.get_xaxis_transform() if group == "outlier" else axes.transData,
                 marker=triangle if group == "outlier" else marker,
-                color=colour,
+                color=color,
                 alpha=1 if group == "best" else 0.6,
                 linewidths=0,
                 gid=f"{group}-{parameter}",
@@ -209,7 +209,7 @@ def calibration_curve(bins: list[dict[str, Any]]) -> Markup:
 
 @matplotlib.rc_context(STYLE)
 def two_distributions(name: str, title: str, test: Sequence[float], captured: Sequence[float]) -> Markup:
-    """Shares of the values of a number among test photos (grey) and captured photos (orange), in the same bins.
+    """Shares of the values of a number among test photos (gray) and captured photos (orange), in the same bins.
 
     The outermost bins contain the extreme values of both.
 
@@ -226,11 +226,11 @@ def two_distributions(name: str, title: str, test: Sequence[float], captured: Se
     width = (high - low) / _DRIFT_BINS
     figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
     axes = figure.subplots()
-    for values, colour, label in ((test, _SOFT, "test photos"), (captured, _ACCENT, "captured photos")):
+    for values, color, label in ((test, _SOFT, "test photos"), (captured, _ACCENT, "captured photos")):
         bins = [min(max(int((value - low) / width), 0), _DRIFT_BINS - 1) for value in values]
         shares = [bins.count(number) / len(bins) for number in range(_DRIFT_BINS)]
         edges = [low + number * width for number in range(_DRIFT_BINS + 1)]
-        axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35, label=label, gid=f"bars-{label[:4]}")
+        axes.stairs(shares, edges, color=color, fill=True, alpha=0.35, label=label, gid=f"bars-{label[:4]}")
     axes.set(xlabel=title, ylabel="share", ylim=(0, None))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return _svg(figure, f"drift-{name}", f"{title} of test photos and captured photos")
@@ -238,7 +238,7 @@ def two_distributions(name: str, title: str, test: Sequence[float], captured: Se
 
 @matplotlib.rc_context(STYLE)
 def two_shares(name: str, title: str, test: Sequence[Any], captured: Sequence[Any]) -> Markup:
-    """Share of each category among test photos (grey) and captured photos (orange), largest differences first.
+    """Share of each category among test photos (gray) and captured photos (orange), largest differences first.
 
     Args:
         name: Key that is unique in the page.
@@ -251,9 +251,9 @@ def two_shares(name: str, title: str, test: Sequence[Any], captured: Sequence[An
     shown = sorted(shares, key=lambda key: -abs(shares[key][0] - shares[key][1]))[:_DRIFT_CATEGORIES]
     figure = Figure(figsize=(_WIDTH, 0.8 + 0.28 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    for side, colour, label in ((0, _SOFT, "test photos"), (1, _ACCENT, "captured photos")):
+    for side, color, label in ((0, _SOFT, "test photos"), (1, _ACCENT, "captured photos")):
         positions = [row + 0.36 * side for row in range(len(shown))]
-        axes.barh(positions, [shares[key][side] for key in shown], height=0.34, color=colour, label=label)
+        axes.barh(positions, [shares[key][side] for key in shown], height=0.34, color=color, label=label)
     axes.set_yticks([row + 0.18 for row in range(len(shown))], shown)
     axes.invert_yaxis()
     axes.set(xlabel="share")

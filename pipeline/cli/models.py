@@ -160,7 +160,7 @@ def _print_power(decision: dict) -> None:
 
 
 def _summary(registry: Registry, version: int) -> dict:
-    labels = [label for label, labelled in registry.labels().items() if labelled == version]
+    labels = [label for label, labeled in registry.labels().items() if labeled == version]
     summary = {"version": version, "labels": labels, "stopped": registry.stop_reason(version)}
     try:
         return summary | _training_and_gate_facts(registry.record(version), registry.admission(version))

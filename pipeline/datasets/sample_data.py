@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageOps, PngImagePlugin
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Point = tuple[float, float]
 
 SUPERSAMPLE = 2
@@ -26,7 +26,7 @@ JPEG_QUALITY = (55, 95)
 PNG_EVERY = 13  # one photo in this many is a PNG; chosen by number, so that file names do not depend on the seed
 MAX_TILT = math.radians(25)
 USUAL_COAT = 0.8  # share of photos that show a breed's first coat rather than its rarer one
-MIXED = 0.1  # share of cats with another breed's ears; the same share has another breed's eye colour
+MIXED = 0.1  # share of cats with another breed's ears; the same share has another breed's eye color
 NIGHT = (0.3, 0.36, 0.55)  # brightness of red, green and blue at night, relative to daylight
 SLEEPY, OCCLUDED, BLURRED, FADED = 0.05, 0.15, 0.2, 0.12  # share of photos with each defect
 SQUARED_OFFSETS = np.linspace(-1, 1, 65) ** 2
@@ -39,7 +39,7 @@ INK, PINK, WHITE = (38, 30, 32), (226, 160, 156), (250, 246, 240)
 
 
 CLUTTER = ("#b5564a", "#4a6f8f", "#c9a24c", "#5f8064", "#8a6a94", "#d9cdb8", "#5b4a42", "#7d8794", "#c98f9a")
-SCENES = (  # colour of wall or sky, colour of floor or meadow, kind of clutter, maximum number of objects
+SCENES = (  # color of wall or sky, color of floor or meadow, kind of clutter, maximum number of objects
     ("#c9c3b4", "#9a7350", "frame", 5),
     ("#aebfc4", "#7b6a5a", "frame", 5),
     ("#b7a9b9", "#a0574a", "cushion", 6),
@@ -56,11 +56,11 @@ class Breed:
     """Appearance of a synthetic breed; `pattern`, `ears` and `face` are keys of PATTERNS, EARS and FACES."""
 
     name: str
-    coats: tuple[str, str]  # base colours: the usual one and a rarer one
-    marking: str  # colour of the pattern
+    coats: tuple[str, str]  # base colors: the usual one and a rarer one
+    marking: str  # color of the pattern
     pattern: str
     ears: str
-    eyes: str  # iris colour
+    eyes: str  # iris color
     face: str
     fluff: float  # depth of the ragged fur edge, in head units
 
@@ -118,20 +118,20 @@ class Canvas:
     def __init__(self, image: Image.Image, pose: Pose):
         self.image, self.pose, self.ink = image, pose, ImageDraw.Draw(image)
 
-    def fill(self, points: Iterable[Point], colour: Colour | int) -> None:
+    def fill(self, points: Iterable[Point], color: Color | int) -> None:
         """Fill a polygon."""
-        self.ink.polygon(self.pose.pixels(points), fill=colour)
+        self.ink.polygon(self.pose.pixels(points), fill=color)
 
-    def stroke(self, points: Iterable[Point], colour: Colour | int, width: float) -> None:
+    def stroke(self, points: Iterable[Point], color: Color | int, width: float) -> None:
         """Draw an open line that is `width` head units wide."""
         thick = max(1, round(width * self.pose.unit))
-        self.ink.line(self.pose.pixels(points), fill=colour, width=thick, joint="curve")
+        self.ink.line(self.pose.pixels(points), fill=color, width=thick, joint="curve")
 
-    def glow(self, centre: Point, rx: float, ry: float, colour: Colour, strength: float) -> None:
+    def glow(self, center: Point, rx: float, ry: float, color: Color, strength: float) -> None:
         """Blend in a soft disc; `strength` (0 to 1) is its opacity in the middle."""
-        (x, y), w, h = self.pose.pixels([centre])[0], int(rx * self.pose.unit), int(ry * self.pose.unit)
+        (x, y), w, h = self.pose.pixels([center])[0], int(rx * self.pose.unit), int(ry * self.pose.unit)
         disc = SOFT_DISC.resize((2 * w + 1, 2 * h + 1), Image.Resampling.BILINEAR)
-        self.image.paste(colour, (int(x) - w, int(y) - h), disc.point(lambda v: int(v * strength)))
+        self.image.paste(color, (int(x) - w, int(y) - h), disc.point(lambda v: int(v * strength)))
 
 
 def oval(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0, pinch: float = 0.0) -> list[Point]:
@@ -150,14 +150,14 @@ def curve(a: Point, control: Point, b: Point, steps: int = 8) -> list[Point]:
     return [(i * a[0] + j * control[0] + k * b[0], i * a[1] + j * control[1] + k * b[1]) for i, j, k in shares]
 
 
-def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """Interpolate between two colours; `share` is 0 for a and 1 for b."""
+def mix(a: Color, b: Color, share: float) -> Color:
+    """Interpolate between two colors; `share` is 0 for a and 1 for b."""
     return tuple(round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
 
 
-def vary(rng: random.Random, colour: str | Colour, light: float = 0.1, tint: float = 0.05) -> Colour:
-    """Vary a colour: `light` and `tint` are the relative standard deviations of the brightness and of each channel."""
-    rgb = ImageColor.getrgb(colour) if isinstance(colour, str) else colour
+def vary(rng: random.Random, color: str | Color, light: float = 0.1, tint: float = 0.05) -> Color:
+    """Vary a color: `light` and `tint` are the relative standard deviations of the brightness and of each channel."""
+    rgb = ImageColor.getrgb(color) if isinstance(color, str) else color
     gain = rng.gauss(1, light)
     return tuple(min(255, max(0, round(v * gain * rng.gauss(1, tint)))) for v in rgb)
 
@@ -165,12 +165,12 @@ def vary(rng: random.Random, colour: str | Colour, light: float = 0.1, tint: flo
 # ---- coat patterns: each fills a whole canvas, which is later masked by the outlines of head, ears and body ----
 
 
-def paint_solid(coat: Canvas, marking: Colour, rng: random.Random) -> None:
-    """One colour with a hint of shade on the forehead."""
+def paint_solid(coat: Canvas, marking: Color, rng: random.Random) -> None:
+    """One color with a hint of shade on the forehead."""
     coat.glow((0, -0.7), 0.9, 0.6, marking, 0.5)
 
 
-def paint_tabby(coat: Canvas, marking: Colour, rng: random.Random) -> None:
+def paint_tabby(coat: Canvas, marking: Color, rng: random.Random) -> None:
     """Forehead stripes, cheek stripes and bands down the body."""
     width = rng.uniform(0.07, 0.12)
     for x in (-0.42, -0.2, 0, 0.2, 0.42):
@@ -185,7 +185,7 @@ def paint_tabby(coat: Canvas, marking: Colour, rng: random.Random) -> None:
         coat.stroke(curve((-2.2, y + 0.4), (0, y - 0.3), (2.2, y + 0.4)), marking, width * 1.3)
 
 
-def paint_spots(coat: Canvas, marking: Colour, rng: random.Random) -> None:
+def paint_spots(coat: Canvas, marking: Color, rng: random.Random) -> None:
     """Small ovals on a loose grid, none in the middle of the face."""
     for row in range(18):
         for column in range(-7, 8):
@@ -196,7 +196,7 @@ def paint_spots(coat: Canvas, marking: Colour, rng: random.Random) -> None:
                 coat.fill(oval(x, y, size, size * 0.75, rng.uniform(0, 3)), marking)
 
 
-def paint_points(coat: Canvas, marking: Colour, rng: random.Random) -> None:
+def paint_points(coat: Canvas, marking: Color, rng: random.Random) -> None:
     """Dark mask and dark ears on a pale coat."""
     spread = rng.uniform(0.8, 1.05)
     for part in (1, 0.8):
@@ -205,7 +205,7 @@ def paint_points(coat: Canvas, marking: Colour, rng: random.Random) -> None:
         coat.glow((0.85 * side, -1.3), 0.85, 0.85, marking, 1)
 
 
-def paint_tuxedo(coat: Canvas, marking: Colour, rng: random.Random) -> None:
+def paint_tuxedo(coat: Canvas, marking: Color, rng: random.Random) -> None:
     """White blaze, muzzle and bib."""
     top, muzzle, lean = rng.uniform(-0.75, -0.1), rng.uniform(0.38, 0.55), rng.gauss(0, 0.06)
     for side in (-1, 1):
@@ -214,7 +214,7 @@ def paint_tuxedo(coat: Canvas, marking: Colour, rng: random.Random) -> None:
     coat.fill(oval(lean, 1.9, rng.uniform(0.45, 0.75), 1.2), marking)
 
 
-def paint_patches(coat: Canvas, marking: Colour, rng: random.Random) -> None:
+def paint_patches(coat: Canvas, marking: Color, rng: random.Random) -> None:
     """Tortoiseshell: irregular patches of two warm tones all over."""
     for _ in range(34):
         x, y, size = rng.uniform(-1.7, 1.7), rng.uniform(-1.5, 3.5), rng.uniform(0.16, 0.4)
@@ -278,7 +278,7 @@ def draw_body(photo: Canvas, coat: Image.Image, rng: random.Random) -> None:
     photo.image.paste(shaded.image, mask=mask.image)
 
 
-def draw_ears(photo: Canvas, coat: Image.Image, lining: Colour, breed: Breed, rng: random.Random) -> None:
+def draw_ears(photo: Canvas, coat: Image.Image, lining: Color, breed: Breed, rng: random.Random) -> None:
     """Draw two ears; the head hides the front of their base."""
     mask, linings = Canvas(Image.new("L", photo.image.size), photo.pose), []
     for side in (-1, 1):
@@ -337,12 +337,12 @@ def draw_eyes(photo: Canvas, breed: Breed, look: Point, rng: random.Random) -> N
         photo.fill(oval(x - 0.08, y - ry * 0.4, 0.055, 0.05), WHITE)
 
 
-def draw_muzzle(photo: Canvas, coat_colour: Colour, look: Point, rng: random.Random) -> None:
+def draw_muzzle(photo: Canvas, coat_color: Color, look: Point, rng: random.Random) -> None:
     """Draw whisker pads, nose, mouth and whiskers."""
     x, y = look[0] * 1.4, look[1] * 1.4
     for side in (-1, 1):
-        photo.glow((x + 0.19 * side, y + 0.47), 0.36, 0.3, mix(coat_colour, WHITE, 0.5), 0.6)
-    mouth = mix(coat_colour, INK, 0.75)
+        photo.glow((x + 0.19 * side, y + 0.47), 0.36, 0.3, mix(coat_color, WHITE, 0.5), 0.6)
+    mouth = mix(coat_color, INK, 0.75)
     photo.stroke([(x, y + 0.32), (x, y + 0.46)], mouth, 0.035)
     for side in (-1, 1):
         smile = curve((x, y + 0.46), (x + 0.12 * side, y + 0.6), (x + 0.27 * side, y + 0.5))
@@ -365,8 +365,8 @@ def draw_muzzle(photo: Canvas, coat_colour: Colour, look: Point, rng: random.Ran
 # ---- scenery ----
 
 
-def random_colour(rng: random.Random) -> Colour:
-    """Random colour for furniture and other clutter."""
+def random_color(rng: random.Random) -> Color:
+    """Random color for furniture and other clutter."""
     return vary(rng, rng.choice(CLUTTER), 0.12)
 
 
@@ -375,24 +375,24 @@ def add_clutter(ink: ImageDraw.ImageDraw, kind: str, w: int, h: int, rng: random
     x, y, r = rng.randint(0, w), rng.randint(0, h), rng.randint(4, h // 3)
     if kind == "frame":  # window, picture or shelf
         rim = vary(rng, "#e8e2d2")
-        ink.rectangle((x - r, y - 2 * r, x + r, y), fill=random_colour(rng), outline=rim, width=2)
+        ink.rectangle((x - r, y - 2 * r, x + r, y), fill=random_color(rng), outline=rim, width=2)
     elif kind == "cushion":
-        ink.rounded_rectangle((x - r, y, x + r, y + 2 * r), r // 3, fill=random_colour(rng))
+        ink.rounded_rectangle((x - r, y, x + r, y + 2 * r), r // 3, fill=random_color(rng))
     elif kind == "blade":
         ink.line((x, y, x + rng.randint(-3, 3), y - rng.randint(3, 12)), fill=vary(rng, "#7fae52", 0.3))
     elif kind == "cloud":
         ink.ellipse((x - r, y - r // 3, x + r, y + r // 3), fill=vary(rng, "#e9eef2", 0.05))
     else:  # disc: an object that is far out of focus
-        ink.ellipse((x - r, y - r, x + r, y + r), fill=random_colour(rng))
+        ink.ellipse((x - r, y - r, x + r, y + r), fill=random_color(rng))
 
 
 def draw_background(size: tuple[int, int], rng: random.Random) -> Image.Image:
     """Draw a random scene, small and then enlarged, so that it is out of focus like the background of a portrait."""
     w, h = size[0] // 4, size[1] // 4
     wall, floor, kind, most = rng.choice(SCENES)
-    colour = vary(rng, wall, 0.12, 0.08)
+    color = vary(rng, wall, 0.12, 0.08)
     shade = Image.linear_gradient("L").resize((w, h))
-    image = ImageOps.colorize(shade, mix(colour, WHITE, 0.25), mix(colour, INK, 0.25))
+    image = ImageOps.colorize(shade, mix(color, WHITE, 0.25), mix(color, INK, 0.25))
     ink = ImageDraw.Draw(image)
     ink.rectangle((0, int(h * rng.uniform(0.3, 1.1)), w, 2 * h), fill=vary(rng, floor, 0.15, 0.08))
     for _ in range(rng.randint(most // 4, most)):
@@ -402,18 +402,18 @@ def draw_background(size: tuple[int, int], rng: random.Random) -> Image.Image:
 
 def draw_occluder(photo: Canvas, rng: random.Random) -> None:
     """Draw an object in front of the cat: a blanket, leaves, or a rail."""
-    kind, colour = rng.choice(("blanket", "leaves", "rail")), random_colour(rng)
+    kind, color = rng.choice(("blanket", "leaves", "rail")), random_color(rng)
     if kind == "blanket":
         edge = [(x / 2, rng.uniform(0.3, 0.7)) for x in range(-10, 11)]
-        photo.fill([*edge, (5, 9), (-5, 9)], colour)
-        photo.stroke(edge, mix(colour, WHITE, 0.3), 0.07)
+        photo.fill([*edge, (5, 9), (-5, 9)], color)
+        photo.stroke(edge, mix(color, WHITE, 0.3), 0.07)
     elif kind == "leaves":
         for _ in range(rng.randint(4, 9)):
             leaf = oval(rng.uniform(0.1, 1.5), rng.uniform(-1.5, 1.2), 0.42, 0.15, rng.uniform(0, 3), 0.5)
             photo.fill(leaf, vary(rng, "#5f8f45", 0.2))
     else:
         x = rng.uniform(-0.8, 0.8)
-        photo.fill([(x - 0.14, -9), (x + 0.14, -9), (x + 0.2, 9), (x - 0.1, 9)], colour)
+        photo.fill([(x - 0.14, -9), (x + 0.14, -9), (x + 0.2, 9), (x - 0.1, 9)], color)
 
 
 def draw_cat(image: Image.Image, breed: Breed, rng: random.Random, noise: np.random.Generator) -> None:
@@ -449,13 +449,13 @@ def draw_cat(image: Image.Image, breed: Breed, rng: random.Random, noise: np.ran
 
 
 def expose(image: Image.Image, rng: random.Random, noise: np.random.Generator, night: bool) -> Image.Image:
-    """Apply camera effects: white balance, uneven light, sensor noise, and sometimes blur or faded colour."""
+    """Apply camera effects: white balance, uneven light, sensor noise, and sometimes blur or faded color."""
     if rng.random() < BLURRED:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.2)))
     pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)
     if rng.random() < FADED:
-        grey = pixels.mean(axis=2, keepdims=True)
-        pixels = grey + (pixels - grey) * np.float32(rng.uniform(0, 0.6))
+        gray = pixels.mean(axis=2, keepdims=True)
+        pixels = gray + (pixels - gray) * np.float32(rng.uniform(0, 0.6))
     warmth, exposure = rng.gauss(0, 0.07), rng.uniform(0.7, 1.2)
     balance = np.array([1 + warmth, rng.gauss(1, 0.02), 1 - warmth], dtype=np.float32) * exposure
     across = np.linspace(-1, 1, image.width, dtype=np.float32) * rng.gauss(0, 0.13)

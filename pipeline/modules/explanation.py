@@ -61,9 +61,9 @@ class RelativeMahalanobis(tf.Module):
 
     def __call__(self, embeddings: tf.Tensor) -> tf.Tensor:
         """Return the distance of each embedding: float32 [n, d] -> float32 [n]."""
-        centred = embeddings - self._mean
-        projected = centred @ self._projection
-        other = tf.reduce_sum(centred**2, axis=1) - tf.reduce_sum(projected**2, axis=1)
+        centered = embeddings - self._mean
+        projected = centered @ self._projection
+        other = tf.reduce_sum(centered**2, axis=1) - tf.reduce_sum(projected**2, axis=1)
         to_breeds = (projected @ self._within_whitening)[:, tf.newaxis] - self._breed_means
         nearest = tf.reduce_min(tf.reduce_sum(to_breeds**2, axis=2), axis=1)
         overall = tf.reduce_sum((projected @ self._total_whitening) ** 2, axis=1)

@@ -35,7 +35,7 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def standardize(
     embeddings: dict[str, tf.Tensor], moments: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 ) -> dict[str, tf.Tensor]:
-    """Normalize the length of each embedding, then centre each dimension and divide by the mean standard deviation.
+    """Normalize the length of each embedding, then center each dimension and divide by the mean standard deviation.
 
     The length of an embedding reflects the exposure of the photo more than its content (SimpleShot, Wang et al., 2019).
     All dimensions of an embedding share one standard deviation because a z-score per dimension amplifies dimensions

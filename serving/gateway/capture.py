@@ -96,7 +96,7 @@ class Captures:
         structlog.contextvars.bind_contextvars(capture=await self._run(delete))
 
     async def clean_up_regularly(self) -> None:
-        """Delete expired captures and read the last drift result, now and every ten minutes. Runs until cancelled."""
+        """Delete expired captures and read the last drift result, now and every ten minutes. Runs until canceled."""
         while self._store:
             self._thread.submit(self._delete_expired)
             self._thread.submit(self._read_drift)

@@ -23,7 +23,7 @@ class Readiness:
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
-        self._photo = _grey_photo()
+        self._photo = _gray_photo()
         self._lock = asyncio.Lock()
         self._cached_until = 0.0
         self._outcome: Model | Problem | None = None
@@ -48,7 +48,7 @@ class Readiness:
         return self._outcome
 
 
-def _grey_photo() -> bytes:
+def _gray_photo() -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(buffer, "JPEG")
+    Image.new("RGB", (64, 64), "gray").save(buffer, "JPEG")
     return buffer.getvalue()

@@ -109,7 +109,7 @@ class GrpcServer:
         """Stop accepting requests, including health checks.
 
         Args:
-            grace: Seconds after which requests in flight are cancelled.
+            grace: Seconds after which requests in flight are canceled.
 
         Returns:
             Event that is set when no request is in flight.

@@ -23,7 +23,7 @@ from serving.photo_normalization import PhotoError, normalize_for_prediction
 
 _MAX_BARS = 5
 _ROW_HEIGHT = 44  # pixels per bar with its label
-_POSSIBLE_COLOUR, _OTHER_COLOUR = "#c4622f", "#8f99a8"  # visible on light and dark backgrounds
+_POSSIBLE_COLOR, _OTHER_COLOR = "#c4622f", "#8f99a8"  # visible on light and dark backgrounds
 _MAX_EXPANDED_ROWS = 10  # longer tables start collapsed
 
 _MESSAGES = {
@@ -96,17 +96,17 @@ def _bars(answer: Answer) -> alt.LayerChart:
     rows = [
         {"breed": row.breed, "probability": row.probability, "possible": row.breed in possible} for row in predictions
     ]
-    # Streamlit's default colours are faint in axes, and other text is black even in the dark theme.
-    text_colour = "white" if st.context.theme.type == "dark" else "black"
-    names = alt.Axis(title=None, ticks=False, domain=False, labelLimit=150, labelFontSize=14, labelColor=text_colour)
+    # Streamlit's default colors are faint in axes, and other text is black even in the dark theme.
+    text_color = "white" if st.context.theme.type == "dark" else "black"
+    names = alt.Axis(title=None, ticks=False, domain=False, labelLimit=150, labelFontSize=14, labelColor=text_color)
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("probability:Q", scale=alt.Scale(domain=[0, 1.15], nice=False), axis=None),
         y=alt.Y("breed:N", sort=None, axis=names),
         tooltip=[alt.Tooltip("breed:N"), alt.Tooltip("probability:Q", format=".1%")],
     )
-    colour = alt.condition("datum.possible", alt.value(_POSSIBLE_COLOUR), alt.value(_OTHER_COLOUR))
-    bars = base.mark_bar(cornerRadiusEnd=4, size=22).encode(color=colour)
+    color = alt.condition("datum.possible", alt.value(_POSSIBLE_COLOR), alt.value(_OTHER_COLOR))
+    bars = base.mark_bar(cornerRadiusEnd=4, size=22).encode(color=color)
     percentage = alt.Text("probability:Q", format=".0%")
-    percentages = base.mark_text(align="left", dx=6, fontSize=14, color=text_colour).encode(text=percentage)
+    percentages = base.mark_text(align="left", dx=6, fontSize=14, color=text_color).encode(text=percentage)
     description = "Probability of each breed: " + ", ".join(f"{row.breed} {row.probability:.0%}" for row in predictions)
     return (bars + percentages).properties(height=_ROW_HEIGHT * len(rows), description=description)

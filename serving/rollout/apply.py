@@ -79,7 +79,7 @@ class ConfigApplier:
             except Superseded:
                 # Two processes that only load could unload each other's version forever, so the first one ends.
                 live, _ = self._fleet.read()
-                unloaded = goal.labelled - set(live.versions if live else goal.versions)
+                unloaded = goal.labeled - set(live.versions if live else goal.versions)
                 if load_only and unloaded:
                     self._resend_live()
                     raise RolloutError(
@@ -179,15 +179,15 @@ class ConfigApplier:
         """Bring the servers to the step's configuration in parallel; return those that do not respond."""
         if not servers:
             return {}
-        cancelled = threading.Event()
+        canceled = threading.Event()
         with ThreadPoolExecutor(len(servers)) as threads:
             try:
-                updates = [threads.submit(self._update_one, server, step, cancelled) for server in servers]
+                updates = [threads.submit(self._update_one, server, step, canceled) for server in servers]
                 while wait(updates, _LIVE_POLL_SECONDS).not_done:
                     if self._is_superseded(revision):
                         raise self._superseded()
             finally:
-                cancelled.set()  # stops the threads that wait for their servers
+                canceled.set()  # stops the threads that wait for their servers
         errors: dict[Server, Unreachable] = {}
         for server, update in zip(servers, updates, strict=True):
             try:
@@ -202,9 +202,9 @@ class ConfigApplier:
                 raise RolloutError(f"{server.name} rejects the configuration: {error}") from None
         return errors
 
-    def _update_one(self, server: Server, step: Step, cancelled: threading.Event) -> None:
+    def _update_one(self, server: Server, step: Step, canceled: threading.Event) -> None:
         with ModelServerClient(self._fleet.reachable_address(server), self._fleet.model_name) as client:
-            update_server(server.name, client, self._fleet.base_path, step, self._limits, cancelled)
+            update_server(server.name, client, self._fleet.base_path, step, self._limits, canceled)
 
     def _is_superseded(self, revision: str | None) -> bool:
         """Return whether another process has changed the live configuration; False while it cannot be read."""

@@ -39,16 +39,16 @@ def plan_steps(live: ServingConfig | None, goal: ServingConfig, max_loaded: int,
             without a live configuration: no label can move then.
     """
     if live is None:
-        return [Step(goal, frozenset(goal.labelled), is_write_needed=True)]
+        return [Step(goal, frozenset(goal.labeled), is_write_needed=True)]
     kept = [version for version in goal.versions if version in live.versions]
-    load = make_serving_config(live.labels, kept, max_loaded, live.canary_share, required=goal.labelled)
+    load = make_serving_config(live.labels, kept, max_loaded, live.canary_share, required=goal.labeled)
     move_labels = goal.with_versions(load.versions)
     configs = [load] if load_only else [load, move_labels, goal]
     configs = [config for config, _ in itertools.groupby(configs)]
     return [
         Step(
             config,
-            frozenset(goal.labelled.intersection(config.versions)),
+            frozenset(goal.labeled.intersection(config.versions)),
             is_write_needed=config != previous,
             # A server that starts reads the live configuration, so only the last step checks that it did.
             is_starting_awaited=config is configs[-1] and not load_only,
@@ -59,4 +59,4 @@ def plan_steps(live: ServingConfig | None, goal: ServingConfig, max_loaded: int,
 
 def resend_step(live: ServingConfig) -> Step:
     """Return the step that sends the live configuration to the servers once more."""
-    return Step(live, frozenset(live.labelled), is_write_needed=False)
+    return Step(live, frozenset(live.labeled), is_write_needed=False)

@@ -21,7 +21,7 @@ def update_server(
     base_path: str,
     step: Step,
     limits: RolloutLimits,
-    cancelled: threading.Event,
+    canceled: threading.Event,
 ) -> None:
     """Apply the step's configuration to one server, whose current configuration may be any earlier one.
 
@@ -33,11 +33,11 @@ def update_server(
         base_path: Directory of the model's versions, as the server sees it.
         step: Configuration, and the versions that must be loaded before labels move.
         limits: Time limits.
-        cancelled: Event that stops the wait for the server when it is set.
+        canceled: Event that stops the wait for the server when it is set.
 
     Raises:
         LoadError: If the server cannot load a required version, or does not load it in time.
-        Superseded: If another process has unloaded a required version, or `cancelled` is set.
+        Superseded: If another process has unloaded a required version, or `canceled` is set.
         CallRejected: If the server rejects the configuration.
         Unreachable: If the server does not respond.
     """
@@ -47,7 +47,7 @@ def update_server(
 
     def reload_and_wait(transition_config: ServingConfig) -> None:
         server.reload_config(transition_config, base_path)
-        _wait_until_loaded(name, server, step.required_versions, states, limits, cancelled)
+        _wait_until_loaded(name, server, step.required_versions, states, limits, canceled)
 
     try:
         reload_and_wait(transition)
@@ -56,7 +56,7 @@ def update_server(
         try:
             server.reload_config(transition, base_path)
         except VersionNotAvailable:
-            if config.labelled <= step.required_versions:
+            if config.labeled <= step.required_versions:
                 raise
             # A label points to a version that may be broken on this server; the next step moves the label away.
             return
@@ -70,7 +70,7 @@ def _wait_until_loaded(
     versions: Collection[int],
     previous_states: Mapping[int, VersionState],
     limits: RolloutLimits,
-    cancelled: threading.Event,
+    canceled: threading.Event,
 ) -> None:
     """Wait until the server has loaded the versions.
 
@@ -95,7 +95,7 @@ def _wait_until_loaded(
                 raise LoadError(f"{name} cannot load version {version}: {error}")
             if not error and (version in seen or is_current):
                 raise Superseded(f"{name}: another process has unloaded version {version}")
-        if cancelled.wait(_POLL_SECONDS):
-            raise Superseded(f"{name}: the rollout was cancelled")
+        if canceled.wait(_POLL_SECONDS):
+            raise Superseded(f"{name}: the rollout was canceled")
         if waited > limits.load_seconds:
             raise LoadError(f"{name} has not loaded version {missing[0]} within {limits.load_seconds:g} s")

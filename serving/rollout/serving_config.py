@@ -39,13 +39,13 @@ class ServingConfig:
             raise ServingConfigError(f"labels point to versions that are not loaded: {sorted(missing)}")
 
     @property
-    def labelled(self) -> set[int]:
+    def labeled(self) -> set[int]:
         """Versions that have a label."""
         return set(self.labels.values())
 
     def with_versions(self, versions: Iterable[int]) -> "ServingConfig":
-        """Return a configuration with the same labels that loads `versions` and the labelled versions."""
-        return dataclasses.replace(self, versions=tuple({*versions, *self.labelled}))
+        """Return a configuration with the same labels that loads `versions` and the labeled versions."""
+        return dataclasses.replace(self, versions=tuple({*versions, *self.labeled}))
 
     def files(self, model_name: str, base_path: str) -> dict[str, str]:
         """Return file contents by name: model servers read CONFIG_FILE at startup, gateways poll TRAFFIC_FILE.
@@ -102,7 +102,7 @@ def make_serving_config(
     canary_share: float = 0.0,
     required: Iterable[int] = (),
 ) -> ServingConfig:
-    """Return a configuration with the labelled and required versions, and optional ones while memory allows.
+    """Return a configuration with the labeled and required versions, and optional ones while memory allows.
 
     Args:
         labels: Version by label.

@@ -14,7 +14,7 @@ from pipeline.settings import ROOT
 def generated(tmp_path_factory):
     """Folder with the references generated from the current code."""
     folder = tmp_path_factory.mktemp("reference")
-    # The result must not depend on colours or the width of the terminal.
+    # The result must not depend on colors or the width of the terminal.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "60", "NO_COLOR": "1"}
     subprocess.run([sys.executable, ROOT / "docs" / "generate_reference.py", folder], check=True, env=environment)
     return folder

@@ -1,4 +1,4 @@
-"""Terminal output at different widths and without colours, and concurrent runs."""
+"""Terminal output at different widths and without colors, and concurrent runs."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from tests.running import CATBREEDS, SMALL, catbreeds, on_terminal
 
 DEADLINE = 600  # seconds
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-COLOUR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
+COLOR = re.compile(r"\x1b\[(\d+;)*(3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
 
 
 @pytest.fixture(scope="module", params=[60, 80])
@@ -51,16 +51,16 @@ def test_comparison_is_complete_on_a_terminal_of_60_columns(demo):
 
 
 @pytest.mark.parametrize("arguments", [["report"], ["models"], ["doctor", "--profile", "demo"]], ids=" ".join)
-def test_no_color_and_pipes_disable_colours(demo, arguments):
+def test_no_color_and_pipes_disable_colors(demo, arguments):
     arguments = [*arguments, "--workdir", demo.workdir]
-    assert COLOUR.search(on_terminal(80, *arguments)[1])
-    assert not COLOUR.search(on_terminal(80, *arguments, NO_COLOR="1")[1])
+    assert COLOR.search(on_terminal(80, *arguments)[1])
+    assert not COLOR.search(on_terminal(80, *arguments, NO_COLOR="1")[1])
     assert "\x1b" not in catbreeds(*arguments).stdout
 
 
 @pytest.mark.slow
 def test_concurrent_runs_in_two_workdirs_succeed_and_in_one_workdir_fail(generate_photos, tmp_path):
-    """One run has a terminal without colours, the other has no terminal. All paths contain spaces."""
+    """One run has a terminal without colors, the other has no terminal. All paths contain spaces."""
     photos = tmp_path / "my photos"
     generate_photos(breeds=3, photos=25).rename(photos)
     open_gate = ("gate.min_accuracy=0", "gate.min_test_photos=1")  # the decision does not matter here
@@ -86,7 +86,7 @@ def test_concurrent_runs_in_two_workdirs_succeed_and_in_one_workdir_fail(generat
     assert third.stdout == ""
     assert f"{first}: another run is in progress; wait for it or choose another --workdir" in third.stderr
     assert (code, concurrent.returncode) == (0, 0), output + plain
-    assert not COLOUR.search(output)
+    assert not COLOR.search(output)
     assert "…" not in output
     assert "\x1b" not in plain
     for workdir in (first, second):

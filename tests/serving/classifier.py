@@ -63,13 +63,13 @@ def picture(brightest: int = 0, width: int = 96, height: int = 64) -> Image.Imag
     """Return a smooth image with a bright quarter; BREEDS[brightest] is its breed."""
     y, x = np.mgrid[0:height, 0:width]
     distance = np.hypot(x / width - (brightest % 2), y / height - (brightest // 2))
-    grey = np.clip(240 - 180 * distance, 0, 255)
-    return Image.fromarray(np.stack([grey, grey * 0.9, grey * 0.8], axis=-1).astype(np.uint8))
+    gray = np.clip(240 - 180 * distance, 0, 255)
+    return Image.fromarray(np.stack([gray, gray * 0.9, gray * 0.8], axis=-1).astype(np.uint8))
 
 
-def plain(colour: str) -> Image.Image:
-    """Return an image of one colour; all breeds are equally probable. "white" is unfamiliar."""
-    return Image.new("RGB", (64, 64), colour)
+def plain(color: str) -> Image.Image:
+    """Return an image of one color; all breeds are equally probable. "white" is unfamiliar."""
+    return Image.new("RGB", (64, 64), color)
 
 
 def one_white_quarter() -> Image.Image:

@@ -16,7 +16,7 @@ from tests.serving.classifier import BREEDS, SET_THRESHOLD, Classifier, encoded,
 from tests.serving.model_server.servers import ModelServer, eventually, free_port
 
 PHOTOS = [encoded(picture(quarter)) for quarter in range(4)]
-CLEAR, UNSURE, WHITE = encoded(one_white_quarter()), encoded(plain("grey")), encoded(plain("white"))
+CLEAR, UNSURE, WHITE = encoded(one_white_quarter()), encoded(plain("gray")), encoded(plain("white"))
 
 
 class BlockingGrpcClient(Client):

@@ -93,10 +93,10 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(
-    pixel: bytes, depth: int = 8, colour: int = 2, *extra: bytes, rows=(64,) * 64, lost: int = 0, end: bytes = bytes(3)
+    pixel: bytes, depth: int = 8, color: int = 2, *extra: bytes, rows=(64,) * 64, lost: int = 0, end: bytes = bytes(3)
 ) -> bytes:
     """Build a PNG of 64 x 64 equal pixels, including variants that Pillow does not write."""
-    header = struct.pack(">IIBB", 64, 64, depth, colour) + end
+    header = struct.pack(">IIBB", 64, 64, depth, color) + end
     content = zlib.compress(b"".join(b"\0" + pixel * width for width in rows))
     content = content[: len(content) - lost]
     chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", content), chunk(b"IEND", b"")]
@@ -130,7 +130,7 @@ def test_every_format_is_detected_by_content_and_decoded(name):
 
 @pytest.mark.parametrize(("kind", "bound"), [("GIF", 5), ("WEBP", 3), ("PNG", 0.1)])
 def test_animation_is_reduced_to_its_first_frame(kind, bound):
-    later = [Image.new("RGB", (96, 64), colour) for colour in ("red", "blue")]
+    later = [Image.new("RGB", (96, 64), color) for color in ("red", "blue")]
     data = encode(gradient(), kind, save_all=True, append_images=later)
     assert Image.open(io.BytesIO(data)).n_frames == 3
     assert difference(normalize(data), gradient()) < bound
@@ -223,7 +223,7 @@ def test_every_mode_is_converted_to_rgb(mode):
         (encode(Image.new("I", (64, 64), 0xABCD), "PNG"), (0xAB, 0xAB, 0xAB)),
         (encode(Image.new("I;16", (64, 64), 0xABCD), "HEIF"), (0xAB, 0xAB, 0xAB)),
     ],
-    ids=["rgb", "rgba", "grey with alpha", "grey", "from 32 bits", "heic"],
+    ids=["rgb", "rgba", "gray with alpha", "gray", "from 32 bits", "heic"],
 )
 def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, expected):
     result = normalize(data)
@@ -231,7 +231,7 @@ def test_16_bit_images_are_reduced_to_the_upper_8_bits(data, expected):
     assert difference(result, Image.new("RGB", (64, 64), expected)) <= 1
 
 
-def test_16_bit_grey_keeps_its_shades():
+def test_16_bit_gray_keeps_its_shades():
     ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (32, 1))
     data = encode(Image.fromarray(ramp), "PNG")
     assert Image.open(io.BytesIO(data)).mode == "I;16"
@@ -252,20 +252,18 @@ def test_transparent_pixels_become_white(mode, kind):
     assert np.abs(result[36:] - 40).max() < 5
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour"), [("1", 0), ("1", 255), ("L", 40), ("RGB", (40, 50, 60)), ("P", 3)], ids=str
-)
-def test_transparent_colour_of_a_png_becomes_white(mode, colour):
-    image = Image.new(mode, (64, 64), colour)
+@pytest.mark.parametrize(("mode", "color"), [("1", 0), ("1", 255), ("L", 40), ("RGB", (40, 50, 60)), ("P", 3)], ids=str)
+def test_transparent_color_of_a_png_becomes_white(mode, color):
+    image = Image.new(mode, (64, 64), color)
     if mode == "P":
         image.putpalette(bytes(range(30)))
-    data = encode(image, "PNG", transparency=1 if colour == 255 else colour)
+    data = encode(image, "PNG", transparency=1 if color == 255 else color)
     assert pixels(normalize(data)).min() > 250
-    assert pixels(normalize(encode(image, "PNG"))).min() < 250 or colour == 255
+    assert pixels(normalize(encode(image, "PNG"))).min() < 250 or color == 255
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "HEIF"])
-def test_half_transparent_black_becomes_grey(kind):
+def test_half_transparent_black_becomes_gray(kind):
     data = encode(Image.new("RGBA", (32, 32), (0, 0, 0, 128)), kind)
     assert np.abs(pixels(normalize(data)) - 127).max() < 3
 
@@ -366,7 +364,7 @@ def test_same_pixels_in_lossless_formats_have_the_same_digest():
 
 
 def test_different_images_have_different_digests():
-    flat = Image.new("RGB", (64, 32), "grey")
+    flat = Image.new("RGB", (64, 32), "gray")
     dotted = flat.copy()
     dotted.putpixel((5, 5), (140, 128, 128))
     pictures = [flat, dotted, flat.resize((32, 64)), gradient()]
@@ -722,10 +720,10 @@ def test_metadata_of_a_jpeg_is_removed(options):
 
 def test_metadata_of_a_png_is_removed():
     notes = chunk(b"tEXt", b"Author\0SECRET"), chunk(b"eXIf", b"SECRET"), chunk(b"tIME", bytes(7))
-    data = png(GREY, 8, 2, *notes)
+    data = png(GRAY, 8, 2, *notes)
     assert normalize(data).data == data
     bare = remove_metadata(data)
-    assert bare == png(GREY, 8, 2)
+    assert bare == png(GRAY, 8, 2)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -735,20 +733,20 @@ def test_decoding_in_the_model_nearly_equals_decoding_in_pillow(name):
     assert difference(result, Image.fromarray(seen)) < 2
 
 
-GREY = b"\x80\x80\x80"
+GRAY = b"\x80\x80\x80"
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        png(GREY)[:-12],
-        patched(png(GREY), -16, bytes(4)),
-        png(GREY, 8, 2, chunk(b"ABCD", b"critical and unknown")),
-        png(GREY, 8, 2, chunk(b"a1CD", b"no letter")),
-        png(GREY, 8, 2, chunk(b"PLTE", bytes(3)), chunk(b"PLTE", bytes(3))),
-        png(GREY, end=b"\4\0\0"),
-        png(GREY, rows=(64,) * 60),
-        png(GREY, lost=4),
+        png(GRAY)[:-12],
+        patched(png(GRAY), -16, bytes(4)),
+        png(GRAY, 8, 2, chunk(b"ABCD", b"critical and unknown")),
+        png(GRAY, 8, 2, chunk(b"a1CD", b"no letter")),
+        png(GRAY, 8, 2, chunk(b"PLTE", bytes(3)), chunk(b"PLTE", bytes(3))),
+        png(GRAY, end=b"\4\0\0"),
+        png(GRAY, rows=(64,) * 60),
+        png(GRAY, lost=4),
         FILES["jpeg"][:-2] + bytes(40),
         FILES["jpeg"][:-2] + b"\xff\xe1\x99\x99\xff\xd9",
     ],
@@ -774,9 +772,9 @@ def test_file_that_only_pillow_decodes_is_reencoded(data):
 @pytest.mark.parametrize(
     "data",
     [
-        png(GREY, rows=(64,) * 65),
-        png(GREY, 8, 2, chunk(b"PLTE", bytes(3))),
-        png(GREY, rows=(8,) * 16 + (16,) * 24 + (32,) * 48 + (64,) * 32, end=b"\0\0\1"),
+        png(GRAY, rows=(64,) * 65),
+        png(GRAY, 8, 2, chunk(b"PLTE", bytes(3))),
+        png(GRAY, rows=(8,) * 16 + (16,) * 24 + (32,) * 48 + (64,) * 32, end=b"\0\0\1"),
         FILES["jpeg"][:2] + b"\xff\xff" + FILES["jpeg"][2:],
         FILES["jpeg"].replace(b"\xff\xda", b"text\xff\xda", 1),
     ],

@@ -26,7 +26,7 @@ COPIES = {
     "larger": lambda image: image.resize((image.width * 2, image.height * 2)),
     "quality 30": lambda image: jpeg(image, 30),
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
-    "grey": lambda image: image.convert("L").convert("RGB"),
+    "gray": lambda image: image.convert("L").convert("RGB"),
     "one percent cropped": lambda image: image.crop((2, 2, image.width - 2, image.height - 2)),
 }
 

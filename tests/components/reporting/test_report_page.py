@@ -681,11 +681,11 @@ def random_weights_and_a_warning(changed):
                 "Solved as a logistic regression in 31 iterations.",
                 "Best of 4 trials: val_loss 0.500, logistic regression on all blocks, L2 penalty 0.1.",
             ],
-            ["Learning curves", "Grey is train"],
+            ["Learning curves", "Gray is train"],
         ),
         (
             one_solved_head,
-            ["Solved as a logistic regression in 31 iterations.", "Learning curves", "Grey is train"],
+            ["Solved as a logistic regression in 31 iterations.", "Learning curves", "Gray is train"],
             [],
         ),
         (other_label, ["Stable: version 2, pushed by this run", "Label canary: version 3"], ["This run pushed"]),

@@ -34,7 +34,7 @@ def test_photos_of_every_breed_can_be_generated_and_breed_names_are_unique():
     for breed in BREEDS:
         photo = draw_photo(breed, "portrait")
         assert photo.mode == "RGB"
-        assert np.asarray(photo).std() > 8  # not one flat colour
+        assert np.asarray(photo).std() > 8  # not one flat color
 
 
 def test_more_photos_include_the_earlier_ones_unchanged(tmp_path):
@@ -108,7 +108,7 @@ def test_photos_differ_in_size_shape_format_and_quality(tmp_path):
     assert len(tables) > 10
 
 
-def test_breeds_can_be_learned_but_not_by_colour_alone():
+def test_breeds_can_be_learned_but_not_by_color_alone():
     breeds = 6
     x_train, y_train = thumbnails(range(30), breeds)
     x_test, y_test = thumbnails(range(30, 50), breeds)
@@ -116,8 +116,8 @@ def test_breeds_can_be_learned_but_not_by_colour_alone():
     predictions = ((x_test[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
     accuracy = (predictions == y_test).mean()
     assert 0.3 < accuracy < 0.9, accuracy  # chance is 0.17
-    greys = np.isin(y_test, [0, 2])  # Harbor Grey and Fogbell, which look alike
-    assert (predictions[greys] == y_test[greys]).mean() < 0.8
+    grays = np.isin(y_test, [0, 2])  # Harbor Grey and Fogbell, which look alike
+    assert (predictions[grays] == y_test[grays]).mean() < 0.8
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_the_random_share_of_the_photos_is_captured(start_gateway, model_server,
 
 def test_uncertain_photos_are_captured_too(start_gateway, model_server, folder):
     gateway = start_gateway(model_server.port, capture_folder=folder, capture_share=0)
-    photos = [encoded(one_white_quarter()), encoded(plain("grey")), encoded(plain("white"))]
+    photos = [encoded(one_white_quarter()), encoded(plain("gray")), encoded(plain("white"))]
     clear, several, unfamiliar = gateway.predict(*photos).json()["photos"]
     assert "captured" not in clear
     assert {row.id for row in stored(folder, 2)} == {id_of(row["captured"]["token"]) for row in (several, unfamiliar)}

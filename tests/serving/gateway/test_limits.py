@@ -110,7 +110,7 @@ def test_phone_photos_are_predicted_within_bounded_memory(start_gateway, model_s
         "turned": white(PHONE, "JPEG", exif=exif.tobytes()),
         "JPEG": white(LARGE, "JPEG"),
         "progressive": white(LARGE, "JPEG", progressive=True, subsampling=0),
-        "grey": white(LARGE, "JPEG", mode="L"),
+        "gray": white(LARGE, "JPEG", mode="L"),
         "HEIC": WHITE_HEIC,
     }
     for name, photo in photos.items():

@@ -97,7 +97,7 @@ def test_json_output_has_predictions_or_an_error_for_each_photo(backends, photos
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_uncertain_prediction_is_reported_in_words(backends, tmp_path, backend):
-    for name, image in (("clear", one_white_quarter()), ("unsure", plain("grey")), ("white", plain("white"))):
+    for name, image in (("clear", one_white_quarter()), ("unsure", plain("gray")), ("white", plain("white"))):
         (tmp_path / f"{name}.jpg").write_bytes(encoded(image))
     done = catbreeds("predict", "clear.jpg", "unsure.jpg", "white.jpg", *backends[backend], cwd=tmp_path)
     clear, unsure, white = done.stdout.splitlines()

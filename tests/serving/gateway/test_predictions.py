@@ -74,7 +74,7 @@ def test_top_k_limits_the_breeds(gateway):
 
 
 def test_a_prediction_has_the_breeds_that_the_photo_may_show_and_a_flag(gateway, start_gateway, model_server):
-    photos = [encoded(one_white_quarter()), encoded(plain("grey")), encoded(plain("white"))]
+    photos = [encoded(one_white_quarter()), encoded(plain("gray")), encoded(plain("white"))]
     clear, unsure, white = gateway.predict(*photos, params={"top_k": 1}).json()["photos"]
     assert (clear["prediction_set"], clear["unfamiliar"]) == ([BREEDS[0]], False)
     assert (set(unsure["prediction_set"]), unsure["unfamiliar"]) == (set(BREEDS), False)

@@ -137,8 +137,8 @@ def test_get_model_metadata_returns_the_signatures(server):
 
 
 def test_unknown_metadata_field_is_an_invalid_argument(server):
-    with grpc_error(INVALID, "Metadata field colour is not supported"):
-        server.metadata("toys", "colour")
+    with grpc_error(INVALID, "Metadata field color is not supported"):
+        server.metadata("toys", "color")
 
 
 def test_get_model_metadata_of_an_unknown_model_is_not_found(server):

@@ -104,7 +104,7 @@ def test_each_visitor_has_one_unique_request_key(visit):
 
 
 def test_only_an_uncertain_prediction_shows_a_warning(visit, gateway):
-    page = upload(visit(gateway=gateway.url), encoded(plain("grey")))
+    page = upload(visit(gateway=gateway.url), encoded(plain("gray")))
     (warning,) = page.warning
     text = warning.value.replace("\\", "")
     assert text.startswith("This could be ")
@@ -121,7 +121,7 @@ def test_an_unfamiliar_photo_shows_a_warning(visit, gateway):
 def test_a_version_without_prediction_sets_shows_a_warning_for_a_low_probability(visit, model_server, tmp_path):
     gateway = Gateway(tmp_path, model_server.port, model_label="stable")
     try:
-        page = upload(visit(gateway=gateway.url), encoded(plain("grey")))
+        page = upload(visit(gateway=gateway.url), encoded(plain("gray")))
         assert "The model is unsure." in page.warning[0].value
         assert "25%" in page.warning[0].value
         assert not upload(page, encoded(one_white_quarter())).warning

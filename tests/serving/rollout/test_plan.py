@@ -82,21 +82,21 @@ def configs(canaries: tuple[int | None, ...] = (None, 1, 2, 3)) -> list[ServingC
 
 @pytest.mark.parametrize("load_only", [False, True])
 @pytest.mark.parametrize("max_loaded", [1, 2, 3])
-def test_no_step_moves_a_label_to_an_unloaded_version_or_unloads_a_labelled_version(max_loaded, load_only):
+def test_no_step_moves_a_label_to_an_unloaded_version_or_unloads_a_labeled_version(max_loaded, load_only):
     for live, goal in itertools.product(configs(), configs()):
         steps = plan_steps(live, goal, max_loaded, load_only)
         for before, after in itertools.pairwise([live, *(step.config for step in steps)]):
             moved = {version for label, version in after.labels.items() if before.labels.get(label) != version}
             assert moved <= set(before.versions)
-            assert before.labelled <= set(after.versions)
+            assert before.labeled <= set(after.versions)
         assert [step.is_write_needed for step in steps] == [
             step.config != before for before, step in zip([live, *(step.config for step in steps)], steps, strict=False)
         ]
-        assert all(step.required_versions == goal.labelled & set(step.config.versions) for step in steps)
+        assert all(step.required_versions == goal.labeled & set(step.config.versions) for step in steps)
         last = steps[-1]
         if load_only:
             assert (last.config.labels, last.config.canary_share) == (live.labels, live.canary_share)
-            assert goal.labelled <= set(last.config.versions)
+            assert goal.labeled <= set(last.config.versions)
         else:
             assert last.config == goal
         assert [step.is_starting_awaited for step in steps] == [False] * (len(steps) - 1) + [not load_only]
