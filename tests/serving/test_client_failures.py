@@ -81,7 +81,8 @@ def test_a_request_ends_at_its_deadline_and_the_server_receives_the_deadline(pre
     server = script(HANG)
     with pytest.raises(TimedOut):
         predict_with(f"127.0.0.1:{server.port}", 3)
-    assert [0 < request.seconds_left <= 3 for request in server.requests] == [True]
+    # gRPC rounds up the seconds that it sends.
+    assert [0 < request.seconds_left < 4 for request in server.requests] == [True]
 
 
 @pytest.mark.parametrize(
