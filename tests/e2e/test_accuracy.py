@@ -4,14 +4,11 @@ import json
 import math
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 
+from tests.real_inputs import PHOTOS, WEIGHTS, needs_real_inputs
 from tests.running import Run, catbreeds, run_pipeline
-
-SHARED = Path(__file__).parents[3] / "shared"
-REAL_INPUTS = (SHARED / "data" / "cats480", SHARED / "weights")
 
 
 def count_correct(run) -> tuple[int, int]:
@@ -43,19 +40,16 @@ def test_accuracy_with_shuffled_labels_is_at_chance(demo, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.real
-@pytest.mark.skipif(
-    not all(path.exists() for path in REAL_INPUTS), reason="needs ../shared with the real photos and weights"
-)
+@needs_real_inputs
 def test_accuracy_on_real_photos_is_that_of_a_useful_classifier(tmp_path):
     process = catbreeds(
-        *("run", "--data", REAL_INPUTS[0], "--workdir", tmp_path, "--set", "backbones=[xception]"),
-        *("--set", f"weights_dir={REAL_INPUTS[1]}", "--set", "tuner.kinds=[logistic_regression]"),
+        *("run", "--data", PHOTOS, "--workdir", tmp_path, "--set", "backbones=[xception]"),
+        *("--set", f"weights_dir={WEIGHTS}", "--set", "tuner.kinds=[logistic_regression]"),
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    correct, photos = count_correct(Run(tmp_path, REAL_INPUTS[0], process))
+    correct, photos = count_correct(Run(tmp_path, PHOTOS, process))
     breeds = json.loads((tmp_path / "report" / "comparison.json").read_text())["breeds"]
-    assert sorted(breeds) == sorted(path.name for path in REAL_INPUTS[0].iterdir())
+    assert sorted(breeds) == sorted(path.name for path in PHOTOS.iterdir())
     # In benchmarks/quality.py, 87% of the predictions for these photos are right; the standard deviation of the share
     # is 3% for 140 photos. Random guessing is right on 8%.
     assert correct / photos >= 0.77, f"{correct} of {photos}"

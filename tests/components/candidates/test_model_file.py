@@ -21,8 +21,7 @@ from components.digests import file_digest
 from components.errors import WeightsError
 from pipeline.settings import ROOT
 from tests.model_files import BLOCKS, SIDE, write_model
-
-LITE2 = ROOT.parent / "shared" / "weights" / "efficientnet_lite2_notop.keras"
+from tests.real_inputs import LITE2, needs_real_inputs
 
 
 @keras.saving.register_keras_serializable(package="ours")
@@ -307,8 +306,7 @@ def test_a_file_without_its_weights_is_rejected(tmp_path, file):
         write_backbone(tmp_path / "artifact", str(path), [])
 
 
-@pytest.mark.real
-@pytest.mark.skipif(not LITE2.exists(), reason="needs ../shared with a real model")
+@needs_real_inputs
 def test_a_real_model_from_a_file_is_a_backbone(tmp_path):
     names = ["block20_out", "block21_out", "top"]
     record, saved = write_backbone(tmp_path / "artifact", str(LITE2), names, image_size=260)
