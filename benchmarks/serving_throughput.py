@@ -442,15 +442,15 @@ def print_memory_of_steps(model_dir: str, photo_file: str) -> None:
     from serving.model_server.model import Model
     from serving.model_server.monitoring import Metrics
 
-    values = flags.parse([f"--model_base_path={model_dir}"])
-    model = Model(MODEL.name, 1, model_dir, values, None, Metrics())
+    values, metrics = flags.parse([f"--model_base_path={model_dir}"]), Metrics()
+    model = Model(MODEL.name, 1, model_dir, values, None, metrics)
     print_memory("load the model")
     return_freed_memory()
     print_memory("return freed memory to the system")
 
-    def predict(signature: str, photos: int, outputs: Sequence[str] = ()) -> None:
+    def predict(signature: str, photos: int, outputs: Sequence[str] = (), version: Model = model) -> None:
         content = Path(photo_file).read_bytes()
-        model.predict(signature, {"image_bytes": np.array([content] * photos, object)}, outputs)
+        version.predict(signature, {"image_bytes": np.array([content] * photos, object)}, outputs)
 
     predict("serving_default", 1)
     print_memory("first request for serving_default")
@@ -464,6 +464,14 @@ def print_memory_of_steps(model_dir: str, photo_file: str) -> None:
     for photos in BATCH_SIZES:
         predict(EXPLAIN_SIGNATURE, photos, CLIENT_OUTPUTS)
     print_memory(f"batches of {', '.join(map(str, BATCH_SIZES))} photos")
+    second_version = Model(MODEL.name, 2, model_dir, values, None, metrics)
+    return_freed_memory()
+    print_memory("load a second version")
+    predict(EXPLAIN_SIGNATURE, 1, CLIENT_OUTPUTS, second_version)
+    print_memory("first request for the second version")
+    for photos in BATCH_SIZES:
+        predict(EXPLAIN_SIGNATURE, photos, CLIENT_OUTPUTS, second_version)
+    print_memory("batches for the second version")
 
 
 def print_memory_of_keras() -> None:

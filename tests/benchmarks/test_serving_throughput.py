@@ -55,4 +55,5 @@ def test_memory_is_printed_after_each_step():
         assert all(0 < private < total for total, private in values)
     loaded, loaded_without_python = memory["load the model"]
     assert loaded_without_python < loaded
+    assert memory["batches of 2, 4, 8, 16 photos"] < memory["batches for the second version"]
     assert memory["import TensorFlow without Keras"] < memory["import TensorFlow with Keras"]
