@@ -2,12 +2,16 @@
 
 import contextlib
 import ipaddress
+import itertools
+import random
 import re
 import socket
 
 LOOPBACK = "127.0.0.1"
 # Default ports of the model server's gRPC and REST APIs, the gateway and the page.
 GRPC_PORT, REST_PORT, GATEWAY_PORT, PAGE_PORT = 8500, 8501, 8000, 8080
+# Linux assigns ports from 32768 to connections; Kubernetes uses 30000 to 32767 for Services of the type NodePort.
+_SERVER_PORTS = range(20_000, 30_000)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # Name resolvers of gRPC.
 _RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
@@ -88,9 +92,23 @@ def local_address(host: str, port: int) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different TCP ports that are free on the loopback address."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Return `count` different TCP ports that are free on the loopback address.
+
+    They are random ports below those that Linux assigns to connections by default, so that another process is unlikely
+    to take one before the caller's server listens on it.
+
+    Raises:
+        OSError: If too few ports are free.
+    """
+    candidates = random.SystemRandom().sample(_SERVER_PORTS, len(_SERVER_PORTS))
+    ports = list(itertools.islice(filter(_is_free, candidates), count))
+    if len(ports) < count:
+        raise OSError(f"fewer than {count} ports between {_SERVER_PORTS[0]} and {_SERVER_PORTS[-1]} are free")
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind((LOOPBACK, port))
+        return True
+    return False

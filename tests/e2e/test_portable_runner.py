@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import SMALL, run_pipeline
+from tests.serving.model_server.servers import free_port
 
 
 @contextlib.contextmanager
@@ -31,12 +32,6 @@ def beam_server(module: str, *arguments: str, port: int):
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow

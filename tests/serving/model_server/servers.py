@@ -27,6 +27,7 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
+from serving.addresses import free_ports
 from tests import fork_server
 
 # Path of a tensorflow_model_server to test instead of the embedded server.
@@ -48,9 +49,7 @@ def eventually(condition: Callable[[], object]) -> object:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    return free_ports(1)[0]
 
 
 @contextlib.contextmanager
